@@ -1,0 +1,199 @@
+"""The frozen configuration of one training run: fields, checks, overrides, JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args, get_origin
+
+OptimizerName = Literal["adam", "adamw", "sgd"]
+ScheduleName = Literal["constant", "step", "plateau", "cosine", "onecycle"]
+PrecisionName = Literal["auto", "bf16", "fp32"]
+MonitorName = Literal["val", "test"]
+PadMode = Literal["zero", "reflect"]
+
+BUDGET = 500_000
+"""A network fits when it has fewer parameters than this, all of them counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes, but the data and the place it is stored.
+
+    Durations are in epochs here and become steps once, before the loop. A value of 0 turns an
+    augmentation, the weight average or the validation split off.
+
+    Raises:
+        ValueError: a field is out of its range; the message names field, value and range.
+    """
+
+    recipe: str = "custom"
+    model: str
+    epochs: int
+    batch_size: int = 128
+    seed: int = 0
+    # The optimizer. `momentum` is for sgd (Nesterov's form), `beta1` and `beta2` for adam(w).
+    optimizer: OptimizerName = "adam"
+    lr: float = 0.0005
+    beta1: float = 0.9
+    beta2: float = 0.999
+    momentum: float = 0.9
+    weight_decay: float = 0.0  # on weights of convolutions and linear layers only
+    # The schedule of the learning rate.
+    schedule: ScheduleName = "constant"
+    milestones: tuple[int, ...] = ()  # epochs after which `step` multiplies lr by `lr_drop`
+    lr_drop: float = 0.1  # the factor of `step` and `plateau`
+    patience: int = 10  # epochs without a better monitored loss before `plateau` drops
+    warmup: float = 0.3  # share of all steps in which `onecycle` rises; `cosine` uses a tenth
+    label_smoothing: float = 0.0
+    ema: float = 0.0  # decay per step of the averaged weights that are evaluated and stored
+    # Augmentation, drawn anew for every image.
+    rotation: float = 0.0  # degrees; an angle is drawn from [-rotation, rotation]
+    crop: int = 0  # pixels of padding on each side before the random crop
+    crop_mode: PadMode = "zero"
+    brightness: float = 0.0  # a factor is drawn from [1 - x, 1 + x]; so for the next two
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hflip: bool = False
+    vflip: bool = False
+    cutout: int = 0  # side in pixels of the square set to the mean colour
+    # What is held out, and what the curve of each epoch is measured on.
+    val_fraction: float = 0.1
+    monitor: MonitorName = "val"
+    # The machine.
+    precision: PrecisionName = "auto"
+    device: str = "cpu"
+    threads: int = 0  # 0: as many as torch chooses
+    keep_checkpoints: int = 2  # the newest ones kept; 0 keeps all
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            allowed = _literal_values(_TYPES[field.name])
+            value = getattr(self, field.name)
+            if allowed and value not in allowed:
+                raise ValueError(
+                    f"{field.name}={value!r} is not known; allowed: {', '.join(allowed)}"
+                )
+        for name, low, high, inclusive in _RANGES:
+            value = getattr(self, name)
+            above = value >= low if inclusive else value > low
+            if not (above and value <= high):
+                bracket = "[" if inclusive else "("
+                raise ValueError(
+                    f"{name}={value} is out of range; allowed: {bracket}{low:g}, {high:g}]"
+                )
+        if list(self.milestones) != sorted(set(self.milestones)) or any(
+            not 0 < epoch for epoch in self.milestones
+        ):
+            raise ValueError(
+                f"milestones={self.milestones} is not allowed; "
+                "they are epochs above 0 in rising order, as in milestones=75,115"
+            )
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule=step needs milestones, as in milestones=75,115")
+        if self.monitor == "val" and self.schedule == "plateau" and self.val_fraction == 0:
+            raise ValueError("schedule=plateau needs val_fraction above 0 to watch a loss")
+
+    def override(self, assignments: Sequence[str]) -> Self:
+        """Return a copy with `key=value` texts applied, each value typed by its field.
+
+        Raises:
+            ValueError: an unknown key or a value that its field does not take.
+        """
+        changes: dict[str, Any] = {}
+        for text in assignments:
+            key, separator, value = text.partition("=")
+            if not separator:
+                raise ValueError(f"{text!r} is not a setting; write key=value, as in lr=0.001")
+            if key not in _TYPES:
+                raise ValueError(f"{key!r} is no setting; allowed: {', '.join(sorted(_TYPES))}")
+            changes[key] = _parse(key, value, _TYPES[key])
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild a config from `to_dict`'s output.
+
+        Raises:
+            ValueError: an unknown field or one whose type is wrong.
+        """
+        unknown = sorted(set(values) - set(_TYPES))
+        if unknown:
+            raise ValueError(f"unknown setting {unknown[0]!r} in a stored config")
+        typed = {key: _from_json(key, value, _TYPES[key]) for key, value in values.items()}
+        return cls(**typed)
+
+
+_TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
+
+# name, lowest, highest, whether the lowest itself is allowed
+_RANGES: tuple[tuple[str, float, float, bool], ...] = (
+    ("epochs", 1, 100_000, True),
+    ("batch_size", 1, 1_000_000, True),
+    ("seed", 0, 2**32 - 1, True),
+    ("lr", 0, 1_000, False),
+    ("beta1", 0, 0.999999, True),
+    ("beta2", 0, 0.999999, True),
+    ("momentum", 0, 0.999999, True),
+    ("weight_decay", 0, 10, True),
+    ("lr_drop", 0, 1, False),
+    ("patience", 1, 100_000, True),
+    ("warmup", 0, 0.9, False),
+    ("label_smoothing", 0, 0.9, True),
+    ("ema", 0, 0.999999, True),
+    ("rotation", 0, 180, True),
+    ("crop", 0, 512, True),
+    ("brightness", 0, 1, True),
+    ("contrast", 0, 1, True),
+    ("saturation", 0, 1, True),
+    ("cutout", 0, 512, True),
+    ("val_fraction", 0, 0.9, True),
+    ("threads", 0, 4096, True),
+    ("keep_checkpoints", 0, 1_000_000, True),
+)
+
+
+def _literal_values(annotation: Any) -> tuple[str, ...]:
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is tuple:
+        return "whole numbers separated by commas"
+    return {
+        int: "a whole number", float: "a number", bool: "true or false", str: "a text"
+    }.get(annotation, " or ".join(_literal_values(annotation)))  # fmt: skip
+
+
+def _parse(key: str, text: str, annotation: Any) -> Any:
+    try:
+        if annotation is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if get_origin(annotation) is tuple:
+            return tuple(int(part) for part in text.split(",") if part)
+        if annotation in (int, float):
+            return annotation(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{key}={text!r} is not allowed; {key} takes {_type_name(annotation)}") from None
+    return text
+
+
+def _from_json(key: str, value: Any, annotation: Any) -> Any:
+    if get_origin(annotation) is tuple and isinstance(value, list):
+        return tuple(value)
+    expected: Any = annotation if isinstance(annotation, type) else str
+    if isinstance(annotation, types.GenericAlias):
+        expected = tuple
+    if annotation is float:
+        expected = (int, float)
+    if not isinstance(value, expected) or (isinstance(value, bool) and annotation is not bool):
+        raise ValueError(f"{key}={value!r} is not allowed; {key} takes {_type_name(annotation)}")
+    return value

@@ -1,0 +1,107 @@
+"""Image files, in bytes or on disk, to one uint8 array."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+MIN_SIDE = 2
+"""An image with a side of one pixel shows nothing; it is reported as unreadable."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image before it is decoded: where it comes from, and its bytes or its file."""
+
+    name: str
+    content: bytes | Path
+    label: int
+
+    def read(self) -> bytes:
+        """Return the encoded bytes."""
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def decode_image(content: bytes, image_size: int) -> np.ndarray:
+    """Decode one image to uint8 3×image_size×image_size.
+
+    EXIF orientation is honoured, transparency is laid on white, 16-bit gray is scaled, and an
+    image that is not square is cut to its centre.
+
+    Raises:
+        ValueError: not an image, broken, or with a side below `MIN_SIDE`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that does not concern the pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as opened:
+                image = _to_rgb(ImageOps.exif_transpose(opened))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error).partition("<")[0].strip() or type(error).__name__) from None
+    except Image.DecompressionBombWarning as warning:
+        raise ValueError(str(warning)) from None
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(f"{image.width}×{image.height} pixels; allowed: sides of 2 and more")
+    if image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        gray = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(gray.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no stated range; store 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_images(
+    encoded: Sequence[EncodedImage], image_size: int, progress: Progress = no_progress
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode images on all cores.
+
+    Pillow lets other threads run while it decodes and scales, so threads suffice.
+
+    Returns:
+        uint8 B×3×image_size×image_size, and for each index that could not be read why; its
+        pixels are 0.
+    """
+    pixels = np.zeros((len(encoded), 3, image_size, image_size), dtype=np.uint8)
+    chunks = [range(i, min(i + 256, len(encoded))) for i in range(0, len(encoded), 256)]
+
+    def decode_chunk(indices: range) -> dict[int, str]:
+        unreadable = {}
+        for index in indices:
+            try:
+                pixels[index] = decode_image(encoded[index].read(), image_size)
+            except (ValueError, OSError) as error:
+                unreadable[index] = str(error)
+        return unreadable
+
+    failures: dict[int, str] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for indices, unreadable in zip(chunks, pool.map(decode_chunk, chunks), strict=True):
+            failures |= unreadable
+            progress("decoding images", indices.stop, len(encoded))
+    return pixels, failures

@@ -1,0 +1,281 @@
+"""The networks: blocks, the `MODELS` table and `build_model`.
+
+The four networks of the published study are built exactly as published: every convolution has a
+bias, and the modules are nested so that torch-summary prints the published tables. ResNet-20 and
+ResNet-32 follow He et al. 2015, "Deep Residual Learning for Image Recognition", section 4.2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@final
+class MLP(nn.Module):
+    """The study's head: flattens B×C×H×W, then linear layers; returns B×num_classes.
+
+    After each hidden linear layer come BatchNorm, LeakyReLU, BatchNorm again and dropout of 0.15,
+    as published.
+    """
+
+    def __init__(self, in_features: int, hidden: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [
+                nn.Linear(in_features, width),
+                nn.BatchNorm1d(width),
+                nn.LeakyReLU(),
+                nn.BatchNorm1d(width),
+                nn.Dropout(0.15),
+            ]
+            in_features = width
+        self.layers = nn.ModuleList([*layers, nn.Linear(in_features, num_classes)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B×C×H×W features to B×num_classes logits."""
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@final
+class ResBlock(nn.Module):
+    """The study's residual block: conv, BN, ReLU, conv, BN, add the input, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B×C×H×W to the same shape."""
+        y = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(y)) + x)  # type: ignore[no-any-return]
+
+
+@final
+class StudyNet(nn.Module):
+    """A network of the study: a flat list of layers, in which a block may stand twice."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalized images B×3×32×32 to logits B×num_classes."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def body_modules(self) -> list[nn.Module]:
+        """Return all but the head: what the published parameter counts took in."""
+        return list(self.layers)[:-1]
+
+
+@final
+class BasicBlock(nn.Module):
+    """The block of He et al. 2015 with the parameter-free shortcut, option A.
+
+    Where the shape changes, the shortcut takes every second pixel and fills the new channels
+    with zeros, half of them on each side.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride = stride
+        self.new_channels = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B×C×H×W to B×out_channels×(H/stride)×(W/stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.new_channels:
+            half = self.new_channels // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
+        return F.relu(y + x)
+
+
+@final
+class CifarResNet(nn.Module):
+    """The 6n+2-layer CIFAR network of He et al. 2015: stages of 16, 32 and 64 channels.
+
+    Args:
+        depth: 6n+2, as in 20 or 32.
+        num_classes: length of the logits.
+    """
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(16)
+        stages: list[nn.Module] = []
+        in_channels = 16
+        for width in (16, 32, 64):
+            stride = width // in_channels  # 1, then 2 where the width doubles
+            rest = (BasicBlock(width, width, 1) for _ in range(blocks - 1))
+            stages.append(nn.Sequential(BasicBlock(in_channels, width, stride), *rest))
+            in_channels = width
+        self.stages = nn.ModuleList(stages)
+        self.head = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)  # the initialization of the paper
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalized images B×3×H×W to logits B×num_classes."""
+        x = F.relu(self.stem_bn(self.stem(x)))
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    def body_modules(self) -> list[nn.Module]:
+        """Return all but the head."""
+        return [self.stem, self.stem_bn, self.stages]
+
+
+Model = StudyNet | CifarResNet
+
+
+def cnn(num_classes: int) -> StudyNet:
+    """Build the study's plain CNN: four convolutions without padding, two max-pools."""
+    return StudyNet(
+        [
+            nn.Conv2d(3, 32, 3),
+            nn.Conv2d(32, 32, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3),
+            nn.Conv2d(64, 64, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            MLP(64 * 5 * 5, (), num_classes),
+        ]
+    )
+
+
+def _study_resnet(hidden: tuple[int, ...], num_classes: int, uses: int) -> StudyNet:
+    layers: list[nn.Module] = []
+    in_channels = 3
+    for width in (32, 64, 128):
+        kernel, padding = (7, 3) if in_channels == 3 else (3, 1)
+        layers += [
+            nn.Conv2d(in_channels, width, kernel, 2, padding),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
+        layers += [ResBlock(width)] * uses  # the same module: its weights are shared
+        in_channels = width
+    return StudyNet([*layers, nn.AvgPool2d(2), MLP(128 * 2 * 2, hidden, num_classes)])
+
+
+def resnet(num_classes: int) -> StudyNet:
+    """Build the ResNet of the published comparison, head 512→512→512→num_classes included."""
+    return _study_resnet((512, 512), num_classes, uses=1)
+
+
+def resnet_linear(num_classes: int) -> StudyNet:
+    """Build the same body as `resnet` with a linear head, which fits the budget."""
+    return _study_resnet((), num_classes, uses=1)
+
+
+def resnet_shared(num_classes: int) -> StudyNet:
+    """Build `resnet_linear` with each block applied twice, with the same weights."""
+    return _study_resnet((), num_classes, uses=2)
+
+
+def resnet20(num_classes: int) -> CifarResNet:
+    """Build ResNet-20 of He et al. 2015."""
+    return CifarResNet(20, num_classes)
+
+
+def resnet32(num_classes: int) -> CifarResNet:
+    """Build ResNet-32 of He et al. 2015."""
+    return CifarResNet(32, num_classes)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A row of `MODELS`: how to build a network, what it is, and the sizes it takes."""
+
+    build: Callable[[int], Model]
+    description: str
+    image_size: int | None = None  # None: any size from 8 up
+
+
+MODELS: dict[str, ModelEntry] = {
+    "cnn": ModelEntry(cnn, "the study's plain CNN", 32),
+    "resnet": ModelEntry(resnet, "the study's ResNet with its hidden head (over the budget)", 32),
+    "resnet-linear": ModelEntry(resnet_linear, "the same body with a linear head", 32),
+    "resnet-shared": ModelEntry(resnet_shared, "each block applied twice, shared weights", 32),
+    "resnet20": ModelEntry(resnet20, "ResNet-20 of He et al. 2015, option A shortcuts"),
+    "resnet32": ModelEntry(resnet32, "ResNet-32 of He et al. 2015, option A shortcuts"),
+}
+
+
+def build_model(name: str, num_classes: int = 10, image_size: int = 32) -> Model:
+    """Build a network by its name, randomly initialized from torch's current random state.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: length of the logits, 2 or more.
+        image_size: side of the square images in pixels.
+
+    Raises:
+        ValueError: unknown name, too few classes, or a size that the network does not take.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"model {name!r} is not known; {hint}allowed: {', '.join(MODELS)}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
+    entry = MODELS[name]
+    if entry.image_size not in (None, image_size) or image_size < 8:
+        allowed = entry.image_size or "8 or more"
+        raise ValueError(f"image_size={image_size} does not fit {name}; allowed: {allowed}")
+    return entry.build(num_classes)
+
+
+def convert_public_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of a public CIFAR ResNet-20/32 to the names of `CifarResNet`.
+
+    Several public projects store He et al.'s networks under the names `conv1`, `bn1`,
+    `layer1.0.conv1` …, `linear` (some with `module.` in front, left by DataParallel):
+
+    | theirs | ours |
+    |---|---|
+    | `conv1`, `bn1` | `stem`, `stem_bn` |
+    | `layer1`, `layer2`, `layer3` | `stages.0`, `stages.1`, `stages.2` |
+    | `linear`, `fc` | `head` |
+
+    Raises:
+        ValueError: a name outside that table.
+    """
+    stems = {"conv1": "stem", "bn1": "stem_bn", "linear": "head", "fc": "head"}
+    stems |= {f"layer{i}": f"stages.{i - 1}" for i in (1, 2, 3)}
+    converted = {}
+    for key, value in state.items():
+        first, _, rest = key.removeprefix("module.").partition(".")
+        if first not in stems:
+            raise ValueError(
+                f"weight {key!r} is none of a CIFAR ResNet; expected: {', '.join(stems)}"
+            )
+        converted[f"{stems[first]}.{rest}"] = value
+    return converted

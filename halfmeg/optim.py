@@ -1,0 +1,233 @@
+"""Optimizers, learning-rate schedules in steps, and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
+
+
+def build_optimizer(
+    model: nn.Module,
+    name: Literal["adam", "adamw", "sgd"],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    momentum: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """Build a fused optimizer.
+
+    Weight decay acts on the weights of convolutions and linear layers; biases and normalization
+    are left out of it, as is the custom since Goyal et al. 2017, section 5.3. For `adam` it is
+    added to the gradient, for `adamw` decoupled from it; `sgd` uses Nesterov's momentum.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return kind(groups, lr, betas, fused=True)
+
+
+class Schedule(Protocol):
+    """Sets the learning rate of an optimizer: before each step, and after each epoch."""
+
+    def set_step(self, step: int) -> None:
+        """Set the rate of step `step`, counted from 0 over the whole run."""
+
+    def end_epoch(self, loss: float) -> None:
+        """Take in the monitored loss of an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+@final
+class FactorSchedule:
+    """The learning rate times a factor that depends on the step alone, so it keeps no state."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, lr: float, factor: Callable[[int], float]
+    ) -> None:
+        self.optimizer = optimizer
+        self.lr = lr
+        self.factor = factor
+
+    def set_step(self, step: int) -> None:
+        """Set the rate of a step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * self.factor(step)
+
+    def end_epoch(self, loss: float) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore nothing."""
+
+
+@final
+class PlateauSchedule:
+    """Lowers the rate when the monitored loss stops falling: torch's ReduceLROnPlateau."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, drop: float, patience: int) -> None:
+        self.inner = ReduceLROnPlateau(optimizer, factor=drop, patience=patience)
+
+    def set_step(self, step: int) -> None:
+        """Do nothing."""
+
+    def end_epoch(self, loss: float) -> None:
+        """Take in the monitored loss of an epoch."""
+        self.inner.step(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the plateau watch."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state of the plateau watch."""
+        self.inner.load_state_dict(state)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer,
+    name: Literal["constant", "step", "plateau", "cosine", "onecycle"],
+    *,
+    lr: float,
+    total_steps: int,
+    milestones: Sequence[int],
+    drop: float,
+    patience: int,
+    warmup: float,
+) -> Schedule:
+    """Build a schedule; `milestones` are steps, `warmup` a share of `total_steps`."""
+    if name == "plateau":
+        return PlateauSchedule(optimizer, drop, patience)
+    factors: dict[str, Callable[[int], float]] = {
+        "constant": lambda step: 1.0,
+        "step": lambda step: step_factor(step, milestones, drop),
+        "cosine": lambda step: cosine_factor(step, total_steps, total_steps // 10),
+        "onecycle": lambda step: onecycle_factor(step, total_steps, warmup),
+    }
+    return FactorSchedule(optimizer, lr, factors[name])
+
+
+def step_factor(step: int, milestones: Sequence[int], drop: float) -> float:
+    """Return `drop` to the power of the number of milestones reached."""
+    return float(drop ** sum(step >= milestone for milestone in milestones))
+
+
+def cosine_factor(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Rise linearly for `warmup_steps`, then fall to 0 along half a cosine.
+
+    Source: Loshchilov and Hutter 2017, "SGDR", equation 5, without restarts.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def onecycle_factor(step: int, total_steps: int, warmup: float) -> float:
+    """Rise linearly from 1/25 to 1, then fall linearly to 1/250,000.
+
+    The factor of torch's OneCycleLR with linear annealing; source: Smith and Topin 2018,
+    "Super-Convergence".
+    """
+    first, last = 1 / 25, 1 / 25 / 10_000
+    peak = max(1e-9, warmup * total_steps - 1)
+    if step <= peak:
+        return first + (1 - first) * step / peak
+    return 1 + (last - 1) * (step - peak) / max(1e-9, total_steps - 1 - peak)
+
+
+class WeightAverage(Protocol):
+    """The weights that are evaluated and stored."""
+
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after a step."""
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """Return the network to evaluate."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+@final
+class LastWeights:
+    """No average: the network itself is evaluated."""
+
+    def update(self, model: nn.Module) -> None:
+        """Do nothing."""
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """Return the network itself."""
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore nothing."""
+
+
+@final
+class ExponentialAverage:
+    """Exponential moving average of weights and buffers (Polyak and Juditsky 1992).
+
+    The decay of step n is at most (1 + n) / (10 + n), so that the random first weights are
+    forgotten soon.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+            n = int(updates)
+            weight = 1 - min(decay, (1 + n) / (10 + n))
+            if averaged[0].is_floating_point():
+                torch._foreach_lerp_(averaged, current, weight)
+            else:  # the batch counters of BatchNorm
+                torch._foreach_copy_(averaged, current)
+
+        self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after a step."""
+        self.averaged.update_parameters(model)
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """Return the averaged network."""
+        return self.averaged.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averaged weights and their count."""
+        return self.averaged.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the averaged weights and their count."""
+        self.averaged.load_state_dict(state)
+
+
+def build_average(model: nn.Module, decay: float) -> WeightAverage:
+    """Return the exponential average, or with decay 0 the network's own last weights."""
+    return ExponentialAverage(model, decay) if decay else LastWeights()

@@ -1,0 +1,319 @@
+"""The run folder: the one place where a run's config, measurements and weights stand.
+
+| file | holds |
+|---|---|
+| `config.json` | the `RunConfig` and the facts of the data |
+| `environment.json` | versions, machine and command |
+| `metrics.csv` | one row for each epoch |
+| `checkpoints/` | everything needed to continue, the newest last |
+| `weights.safetensors` | the evaluated weights |
+| `result.json` | the outcome |
+| `logits.npz` | logits and labels of the held-out images |
+| `test_readings.jsonl` | when and for what the test set was read |
+
+Every file is written whole or not at all: to a temporary name, flushed to disk, then renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from halfmeg import __version__
+from halfmeg.config import RunConfig
+from halfmeg.data import DataSplits
+from halfmeg.models import Model, build_model
+
+METRICS = (
+    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+    "test_loss", "test_accuracy", "images_per_second", "seconds",
+)  # fmt: skip
+"""Columns of metrics.csv; a cell is empty where nothing was measured. `seconds` adds up."""
+
+MetricsRow = dict[str, float | int | None]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves either the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file whole or not at all; NaN and infinity are refused."""
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a run folder keeps of its data: enough to find it again and to prepare images."""
+
+    name: str
+    source: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train: int
+    num_test: int
+
+    @classmethod
+    def of(cls, data: DataSplits) -> DataFacts:
+        """Take the facts from loaded data."""
+        return cls(
+            name=data.name,
+            source=data.source,
+            fingerprint=data.fingerprint,
+            classes=data.classes,
+            image_size=data.image_size,
+            mean=data.mean,
+            std=data.std,
+            num_train=len(data.train),
+            num_test=len(data.test),
+        )
+
+
+@final
+class Run:
+    """A run folder, opened."""
+
+    def __init__(self, folder: Path, config: RunConfig, data: DataFacts) -> None:
+        self.folder = folder
+        self.config = config
+        self.data = data
+
+    @classmethod
+    def create(cls, folder: str | Path, config: RunConfig, data: DataSplits) -> Run:
+        """Make a new run folder.
+
+        Raises:
+            ValueError: the folder exists already, or cannot be made.
+        """
+        folder = Path(folder)
+        facts = DataFacts.of(data)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise ValueError(
+                f"{folder} exists already and is not overwritten; "
+                f"choose another --out, or continue it with `halfmeg resume {folder}`"
+            ) from None
+        except OSError as error:
+            raise ValueError(f"cannot make the run folder {folder}: {error.strerror}") from None
+        (folder / "checkpoints").mkdir()
+        write_json(folder / "environment.json", environment())
+        stored = {"config": config.to_dict(), "data": vars(facts)}
+        write_json(folder / "config.json", stored)
+        return cls(folder, config, facts)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open a run folder.
+
+        Raises:
+            ValueError: no run folder, or its config.json is damaged.
+        """
+        folder = Path(folder)
+        path = folder / "config.json"
+        try:
+            stored = json.loads(path.read_text())
+            lists = {"classes", "mean", "std"}
+            facts = {k: tuple(v) if k in lists else v for k, v in stored["data"].items()}
+            return cls(folder, RunConfig.from_dict(stored["config"]), DataFacts(**facts))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(f"{folder} is no run folder: it has no config.json") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+    def write_metrics(self, rows: Sequence[MetricsRow]) -> None:
+        """Write metrics.csv."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
+
+    def read_metrics(self) -> list[MetricsRow]:
+        """Read metrics.csv; an empty list before the first epoch has ended."""
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [
+                {key: float(cell) if cell else None for key, cell in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+    def save_checkpoint(self, state: Mapping[str, Any], epoch: int, step: int) -> Path:
+        """Write a checkpoint named by the epochs and steps done, and drop the oldest ones."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        path = self.folder / "checkpoints" / f"epoch_{epoch:05d}_step_{step:07d}.pt"
+        write_atomically(path, buffer.getvalue())
+        if self.config.keep_checkpoints:
+            for old in self.checkpoints()[: -self.config.keep_checkpoints]:
+                old.unlink()
+        return path
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoint files, the newest last."""
+        return sorted((self.folder / "checkpoints").glob("epoch_*_step_*.pt"))
+
+    def load_checkpoint(self) -> tuple[dict[str, Any] | None, list[Path]]:
+        """Load the newest undamaged checkpoint; None where there is none.
+
+        Returns:
+            Its content, and the damaged files that were passed over.
+        """
+        damaged: list[Path] = []
+        for path in reversed(self.checkpoints()):
+            state = read_checkpoint(path)
+            if state is not None:
+                return state, damaged
+            damaged.append(path)
+        return None, damaged
+
+    def log_test_reading(self, purpose: str) -> None:
+        """Note that the test set was read, and for what."""
+        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "purpose": purpose}
+        with (self.folder / "test_readings.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def save_weights(self, model: nn.Module) -> None:
+        """Write the weights; those that a network uses twice stand there once."""
+        write_atomically(self.folder / "weights.safetensors", weights_to_bytes(model))
+
+    def load_model(self) -> Model:
+        """Rebuild the trained network from the folder alone.
+
+        Raises:
+            ValueError: the weights are missing, damaged, or of another network.
+        """
+        path = self.folder / "weights.safetensors"
+        model = build_model(self.config.model, len(self.data.classes), self.data.image_size)
+        load_weights(model, path)
+        return model.to(memory_format=torch.channels_last)
+
+    def save_logits(self, **arrays: Tensor) -> None:
+        """Write logits.npz."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, allow_pickle=False, **{name: value.numpy() for name, value in arrays.items()}
+        )
+        write_atomically(self.folder / "logits.npz", buffer.getvalue())
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which marks the run as finished."""
+        write_json(self.folder / "result.json", result)
+
+    def result(self) -> dict[str, Any] | None:
+        """Return result.json; None before the run has finished.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.folder / "result.json"
+        try:
+            result: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        return result
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint without unpickling code; None when the file is damaged.
+
+    The file is a zip archive, so the checksum of each member shows a damage that would load.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # what a damaged file raises depends on where the damage is
+        return None
+    return state
+
+
+def weights_to_bytes(model: nn.Module) -> bytes:
+    """Return parameters and buffers in the safetensors format, shared ones once."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    )
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a network.
+
+    Raises:
+        ValueError: the file is missing or damaged, or holds the weights of another network.
+    """
+    expected = dict(model.named_parameters()) | dict(model.named_buffers())
+    try:
+        stored = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; has the run finished?") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    for name, tensor in expected.items():
+        if name not in stored or stored[name].shape != tensor.shape:
+            found = tuple(stored[name].shape) if name in stored else "nothing"
+            raise ValueError(
+                f"{path} does not fit the network: {name} is {found}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+    if unknown := sorted(set(stored) - set(expected)):
+        raise ValueError(f"{path} does not fit the network: it has no {unknown[0]}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(stored[name])
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, machine and command."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "halfmeg": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def processor_name() -> str:
+    """Return the processor's name as the system tells it."""
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
+    return str(name or platform.machine()).strip()

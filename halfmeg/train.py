@@ -1,0 +1,446 @@
+"""Training: `fit` starts a run, `resume` continues one; both end in the same loop.
+
+Nothing in the loop depends on what happened before but the checkpointed state: the order of the
+images comes from (seed, epoch), the draws of a batch from (seed, epoch, step). So a run that was
+killed continues to the same bits as one that was not, on the same machine and versions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halfmeg.augment import Augmentation, augment
+from halfmeg.config import RunConfig
+from halfmeg.data import DataSplits, stratified_split
+from halfmeg.evaluate import autocast, compute_dtype, compute_logits, score
+from halfmeg.models import build_model
+from halfmeg.optim import build_average, build_optimizer, build_schedule
+from halfmeg.runs import MetricsRow, Run
+from halfmeg.summary import count_macs, count_params
+
+REPORT_SECONDS = 0.2
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class TrainingInterruptedError(RuntimeError):
+    """A signal stopped the run after a checkpoint was written."""
+
+    def __init__(self, folder: Path, signal_number: int) -> None:
+        super().__init__(f"stopped; continue with `halfmeg resume {folder}`")
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a run stands: counts from 1, means over the epoch so far."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds_left: float
+
+
+class Listener(Protocol):
+    """Is told how a run goes: a progress bar, TensorBoard."""
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        """The run starts or continues; `damaged` checkpoints were passed over."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Some steps were done; called at most a few times a second."""
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        """An epoch has ended."""
+
+
+class SilentListener:
+    """Tells nobody."""
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        """Do nothing."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Do nothing."""
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class Position:
+    """Where in the run the loop stands, and what it has added up."""
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done in the epoch under way
+    loss_sum: float = 0.0  # over the images of the epoch under way
+    num_right: int = 0
+    num_seen: int = 0
+    epoch_seconds: float = 0.0  # of training alone, evaluation excluded
+    total_seconds: float = 0.0
+    metrics: list[MetricsRow] = field(default_factory=list)
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix numbers, such as (seed, epoch, step), to one seed of 63 bits (numpy's SeedSequence)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def fit(
+    config: RunConfig,
+    data: DataSplits,
+    out: str | Path,
+    *,
+    listener: Listener | None = None,
+    initial_weights: dict[str, Tensor] | None = None,
+) -> Run:
+    """Train a network and store everything about it in a new folder.
+
+    Args:
+        config: what to train and how.
+        data: what to train on; its test part is read as `config.monitor` says, and at the end.
+        out: the run folder, which must not exist.
+        listener: is told how it goes.
+        initial_weights: a state dict to start from instead of random weights.
+
+    Raises:
+        ValueError: config and data do not fit together, or `out` exists.
+        TrainingDivergedError: the loss became NaN or infinite.
+        TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
+    """
+    _check(config, data)
+    return _train(Run.create(out, config, data), data, listener, initial_weights)
+
+
+def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = None) -> Run:
+    """Continue a run to its end; a finished one is returned as it is.
+
+    Raises:
+        ValueError: no run folder, other data than the run's, or no readable checkpoint.
+    """
+    run = Run.open(folder)
+    if data.fingerprint != run.data.fingerprint:
+        raise ValueError(
+            f"the data has the fingerprint {data.fingerprint}, "
+            f"but {folder} was trained on {run.data.fingerprint} ({run.data.name})"
+        )
+    if run.result() is not None:
+        return run
+    return _train(run, data, listener, None)
+
+
+def _check(config: RunConfig, data: DataSplits) -> None:
+    """Raise before anything is written what would fail later."""
+    device = torch.device(config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={config.device} is not there; allowed on this machine: cpu")
+    if config.crop_mode == "reflect" and config.crop >= data.image_size:
+        raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
+    build_model(config.model, len(data.classes), data.image_size)
+    train, _ = stratified_split(data.train.labels, config.val_fraction, config.seed)
+    if len(train) < 2:
+        raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
+
+
+def _train(
+    run: Run,
+    data: DataSplits,
+    listener: Listener | None,
+    initial_weights: dict[str, Tensor] | None,
+) -> Run:
+    config = run.config
+    listener = listener or SilentListener()
+    _keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = torch.device(config.device)
+    dtype = compute_dtype(config.precision, device)
+
+    train_indices, val_indices = stratified_split(
+        data.train.labels, config.val_fraction, config.seed
+    )
+    images, labels = data.train.images.to(device), data.train.labels.to(device)
+    val = data.train.subset(val_indices)
+    batches = _batch_bounds(len(train_indices), config.batch_size)
+    steps = len(batches)
+    mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
+    augmentation = _augmentation(config)
+
+    torch.manual_seed(derive_seed(config.seed))
+    model = build_model(config.model, len(data.classes), data.image_size)
+    if initial_weights is not None:
+        model.load_state_dict(initial_weights)
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(
+        model, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
+        momentum=config.momentum, weight_decay=config.weight_decay,
+    )  # fmt: skip
+    schedule = build_schedule(
+        optimizer, config.schedule, lr=config.lr, total_steps=config.epochs * steps,
+        milestones=[epoch * steps for epoch in config.milestones],
+        drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
+    )  # fmt: skip
+    average = build_average(model, config.ema)
+    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
+
+    checkpoint, damaged = run.load_checkpoint()
+    if checkpoint is None:
+        if damaged:
+            raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
+        at = Position()
+    else:
+        at = Position(**checkpoint["position"])
+        for name, part in stateful.items():
+            part.load_state_dict(checkpoint[name])  # type: ignore[attr-defined]
+
+    def save() -> None:
+        states = {name: part.state_dict() for name, part in stateful.items()}  # type: ignore[attr-defined]
+        run.save_checkpoint(states | {"position": asdict(at)}, at.epoch, at.step)
+
+    listener.on_start(run, damaged)
+    with _stop_signals() as stop:
+        while at.epoch < config.epochs:
+            order = _epoch_order(train_indices, config.seed, at.epoch)
+            model.train()
+            loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
+            num_right = torch.tensor(at.num_right, device=device)
+            reported = started = time.perf_counter()
+            seconds_before = at.epoch_seconds
+            for step in range(at.step, steps):
+                schedule.set_step(at.epoch * steps + step)
+                generator = _seed_step(config.seed, at.epoch, step)
+                indices = order[batches[step]].to(device)
+                batch = augment(
+                    images[indices], augmentation, mean, std, generator=generator, dtype=dtype
+                )
+                targets = labels[indices]
+                with autocast(device, dtype):
+                    logits = model(batch)
+                loss = F.cross_entropy(
+                    logits.float(), targets, label_smoothing=config.label_smoothing
+                )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                average.update(model)
+
+                loss_sum += loss.detach().double() * len(targets)
+                num_right += (logits.argmax(1) == targets).sum()
+                at.step = step + 1
+                at.num_seen += len(targets)
+                now = time.perf_counter()
+                if now - reported > REPORT_SECONDS or at.step == steps or stop.requested:
+                    reported = now
+                    at.loss_sum, at.num_right = loss_sum.item(), int(num_right)  # waits for device
+                    at.epoch_seconds = seconds_before + time.perf_counter() - started
+                    if not math.isfinite(at.loss_sum):
+                        raise TrainingDivergedError(
+                            f"the loss became {at.loss_sum / at.num_seen} in epoch {at.epoch + 1}, "
+                            f"step {at.step}; the checkpoints in {run.folder} are from before; "
+                            f"try a smaller lr than {config.lr:g}"
+                        )
+                    listener.on_step(_report(at, config.epochs, steps, len(train_indices)))
+                if stop.requested and at.step < steps:
+                    save()
+                    raise TrainingInterruptedError(run.folder, stop.requested)
+
+            evaluated = average.evaluated(model)
+            row = _metrics_row(at, optimizer.param_groups[0]["lr"])
+            if len(val):
+                logits = compute_logits(
+                    evaluated, val.images, data.mean, data.std, precision=config.precision
+                )
+                evaluation = score(logits, val.labels)
+                row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.accuracy}
+            if config.monitor == "test":
+                run.log_test_reading(f"epoch {at.epoch + 1}: test curve, monitoring only")
+                logits = compute_logits(
+                    evaluated, data.test.images, data.mean, data.std, precision=config.precision
+                )
+                evaluation = score(logits, data.test.labels)
+                row |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
+            schedule.end_epoch(float(row[f"{config.monitor}_loss"] or 0.0))
+            at = Position(
+                epoch=at.epoch + 1, total_seconds=at.total_seconds + at.epoch_seconds,
+                metrics=[*at.metrics, row],
+            )  # fmt: skip
+            save()
+            run.write_metrics(at.metrics)
+            listener.on_epoch(row)
+            if stop.requested and at.epoch < config.epochs:
+                raise TrainingInterruptedError(run.folder, stop.requested)
+    _finish(run, data, average.evaluated(model), val_indices, at)
+    return run
+
+
+def _finish(
+    run: Run, data: DataSplits, model: torch.nn.Module, val_indices: Tensor, at: Position
+) -> None:
+    """Write weights, logits and result; this reads the test set once."""
+    config = run.config
+    run.save_weights(model)
+    arrays: dict[str, Tensor] = {}
+    val_accuracy = None
+    if len(val_indices):
+        val = data.train.subset(val_indices)
+        logits = compute_logits(model, val.images, data.mean, data.std, precision=config.precision)
+        arrays |= {"val_logits": logits, "val_labels": val.labels}
+        val_accuracy = score(logits, val.labels).accuracy
+    run.log_test_reading("final evaluation")
+    logits = compute_logits(
+        model, data.test.images, data.mean, data.std, precision=config.precision
+    )
+    arrays |= {"test_logits": logits, "test_labels": data.test.labels}
+    test = score(logits, data.test.labels)
+    run.save_logits(**arrays)
+    images_trained = config.epochs * (len(data.train) - len(val_indices))
+    run.save_result(
+        {
+            "model": config.model,
+            "recipe": config.recipe,
+            "seed": config.seed,
+            "params": count_params(model),
+            "macs": count_macs(model, data.image_size),
+            "epochs": config.epochs,
+            "val_accuracy": val_accuracy,
+            "val_n": len(val_indices),
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "test_n": test.n,
+            "test_curve": "monitoring only" if config.monitor == "test" else None,
+            "data": run.data.name,
+            "fingerprint": run.data.fingerprint,
+            "images_per_second": images_trained / at.total_seconds,
+            "seconds": at.total_seconds,
+            "weights": "weights.safetensors",
+        }
+    )
+
+
+def _augmentation(config: RunConfig) -> Augmentation:
+    return Augmentation(
+        rotation=config.rotation, crop=config.crop, crop_mode=config.crop_mode,
+        brightness=config.brightness, contrast=config.contrast, saturation=config.saturation,
+        hflip=config.hflip, vflip=config.vflip, cutout=config.cutout,
+    )  # fmt: skip
+
+
+def _batch_bounds(count: int, batch_size: int) -> list[slice]:
+    """Cut an epoch into batches; a last one of a single image is left out.
+
+    BatchNorm has no variance to divide by there. Every other image is used in every epoch.
+    """
+    bounds = [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    return [b for b in bounds if b.stop - b.start > 1 or batch_size == 1]
+
+
+def _epoch_order(indices: Tensor, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    return indices[torch.randperm(len(indices), generator=generator)]
+
+
+def _seed_step(seed: int, epoch: int, step: int) -> torch.Generator:
+    """Return the generator of a step's augmentation; dropout draws from torch's global one."""
+    derived = derive_seed(seed, epoch, step)
+    torch.manual_seed(derived)
+    return torch.Generator().manual_seed(derived)
+
+
+def _metrics_row(at: Position, lr: float) -> MetricsRow:
+    return {
+        "epoch": at.epoch + 1,
+        "lr": lr,
+        "train_loss": at.loss_sum / at.num_seen,
+        "train_accuracy": at.num_right / at.num_seen,
+        "val_loss": None,
+        "val_accuracy": None,
+        "test_loss": None,
+        "test_accuracy": None,
+        "images_per_second": at.num_seen / at.epoch_seconds,
+        "seconds": at.total_seconds + at.epoch_seconds,
+    }
+
+
+def _report(at: Position, epochs: int, steps: int, images_per_epoch: int) -> StepReport:
+    rate = at.num_seen / at.epoch_seconds
+    images_left = (epochs - at.epoch) * images_per_epoch - at.num_seen
+    return StepReport(
+        epoch=at.epoch + 1,
+        epochs=epochs,
+        step=at.step,
+        steps=steps,
+        loss=at.loss_sum / at.num_seen,
+        accuracy=at.num_right / at.num_seen,
+        images_per_second=rate,
+        seconds_left=max(0, images_left) / rate,
+    )
+
+
+@dataclass
+class _Stop:
+    requested: int = 0  # the signal's number
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C stops at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may set handlers
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = number
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next step instead of returning it to the system.
+
+    Each step allocates the same large tensors. By default glibc maps each anew, and the page
+    faults cost a plain CNN about a fifth of its step (docs/performance.md).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8  # <malloc.h>
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 64 * 2**20)
+    libc.mallopt(m_arena_max, 1)
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that differ from `RunConfig`'s defaults, for listings."""
+    default = RunConfig(model=config.model, epochs=config.epochs).to_dict()
+    return {key: value for key, value in config.to_dict().items() if value != default[key]}
