@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from halfmeg import __version__
 from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits
-from halfmeg.models import Model, build_model
+from halfmeg.evaluate import Evaluation, evaluate
+from halfmeg.models import CifarResNet, Model, build_model, convert_public_resnet
 
 METRICS = (
     "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -219,6 +220,22 @@ class Run:
         load_weights(model, path)
         return model.to(memory_format=torch.channels_last)
 
+    def evaluate(self, data: DataSplits) -> Evaluation:
+        """Evaluate the trained weights on the test part of `data`; the reading is logged.
+
+        Raises:
+            ValueError: other classes than the run's, or weights that cannot be loaded.
+        """
+        model = self.load_model()
+        if data.classes != self.data.classes:
+            raise ValueError(
+                f"data {data.name} has the classes {', '.join(data.classes)}; "
+                f"the run knows {', '.join(self.data.classes)}"
+            )
+        self.log_test_reading(f"evaluation on {data.name}")
+        mean, std = self.data.mean, self.data.std
+        return evaluate(model, data.test, mean, std, precision=self.config.precision)
+
     def save_logits(self, **arrays: Tensor) -> None:
         """Write logits.npz."""
         buffer = io.BytesIO()
@@ -295,6 +312,36 @@ def load_weights(model: nn.Module, path: Path) -> None:
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(stored[name])
+
+
+def load_public_resnet(path: str | Path, name: str, num_classes: int = 10) -> CifarResNet:
+    """Load a checkpoint of ResNet-20/32 that another project has stored.
+
+    The file is safetensors, or torch's format read without unpickling code; the weights may stand
+    under the key `state_dict`. Names are mapped as `convert_public_resnet` documents.
+
+    Args:
+        path: the file.
+        name: `resnet20` or `resnet32`.
+        num_classes: of its head.
+
+    Raises:
+        ValueError: no CIFAR ResNet, unreadable, or names and shapes that do not fit.
+    """
+    model = build_model(name, num_classes)
+    if not isinstance(model, CifarResNet):
+        raise ValueError(f"model {name!r} is no CIFAR ResNet; allowed: resnet20, resnet32")
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            state = loaded.get("state_dict", loaded)
+        model.load_state_dict(convert_public_resnet(state))
+    except Exception as error:  # what an unfit file raises depends on how it is unfit
+        raise ValueError(f"{path} does not load as {name}: {error}") from None
+    return model
 
 
 def environment() -> dict[str, Any]:

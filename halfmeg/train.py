@@ -31,7 +31,7 @@ from halfmeg.data import DataSplits, stratified_split
 from halfmeg.evaluate import autocast, compute_dtype, compute_logits, score
 from halfmeg.models import build_model
 from halfmeg.optim import build_average, build_optimizer, build_schedule
-from halfmeg.runs import MetricsRow, Run
+from halfmeg.runs import MetricsRow, Run, read_checkpoint
 from halfmeg.summary import count_macs, count_params
 
 REPORT_SECONDS = 0.2
@@ -114,7 +114,7 @@ def fit(
     out: str | Path,
     *,
     listener: Listener | None = None,
-    initial_weights: dict[str, Tensor] | None = None,
+    start: str | Path | None = None,
 ) -> Run:
     """Train a network and store everything about it in a new folder.
 
@@ -123,7 +123,7 @@ def fit(
         data: what to train on; its test part is read as `config.monitor` says, and at the end.
         out: the run folder, which must not exist.
         listener: is told how it goes.
-        initial_weights: a state dict to start from instead of random weights.
+        start: a checkpoint file of a run of the same network, to continue from its epoch.
 
     Raises:
         ValueError: config and data do not fit together, or `out` exists.
@@ -131,7 +131,13 @@ def fit(
         TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     _check(config, data)
-    return _train(Run.create(out, config, data), data, listener, initial_weights)
+    checkpoint = None
+    if start is not None:
+        checkpoint = read_checkpoint(Path(start))
+        if checkpoint is None:
+            raise ValueError(f"{start} is missing, damaged or no checkpoint")
+    run = Run.create(out, config, data)
+    return _train(run, data, listener or SilentListener(), checkpoint, [])
 
 
 def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = None) -> Run:
@@ -148,7 +154,10 @@ def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = 
         )
     if run.result() is not None:
         return run
-    return _train(run, data, listener, None)
+    checkpoint, damaged = run.load_checkpoint()
+    if checkpoint is None and damaged:
+        raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
+    return _train(run, data, listener or SilentListener(), checkpoint, damaged)
 
 
 def _check(config: RunConfig, data: DataSplits) -> None:
@@ -167,11 +176,12 @@ def _check(config: RunConfig, data: DataSplits) -> None:
 def _train(
     run: Run,
     data: DataSplits,
-    listener: Listener | None,
-    initial_weights: dict[str, Tensor] | None,
+    listener: Listener,
+    checkpoint: dict[str, Any] | None,
+    damaged: list[Path],
 ) -> Run:
+    """Run the loop from a checkpoint, or from random weights, to the end."""
     config = run.config
-    listener = listener or SilentListener()
     _keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -190,8 +200,6 @@ def _train(
 
     torch.manual_seed(derive_seed(config.seed))
     model = build_model(config.model, len(data.classes), data.image_size)
-    if initial_weights is not None:
-        model.load_state_dict(initial_weights)
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(
         model, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
@@ -203,20 +211,19 @@ def _train(
         drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
     )  # fmt: skip
     average = build_average(model, config.ema)
-    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
+    stateful: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
 
-    checkpoint, damaged = run.load_checkpoint()
-    if checkpoint is None:
-        if damaged:
-            raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
-        at = Position()
-    else:
-        at = Position(**checkpoint["position"])
-        for name, part in stateful.items():
-            part.load_state_dict(checkpoint[name])  # type: ignore[attr-defined]
+    at = Position()
+    if checkpoint is not None:
+        try:
+            at = Position(**checkpoint["position"])
+            for name, part in stateful.items():
+                part.load_state_dict(checkpoint[name])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint does not fit {config.model}: {error}") from None
 
     def save() -> None:
-        states = {name: part.state_dict() for name, part in stateful.items()}  # type: ignore[attr-defined]
+        states = {name: part.state_dict() for name, part in stateful.items()}
         run.save_checkpoint(states | {"position": asdict(at)}, at.epoch, at.step)
 
     listener.on_start(run, damaged)

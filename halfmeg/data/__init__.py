@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from pathlib import Path
 
+from halfmeg.data.check import DataReport, check_data
+from halfmeg.data.cifar import load_cifar10
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.digits import load_digits
+from halfmeg.data.folder import read_folder
 from halfmeg.data.parquet import find_parquet, read_parquet
-from halfmeg.data.source import load_encoded
+from halfmeg.data.source import EncodedSource, decode_source, load_encoded
 
-__all__ = ["DataSplits", "Dataset", "load_dataset", "stratified_split"]
+__all__ = ["DataReport", "DataSplits", "Dataset", "inspect_data", "load_dataset", "stratified_split"]
+
+NAMED_SOURCES = ("digits", "cifar10")
 
 
 def load_dataset(
@@ -32,12 +38,62 @@ def load_dataset(
     Raises:
         ValueError: the source does not exist or cannot be used; the message says why.
     """
-    splits = _load(source, Path(data_dir), image_size, progress)
+    _check_image_size(image_size)
+    if source in NAMED_SOURCES:
+        splits = _load_named(source, Path(data_dir), image_size, progress)
+    else:
+        splits = load_encoded(_source_name(source), _read(source), image_size, progress)
     return dataclasses.replace(splits, source=source)
 
 
-def _load(source: str, data_dir: Path, image_size: int, progress: Progress) -> DataSplits:
+def inspect_data(
+    source: str,
+    *,
+    data_dir: str | Path = "data",
+    image_size: int = 32,
+    progress: Progress = no_progress,
+) -> DataReport:
+    """Load a source past its unreadable images, and report all that is wrong with it.
+
+    Raises:
+        ValueError: the source does not exist, or too little of it can be read to say more.
+    """
+    _check_image_size(image_size)
+    if source in NAMED_SOURCES:
+        return check_data(_load_named(source, Path(data_dir), image_size, progress))
+    splits, unreadable = decode_source(_source_name(source), _read(source), image_size, progress)
+    return check_data(splits, unreadable)
+
+
+def _check_image_size(image_size: int) -> None:
+    if not 8 <= image_size <= 512:
+        raise ValueError(f"image_size={image_size} is out of range; allowed: [8, 512]")
+
+
+def _load_named(source: str, data_dir: Path, image_size: int, progress: Progress) -> DataSplits:
     if source == "digits":
         return load_digits(image_size)
+    return load_cifar10(data_dir, image_size, progress)
+
+
+def _read(source: str) -> EncodedSource:
     path = Path(source)
-    return load_encoded(path.name, read_parquet(find_parquet(path)), image_size, progress)
+    if not path.exists():
+        close = difflib.get_close_matches(source, NAMED_SOURCES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED_SOURCES)}, "
+            "a path to Parquet files, or a path to a folder of images"
+        )
+    files = find_parquet(path)
+    if files:
+        return read_parquet(files)
+    if path.is_file():
+        raise ValueError(f"{source} is a file; expected: a folder of images, or a .parquet file")
+    if not any(path.iterdir()):
+        raise ValueError(f"{source} is an empty folder; expected: one folder of images per class")
+    return read_folder(path)
+
+
+def _source_name(source: str) -> str:
+    return Path(source).resolve().name

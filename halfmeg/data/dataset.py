@@ -73,11 +73,14 @@ def build_splits(name: str, train: Dataset, test: Dataset) -> DataSplits:
         if len(dataset) == 0:
             raise ValueError(f"{name} has no {part} images")
     if len(train.classes) < 2:
-        raise ValueError(
-            f"{name} has one class, {train.classes[0]!r}; a classifier needs two or more"
-        )
+        raise ValueError(one_class_message(name, train.classes))
     mean, std = channel_statistics(train.images)
     return DataSplits(name, train, test, mean, std, fingerprint(train, test))
+
+
+def one_class_message(name: str, classes: Sequence[str]) -> str:
+    """Return what to tell a user whose data has nothing to tell apart."""
+    return f"{name} has one class, {classes[0]!r}; a classifier needs two or more"
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

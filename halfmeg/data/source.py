@@ -7,14 +7,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from halfmeg.data.dataset import Dataset, DataSplits, build_splits, stratified_split
+from halfmeg.data.dataset import (
+    Dataset,
+    DataSplits,
+    build_splits,
+    one_class_message,
+    stratified_split,
+)
 from halfmeg.data.decode import EncodedImage, Progress, decode_images
 
 TEST_FRACTION = 0.2
@@ -52,17 +58,17 @@ def cache_folder() -> Path:
     return Path(base) / "halfmeg"
 
 
-def load_encoded(
-    name: str, source: EncodedSource, image_size: int, progress: Progress
-) -> DataSplits:
-    """Decode a source, or open the arrays that an earlier call has left in the cache.
+def load_cached(name: str, key: str, build: Callable[[], DataSplits]) -> DataSplits:
+    """Open the arrays that an earlier call has left in the cache, or build and store them.
 
-    Raises:
-        ValueError: images that cannot be read, by name; or too few images or classes.
+    Args:
+        name: of the result.
+        key: a hash of the content; the name of the cache's sub-folder.
+        build: decodes the source.
     """
-    folder = cache_folder() / source.content_key(image_size)
+    folder = cache_folder() / key
     if not (folder / "info.json").exists():
-        splits = _decode(name, source, image_size, progress)
+        splits = build()
         try:
             _store(splits, folder)
         except OSError:  # a full disk or a read-only folder: this run works from memory
@@ -70,27 +76,59 @@ def load_encoded(
     return _open(name, folder)
 
 
-def _decode(
+def load_encoded(
     name: str, source: EncodedSource, image_size: int, progress: Progress
 ) -> DataSplits:
+    """Load a source through the cache.
+
+    Raises:
+        ValueError: images that cannot be read, by name; or too few images or classes.
+    """
+
+    def build() -> DataSplits:
+        splits, unreadable = decode_source(name, source, image_size, progress)
+        if unreadable:
+            more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+            raise ValueError(
+                f"{name} has {len(unreadable)} unreadable image(s): "
+                f"{'; '.join(unreadable[:3])}{more}; "
+                "mend or remove them (`halfmeg data check` lists all)"
+            )
+        return splits
+
+    return load_cached(name, source.content_key(image_size), build)
+
+
+def decode_source(
+    name: str, source: EncodedSource, image_size: int, progress: Progress
+) -> tuple[DataSplits, list[str]]:
+    """Decode what can be read of a source.
+
+    Returns:
+        The readable images, and a line for each that is not.
+
+    Raises:
+        ValueError: too few readable images or classes.
+    """
     parts: dict[str, Dataset] = {}
     unreadable: list[str] = []
     for part, encoded in source.parts.items():
         pixels, failures = decode_images(encoded, image_size, progress)
         unreadable += [f"{encoded[index].name}: {reason}" for index, reason in failures.items()]
-        labels = torch.tensor([image.label for image in encoded], dtype=torch.int64)
+        readable = [index for index in range(len(encoded)) if index not in failures]
+        if failures:
+            pixels = pixels[readable]
+        labels = torch.tensor([encoded[index].label for index in readable], dtype=torch.int64)
         parts[part] = Dataset(torch.from_numpy(pixels), labels, source.classes)
-    if unreadable:
-        more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
-        raise ValueError(
-            f"{name} has {len(unreadable)} unreadable image(s): {'; '.join(unreadable[:3])}{more}; "
-            f"mend or remove them (`halfmeg data check` lists all)"
-        )
+    if not sum(map(len, parts.values())):
+        raise ValueError(f"{name} has no readable images; the first: {unreadable[0]}")
+    if len(source.classes) < 2:
+        raise ValueError(one_class_message(name, source.classes))
     if "all" in parts:
         everything = parts["all"]
-        train, test = stratified_split(everything.labels, TEST_FRACTION, SPLIT_SEED)
-        parts = {"train": everything.subset(train), "test": everything.subset(test)}
-    return build_splits(name, parts["train"], parts["test"])
+        first, second = stratified_split(everything.labels, TEST_FRACTION, SPLIT_SEED)
+        parts = {"train": everything.subset(first), "test": everything.subset(second)}
+    return build_splits(name, parts["train"], parts["test"]), unreadable
 
 
 def _store(splits: DataSplits, folder: Path) -> None:
@@ -130,8 +168,3 @@ def _open(name: str, folder: Path) -> DataSplits:
         name, train, test, tuple(info["mean"]), tuple(info["std"]), info["fingerprint"]
     )
 
-
-def missing_classes(images: Sequence[EncodedImage], classes: Sequence[str]) -> list[str]:
-    """Return the names of classes that no image has."""
-    present = {image.label for image in images}
-    return [name for index, name in enumerate(classes) if index not in present]

@@ -1,0 +1,503 @@
+"""The command line: the only module that parses arguments and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.exceptions import TyperException
+
+import halfmeg
+from halfmeg.compare import Comparison
+from halfmeg.compare import compare as compare_models
+from halfmeg.config import BUDGET, RunConfig
+from halfmeg.data import DataSplits, inspect_data, load_dataset
+from halfmeg.models import MODELS, build_model
+from halfmeg.recipes import RECIPES, build_recipe
+from halfmeg.report import write_comparison
+from halfmeg.runs import MetricsRow, Run
+from halfmeg.summary import ModelSummary, format_table, summarize
+from halfmeg.train import (
+    Listener,
+    StepReport,
+    TrainingDivergedError,
+    TrainingInterruptedError,
+    describe,
+    fit,
+)
+from halfmeg.train import resume as resume_run
+
+app = typer.Typer(
+    help="Train, compare and ship image classifiers of fewer than 500,000 parameters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+console = Console()
+errors = Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+DataOption = Annotated[
+    str,
+    typer.Option(help="digits, cifar10, or a path to Parquet files or to a folder of images."),
+]
+DataDirOption = Annotated[
+    str, typer.Option(help="The folder in which cifar10 is looked for and downloaded to.")
+]
+ImageSizeOption = Annotated[
+    int, typer.Option(help="Side in pixels to which images are brought.")
+]
+SettingsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),
+]
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's mistake becomes one line and exit code 2."""
+    warnings.simplefilter("ignore", UserWarning)
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except TyperException as error:
+        hint = "" if "ry 'halfmeg" in error.format_message() else "; see `halfmeg --help`"
+        _fail(error.format_message().rstrip(".") + hint, 2)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except TrainingInterruptedError as error:
+        _fail(str(error), 128 + error.signal_number)
+    except TrainingDivergedError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone, as in `halfmeg models | head -1`
+        sys.exit(0)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}", 2)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    errors.print(f"halfmeg: {line}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _print(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """List the networks with parameters, multiply-accumulates and whether they fit the budget."""
+    rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": name,
+                    "description": entry.description,
+                    "params": summary.params,
+                    "macs": summary.macs,
+                    "within_budget": summary.within_budget,
+                }
+                for name, entry, summary in rows
+            ]
+        )
+        return
+    table = _table("network", "parameters", f"fits {BUDGET:,}", "MACs, M", "description")
+    for name, entry, summary in rows:
+        fits = "yes" if summary.within_budget else "no"
+        macs = f"{summary.macs / 1e6:.2f}"
+        table.add_row(name, f"{summary.params:,}", fits, macs, entry.description)
+    console.print(table)
+    _print("All parameters count; MACs are for one image of 32×32 pixels and 10 classes.")
+
+
+@app.command()
+def summary(
+    model: Annotated[str, typer.Argument(help="A network's name; `halfmeg models` lists them.")],
+    num_classes: Annotated[int, typer.Option(help="Length of the logits.")] = 10,
+    image_size: ImageSizeOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a network's layer table with the published counts and the true ones."""
+    result = summarize(build_model(model, num_classes, image_size), image_size)
+    if as_json:
+        _print_json(_summary_json(result))
+    else:
+        _print(format_table(result))
+
+
+def _summary_json(result: ModelSummary) -> dict[str, Any]:
+    return {
+        "params": result.params,
+        "trainable_params": result.trainable_params,
+        "body_params": result.body_params,
+        "macs": result.macs,
+        "published_params": result.published_params,
+        "published_mult_adds": result.published_mult_adds,
+        "within_budget": result.within_budget,
+        "layers": [
+            {
+                "name": row.name,
+                "output_shape": [-1, *row.output_shape] if row.output_shape else [],
+                "params": row.params,
+                "recursive": row.recursive,
+            }
+            for row in result.layers
+        ],
+    }
+
+
+@app.command()
+def recipes(as_json: JsonOption = False) -> None:
+    """List the recipes."""
+    listed = [
+        {
+            "name": name,
+            "description": " ".join((recipe.__doc__ or "").split("\n\n")[0].split()),
+            "settings": describe(recipe()),
+        }
+        for name, recipe in RECIPES.items()
+    ]
+    if as_json:
+        _print_json(listed)
+        return
+    for item in listed:
+        _print(f"{item['name']}: {item['description']}")
+        settings = (f"{key}={_setting(value)}" for key, value in item["settings"].items())  # type: ignore[attr-defined]
+        _print("    " + " ".join(text for text in settings if not text.startswith("recipe=")))
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@data_app.command("check")
+def data_check(
+    source: Annotated[str, typer.Argument(help="As for --data.")],
+    data_dir: DataDirOption = "data",
+    image_size: ImageSizeOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Count and inspect a source; exit 1 when something is wrong with it."""
+    with _progress_bars(quiet=as_json) as progress:
+        report = inspect_data(source, data_dir=data_dir, image_size=image_size, progress=progress)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        table = _table("class", "training images", "test images")
+        for name, count in report.classes.items():
+            table.add_row(name, f"{count['train']:,}", f"{count['test']:,}")
+        table.add_section()
+        table.add_row("all", f"{report.train:,}", f"{report.test:,}")
+        console.print(table)
+        _print(f"image size   {report.image_size}×{report.image_size}")
+        _print(f"mean         {'  '.join(f'{value:.4f}' for value in report.mean)}")
+        _print(f"std          {'  '.join(f'{value:.4f}' for value in report.std)}")
+        _print(f"fingerprint  {report.fingerprint}")
+        for problem in report.problems:
+            _print(f"problem: {problem}")
+        if not report.problems:
+            _print("no problems found")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe; `halfmeg recipes` lists them.")],
+    settings: SettingsArgument = None,
+    data: DataOption = "digits",
+    data_dir: DataDirOption = "data",
+    image_size: ImageSizeOption = 32,
+    out: Annotated[
+        str | None, typer.Option(help="The run folder to make.", show_default="runs/RECIPE-…")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network by a recipe, changed by key=value settings."""
+    config = build_recipe(recipe).override(settings or [])
+    loaded = _load(data, data_dir, image_size, quiet=as_json)
+    folder = out or f"runs/{config.recipe}-{config.model}-seed-{config.seed}"
+    with _training_display(quiet=as_json) as listener:
+        run = fit(config, loaded, folder, listener=listener(config))
+    _print_result(run, as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[str, typer.Argument(help="A run folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the run's data is now.", show_default="as before")
+    ] = None,
+    data_dir: DataDirOption = "data",
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a run that was stopped or killed."""
+    run = Run.open(folder)
+    loaded = _load(data or run.data.source, data_dir, run.data.image_size, quiet=as_json)
+    with _training_display(quiet=as_json) as listener:
+        run = resume_run(folder, loaded, listener=listener(run.config))
+    _print_result(run, as_json)
+
+
+def _print_result(run: Run, as_json: bool) -> None:
+    result = run.result() or {}
+    if as_json:
+        _print_json(result)
+        return
+    if result["val_accuracy"] is not None:
+        _print(f"validation accuracy  {result['val_accuracy']:.2%} ({result['val_n']:,} images)")
+    _print(f"test accuracy        {result['test_accuracy']:.2%} ({result['test_n']:,} images)")
+    _print(f"parameters           {result['params']:,}")
+    _print(
+        f"training             {result['seconds']:.1f} s, "
+        f"{result['images_per_second']:,.0f} images/s"
+    )
+    _print(f"run folder           {run.folder}")
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[str, typer.Argument(help="A finished run folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="Other data of the same classes.", show_default="the run's")
+    ] = None,
+    data_dir: DataDirOption = "data",
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a run's weights on the test images; the reading is logged in the run folder."""
+    run = Run.open(folder)
+    loaded = _load(data or run.data.source, data_dir, run.data.image_size, quiet=as_json)
+    result = run.evaluate(loaded)
+    if as_json:
+        _print_json(result.to_dict() | {"data": loaded.name})
+        return
+    _print(f"accuracy  {result.accuracy:.2%} ({result.n:,} test images of {loaded.name})")
+    _print(f"loss      {result.loss:.4f}")
+    table = _table("class", "accuracy", "most often taken for")
+    for index, name in enumerate(loaded.classes):
+        accuracy = result.per_class[index]
+        wrong = [count if i != index else 0 for i, count in enumerate(result.confusion[index])]
+        taken = f"{loaded.classes[wrong.index(max(wrong))]} ({max(wrong)})" if any(wrong) else "–"
+        table.add_row(name, "–" if accuracy is None else f"{accuracy:.1%}", taken)
+    console.print(table)
+
+
+@app.command()
+def compare(
+    arguments: Annotated[
+        list[str], typer.Argument(help="Two or more networks, and settings as key=value.")
+    ],
+    data: DataOption = "digits",
+    data_dir: DataDirOption = "data",
+    image_size: ImageSizeOption = 32,
+    seeds: Annotated[int, typer.Option(help="Runs for each network.")] = 3,
+    recipe: Annotated[str, typer.Option(help="The terms for all networks.")] = "common",
+    out: Annotated[
+        str | None, typer.Option(help="The study's folder.", show_default="runs/compare-…")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train networks on equal terms over several seeds and say which is better, if any.
+
+    Started again with the same --out, it trains only what is missing.
+    """
+    names = [text for text in arguments if "=" not in text]
+    config = build_recipe(recipe).override([text for text in arguments if "=" in text])
+    if not names:
+        raise ValueError(f"no network named; allowed: {', '.join(MODELS)}")
+    loaded = _load(data, data_dir, image_size, quiet=as_json)
+    for name in names:
+        build_model(name, len(loaded.classes), loaded.image_size)
+    folder = Path(out or f"runs/compare-{loaded.name}-{'-'.join(names)}")
+    with _training_display(quiet=as_json) as listener:
+        result = compare_models(
+            names, loaded, seeds=seeds, out=folder, config=config, listener=listener
+        )
+    page, figure = write_comparison(result, folder)
+    if as_json:
+        _print_json(result.to_dict() | {"page": str(page), "figure": str(figure)})
+        return
+    _print_comparison(result)
+    _print(f"page    {page}")
+    _print(f"figure  {figure}")
+
+
+def _print_comparison(result: Comparison) -> None:
+    table = _table("network", "test accuracy", "95% interval", "seeds", "parameters", "training, s")
+    for model in result.models:
+        interval = model.test_accuracy
+        span = "–"
+        if interval.lo is not None and interval.hi is not None:
+            span = f"{100 * interval.lo:.1f} to {100 * interval.hi:.1f}%"
+        over = "" if model.within_budget else " (over budget)"
+        table.add_row(
+            model.name, f"{interval.mean:.2%}", span, str(len(model.per_seed)),
+            f"{model.params:,}{over}", f"{model.seconds:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    for pair in result.pairs:
+        _print(pair.verdict)
+
+
+# --- showing ---------------------------------------------------------------------------------
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        is_text = index == 0 or column in ("description", "most often taken for")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=index == 0)
+    return table
+
+
+def _load(source: str, data_dir: str, image_size: int, *, quiet: bool) -> DataSplits:
+    with _progress_bars(quiet=quiet) as progress:
+        return load_dataset(source, data_dir=data_dir, image_size=image_size, progress=progress)
+
+
+@contextmanager
+def _progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function that shows what is being done as bars on the error stream."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(), console=errors, transient=True, disable=quiet,
+    ) as bars:  # fmt: skip
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield progress
+
+
+class _Display(Listener):
+    """Shows a run as a progress bar, and as one line for each epoch where there is no screen."""
+
+    def __init__(self, bars: Progress, config: RunConfig) -> None:
+        self.bars = bars
+        self.config = config
+        self.name = f"{config.model} seed {config.seed}"
+        self.task = bars.add_task(self.name, total=None, numbers="")
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        for path in damaged:
+            _print_error(f"damaged checkpoint passed over: {path}")
+
+    def on_step(self, report: StepReport) -> None:
+        self.bars.update(
+            self.task,
+            total=report.epochs * report.steps,
+            completed=(report.epoch - 1) * report.steps + report.step,
+            numbers=f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  "
+            f"accuracy {report.accuracy:.1%}  {report.images_per_second:,.0f} images/s  "
+            f"{_duration(report.seconds_left)} left",
+        )
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        epoch = int(row["epoch"] or 0)
+        if not errors.is_terminal:
+            held_out = "".join(
+                f"  {part} {row[f'{part}_accuracy']:.2%}"
+                for part in ("val", "test")
+                if row[f"{part}_accuracy"] is not None
+            )
+            _print_error(
+                f"{self.name}  epoch {epoch}/{self.config.epochs}  loss {row['train_loss']:.4f}  "
+                f"train {row['train_accuracy']:.2%}{held_out}  "
+                f"{row['images_per_second']:,.0f} images/s"
+            )
+        if epoch == self.config.epochs:
+            self.bars.remove_task(self.task)
+
+
+class _TensorBoard(Listener):
+    """Writes the metrics of each epoch to the run folder's `tensorboard/` too."""
+
+    def __init__(self, display: _Display) -> None:
+        self.display = display
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.display.on_start(run, damaged)
+        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def on_step(self, report: StepReport) -> None:
+        self.display.on_step(report)
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                self.writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        self.writer.flush()
+        self.display.on_epoch(row)
+
+
+@contextmanager
+def _training_display(*, quiet: bool) -> Iterator[Callable[[RunConfig], Listener]]:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"),
+        console=errors, transient=True, disable=quiet or not errors.is_terminal,
+    ) as bars:  # fmt: skip
+
+        def listener(config: RunConfig) -> Listener:
+            display = _Display(bars, config)
+            return _TensorBoard(display) if _has_tensorboard() else display
+
+        yield listener
+
+
+def _has_tensorboard() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("tensorboard") is not None
+
+
+def _print_error(text: str) -> None:
+    errors.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of halfmeg and torch."""
+    _print(f"halfmeg {halfmeg.__version__}, torch {torch.__version__}")

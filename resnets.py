@@ -1,0 +1,79 @@
+"""The published road to 85%: resnet-shared, 150 epochs of Adam with a falling rate.
+
+Writes save/ResNet2_accuracy-85_checkpoints/model_epoch_N.pt after every epoch. With --resume FILE
+it continues from such a file, and its figure shows the curve from the first epoch on.
+"""
+
+import argparse
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from halfmeg.data import load_dataset
+from halfmeg.recipes import study_shared
+from halfmeg.report import accuracy_curve, curve_figure, write_figure
+from halfmeg.runs import MetricsRow, Run
+from halfmeg.train import SilentListener, TrainingInterruptedError, fit
+
+CHECKPOINTS = Path("save/ResNet2_accuracy-85_checkpoints")
+
+
+class EpochSaver(SilentListener):
+    """Prints each epoch and copies its checkpoint to the published place."""
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        """Remember the run."""
+        self.run = run
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        """Copy the newest checkpoint."""
+        epoch = int(row["epoch"] or 0)
+        shutil.copyfile(self.run.checkpoints()[-1], CHECKPOINTS / f"model_epoch_{epoch}.pt")
+        print(f"epoch {epoch}  test accuracy {row['test_accuracy']:.2%}", flush=True)
+
+
+def main() -> None:
+    """Train, save and draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="cifar10", help="as for halfmeg train")
+    parser.add_argument("--data-dir", default="data", help="where cifar10 is found or put")
+    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", metavar="FILE", help="a model_epoch_N.pt to continue from")
+    parser.add_argument("--out", help="the run folder (default: runs/resnets-…)")
+    args = parser.parse_args()
+    suffix = f"-from-{Path(args.resume).stem}" if args.resume else ""
+    out = Path(args.out or f"runs/resnets-seed-{args.seed}{suffix}")
+    try:
+        config = replace(study_shared(), epochs=args.epochs, seed=args.seed)
+        data = load_dataset(args.data, data_dir=args.data_dir)
+        CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+        run = fit(config, data, out, listener=EpochSaver(), start=args.resume)
+    except TrainingInterruptedError:
+        sys.exit(f"{parser.prog}: stopped; continue with --resume {CHECKPOINTS}/model_epoch_N.pt")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    _, curve = accuracy_curve(run)
+    figure = curve_figure(split_curve(curve, args.resume), "test", f"resnet-shared on {data.name}")
+    print(f"test accuracy after {args.epochs} epochs: {curve[-1]:.2%}")
+    print(write_figure(figure, out / "ResNet_accuracy.png"))
+
+
+def split_curve(curve: np.ndarray, resumed: str | None) -> list[tuple[str, np.ndarray]]:
+    """Return the curve in one part, or in two where a saved model was continued."""
+    if resumed is None:
+        return [("from scratch", curve)]
+    done = int(Path(resumed).stem.rpartition("_")[2])
+    epochs = np.arange(1, len(curve) + 1)
+    before = np.where(epochs <= done, curve, np.nan)
+    after = np.where(epochs >= done, curve, np.nan)
+    return [("saved model", before), (f"continued after epoch {done}", after)]
+
+
+if __name__ == "__main__":
+    main()
