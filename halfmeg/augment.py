@@ -122,7 +122,9 @@ def warp(
     """
     B, C, H, W = images.shape
     if crop_mode == "reflect" and crop >= min(H, W):
-        raise ValueError(f"crop={crop} is too wide to mirror a {H}×{W} image; allowed: below its side")
+        raise ValueError(
+            f"crop={crop} is too wide to mirror a {H}×{W} image; allowed: below its side"
+        )
     if not (rotation or crop or hflip or vflip):
         return images
     device = images.device
@@ -223,4 +225,5 @@ def cutout(images: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
         position = torch.arange(length)
         masks.append((position >= first) & (position < first + size))  # B×length
     rows, columns = (mask.to(images.device) for mask in masks)
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+    hole = (rows[:, :, None] & columns[:, None, :])[:, None]  # B×1×H×W
+    return images.clone().masked_fill_(hole, 0)  # the clone keeps the memory format

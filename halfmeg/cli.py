@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,8 +23,7 @@ from halfmeg.compare import compare as compare_models
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data import DataSplits, inspect_data, load_dataset
 from halfmeg.models import MODELS, build_model
-from halfmeg.recipes import RECIPES, build_recipe
-from halfmeg.report import write_comparison
+from halfmeg.recipes import RECIPES, build_recipe, describe
 from halfmeg.runs import MetricsRow, Run
 from halfmeg.summary import ModelSummary, format_table, summarize
 from halfmeg.train import (
@@ -33,7 +31,6 @@ from halfmeg.train import (
     StepReport,
     TrainingDivergedError,
     TrainingInterruptedError,
-    describe,
     fit,
 )
 from halfmeg.train import resume as resume_run
@@ -59,9 +56,7 @@ DataOption = Annotated[
 DataDirOption = Annotated[
     str, typer.Option(help="The folder in which cifar10 is looked for and downloaded to.")
 ]
-ImageSizeOption = Annotated[
-    int, typer.Option(help="Side in pixels to which images are brought.")
-]
+ImageSizeOption = Annotated[int, typer.Option(help="Side in pixels to which images are brought.")]
 SettingsArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),
@@ -75,8 +70,7 @@ def main() -> NoReturn:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TyperException as error:
-        hint = "" if "ry 'halfmeg" in error.format_message() else "; see `halfmeg --help`"
-        _fail(error.format_message().rstrip(".") + hint, 2)
+        _fail(_explain(error), 2)
     except ValueError as error:
         _fail(str(error), 2)
     except TrainingInterruptedError as error:
@@ -87,8 +81,8 @@ def main() -> NoReturn:
         sys.stderr.close()  # the reader has gone, as in `halfmeg models | head -1`
         sys.exit(0)
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}", 2)
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
 
@@ -97,6 +91,24 @@ def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
     errors.print(f"halfmeg: {line}", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
+
+
+def _explain(error: TyperException) -> str:
+    """Return a message about the arguments with the bad value and what is allowed."""
+    message = error.format_message().rstrip(".")
+    context: Any = getattr(error, "ctx", None)
+    if context is None:
+        return message
+    if message.startswith("No such command"):
+        return f"{message}; allowed: {', '.join(context.command.list_commands(context))}"
+    options = [name for parameter in context.command.params for name in parameter.opts]
+    if message.startswith("No such option"):
+        return f"{message}; allowed: {', '.join(name for name in options if name[:2] == '--')}"
+    parameter: Any = getattr(error, "param", None)
+    for name in parameter.opts if parameter else ():
+        if name in sys.argv[:-1]:
+            message += f"; found: {sys.argv[sys.argv.index(name) + 1]!r}"
+    return f"{message}; see `{context.command_path} --help`"
 
 
 def _print_json(value: object) -> None:
@@ -176,7 +188,7 @@ def _summary_json(result: ModelSummary) -> dict[str, Any]:
 @app.command()
 def recipes(as_json: JsonOption = False) -> None:
     """List the recipes."""
-    listed = [
+    listed: list[dict[str, Any]] = [
         {
             "name": name,
             "description": " ".join((recipe.__doc__ or "").split("\n\n")[0].split()),
@@ -189,7 +201,7 @@ def recipes(as_json: JsonOption = False) -> None:
         return
     for item in listed:
         _print(f"{item['name']}: {item['description']}")
-        settings = (f"{key}={_setting(value)}" for key, value in item["settings"].items())  # type: ignore[attr-defined]
+        settings = (f"{key}={_setting(value)}" for key, value in item["settings"].items())
         _print("    " + " ".join(text for text in settings if not text.startswith("recipe=")))
 
 
@@ -345,6 +357,8 @@ def compare(
         result = compare_models(
             names, loaded, seeds=seeds, out=folder, config=config, listener=listener
         )
+    from halfmeg.report import write_comparison  # matplotlib: half a second for others
+
     page, figure = write_comparison(result, folder)
     if as_json:
         _print_json(result.to_dict() | {"page": str(page), "figure": str(figure)})
@@ -454,7 +468,7 @@ class _TensorBoard(Listener):
         from torch.utils.tensorboard import SummaryWriter
 
         self.display.on_start(run, damaged)
-        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"))
 
     def on_step(self, report: StepReport) -> None:
         self.display.on_step(report)
@@ -470,8 +484,9 @@ class _TensorBoard(Listener):
 @contextmanager
 def _training_display(*, quiet: bool) -> Iterator[Callable[[RunConfig], Listener]]:
     with Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"),
-        console=errors, transient=True, disable=quiet or not errors.is_terminal,
+        TextColumn("{task.description}"), BarColumn(bar_width=20),
+        TextColumn("{task.fields[numbers]}"), console=errors, transient=True,
+        disable=quiet or not errors.is_terminal,
     ) as bars:  # fmt: skip
 
         def listener(config: RunConfig) -> Listener:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data import DataSplits
@@ -123,6 +122,8 @@ def student_interval(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     if len(values) == 1:
         return Interval(mean, None, None)
+    from scipy import stats  # takes most of a second to import
+
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return Interval(mean, mean - half, mean + half)
@@ -154,9 +155,7 @@ def compare(
         raise ValueError(f"models={', '.join(models)} is not allowed; name each model once")
     if seeds < 1:
         raise ValueError(f"seeds={seeds} is out of range; allowed: 1 or more")
-    configs = [
-        replace(config, model=model, seed=seed) for seed in range(seeds) for model in models
-    ]
+    configs = [replace(config, model=model, seed=seed) for seed in range(seeds) for model in models]
     return compare_runs(run_study(configs, data, out, listener=listener))
 
 

@@ -87,7 +87,7 @@ class RunConfig:
                     f"{name}={value} is out of range; allowed: {bracket}{low:g}, {high:g}]"
                 )
         if list(self.milestones) != sorted(set(self.milestones)) or any(
-            not 0 < epoch for epoch in self.milestones
+            not epoch > 0 for epoch in self.milestones
         ):
             raise ValueError(
                 f"milestones={self.milestones} is not allowed; "
@@ -182,7 +182,9 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
         if annotation in (int, float):
             return annotation(text)
     except (ValueError, KeyError):
-        raise ValueError(f"{key}={text!r} is not allowed; {key} takes {_type_name(annotation)}") from None
+        raise ValueError(
+            f"{key}={text!r} is not allowed; {key} takes {_type_name(annotation)}"
+        ) from None
     return text
 
 

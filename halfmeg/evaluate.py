@@ -48,7 +48,7 @@ class Evaluation:
 def has_bf16_hardware(device: torch.device) -> bool:
     """Return whether a device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -86,7 +86,7 @@ def compute_logits(
     model.eval()
     chunks = []
     with autocast(device, dtype):
-        for batch in images.split(BATCH_SIZE):
+        for batch in images.split(BATCH_SIZE):  # type: ignore[no-untyped-call]
             inputs = normalize(batch.to(device), mean_tensor, std_tensor, dtype=dtype)
             chunks.append(model(inputs).float().cpu())
     model.train(was_training)

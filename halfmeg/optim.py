@@ -38,6 +38,9 @@ def build_optimizer(
     return kind(groups, lr, betas, fused=True)
 
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
 class Schedule(Protocol):
     """Sets the learning rate of an optimizer: before each step, and after each epoch."""
 
@@ -200,7 +203,7 @@ class ExponentialAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        def average(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
             n = int(updates)
             weight = 1 - min(decay, (1 + n) / (10 + n))
             if averaged[0].is_floating_point():

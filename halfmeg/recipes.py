@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 from halfmeg.config import RunConfig
 
@@ -120,3 +121,9 @@ def build_recipe(name: str) -> RunConfig:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"recipe {name!r} is not known; {hint}allowed: {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that differ from `RunConfig`'s defaults, for listings."""
+    default = RunConfig(model=config.model, epochs=config.epochs).to_dict()
+    return {key: value for key, value in config.to_dict().items() if value != default[key]}

@@ -22,7 +22,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito 2008: told apart with every kind of colour vision."""
 
 INK = "#3b3b3b"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10.0,
     "font.family": "sans-serif",
     "axes.spines.top": False,

@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 import zipfile
@@ -51,7 +52,11 @@ MetricsRow = dict[str, float | int | None]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old content or the new, never a part."""
+    """Write a file so that a crash leaves either the old content or the new, never a part.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; it names the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
@@ -59,9 +64,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: Path, value: object) -> None:
@@ -144,7 +149,10 @@ class Run:
         try:
             stored = json.loads(path.read_text())
             lists = {"classes", "mean", "std"}
-            facts = {k: tuple(v) if k in lists else v for k, v in stored["data"].items()}
+            facts: dict[str, Any] = {
+                key: tuple(value) if key in lists else value
+                for key, value in stored["data"].items()
+            }
             return cls(folder, RunConfig.from_dict(stored["config"]), DataFacts(**facts))
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{folder} is no run folder: it has no config.json") from None
@@ -218,7 +226,8 @@ class Run:
         path = self.folder / "weights.safetensors"
         model = build_model(self.config.model, len(self.data.classes), self.data.image_size)
         load_weights(model, path)
-        return model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
 
     def evaluate(self, data: DataSplits) -> Evaluation:
         """Evaluate the trained weights on the test part of `data`; the reading is logged.
@@ -349,6 +358,7 @@ def environment() -> dict[str, Any]:
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "halfmeg": __version__,
+        "commit": _git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -358,6 +368,21 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout that halfmeg runs from, "+" behind it if it was changed."""
+    folder = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for arguments in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "."])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an installed package, or no git
+    return commit + ("+" if changes else "")
 
 
 def processor_name() -> str:

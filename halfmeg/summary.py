@@ -121,7 +121,9 @@ def format_table(summary: ModelSummary) -> str:
     for row in summary.layers:
         branch = "├─" if row.depth == 1 else "|    " * (row.depth - 1) + "└─"
         shape = str([-1, *row.output_shape]) if row.output_shape else "[]"
-        shown = "(recursive)" if row.recursive else "--" if row.params is None else f"{row.params:,}"
+        shown = (
+            "(recursive)" if row.recursive else "--" if row.params is None else f"{row.params:,}"
+        )
         rows.append(_format_row(branch + row.name, shape, shown))
     line = "=" * 90
     fits = "fits" if summary.within_budget else "does not fit"

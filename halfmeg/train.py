@@ -104,8 +104,12 @@ class Position:
 
 
 def derive_seed(*parts: int) -> int:
-    """Mix numbers, such as (seed, epoch, step), to one seed of 63 bits (numpy's SeedSequence)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    """Mix numbers, such as (seed, epoch, step), to one seed of 63 bits (numpy's SeedSequence).
+
+    Their count is mixed in, since to SeedSequence (0,) and (0, 0) are the same.
+    """
+    sequence = np.random.SeedSequence((len(parts), *parts))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 def fit(
@@ -162,9 +166,9 @@ def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = 
 
 def _check(config: RunConfig, data: DataSplits) -> None:
     """Raise before anything is written what would fail later."""
-    device = torch.device(config.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={config.device} is not there; allowed on this machine: cpu")
+    allowed = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if config.device not in (*allowed, *(["cuda"] if len(allowed) > 1 else [])):
+        raise ValueError(f"device={config.device} is not there; allowed here: {', '.join(allowed)}")
     if config.crop_mode == "reflect" and config.crop >= data.image_size:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
     build_model(config.model, len(data.classes), data.image_size)
@@ -196,7 +200,7 @@ def _train(
     batches = _batch_bounds(len(train_indices), config.batch_size)
     steps = len(batches)
     mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
-    augmentation = _augmentation(config)
+    augmentation = augmentation_of(config)
 
     torch.manual_seed(derive_seed(config.seed))
     model = build_model(config.model, len(data.classes), data.image_size)
@@ -211,7 +215,12 @@ def _train(
         drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
     )  # fmt: skip
     average = build_average(model, config.ema)
-    stateful: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
+    stateful: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "average": average,
+    }
 
     at = Position()
     if checkpoint is not None:
@@ -346,7 +355,8 @@ def _finish(
     )
 
 
-def _augmentation(config: RunConfig) -> Augmentation:
+def augmentation_of(config: RunConfig) -> Augmentation:
+    """Return the part of a config that `augment` takes."""
     return Augmentation(
         rotation=config.rotation, crop=config.crop, crop_mode=config.crop_mode,
         brightness=config.brightness, contrast=config.contrast, saturation=config.saturation,
@@ -423,7 +433,9 @@ def _stop_signals() -> Iterator[_Stop]:
             raise KeyboardInterrupt
         stop.requested = number
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield stop
     finally:
@@ -445,9 +457,3 @@ def _keep_freed_memory() -> None:
     libc.mallopt(m_trim_threshold, 2**31 - 1)
     libc.mallopt(m_top_pad, 64 * 2**20)
     libc.mallopt(m_arena_max, 1)
-
-
-def describe(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that differ from `RunConfig`'s defaults, for listings."""
-    default = RunConfig(model=config.model, epochs=config.epochs).to_dict()
-    return {key: value for key, value in config.to_dict().items() if value != default[key]}

@@ -15,7 +15,14 @@ from halfmeg.data.folder import read_folder
 from halfmeg.data.parquet import find_parquet, read_parquet
 from halfmeg.data.source import EncodedSource, decode_source, load_encoded
 
-__all__ = ["DataReport", "DataSplits", "Dataset", "inspect_data", "load_dataset", "stratified_split"]
+__all__ = [
+    "DataReport",
+    "DataSplits",
+    "Dataset",
+    "inspect_data",
+    "load_dataset",
+    "stratified_split",
+]
 
 NAMED_SOURCES = ("digits", "cifar10")
 

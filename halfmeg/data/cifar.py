@@ -87,7 +87,9 @@ def load_cifar10(data_dir: Path, image_size: int, progress: Progress) -> DataSpl
         assert found is not None, "the archive was just put there"
     form, path = found
     read_file = _archive_reader(path) if path.is_file() else _folder_reader(path)
-    return load_cached("cifar10", _content_key(form, path), lambda: _parse(form, read_file, progress))
+    return load_cached(
+        "cifar10", _content_key(form, path), lambda: _parse(form, read_file, progress)
+    )
 
 
 def _parse(form: Form, read_file: ReadFile, progress: Progress) -> DataSplits:
@@ -289,4 +291,6 @@ def _write_body(
 
 def _hash_file(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(
+            file, lambda: hashlib.new(algorithm, usedforsecurity=False)
+        ).hexdigest()

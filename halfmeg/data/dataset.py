@@ -90,7 +90,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """
     total = np.zeros(3, dtype=np.int64)
     total_square = np.zeros(3, dtype=np.int64)
-    for chunk in images.split(4096):
+    for chunk in images.split(4096):  # type: ignore[no-untyped-call]
         pixels = chunk.numpy().astype(np.int64)
         total += pixels.sum((0, 2, 3))
         total_square += np.square(pixels, out=pixels).sum((0, 2, 3))
@@ -107,7 +107,7 @@ def fingerprint(*datasets: Dataset) -> str:
     digest = hashlib.sha256()
     for dataset in datasets:
         digest.update(repr((tuple(dataset.images.shape), dataset.classes)).encode())
-        for chunk in dataset.images.split(4096):
+        for chunk in dataset.images.split(4096):  # type: ignore[no-untyped-call]
             digest.update(chunk.contiguous().numpy().data)
         digest.update(dataset.labels.contiguous().numpy().data)
     return digest.hexdigest()[:16]

@@ -17,9 +17,11 @@ def find_parquet(path: Path) -> dict[str, list[Path]]:
     """Return the Parquet files of `path`, a file or a folder, for "train" and "test".
 
     A validation file stands in for the test part where there is no test file. A single file, or
-    files of other names, hold everything and come under "all".
+    files of other names, hold everything and come under "all". No file gives an empty result.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    if path.is_file():
+        return {"all": [path]} if path.suffix == ".parquet" else {}
+    files = sorted(path.glob("*.parquet"))
     if not files and (path / "data").is_dir():  # where the hub puts them
         files = sorted((path / "data").glob("*.parquet"))
     train = [file for file in files if file.name.startswith("train")]
@@ -71,7 +73,9 @@ def _read_file(path: Path) -> tuple[list[EncodedImage], list[str] | None]:
     images = []
     for row, (content, label) in enumerate(zip(contents, labels, strict=True)):
         if not isinstance(label, int) or label < 0:
-            raise ValueError(f"{path} row {row}: label {label!r}; expected: a class index, 0 or more")
+            raise ValueError(
+                f"{path} row {row}: label {label!r}; expected: a class index, 0 or more"
+            )
         images.append(EncodedImage(f"{path.name} row {row}", content or b"", label))
     return images, _label_names(schema.metadata or {})
 

@@ -167,4 +167,3 @@ def _open(name: str, folder: Path) -> DataSplits:
     return DataSplits(
         name, train, test, tuple(info["mean"]), tuple(info["std"]), info["fingerprint"]
     )
-

@@ -1,0 +1,218 @@
+"""Training speed of halfmeg's loop against a conventional one, in one interleaved run.
+
+Both train the same network on the same images with the same five augmentations and batch size.
+Ours is `halfmeg.fit` itself. The conventional loop is what a tutorial would write: float32, the
+default memory format, a DataLoader with 2 workers that augments image by image with Pillow (as
+torchvision's transforms do), and plain Adam.
+
+    python benchmarks/throughput.py --data PATH [--json]
+
+Rounds alternate, so that a change in the machine's speed meets both; each figure is the median
+over rounds. `gemm_share` is the useful arithmetic of our training (6 times the network's
+multiply-accumulates for each image) over the machine's own bfloat16 matrix product, measured
+between the rounds. `augment_share` is the part of our step that cuts, augments and normalizes a
+batch; decoding takes no part of a step, since the images are decoded once, before training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torch.utils.data
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from halfmeg.augment import augment
+from halfmeg.config import RunConfig
+from halfmeg.data import Dataset, DataSplits, load_dataset
+from halfmeg.evaluate import compute_dtype
+from halfmeg.models import MODELS, build_model
+from halfmeg.recipes import study_shared
+from halfmeg.runs import environment
+from halfmeg.summary import count_macs
+from halfmeg.train import augmentation_of, fit
+
+
+class PerImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """The conventional way: one image at a time, through Pillow."""
+
+    def __init__(self, data: DataSplits, config: RunConfig) -> None:
+        self.images = data.train.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels: list[int] = data.train.labels.tolist()
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
+        self.config = config
+        self.rng = np.random.default_rng()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one augmented, normalized image and its label."""
+        config, rng = self.config, self.rng
+        image = Image.fromarray(self.images[index])
+        image = image.rotate(rng.uniform(-config.rotation, config.rotation))
+        side, pad = image.width, config.crop
+        left, top = rng.integers(-pad, pad + 1, size=2).tolist()
+        image = image.crop((left, top, left + side, top + side))
+        for enhancer, spread in (
+            (ImageEnhance.Brightness, config.brightness),
+            (ImageEnhance.Contrast, config.contrast),
+            (ImageEnhance.Color, config.saturation),
+        ):
+            image = enhancer(image).enhance(rng.uniform(1 - spread, 1 + spread))
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float().div_(255)
+        return (pixels - self.mean) / self.std, self.labels[index]
+
+
+class ConventionalLoop:
+    """Float32, default memory format, a DataLoader with 2 workers, plain Adam."""
+
+    def __init__(self, model: str, data: DataSplits, config: RunConfig) -> None:
+        self.model = build_model(model, len(data.classes))
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), config.lr, (config.beta1, config.beta2), foreach=False
+        )
+        self.loader = torch.utils.data.DataLoader(
+            PerImageDataset(data, config),
+            batch_size=config.batch_size,
+            shuffle=True,
+            num_workers=2,
+            persistent_workers=True,
+        )
+
+    def images_per_second(self) -> float:
+        """Train one epoch and return its speed, from the first batch asked for to the last step."""
+        started = time.perf_counter()
+        for images, labels in self.loader:
+            loss = F.cross_entropy(self.model(images), labels)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        return len(self.loader.dataset) / (time.perf_counter() - started)  # type: ignore[arg-type]
+
+
+def our_images_per_second(config: RunConfig, data: DataSplits) -> float:
+    """Train one epoch with `fit` and return its speed."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = fit(config, data, Path(folder) / "run").result()
+    assert result is not None
+    return float(result["images_per_second"])
+
+
+def augment_seconds(config: RunConfig, data: DataSplits) -> float:
+    """Return the time to cut, augment and normalize one batch."""
+    device = torch.device(config.device)
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    dtype = compute_dtype(config.precision, device)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data.train), generator=generator)
+    repeats = 10
+    started = time.perf_counter()
+    for repeat in range(repeats):
+        indices = order.roll(-repeat * config.batch_size)[: config.batch_size]
+        augment(
+            data.train.images[indices], augmentation_of(config), mean, std,
+            generator=generator, dtype=dtype,
+        )  # fmt: skip
+    return (time.perf_counter() - started) / repeats
+
+
+def gemm_flops(size: int = 2048, repeats: int = 5) -> float:
+    """Return the floating-point operations per second of a bfloat16 matrix product."""
+    left, right = (torch.randn(size, size).bfloat16() for _ in range(2))
+    left @ right
+    started = time.perf_counter()
+    for _ in range(repeats):
+        left @ right
+    return 2 * size**3 * repeats / (time.perf_counter() - started)
+
+
+def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Measure one network: an untimed round to warm up, then `rounds` of both loops."""
+    config = study_shared().override(
+        [f"model={model}", "epochs=1", f"batch_size={batch_size}", "schedule=constant",
+         "val_fraction=0", "monitor=val"]
+    )  # fmt: skip
+    conventional = ConventionalLoop(model, data, config)
+    ours, theirs, gemm, augmenting = [], [], [], []
+    for _ in range(1 + rounds):
+        ours.append(our_images_per_second(config, data))
+        augmenting.append(augment_seconds(config, data))
+        gemm.append(gemm_flops())
+        theirs.append(conventional.images_per_second())
+    our_speed, their_speed = (statistics.median(speeds[1:]) for speeds in (ours, theirs))
+    rate = statistics.median(gemm[1:])
+    step_seconds = batch_size / our_speed
+    macs = count_macs(build_model(model, len(data.classes)))
+    return {
+        "model": model,
+        "images_per_second": our_speed,
+        "conventional_images_per_second": their_speed,
+        "ratio": our_speed / their_speed,
+        "ratio_of_each_round": [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)],
+        "gemm_share": our_speed * 6 * macs / rate,
+        "gemm_gflops": rate / 1e9,
+        "augment_share": statistics.median(augmenting[1:]) / step_seconds,
+        "batch_size": batch_size,
+        "num_images": len(data.train),
+        "rounds": rounds,
+        "data": data.name,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="digits", help="as for halfmeg train")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument(
+        "--models", nargs="+", default=["cnn", "resnet-shared"], choices=list(MODELS)
+    )
+    parser.add_argument("--images", type=int, default=10_240, help="images of an epoch, at most")
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    args = parser.parse_args()
+    data = load_dataset(args.data, data_dir=args.data_dir)
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+    train: Dataset = data.train.subset(order[: args.images])
+    data = DataSplits(
+        data.name, train, data.test.subset(torch.arange(100)), data.mean, data.std, "benchmark"
+    )
+    rows = [
+        measure(model, data, batch_size=args.batch_size, rounds=args.rounds)
+        for model in args.models
+    ]
+    if args.as_json:
+        machine = environment()
+        print(json.dumps([row | {"machine": machine} for row in rows], indent=2))
+        return
+    print(
+        f"{'network':14} {'ours':>9} {'conventional':>13} {'ratio':>6} {'of GEMM':>8} {'augment':>8}"
+    )
+    for row in rows:
+        print(
+            f"{row['model']:14} {row['images_per_second']:9,.0f} "
+            f"{row['conventional_images_per_second']:13,.0f} {row['ratio']:6.2f} "
+            f"{row['gemm_share']:8.0%} {row['augment_share']:8.1%}"
+        )
+    print(f"images/s on {data.name}, batch {args.batch_size}, median of {args.rounds} rounds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Shared fixtures: real data, a cache of their own, small configs."""
+
+from __future__ import annotations
+
+import os
+
+# One thread for each process: the tests run side by side. Set before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import dataclasses
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halfmeg.cli import main
+from halfmeg.config import RunConfig
+from halfmeg.data import DataSplits, load_dataset
+
+ROOT = Path(__file__).parent.parent
+CIFAR_JPEG = ROOT.parent / "shared" / "data" / "cifar10-jpeg"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # one cache for all workers
+    folder /= "cache"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HALFMEG_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits() -> DataSplits:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: DataSplits) -> DataSplits:
+    """200 training and 360 test images."""
+    train = digits.train.subset(torch.arange(200))
+    return dataclasses.replace(digits, train=train, fingerprint="0" * 16)
+
+
+@pytest.fixture(scope="session")
+def cifar_jpeg() -> Path:
+    """The folder of CIFAR-10 (JPEG) as Parquet; a user's checkout does not have it."""
+    if not CIFAR_JPEG.is_dir():
+        pytest.skip(f"CIFAR-10 (JPEG) is not at {CIFAR_JPEG.relative_to(ROOT.parent)}")
+    return CIFAR_JPEG
+
+
+def small_config(**changes: Any) -> RunConfig:
+    """A run of a second or two on the digits."""
+    settings: dict[str, Any] = {
+        "model": "cnn",
+        "epochs": 2,
+        "batch_size": 256,
+        "optimizer": "adamw",
+        "lr": 0.003,
+        "schedule": "onecycle",
+    }
+    return RunConfig(**settings | changes)
+
+
+class Outcome:
+    """What a command line left: exit code, both streams, and the output read as JSON."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def is_one_line(self, *parts: str) -> bool:
+        """Whether the error is one line with these parts, and no traceback."""
+        lines = self.err.strip().splitlines()
+        return len(lines) == 1 and all(part in lines[0] for part in parts)
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run the real command line in a folder of its own, in this process."""
+
+    def run(*arguments: str, cwd: Path = tmp_path) -> Outcome:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["halfmeg", *arguments])
+        capfd.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        return Outcome(code if isinstance(code, int) else 1, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Cli:
+    """Run the real command line in a folder and a process of its own."""
+
+    def run(*arguments: str, **options: Any) -> Outcome:
+        command = [sys.executable, "-m", "halfmeg", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, **options
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run

@@ -1,0 +1,315 @@
+"""CIFAR-10's official forms, made small, and the download against a local server."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import pickle
+import struct
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from halfmeg.data import cifar, load_dataset
+
+PER_FILE = 20
+
+
+def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels 20×3072 and labels 20, two of each class."""
+    rng = np.random.default_rng(index)
+    return rng.integers(0, 256, (PER_FILE, 3072), dtype=np.uint8), np.arange(PER_FILE) % 10
+
+
+def binary_files() -> dict[str, bytes]:
+    files = {}
+    for index, name in enumerate((*cifar.BINARY.train_files, cifar.BINARY.test_file)):
+        pixels, labels = batch(index)
+        files[name] = np.hstack([labels[:, None].astype(np.uint8), pixels]).tobytes()
+    return files
+
+
+class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes byte strings as Python 2 did, which wrote the official files."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def save_bytes(self, value: bytes) -> None:
+        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+        self.memoize(value)
+
+    dispatch[bytes] = save_bytes
+
+
+def python_files() -> dict[str, bytes]:
+    files = {}
+    for index, name in enumerate((*cifar.PYTHON.train_files, cifar.PYTHON.test_file)):
+        pixels, labels = batch(index)
+        buffer = io.BytesIO()
+        Python2Pickler(buffer, protocol=2).dump({b"data": pixels, b"labels": labels.tolist()})
+        files[name] = buffer.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    return files
+
+
+def archive(folder: str, files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def small_archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A small binary archive whose md5 stands in for the official one."""
+    content = archive("cifar-10-batches-bin", binary_files())
+    form = dataclasses.replace(cifar.BINARY, md5=hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(cifar, "BINARY", form)
+    return content
+
+
+def check_pixels(data) -> None:
+    assert data.classes == cifar.CLASSES
+    assert (len(data.train), len(data.test)) == (5 * PER_FILE, PER_FILE)
+    for index in range(5):
+        pixels, labels = batch(index)
+        part = slice(index * PER_FILE, (index + 1) * PER_FILE)
+        assert np.array_equal(data.train.images[part].flatten(1), pixels)
+        assert np.array_equal(data.train.labels[part], labels)
+    assert np.array_equal(data.test.images.flatten(1), batch(5)[0])
+
+
+def test_official_checksums() -> None:
+    assert cifar.BINARY.md5 == "c32a1d4ab5d03f1284b67883e8d87530"
+    assert cifar.PYTHON.md5 == "c58f30108f718f92721af3b95e74349a"
+    assert cifar.MIRRORS[0] == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["parent named", "folder named"])
+@pytest.mark.parametrize("kind", ["binary", "python"])
+def test_an_unpacked_folder(tmp_path: Path, kind: str, inside: bool) -> None:
+    form, files = {
+        "binary": (cifar.BINARY, binary_files()),
+        "python": (cifar.PYTHON, python_files()),
+    }[kind]
+    folder = tmp_path / form.folder
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path if inside else folder))
+
+
+def test_archives_of_both_forms_give_the_same_data(tmp_path, monkeypatch, small_archive) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / cifar.BINARY.archive).write_bytes(small_archive)
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path / "b"))
+    content = archive("cifar-10-batches-py", python_files())
+    form = dataclasses.replace(cifar.PYTHON, md5=hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(cifar, "PYTHON", form)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / form.archive).write_bytes(content)
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path / "p"))
+    assert os.listdir(tmp_path / "p") == [form.archive]  # nothing was unpacked
+
+
+def test_a_damaged_archive_is_named_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / cifar.BINARY.archive
+    path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"is damaged: its md5 is .* remove it"):
+        load_dataset("cifar10", data_dir=tmp_path)
+    assert path.exists()
+
+
+def test_archive_members_never_leave_the_folder(tmp_path, monkeypatch) -> None:
+    files = {**binary_files(), "../../escaped.bin": b"outside", "/absolute.bin": b"outside"}
+    content = archive("cifar-10-batches-bin", files)
+    form = dataclasses.replace(cifar.BINARY, md5=hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(cifar, "BINARY", form)
+    folder = tmp_path / "deep" / "data"
+    folder.mkdir(parents=True)
+    (folder / form.archive).write_bytes(content)
+    check_pixels(load_dataset("cifar10", data_dir=folder))
+    assert not list(tmp_path.rglob("escaped.bin"))
+    assert os.listdir(folder) == [form.archive]
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch attacked",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / cifar.PYTHON.folder
+    folder.mkdir()
+    for name, content in python_files().items():
+        (folder / name).write_bytes(content)
+    attack = pickle.dumps({b"data": Attack(), b"labels": [0]})
+    (folder / "data_batch_3").write_bytes(attack)
+    with pytest.raises(
+        ValueError, match=r"data_batch_3 is damaged .*system, which is not admitted"
+    ):
+        load_dataset("cifar10", data_dir=tmp_path)
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0" * 3000, "no whole number of 3073-byte records"),
+        (b"", "no whole number"),
+        (b"\x0b" + b"\0" * 3072, "labels outside 0 to 9"),
+    ],
+)
+def test_a_damaged_binary_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    folder = tmp_path / cifar.BINARY.folder
+    folder.mkdir()
+    for name, good in binary_files().items():
+        (folder / name).write_bytes(good)
+    (folder / "data_batch_2.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"data_batch_2.bin.*{message}"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
+# --- the download -----------------------------------------------------------------------------
+
+
+class Server:
+    """A local web server with scripted answers: one for each request, the last one repeated."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.script: list[str] = ["serve"]
+        self.ranges: list[str | None] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                action = server.script.pop(0) if len(server.script) > 1 else server.script[0]
+                server.ranges.append(self.headers.get("Range"))
+                if action == "fail":
+                    self.send_error(503)
+                    return
+                body, start = server.content, 0
+                if action == "wrong":
+                    body = b"x" * len(body)
+                asked = self.headers.get("Range")
+                if asked and action != "no ranges":
+                    start = int(asked.removeprefix("bytes=").rstrip("-"))
+                    if start >= len(body):
+                        self.send_error(416)
+                        return
+                    self.send_response(206)
+                else:
+                    self.send_response(200)
+                self.send_header("Content-Length", str(len(body) - start))
+                self.end_headers()
+                half = len(body) // 2 if action == "truncate" else len(body)
+                self.wfile.write(body[start:half])
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
+        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server(small_archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server(small_archive)
+    monkeypatch.delenv("HALFMEG_CIFAR10_URL", raising=False)
+    monkeypatch.setattr(cifar, "MIRRORS", (server.url,))
+    yield server
+    server.close()
+
+
+def test_a_download_with_progress(tmp_path: Path, server: Server) -> None:
+    seen: list[tuple[str, int, int]] = []
+    data = load_dataset("cifar10", data_dir=tmp_path / "new", progress=lambda *a: seen.append(a))
+    check_pixels(data)
+    size = len(server.content)
+    assert ("downloading CIFAR-10", size, size) in seen
+    assert os.listdir(tmp_path / "new") == [cifar.BINARY.archive]
+    load_dataset("cifar10", data_dir=tmp_path / "new")
+    assert len(server.ranges) == 1  # the second call found it
+
+
+def test_a_failing_mirror_gives_way_to_the_next(tmp_path, server, monkeypatch) -> None:
+    dead = "http://127.0.0.1:9/none"
+    monkeypatch.setattr(cifar, "MIRRORS", (dead, server.url, server.url))
+    server.script = ["fail", "serve"]
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
+    assert len(server.ranges) == 2
+
+
+def test_the_environment_overrides_the_mirrors(tmp_path, server, monkeypatch) -> None:
+    monkeypatch.setattr(cifar, "MIRRORS", ("http://127.0.0.1:9/none",))
+    monkeypatch.setenv("HALFMEG_CIFAR10_URL", server.url)
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
+
+
+def test_a_truncated_download_is_continued(tmp_path: Path, server: Server) -> None:
+    server.script = ["truncate", "serve"]
+    with pytest.raises(ValueError, match=r"ended after [\d,]+ of [\d,]+ bytes"):
+        load_dataset("cifar10", data_dir=tmp_path)
+    part = tmp_path / (cifar.BINARY.archive + ".part")
+    assert part.stat().st_size == len(server.content) // 2
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
+    assert server.ranges == [None, f"bytes={len(server.content) // 2}-"]
+    assert not part.exists()
+
+
+def test_a_server_without_ranges_starts_again(tmp_path: Path, server: Server) -> None:
+    (tmp_path / (cifar.BINARY.archive + ".part")).write_bytes(b"some other beginning")
+    server.script = ["no ranges"]
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
+
+
+def test_a_complete_part_is_used(tmp_path: Path, server: Server) -> None:
+    (tmp_path / (cifar.BINARY.archive + ".part")).write_bytes(server.content)
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
+
+
+def test_a_wrong_checksum_is_never_used(tmp_path: Path, server: Server) -> None:
+    server.script = ["wrong"]
+    with pytest.raises(ValueError, match="the md5 of what came is"):
+        load_dataset("cifar10", data_dir=tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_offline_names_file_folder_and_digits(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HALFMEG_CIFAR10_URL", "http://127.0.0.1:9/none")
+    with pytest.raises(ValueError, match="could not be downloaded") as caught:
+        load_dataset("cifar10", data_dir=tmp_path / "here")
+    message = str(caught.value)
+    assert "cifar-10-binary.tar.gz" in message
+    assert str(tmp_path / "here") in message
+    assert "--data digits" in message
+
+
+def test_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="image_size=64 does not fit cifar10"):
+        load_dataset("cifar10", data_dir=tmp_path, image_size=64)
+
+
+def test_labels_are_int64(tmp_path: Path, server: Server) -> None:
+    data = load_dataset("cifar10", data_dir=tmp_path)
+    assert data.train.labels.dtype == torch.int64

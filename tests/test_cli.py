@@ -1,0 +1,231 @@
+"""The real command line as a newcomer would try it; where it matters, in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CIFAR_JPEG, Cli
+from PIL import Image
+
+QUICK = ("model=cnn", "epochs=2", "batch_size=256")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder in which `halfmeg train` has left the run `run`."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, "-m", "halfmeg", "train", "common", *QUICK, "--out", "run"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_help_names_every_command(process: Cli) -> None:
+    cli = process
+    outcome = cli("--help")
+    assert outcome.code == 0
+    for command in ("models", "summary", "data", "recipes", "train", "resume", "evaluate",
+                    "compare"):  # fmt: skip
+        assert command in outcome.out
+    assert "--data-dir" in cli("train", "--help").out
+
+
+def test_models(cli: Cli) -> None:
+    table = cli("models").out
+    assert "resnet-shared" in table
+    assert "1,020,490" in table
+    listed = {row["name"]: row for row in cli("models", "--json").json}
+    assert listed["resnet"]["within_budget"] is False
+    assert listed["resnet20"]["params"] == 269_722
+
+
+def test_summary(cli: Cli) -> None:
+    text = cli("summary", "resnet-shared").out
+    assert "|    └─ResBlock: 2-5                     [-1, 32, 16, 16]          (recursive)" in text
+    stored = cli("summary", "resnet", "--json").json
+    assert (stored["params"], stored["body_params"]) == (1_020_490, 485_952)
+    assert (stored["macs"], stored["published_mult_adds"]) == (18_248_704, 19_170_400)
+    assert {"trainable_params", "within_budget", "layers"} <= stored.keys()
+
+
+def test_recipes(cli: Cli) -> None:
+    assert "study-shared" in cli("recipes").out
+    listed = cli("recipes", "--json").json
+    assert all({"name", "description"} <= row.keys() and row["description"] for row in listed)
+
+
+def test_train_evaluate_and_resume(cli: Cli, trained: Path) -> None:
+    result = json.loads((trained / "run" / "result.json").read_text())
+    outcome = cli("evaluate", "run", "--json", cwd=trained)
+    assert outcome.json["accuracy"] == result["test_accuracy"]
+    assert {"loss", "per_class", "confusion", "n", "data"} <= outcome.json.keys()
+    assert "360 test images of digits" in cli("evaluate", "run", cwd=trained).out
+    assert cli("resume", "run", "--json", cwd=trained).json == result
+    environment = json.loads((trained / "run" / "environment.json").read_text())
+    assert "train common model=cnn" in environment["command"]
+
+
+def test_train_prints_json_alone(cli: Cli) -> None:
+    outcome = cli("train", "common", *QUICK, "--json")
+    assert outcome.code == 0
+    assert {"params", "epochs", "val_accuracy", "test_accuracy", "images_per_second", "seconds",
+            "weights"} <= outcome.json.keys()  # fmt: skip
+    again = cli("train", "common", *QUICK)
+    assert again.code == 2
+    assert again.is_one_line("exists already and is not overwritten", "--out", "halfmeg resume")
+
+
+def test_tensorboard_files_are_written_when_it_is_installed(trained: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert list((trained / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_compare_writes_page_and_figure(cli: Cli, tmp_path: Path) -> None:
+    command = ("compare", "cnn", "resnet-linear", "epochs=2", "--seeds", "2", "--out", "study")
+    outcome = cli(*command, "--json")
+    assert outcome.code == 0, outcome.err
+    models = {row["name"]: row for row in outcome.json["models"]}
+    assert set(models) == {"cnn", "resnet-linear"}
+    for row in models.values():
+        assert {"params", "macs", "per_seed"} <= row.keys()
+        assert row["test_accuracy"].keys() == {"mean", "lo", "hi"}
+    started = time.perf_counter()
+    printed = cli(*command).out
+    assert time.perf_counter() - started < 30  # nothing was trained again
+    assert "cnn" in printed
+    for name in ("comparison.html", "comparison.png"):
+        assert f"study/{name}" in printed
+        assert (tmp_path / "study" / name).stat().st_size > 10_000
+
+
+def test_data_check(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("data", "check", "digits", "--json")
+    assert outcome.code == 0
+    assert {"train", "test", "classes", "image_size", "mean", "std", "fingerprint",
+            "problems"} <= outcome.json.keys()  # fmt: skip
+    for name in ("cats", "dogs"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(5):
+            colour = (index * 50, 20, 90 if name == "cats" else 0)
+            Image.new("RGB", (40, 30), colour).save(tmp_path / "pets" / name / f"{index}.jpg")
+    assert "no problems found" in cli("data", "check", "pets").out
+    (tmp_path / "pets" / "cats" / "notes.png").write_text("a text")
+    outcome = cli("data", "check", "pets")
+    assert outcome.code == 1
+    assert "problem: unreadable: cats/notes.png" in outcome.out
+    outcome = cli("train", "common", "model=resnet20", "--data", "pets")
+    assert outcome.code == 2
+    assert outcome.is_one_line("cats/notes.png", "halfmeg data check")
+
+
+def test_a_users_own_folder_of_photographs(cli: Cli, tmp_path: Path) -> None:
+    for part, count in (("train", 12), ("test", 4)):
+        for name, colour in (("red", (220, 30, 20)), ("blue", (20, 40, 210))):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for index in range(count):
+                shade = tuple(max(0, c - 9 * index) for c in colour)
+                size = (60 + index, 45)
+                Image.new("RGB", size, shade).save(
+                    tmp_path / "photos" / part / name / f"{index}.jpg"
+                )
+    outcome = cli("train", "common", "model=cnn", "batch_size=8", "val_fraction=0.25",
+                  "--data", "photos", "--out", "run", "--json")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["test_accuracy"] == 1.0
+    assert cli("evaluate", "run", "--json").json["per_class"] == [1.0, 1.0]
+
+
+MISTAKES = {
+    "unknown command": (["trian"], ["'trian'", "allowed: models, summary"]),
+    "no model": (["summary"], ["argument 'model'", "halfmeg summary --help"]),
+    "unknown model": (["summary", "resnet99"], ["'resnet99'", "cnn, resnet"]),
+    "unknown recipe": (["train", "comon"], ["'comon'", "did you mean 'common'"]),
+    "bad value": (["train", "common", "lr=-1"], ["lr=-1", "(0, 1000]"]),
+    "unknown setting": (["train", "common", "speed=9"], ["'speed'", "batch_size"]),
+    "unknown option": (["train", "common", "--fast"], ["--fast", "--data-dir"]),
+    "no number": (["compare", "cnn", "--seeds", "many"], ["--seeds", "'many'", "integer"]),
+    "missing path": (["train", "common", "--data", "nowhere"], ["'nowhere'", "digits, cifar10"]),
+    "no seeds": (["compare", "cnn", "--seeds", "0"], ["seeds=0", "1 or more"]),
+    "no network": (["compare", "epochs=2"], ["no network named", "cnn"]),
+    "wrong network": (["compare", "cnn", "resnett"], ["'resnett'", "did you mean 'resnet'"]),
+    "no run": (["evaluate", "nowhere"], ["nowhere is no run folder"]),
+    "not resumable": (["resume", "nowhere"], ["nowhere is no run folder"]),
+    "no GPU of that number": (["train", "common", "device=cuda:99"], ["cuda:99", "cpu"]),
+    "odd size": (["train", "common", "--image-size", "40"], ["image_size=40", "allowed: 32"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(cli: Cli, tmp_path, arguments, parts) -> None:
+    outcome = cli(*arguments)
+    assert outcome.code == 2
+    assert outcome.is_one_line(*parts), outcome.err
+    assert outcome.out == ""
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+def test_offline_cifar10(process: Cli) -> None:
+    env = os.environ | {"HALFMEG_CIFAR10_URL": "http://127.0.0.1:9/none"}
+    outcome = process("train", "common", "--data", "cifar10", "--data-dir", "here", env=env)
+    assert outcome.code == 2
+    assert outcome.is_one_line("cifar-10-binary.tar.gz", "here", "--data digits")
+
+
+@pytest.mark.parametrize("damage", ["weights.safetensors", "config.json"])
+def test_a_damaged_run_folder(cli: Cli, trained: Path, tmp_path: Path, damage: str) -> None:
+    import shutil
+
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (tmp_path / "run" / damage).write_bytes(b"broken")
+    outcome = cli("evaluate", "run")
+    assert outcome.code == 2
+    assert outcome.is_one_line(damage, "is damaged")
+
+
+def test_a_full_disk_loses_nothing(process: Cli, cli: Cli, tmp_path: Path) -> None:
+    """A limit on the size of files fails a write as a full disk does."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    outcome = process("train", "common", *QUICK, "--out", "run", preexec_fn=limit)
+    assert outcome.code == 2
+    assert "run/checkpoints/" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())  # no part of a file
+    assert cli("resume", "run", "--json").json["epochs"] == 2
+
+
+def test_a_folder_that_cannot_be_made(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    outcome = cli("train", "common", *QUICK, "--out", "file/run")
+    assert outcome.code == 2
+    assert outcome.is_one_line("cannot make the run folder file/run")
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "halfmeg", "train", "common", "model=cnn", "epochs=500",
+               "--out", "run"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "halfmeg: stopped; continue with `halfmeg resume run`"
+
+
+def test_real_cifar_jpeg_end_to_end(cli: Cli, cifar_jpeg: Path) -> None:
+    outcome = cli("train", "common", "model=cnn", "epochs=1", "val_fraction=0.9",
+                  "--data", str(CIFAR_JPEG), "--json")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["test_accuracy"] > 0.2
+    assert outcome.json["test_n"] == 10_000

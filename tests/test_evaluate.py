@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+
+from halfmeg.evaluate import compute_dtype, compute_logits, evaluate, score
+from halfmeg.models import build_model
+
+
+def test_score_equals_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 7, generator=generator)
+    labels = torch.randint(0, 7, (500,), generator=generator)
+    result = score(logits, labels)
+    predicted = logits.argmax(1)
+    assert result.accuracy == accuracy_score(labels, predicted)
+    assert np.array_equal(result.confusion, confusion_matrix(labels, predicted))
+    probs = logits.double().softmax(1)
+    assert result.loss == pytest.approx(log_loss(labels, probs, labels=range(7)))
+    for index, value in enumerate(result.per_class):
+        mine = labels == index
+        assert value == pytest.approx(accuracy_score(labels[mine], predicted[mine]))
+    assert result.n == 500
+
+
+def test_a_class_without_images_has_no_accuracy() -> None:
+    result = score(torch.eye(3)[[0, 1]], torch.tensor([0, 1]))
+    assert result.per_class == (1.0, 1.0, None)
+
+
+def test_nothing_to_score_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        score(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="label 3 is outside the 3 classes"):
+        score(torch.zeros(1, 3), torch.tensor([3]))
+
+
+def test_logits_do_not_depend_on_batches_or_mode(digits) -> None:
+    model = build_model("resnet-linear").train()
+    images = digits.test.images
+    logits = compute_logits(model, images, digits.mean, digits.std, precision="fp32")
+    assert model.training
+    alone = compute_logits(model, images[:3], digits.mean, digits.std, precision="fp32")
+    assert logits.shape == (360, 10)
+    assert torch.allclose(logits[:3], alone, atol=1e-4)
+
+
+def test_bf16_is_near_float32(digits) -> None:
+    torch.manual_seed(0)
+    model = build_model("cnn")
+    wide, narrow = (
+        compute_logits(model, digits.test.images, digits.mean, digits.std, precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+    assert narrow.dtype == torch.float32
+    assert not torch.equal(wide, narrow)
+    assert torch.allclose(wide, narrow, atol=0.05)
+
+
+def test_auto_takes_bf16_only_with_hardware(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    for capable, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capable: {"avx512_bf16": c})
+        assert compute_dtype("auto", cpu) == expected
+    assert compute_dtype("fp32", cpu) == torch.float32
+    assert compute_dtype("bf16", cpu) == torch.bfloat16
+
+
+def test_evaluate_reads_a_data_set(digits) -> None:
+    result = evaluate(build_model("cnn"), digits.test, digits.mean, digits.std)
+    assert result.n == 360
+    assert sum(map(sum, result.confusion)) == 360
+    assert result.to_dict()["accuracy"] == result.accuracy

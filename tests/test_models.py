@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from halfmeg.models import (
+    MODELS,
+    BasicBlock,
+    CifarResNet,
+    ResBlock,
+    build_model,
+    convert_public_resnet,
+)
+from halfmeg.runs import load_public_resnet
+
+PUBLISHED = {  # name: (body parameters as published, all parameters)
+    "cnn": (65_568, 81_578),
+    "resnet": (485_952, 1_020_490),
+    "resnet-linear": (485_952, 491_082),
+    "resnet-shared": (485_952, 491_082),
+}
+HE_2015 = {"resnet20": 269_722, "resnet32": 464_154}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_output_shape_and_a_gradient_for_every_parameter(name: str, num_classes: int) -> None:
+    model = build_model(name, num_classes)
+    logits = model(torch.randn(4, 3, 32, 32))
+    assert logits.shape == (4, num_classes)
+    logits.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize(("name", "counts"), PUBLISHED.items())
+def test_parameters_of_the_study(name: str, counts: tuple[int, int]) -> None:
+    model = build_model(name)
+    body = {id(p): p.numel() for module in model.body_modules() for p in module.parameters()}
+    assert (sum(body.values()), sum(p.numel() for p in model.parameters())) == counts
+
+
+@pytest.mark.parametrize(("name", "count"), HE_2015.items())
+def test_parameters_of_he_et_al(name: str, count: int) -> None:
+    model = build_model(name)
+    assert sum(p.numel() for p in model.parameters()) == count
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) + 1 == int(name.removeprefix("resnet"))  # and the linear layer
+
+
+def test_every_convolution_of_the_study_has_a_bias() -> None:
+    for name in PUBLISHED:
+        for module in build_model(name).modules():
+            assert not isinstance(module, nn.Conv2d) or module.bias is not None
+
+
+def test_shared_blocks_are_applied_twice_with_the_same_weights() -> None:
+    model = build_model("resnet-shared").eval()
+    blocks = [layer for layer in model.layers if isinstance(layer, ResBlock)]  # type: ignore[union-attr]
+    assert [blocks[i] is blocks[i + 1] for i in (0, 2, 4)] == [True] * 3
+    once = build_model("resnet-linear").eval()
+    kept = {id(layer): layer for layer in model.layers}  # type: ignore[union-attr]
+    once.load_state_dict(nn.ModuleList(kept.values()).state_dict(prefix="layers."))
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.allclose(once(images), model(images))
+
+
+def test_option_a_shortcut_subsamples_and_pads_with_zeros() -> None:
+    block = BasicBlock(16, 32, stride=2).eval()
+    for module in block.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.zeros_(module.weight)
+    x = torch.rand(1, 16, 8, 8)
+    y = block(x)
+    assert y.shape == (1, 32, 4, 4)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_seed_builds_the_same_network(name: str) -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(build_model(name).state_dict())
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("resnet-20",), ["'resnet-20'", "did you mean 'resnet20'", "cnn, resnet"]),
+        (("cnn", 1), ["num_classes=1", "2 or more"]),
+        (("cnn", 10, 28), ["image_size=28", "allowed: 32"]),
+        (("resnet20", 10, 4), ["image_size=4", "8 or more"]),
+    ],
+)
+def test_mistakes_name_the_value(arguments: tuple[str, int, int], parts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        build_model(*arguments)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_he_networks_take_other_image_sizes() -> None:
+    assert build_model("resnet20", 5, 64)(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+class PublicBlock(nn.Module):
+    """A block as other projects name its parts."""
+
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.stride, self.pad = stride, (planes - in_planes) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        short = x[:, :, :: self.stride, :: self.stride]
+        zeros = short.new_zeros(len(x), self.pad, *short.shape[2:])
+        return torch.relu(out + torch.cat([zeros, short, zeros], 1))
+
+
+class PublicResNet(nn.Module):
+    """ResNet-20 written independently, with the names that public checkpoints have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*[PublicBlock(16, 16, 1) for _ in range(3)])
+        self.layer2 = nn.Sequential(PublicBlock(16, 32, 2),
+                                    PublicBlock(32, 32, 1), PublicBlock(32, 32, 1))  # fmt: skip
+        self.layer3 = nn.Sequential(
+            PublicBlock(32, 64, 2), PublicBlock(64, 64, 1), PublicBlock(64, 64, 1)
+        )
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(torch.nn.functional.avg_pool2d(x, 8).flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "DataParallel"])
+def test_a_public_checkpoint_loads_and_gives_the_same_logits(tmp_path, wrapped) -> None:
+    public = PublicResNet()
+    public.train()(torch.randn(8, 3, 32, 32))  # so that the running statistics are not trivial
+    public.eval()
+    prefix = "module." if wrapped else ""
+    state = {prefix + key: value for key, value in public.state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 91.7} if wrapped else state, tmp_path / "r.th")
+    ours = load_public_resnet(tmp_path / "r.th", "resnet20").eval()
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.allclose(ours(images), public(images), atol=1e-5)
+
+
+def test_what_is_no_public_resnet_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"'classifier\.weight' is none of a CIFAR ResNet"):
+        convert_public_resnet({"classifier.weight": torch.zeros(1)})
+    torch.save(PublicResNet().state_dict(), tmp_path / "r.th")
+    with pytest.raises(ValueError, match="does not load as resnet32"):
+        load_public_resnet(tmp_path / "r.th", "resnet32")
+    with pytest.raises(ValueError, match="allowed: resnet20, resnet32"):
+        load_public_resnet(tmp_path / "r.th", "cnn")
+    (tmp_path / "text.th").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="does not load"):
+        load_public_resnet(tmp_path / "text.th", "resnet20")
+
+
+def test_public_names_cover_the_whole_network() -> None:
+    converted = convert_public_resnet(PublicResNet().state_dict())
+    assert converted.keys() == CifarResNet(20, 10).state_dict().keys()

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+
+from halfmeg.optim import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    cosine_factor,
+    onecycle_factor,
+    step_factor,
+)
+
+
+def tiny_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def build(model: nn.Module, name: str, **changes: float) -> torch.optim.Optimizer:
+    settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1} | changes
+    return build_optimizer(model, name, betas=(0.9, 0.95), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_fused_optimizers_equal_torchs_plain_ones(name: str) -> None:
+    plain_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"betas": (0.9, 0.95)}
+    ours, theirs = tiny_model(), tiny_model()
+    optimizer = build(ours, name)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    reference = plain_class[name](groups, lr=0.01, foreach=False, **options)
+    for step in range(5):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        for model, stepper in ((ours, optimizer), (theirs, reference)):
+            stepper.zero_grad()
+            model(x).square().mean().backward()
+            stepper.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_weight_decay_spares_biases_and_normalization() -> None:
+    model = tiny_model()
+    decay, rest = build(model, "sgd").param_groups
+    assert [p.ndim for p in decay["params"]] == [2, 2]
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert len(rest["params"]) == 3
+
+
+@pytest.mark.parametrize("total", [37, 137, 2000])
+@pytest.mark.parametrize("warmup", [0.1, 0.3])
+def test_onecycle_equals_torch(total: int, warmup: float) -> None:
+    optimizer = build(tiny_model(), "sgd", lr=0.5)
+    reference = OneCycleLR(
+        optimizer, 0.5, total, pct_start=warmup, anneal_strategy="linear", cycle_momentum=False
+    )
+    for step in range(total):
+        expected = reference.get_last_lr()[0]
+        assert 0.5 * onecycle_factor(step, total, warmup) == pytest.approx(expected, abs=1e-9)
+        optimizer.step()
+        if step + 1 < total:
+            reference.step()
+
+
+def test_step_equals_torch() -> None:
+    optimizer = build(tiny_model(), "sgd", lr=1.0)
+    reference = MultiStepLR(optimizer, [4, 7], gamma=0.1)
+    for step in range(12):
+        assert step_factor(step, [4, 7], 0.1) == pytest.approx(reference.get_last_lr()[0])
+        optimizer.step()
+        reference.step()
+
+
+def test_cosine_equals_torch_after_a_linear_warmup() -> None:
+    optimizer = build(tiny_model(), "sgd", lr=1.0)
+    reference = CosineAnnealingLR(optimizer, T_max=90)
+    for step in range(10, 100):
+        assert cosine_factor(step, 100, 10) == pytest.approx(reference.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        reference.step()
+    rise = [cosine_factor(step, 100, 10) for step in range(11)]
+    assert rise == sorted(rise)
+    assert 0 < rise[0] < 0.1
+
+
+def schedule_for(optimizer: torch.optim.Optimizer, name: str):
+    return build_schedule(
+        optimizer, name, lr=0.1, total_steps=20, milestones=[10], drop=0.1, patience=2, warmup=0.3
+    )  # type: ignore[arg-type]
+
+
+def test_a_constant_rate_is_constant() -> None:
+    optimizer = build(tiny_model(), "adam", lr=0.1)
+    schedule = schedule_for(optimizer, "constant")
+    for step in range(20):
+        schedule.set_step(step)
+        assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+
+
+def test_plateau_drops_after_patience_and_resumes() -> None:
+    optimizer = build(tiny_model(), "adam", lr=0.1)
+    schedule = schedule_for(optimizer, "plateau")
+    for loss in (1.0, 0.5, 0.6, 0.6):
+        schedule.end_epoch(loss)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    stored = copy.deepcopy((schedule.state_dict(), optimizer.state_dict()))
+    schedule.end_epoch(0.6)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+    other = build(tiny_model(), "adam", lr=0.1)
+    resumed = schedule_for(other, "plateau")
+    resumed.load_state_dict(stored[0])
+    other.load_state_dict(stored[1])
+    resumed.end_epoch(0.6)
+    assert other.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_the_average_follows_its_formula() -> None:
+    model = tiny_model()
+    average = build_average(model, 0.9)
+    expected = None
+    for step in range(30):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(math.sin(step))
+        model[1].num_batches_tracked += 1
+        average.update(model)
+        weight = model[0].weight.detach().clone()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    averaged = average.evaluated(model)
+    assert torch.allclose(averaged[0].weight, expected, atol=1e-6)  # type: ignore[index]
+    assert averaged[1].num_batches_tracked == 30  # type: ignore[index]
+
+
+def test_no_average_evaluates_the_network_itself() -> None:
+    model = tiny_model()
+    average = build_average(model, 0.0)
+    average.update(model)
+    assert average.evaluated(model) is model
+    assert average.state_dict() == {}

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import small_config
+from PIL import Image
+
+from halfmeg.compare import Comparison, compare
+from halfmeg.report import (
+    comparison_figure,
+    curve_figure,
+    figure_png,
+    figure_svg,
+    render_page,
+    write_comparison,
+)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory, few_digits) -> Comparison:
+    out = tmp_path_factory.mktemp("compared") / "study"
+    terms = small_config(batch_size=64)
+    return compare(["cnn", "resnet", "resnet-linear"], few_digits, seeds=2, out=out, config=terms)
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and the text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def test_the_page_says_what_the_comparison_found(comparison: Comparison) -> None:
+    html = render_page(comparison, comparison_figure(comparison))
+    text = " ".join(Page(html).text.split())
+    for pair in comparison.pairs:
+        assert pair.verdict in text
+    for model in comparison.models:
+        assert f"{100 * model.test_accuracy.mean:.2f}" in text
+        assert f"{model.params:,}" in text
+    assert "resnet has 1,020,490 parameters: over the budget" in text
+    assert "differ in size by a factor of 13" in text
+    assert comparison.fingerprint in text
+
+
+def test_the_page_asks_nobody_for_anything(comparison: Comparison) -> None:
+    html = render_page(comparison, comparison_figure(comparison))
+    for tag, attributes in Page(html).tags:
+        assert tag not in ("script", "link", "img", "iframe")
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_names_are_escaped(comparison: Comparison) -> None:
+    from dataclasses import replace
+
+    hostile = replace(comparison, data="<script>alert(1)</script>")
+    html = render_page(hostile, comparison_figure(hostile))
+    assert "<script>" not in html
+
+
+def test_files_are_written_and_readable(comparison: Comparison, tmp_path: Path) -> None:
+    page, picture = write_comparison(comparison, tmp_path)
+    assert page.read_text().startswith("<!doctype html>")
+    with Image.open(picture) as image:
+        assert image.width > 1000
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_figures_are_repeatable_and_take_the_pages_colour(comparison: Comparison) -> None:
+    first, again = (figure_svg(comparison_figure(comparison)) for _ in range(2))
+    assert first == again
+    assert "currentColor" in first
+    ET.fromstring(first)
+    figures = [comparison_figure(comparison) for _ in range(2)]
+    assert figure_png(figures[0]) == figure_png(figures[1])
+
+
+def test_the_published_figure_has_both_curves() -> None:
+    curves = [("CNN", np.array([0.5, 0.6])), ("ResNet", np.array([0.4, np.nan]))]
+    figure = curve_figure(curves, "test", "CNN and ResNet")
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines] == ["CNN", "ResNet"]
+    assert axes.lines[0].get_ydata().tolist() == [50, 60]
+    assert axes.lines[0].get_xdata().tolist() == [1, 2]
+    Image.open(io.BytesIO(figure_png(figure))).verify()

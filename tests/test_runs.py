@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+
+from halfmeg.models import MODELS, build_model
+from halfmeg.runs import (
+    DataFacts,
+    Run,
+    load_weights,
+    read_checkpoint,
+    weights_to_bytes,
+    write_atomically,
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, digits) -> Run:
+    return Run.create(tmp_path / "run", small_config(), digits)
+
+
+def test_a_new_folder_opens_as_it_was_made(run: Run, digits) -> None:
+    opened = Run.open(run.folder)
+    assert opened.config == run.config
+    assert opened.data == DataFacts.of(digits)
+    assert opened.result() is None
+    assert opened.read_metrics() == []
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert environment["cores"] == os.cpu_count()
+
+
+def test_an_existing_folder_is_never_overwritten(run: Run, digits) -> None:
+    before = (run.folder / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"exists already .* `halfmeg resume"):
+        Run.create(run.folder, small_config(epochs=9), digits)
+    assert (run.folder / "config.json").read_bytes() == before
+
+
+def test_folders_that_are_no_runs(tmp_path: Path, run: Run) -> None:
+    with pytest.raises(ValueError, match="is no run folder"):
+        Run.open(tmp_path / "nowhere")
+    for content in ("{", "[]", '{"config": {}, "data": {}}'):
+        (run.folder / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"config.json is damaged"):
+            Run.open(run.folder)
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomically(path, b"new")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_json_without_nan(run: Run) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run.save_result({"loss": float("nan")})
+    assert not (run.folder / "result.json").exists()
+
+
+def test_the_newest_checkpoints_are_kept(run: Run) -> None:
+    for epoch in range(1, 5):
+        run.save_checkpoint({"epoch": epoch}, epoch, 0)
+    assert [read_checkpoint(path) for path in run.checkpoints()] == [{"epoch": 3}, {"epoch": 4}]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(run: Run, damage: str) -> None:
+    for epoch in (1, 2):
+        run.save_checkpoint({"epoch": epoch, "weights": torch.arange(5000)}, epoch, 0)
+    newest = run.checkpoints()[-1]
+    content = bytearray(newest.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1  # one bit, inside the weights
+    broken = {"cut": content[:-300], "flipped": content, "empty": b"", "text": b"hello"}
+    newest.write_bytes(broken[damage])
+    state, damaged = run.load_checkpoint()
+    assert state is not None
+    assert state["epoch"] == 1
+    assert damaged == [newest]
+
+
+def test_a_checkpoint_with_code_is_not_run(run: Run, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/attacked",)
+
+    path = run.save_checkpoint({"epoch": 1}, 1, 0)
+    torch.save({"epoch": Attack()}, path)
+    assert read_checkpoint(path) is None
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_come_back_to_the_bit(name: str, tmp_path: Path) -> None:
+    model = build_model(name)
+    model(torch.randn(8, 3, 32, 32))  # moves the running statistics
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(weights_to_bytes(model))
+    other = build_model(name)
+    load_weights(other, path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    with pytest.raises(ValueError, match="does not exist; has the run finished"):
+        load_weights(build_model("cnn"), path)
+    path.write_bytes(weights_to_bytes(build_model("cnn", 7)))
+    with pytest.raises(ValueError, match=r"does not fit .* is \(7, 1600\), expected \(10, 1600\)"):
+        load_weights(build_model("cnn", 10), path)
+    with pytest.raises(ValueError, match="is nothing, expected"):
+        load_weights(build_model("resnet20"), path)
+    content = weights_to_bytes(build_model("cnn"))
+    for broken in (b"", content[:1000], b"\xff" * 200):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="is damaged"):
+            load_weights(build_model("cnn"), path)
+
+
+def test_metrics_keep_their_precision(run: Run) -> None:
+    row = {"epoch": 1, "lr": 1 / 3, "train_loss": 0.1 + 0.2, "val_loss": None}
+    run.write_metrics([row])
+    (read,) = run.read_metrics()
+    assert (read["lr"], read["train_loss"], read["val_loss"]) == (1 / 3, 0.1 + 0.2, None)
+
+
+def test_logits_are_plain_arrays(run: Run) -> None:
+    run.save_logits(test_logits=torch.eye(3), test_labels=torch.tensor([0, 1, 2]))
+    with np.load(run.folder / "logits.npz", allow_pickle=False) as stored:
+        assert np.array_equal(stored["test_logits"], np.eye(3))
+
+
+def test_each_reading_of_the_test_set_is_logged(run: Run) -> None:
+    run.log_test_reading("first")
+    run.log_test_reading("second")
+    lines = (run.folder / "test_readings.jsonl").read_text().splitlines()
+    assert [json.loads(line)["purpose"] for line in lines] == ["first", "second"]

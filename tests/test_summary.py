@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchsummary
+
+from halfmeg.models import MODELS, build_model
+from halfmeg.summary import count_macs, format_table, summarize
+
+# name: (published parameters, published mult-adds, true multiply-accumulates)
+COUNTS = {
+    "cnn": (65_568, 14_375_552, 14_359_552),
+    "resnet": (485_952, 19_170_400, 18_248_704),
+    "resnet-shared": (485_952, 32_661_472, 31_880_192),
+}
+
+CNN_TABLE = """\
+==========================================================================================
+Layer (type:depth-idx)                   Output Shape              Param #
+==========================================================================================
+├─ModuleList: 1                          []                        --
+|    └─Conv2d: 2-1                       [-1, 32, 30, 30]          896
+|    └─Conv2d: 2-2                       [-1, 32, 28, 28]          9,248
+|    └─ReLU: 2-3                         [-1, 32, 28, 28]          --
+|    └─MaxPool2d: 2-4                    [-1, 32, 14, 14]          --
+|    └─Conv2d: 2-5                       [-1, 64, 12, 12]          18,496
+|    └─Conv2d: 2-6                       [-1, 64, 10, 10]          36,928
+|    └─ReLU: 2-7                         [-1, 64, 10, 10]          --
+|    └─MaxPool2d: 2-8                    [-1, 64, 5, 5]            --
+|    └─MLP: 2-9                          [-1, 10]                  --
+==========================================================================================
+"""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_table_and_totals_equal_torch_summary(name: str) -> None:
+    model = build_model(name)
+    ours = summarize(model)
+    theirs = torchsummary.summary(model, (3, 32, 32), verbose=0)
+    assert ours.published_params == theirs.total_params
+    assert ours.published_mult_adds == theirs.total_mult_adds
+    table = str(theirs).split("Total params")[0]
+    assert format_table(ours).startswith(table)
+
+
+@pytest.mark.parametrize(("name", "counts"), COUNTS.items())
+def test_counts_of_the_design(name: str, counts: tuple[int, int, int]) -> None:
+    summary = summarize(build_model(name))
+    assert (summary.published_params, summary.published_mult_adds, summary.macs) == counts
+    assert summary.body_params == summary.published_params
+
+
+def test_the_published_cnn_table_to_the_letter() -> None:
+    assert format_table(summarize(build_model("cnn"))).startswith(CNN_TABLE)
+
+
+def test_the_published_shared_table_marks_repeated_uses() -> None:
+    rows = format_table(summarize(build_model("resnet-shared"))).splitlines()
+    assert "|    └─ResBlock: 2-15                    [-1, 128, 4, 4]           (recursive)" in rows
+    assert "|    |    └─ReLU: 3-36                   [-1, 128, 4, 4]           --" in rows
+    assert "Total mult-adds (M): 32.66" in rows
+    assert "All parameters: 491,082 (fits the budget of 500,000)" in rows
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_macs_equal_torchs_own_counter(name: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build_model(name).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 32, 32))
+    assert 2 * count_macs(model) == counter.get_total_flops()
+
+
+def test_the_budget_counts_everything() -> None:
+    assert not summarize(build_model("resnet")).within_budget
+    frozen = build_model("resnet-linear")
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    summary = summarize(frozen)
+    assert (summary.params, summary.trainable_params) == (491_082, 0)
+
+
+def test_summarizing_leaves_the_network_as_it_was() -> None:
+    model = build_model("resnet-shared").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    summarize(model)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

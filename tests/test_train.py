@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_config
+
+from halfmeg.data import DataSplits
+from halfmeg.models import MODELS
+from halfmeg.runs import Run, read_checkpoint
+from halfmeg.train import (
+    SilentListener,
+    TrainingDivergedError,
+    TrainingInterruptedError,
+    derive_seed,
+    fit,
+    resume,
+)
+
+EVERYTHING = {
+    "rotation": 10.0, "crop": 3, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1,
+    "hflip": True, "vflip": True, "cutout": 4, "label_smoothing": 0.1, "ema": 0.9,
+}  # fmt: skip
+
+
+class Recorder(SilentListener):
+    """Keeps what it is told, and can act after an epoch."""
+
+    def __init__(self, after_epoch=None) -> None:
+        self.reports, self.rows, self.damaged = [], [], []
+        self.after_epoch = after_epoch
+
+    def on_start(self, run, damaged) -> None:
+        self.damaged = damaged
+
+    def on_step(self, report) -> None:
+        self.reports.append(report)
+
+    def on_epoch(self, row) -> None:
+        self.rows.append(row)
+        if self.after_epoch:
+            self.after_epoch(row)
+
+
+def weights_of(run: Run) -> bytes:
+    return (run.folder / "weights.safetensors").read_bytes()
+
+
+def test_a_run_learns_and_its_folder_tells_everything(tmp_path: Path, digits) -> None:
+    recorder = Recorder()
+    run = fit(small_config(epochs=8, batch_size=64), digits, tmp_path / "run", listener=recorder)
+    result = run.result()
+    assert result is not None
+    assert result["test_accuracy"] > 0.9
+    assert result["val_accuracy"] == pytest.approx(recorder.rows[-1]["val_accuracy"])
+    assert {"params", "epochs", "val_accuracy", "test_accuracy", "images_per_second",
+            "seconds", "weights"} <= result.keys()  # fmt: skip
+    assert (result["params"], result["epochs"], result["macs"]) == (81_578, 8, 14_359_552)
+    assert {path.name for path in run.folder.iterdir()} == {
+        "config.json", "environment.json", "metrics.csv", "checkpoints", "weights.safetensors",
+        "result.json", "logits.npz", "test_readings.jsonl",
+    }  # fmt: skip
+    assert [row["epoch"] for row in run.read_metrics()] == list(range(1, 9))
+    assert run.evaluate(digits).accuracy == result["test_accuracy"]
+    assert recorder.reports[-1].seconds_left == 0
+    assert recorder.reports[-1].step == recorder.reports[-1].steps
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_network_trains(name: str, tmp_path: Path, few_digits) -> None:
+    recorder = Recorder()
+    config = small_config(model=name, epochs=4, batch_size=64, **EVERYTHING)
+    run = fit(config, few_digits, tmp_path / "run", listener=recorder)
+    assert recorder.rows[-1]["train_loss"] < recorder.rows[0]["train_loss"]
+    run.load_model()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "step", "plateau", "cosine", "onecycle"])
+def test_every_optimizer_and_schedule(optimizer, schedule, tmp_path: Path, few_digits) -> None:
+    lr = 0.005 if optimizer == "sgd" else 0.002
+    config = small_config(
+        optimizer=optimizer, schedule=schedule, lr=lr, milestones=(1,), batch_size=64
+    )
+    rows = fit(config, few_digits, tmp_path / "run").read_metrics()
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]  # type: ignore[operator]
+    if schedule == "step":
+        assert rows[1]["lr"] == pytest.approx(lr / 10)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(tmp_path: Path, digits) -> None:
+    config = small_config(model="resnet", **EVERYTHING)  # its dropout draws too
+    first, again = (fit(config, digits, tmp_path / name) for name in ("a", "b"))
+    other = fit(small_config(model="resnet", seed=1, **EVERYTHING), digits, tmp_path / "c")
+    assert weights_of(first) == weights_of(again)
+    assert weights_of(first) != weights_of(other)
+
+
+def test_bf16_and_float32_learn_alike(tmp_path: Path, digits) -> None:
+    accuracies = []
+    for precision in ("bf16", "fp32"):
+        config = small_config(epochs=4, batch_size=64, precision=precision)
+        run = fit(config, digits, tmp_path / precision)
+        accuracies.append((run.result() or {})["test_accuracy"])
+    assert min(accuracies) > 0.8
+    assert abs(accuracies[0] - accuracies[1]) < 0.05
+
+
+def test_the_test_set_is_read_once_unless_the_curve_is_asked_for(tmp_path: Path, digits) -> None:
+    run = fit(small_config(epochs=3), digits, tmp_path / "sealed")
+    assert len((run.folder / "test_readings.jsonl").read_text().splitlines()) == 1
+    assert (run.result() or {})["test_curve"] is None
+
+    config = small_config(epochs=3, val_fraction=0.0, monitor="test")
+    run = fit(config, digits, tmp_path / "watched")
+    lines = (run.folder / "test_readings.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert "monitoring only" in json.loads(lines[0])["purpose"]
+    result = run.result() or {}
+    assert result["test_curve"] == "monitoring only"
+    assert result["test_accuracy"] == pytest.approx(run.read_metrics()[-1]["test_accuracy"])
+    assert result["val_accuracy"] is None
+
+
+# --- stopping and continuing ------------------------------------------------------------------
+
+KILLED_CONFIG = {"model": "resnet", "epochs": 4, "batch_size": 128, **EVERYTHING}
+SCRIPT = """
+import sys
+from conftest import small_config
+from halfmeg.data import load_dataset
+from halfmeg.train import SilentListener, fit
+
+class Tell(SilentListener):
+    def on_epoch(self, row):
+        print(row["epoch"], flush=True)
+
+from test_train import KILLED_CONFIG
+fit(small_config(**KILLED_CONFIG), load_dataset("digits"), sys.argv[1], listener=Tell())
+"""
+
+
+def start_process(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, digits: DataSplits) -> Run:
+    return fit(small_config(**KILLED_CONFIG), digits, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.25, 0.6])
+def test_killed_and_resumed_ends_with_the_same_bits(delay, tmp_path, digits, uninterrupted) -> None:
+    process = start_process(tmp_path / "run")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "1\n", process.stderr.read()
+    time.sleep(delay)  # somewhere in the second or third epoch, or in the writing of a file
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "run" / "result.json").exists()
+    run = resume(tmp_path / "run", digits)
+    assert weights_of(run) == weights_of(uninterrupted)
+    ours, whole = run.read_metrics(), uninterrupted.read_metrics()
+    for row in (*ours, *whole):
+        del row["seconds"], row["images_per_second"]
+    assert ours == whole
+
+
+def test_killed_before_the_first_checkpoint_starts_again(tmp_path, digits, uninterrupted) -> None:
+    process = start_process(tmp_path / "run")
+    while not (tmp_path / "run" / "config.json").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert weights_of(resume(tmp_path / "run", digits)) == weights_of(uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_write_a_checkpoint_and_say_how_to_continue(
+    number, tmp_path, digits, uninterrupted
+) -> None:
+    def interrupt(report) -> None:
+        if report.epoch == 2:
+            os.kill(os.getpid(), number)
+
+    recorder = Recorder()
+    recorder.on_step = interrupt  # type: ignore[method-assign]
+    with pytest.raises(TrainingInterruptedError, match="halfmeg resume") as caught:
+        fit(small_config(**KILLED_CONFIG), digits, tmp_path / "run", listener=recorder)
+    assert caught.value.signal_number == number
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # handlers are put back
+    run = resume(tmp_path / "run", digits)
+    assert weights_of(run) == weights_of(uninterrupted)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, digits, uninterrupted) -> None:
+    def stop(row) -> None:
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_config(**KILLED_CONFIG), digits, tmp_path / "run", listener=Recorder(stop))
+    newest = Run.open(tmp_path / "run").checkpoints()[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    recorder = Recorder()
+    run = resume(tmp_path / "run", digits, listener=recorder)
+    assert recorder.damaged == [newest]
+    assert [row["epoch"] for row in recorder.rows] == [3, 4]
+    assert weights_of(run) == weights_of(uninterrupted)
+
+
+def test_no_readable_checkpoint_is_an_error(tmp_path: Path, digits) -> None:
+    run = fit(small_config(epochs=1), digits, tmp_path / "run")
+    (run.folder / "result.json").unlink()
+    for path in run.checkpoints():
+        path.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        resume(run.folder, digits)
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path, digits) -> None:
+    run = fit(small_config(epochs=1), digits, tmp_path / "run")
+    stamp = (run.folder / "weights.safetensors").stat().st_mtime_ns
+    assert resume(run.folder, digits).result() == run.result()
+    assert (run.folder / "weights.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_run_continues_only_on_its_own_data(tmp_path: Path, digits) -> None:
+    run = fit(small_config(epochs=1), digits, tmp_path / "run")
+    swapped = DataSplits("other", digits.test, digits.train, digits.mean, digits.std, "0" * 16)
+    with pytest.raises(ValueError, match=f"was trained on {digits.fingerprint}"):
+        resume(run.folder, swapped)
+
+
+def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, digits, uninterrupted) -> None:
+    config = small_config(**KILLED_CONFIG | {"keep_checkpoints": 0})
+    whole = fit(config, digits, tmp_path / "whole")
+    assert len(whole.checkpoints()) == 4
+    continued = fit(config, digits, tmp_path / "more", start=whole.checkpoints()[1])
+    assert weights_of(continued) == weights_of(whole) == weights_of(uninterrupted)
+    assert len(continued.read_metrics()) == 4
+    with pytest.raises(ValueError, match="missing, damaged or no checkpoint"):
+        fit(config, digits, tmp_path / "none", start=tmp_path / "none.pt")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="does not fit cnn"):
+        fit(small_config(), digits, tmp_path / "cnn", start=whole.checkpoints()[1])
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+
+
+def test_a_loss_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path, digits) -> None:
+    config = small_config(epochs=5, optimizer="sgd", lr=900.0, momentum=0.9, precision="fp32")
+    good = small_config(epochs=5, optimizer="sgd", lr=0.01, precision="fp32", schedule="step",
+                        milestones=(1,), lr_drop=1.0)  # fmt: skip
+
+    def stop(row) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(good, digits, tmp_path / "run", listener=Recorder(stop))
+    run = Run.open(tmp_path / "run")
+    stored = json.loads((run.folder / "config.json").read_text())
+    stored["config"] |= {"lr": 900.0}
+    (run.folder / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(TrainingDivergedError, match=r"the loss became (nan|inf) in epoch 2"):
+        resume(run.folder, digits)
+    state = read_checkpoint(run.checkpoints()[-1])
+    assert state is not None
+    assert state["position"]["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["model"].values())
+    with pytest.raises(TrainingDivergedError, match="try a smaller lr than 900"):
+        fit(config, digits, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "vgg"}, "model 'vgg' is not known"),
+        ({"crop": 32, "crop_mode": "reflect"}, "crop=32 is too wide"),
+        ({"device": "cuda"}, "device=cuda is not there"),
+        ({"device": "abacus"}, "device=abacus is not there; allowed here: cpu"),
+        ({"val_fraction": 0.001}, "cannot hold out"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_path, digits) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=message):
+        fit(small_config(**changes), digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path, digits) -> None:
+    part = digits.train.subset(torch.arange(65))
+    data = DataSplits("65", part, digits.test, digits.mean, digits.std, "0" * 16)
+    recorder = Recorder()
+    config = small_config(model="resnet", batch_size=64, val_fraction=0.0, monitor="test")
+    fit(config, data, tmp_path / "run", listener=recorder)
+    assert recorder.reports[-1].steps == 1
+
+
+def test_derived_seeds_differ() -> None:
+    numbers = ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
+    seeds = {derive_seed(*parts) for parts in numbers}
+    assert len(seeds) == len(numbers)
+    assert all(0 <= seed < 2**63 for seed in seeds)
