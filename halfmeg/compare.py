@@ -193,11 +193,18 @@ def _model_result(name: str, items: list[tuple[Run, dict[str, Any]]]) -> ModelRe
         name=name,
         params=items[0][1]["params"],
         macs=items[0][1]["macs"],
-        test_accuracy=student_interval(list(per_seed.values())),
+        test_accuracy=_within_0_and_1(student_interval(list(per_seed.values()))),
         per_seed=per_seed,
         seconds=float(np.mean([result["seconds"] for _, result in items])),
         runs=tuple(run for run, _ in items),
     )
+
+
+def _within_0_and_1(interval: Interval) -> Interval:
+    """Cut what no accuracy can be; Student's interval of two or three seeds can reach there."""
+    if interval.lo is None or interval.hi is None:
+        return interval
+    return Interval(interval.mean, max(0.0, interval.lo), min(1.0, interval.hi))
 
 
 def _pair(a: ModelResult, b: ModelResult) -> PairResult:

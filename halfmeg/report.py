@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from halfmeg.compare import Comparison, ModelResult
 from halfmeg.config import BUDGET
@@ -78,6 +79,7 @@ def curve_figure(curves: Sequence[tuple[str, np.ndarray]], part: str, title: str
         for (label, values), colour in zip(curves, _cycle(len(curves)), strict=True):
             axes.plot(np.arange(1, len(values) + 1), 100 * values, color=colour, label=label)
         axes.set(title=title, xlabel="epoch", ylabel=f"{PART_NAMES[part]} accuracy, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, loc="lower right")
     return figure
 
@@ -101,6 +103,7 @@ def _draw_curves(axes: Axes, models: Sequence[ModelResult]) -> str:
         axes.plot(epochs, curves.mean(0), color=colour, label=model.name, marker=marker)
         axes.fill_between(epochs, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)
     seeds = len(models[0].runs)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", title=f"Mean and range over {seeds} seed{'s' if seeds > 1 else ''}")
     axes.legend(frameon=False, loc="lower right")
     return part

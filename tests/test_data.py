@@ -101,7 +101,8 @@ def test_any_mode_and_size_becomes_rgb(mode: str, size: tuple[int, int]) -> None
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
-    pixels = decode_image(encoded(image, kind), 32)
+    pixels, own_size = decode_image(encoded(image, kind), 32)
+    assert own_size == size
     assert pixels.shape == (3, 32, 32)
     assert pixels.dtype == np.uint8
     assert pixels.std() > 1
@@ -109,17 +110,17 @@ def test_any_mode_and_size_becomes_rgb(mode: str, size: tuple[int, int]) -> None
 
 def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
     image = picture()
-    assert np.array_equal(decode_image(encoded(image), 32), np.asarray(image).transpose(2, 0, 1))
+    assert np.array_equal(decode_image(encoded(image), 32)[0], np.asarray(image).transpose(2, 0, 1))
 
 
 def test_sixteen_bit_gray_is_scaled() -> None:
     deep = Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16))
-    assert np.all(decode_image(encoded(deep), 8) == 128)
+    assert np.all(decode_image(encoded(deep), 8)[0] == 128)
 
 
 def test_transparency_is_laid_on_white() -> None:
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert np.all(decode_image(encoded(clear), 8) == 255)
+    assert np.all(decode_image(encoded(clear), 8)[0] == 255)
 
 
 def test_exif_orientation_is_honoured() -> None:
@@ -127,7 +128,7 @@ def test_exif_orientation_is_honoured() -> None:
     image.paste((255, 255, 255), (0, 0, 8, 4))  # white on top
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by 180 degrees
-    pixels = decode_image(encoded(image, "PNG", exif=exif), 8)
+    pixels, _ = decode_image(encoded(image, "PNG", exif=exif), 8)
     assert pixels[0, 0, 0] == 0
     assert pixels[0, 7, 0] == 255
 
@@ -262,6 +263,16 @@ def test_cached_images_are_memory_mapped(tmp_path: Path) -> None:
     assert any(low <= address < high for low, high in ranges)
 
 
+def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "cache"))
+    folder = make_folder(tmp_path / "images", {"a": 6, "b": 6})
+    first = load_dataset(str(folder)).fingerprint
+    for name, content in (("train_images.npy", b"cut"), ("info.json", b"{}")):
+        (path,) = (tmp_path / "cache").rglob(name)
+        path.write_bytes(content)
+        assert load_dataset(str(folder)).fingerprint == first
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "file" / "cache"))
@@ -333,6 +344,13 @@ def test_the_check_finds_what_is_wrong(tmp_path: Path) -> None:
     assert "1 test image(s) stand in the training part too" in text
     assert len(report.problems) == 4
     assert report.classes["a"] == {"train": 30, "test": 4}
+
+
+def test_the_check_tells_the_images_own_sizes(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 5, "b": 5}, size=(40, 50))
+    picture(77, size=(20, 30)).save(tmp_path / "a" / "small.png")
+    report = inspect_data(str(tmp_path))
+    assert (report.smallest, report.largest, report.image_size) == ((20, 30), (40, 50), 32)
 
 
 def test_nothing_readable_at_all(tmp_path: Path) -> None:

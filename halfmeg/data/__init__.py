@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 from pathlib import Path
 
+import numpy as np
+
 from halfmeg.data.check import DataReport, check_data
 from halfmeg.data.cifar import load_cifar10
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
@@ -67,9 +69,11 @@ def inspect_data(
     """
     _check_image_size(image_size)
     if source in NAMED_SOURCES:
-        return check_data(_load_named(source, Path(data_dir), image_size, progress))
-    splits, unreadable = decode_source(_source_name(source), _read(source), image_size, progress)
-    return check_data(splits, unreadable)
+        splits = _load_named(source, Path(data_dir), image_size, progress)
+        own_size = 8 if source == "digits" else 32
+        return check_data(splits, np.full((1, 2), own_size))
+    decoded = decode_source(_source_name(source), _read(source), image_size, progress)
+    return check_data(decoded.splits, decoded.sizes, decoded.unreadable)
 
 
 def _check_image_size(image_size: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from halfmeg.data.dataset import DataSplits
@@ -24,6 +25,8 @@ class DataReport:
     test: int
     classes: dict[str, dict[str, int]]  # name -> {"train": images, "test": images}
     image_size: int
+    smallest: tuple[int, int]  # width and height before scaling, by area
+    largest: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
@@ -32,17 +35,20 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return vars(self) | {
+            "smallest": list(self.smallest),
+            "largest": list(self.largest),
             "mean": list(self.mean),
             "std": list(self.std),
             "problems": list(self.problems),
         }
 
 
-def check_data(data: DataSplits, unreadable: Sequence[str] = ()) -> DataReport:
+def check_data(data: DataSplits, sizes: np.ndarray, unreadable: Sequence[str] = ()) -> DataReport:
     """Count and inspect loaded data.
 
     Args:
         data: what could be read.
+        sizes: int B×2, widths and heights of the images before they were scaled.
         unreadable: a line for each image that could not be read.
     """
     counts = {
@@ -71,11 +77,17 @@ def check_data(data: DataSplits, unreadable: Sequence[str] = ()) -> DataReport:
         test=len(data.test),
         classes=counts,
         image_size=data.image_size,
+        smallest=_size(sizes[sizes.prod(1).argmin()]),
+        largest=_size(sizes[sizes.prod(1).argmax()]),
         mean=data.mean,
         std=data.std,
         fingerprint=data.fingerprint,
         problems=tuple(problems),
     )
+
+
+def _size(pair: np.ndarray) -> tuple[int, int]:
+    return int(pair[0]), int(pair[1])
 
 
 def _count(labels: Tensor, num_classes: int) -> list[int]:

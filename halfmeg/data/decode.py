@@ -37,8 +37,8 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-def decode_image(content: bytes, image_size: int) -> np.ndarray:
-    """Decode one image to uint8 3×image_size×image_size.
+def decode_image(content: bytes, image_size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode one image to uint8 3×image_size×image_size; return its own width and height too.
 
     EXIF orientation is honoured, transparency is laid on white, 16-bit gray is scaled, and an
     image that is not square is cut to its centre.
@@ -58,9 +58,10 @@ def decode_image(content: bytes, image_size: int) -> np.ndarray:
         raise ValueError(str(warning)) from None
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"{image.width}×{image.height} pixels; allowed: sides of 2 and more")
-    if image.size != (image_size, image_size):
+    size = image.size
+    if size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+    return np.asarray(image).transpose(2, 0, 1), size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -76,17 +77,29 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@dataclass(frozen=True)
+class DecodedImages:
+    """What `decode_images` made.
+
+    Attributes:
+        pixels: uint8 B×3×image_size×image_size; 0 for an image that could not be read.
+        sizes: int B×2, the images' own widths and heights.
+        unreadable: why, for each index that could not be read.
+    """
+
+    pixels: np.ndarray
+    sizes: np.ndarray
+    unreadable: dict[int, str]
+
+
 def decode_images(
     encoded: Sequence[EncodedImage], image_size: int, progress: Progress = no_progress
-) -> tuple[np.ndarray, dict[int, str]]:
+) -> DecodedImages:
     """Decode images on all cores.
 
     Pillow lets other threads run while it decodes and scales, so threads suffice.
-
-    Returns:
-        uint8 B×3×image_size×image_size, and for each index that could not be read why; its
-        pixels are 0.
     """
+    sizes = np.zeros((len(encoded), 2), dtype=np.int64)
     pixels = np.zeros((len(encoded), 3, image_size, image_size), dtype=np.uint8)
     chunks = [range(i, min(i + 256, len(encoded))) for i in range(0, len(encoded), 256)]
 
@@ -94,7 +107,7 @@ def decode_images(
         unreadable = {}
         for index in indices:
             try:
-                pixels[index] = decode_image(encoded[index].read(), image_size)
+                pixels[index], sizes[index] = decode_image(encoded[index].read(), image_size)
             except (ValueError, OSError) as error:
                 unreadable[index] = str(error)
         return unreadable
@@ -104,4 +117,4 @@ def decode_images(
         for indices, unreadable in zip(chunks, pool.map(decode_chunk, chunks), strict=True):
             failures |= unreadable
             progress("decoding images", indices.stop, len(encoded))
-    return pixels, failures
+    return DecodedImages(pixels, sizes, failures)

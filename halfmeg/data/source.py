@@ -49,6 +49,21 @@ class EncodedSource:
         return digest.hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class DecodedSource:
+    """What could be read of a source.
+
+    Attributes:
+        splits: the readable images.
+        sizes: int B×2, their own widths and heights.
+        unreadable: a line for each image that could not be read.
+    """
+
+    splits: DataSplits
+    sizes: np.ndarray
+    unreadable: tuple[str, ...]
+
+
 def cache_folder() -> Path:
     """Return the folder for decoded data: `HALFMEG_CACHE`, or the user's cache folder."""
     configured = os.environ.get("HALFMEG_CACHE")
@@ -67,13 +82,16 @@ def load_cached(name: str, key: str, build: Callable[[], DataSplits]) -> DataSpl
         build: decodes the source.
     """
     folder = cache_folder() / key
-    if not (folder / "info.json").exists():
-        splits = build()
-        try:
-            _store(splits, folder)
-        except OSError:  # a full disk or a read-only folder: this run works from memory
-            return splits
-    return _open(name, folder)
+    try:
+        return _open(name, folder)
+    except (OSError, ValueError, KeyError):
+        shutil.rmtree(folder, ignore_errors=True)  # it was absent or damaged
+    splits = build()
+    try:
+        _store(splits, folder)
+        return _open(name, folder)
+    except OSError:  # a full disk or a read-only folder: this run works from memory
+        return splits
 
 
 def load_encoded(
@@ -86,38 +104,38 @@ def load_encoded(
     """
 
     def build() -> DataSplits:
-        splits, unreadable = decode_source(name, source, image_size, progress)
-        if unreadable:
+        decoded = decode_source(name, source, image_size, progress)
+        if unreadable := decoded.unreadable:
             more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
             raise ValueError(
                 f"{name} has {len(unreadable)} unreadable image(s): "
                 f"{'; '.join(unreadable[:3])}{more}; "
                 "mend or remove them (`halfmeg data check` lists all)"
             )
-        return splits
+        return decoded.splits
 
     return load_cached(name, source.content_key(image_size), build)
 
 
 def decode_source(
     name: str, source: EncodedSource, image_size: int, progress: Progress
-) -> tuple[DataSplits, list[str]]:
+) -> DecodedSource:
     """Decode what can be read of a source.
-
-    Returns:
-        The readable images, and a line for each that is not.
 
     Raises:
         ValueError: too few readable images or classes.
     """
     parts: dict[str, Dataset] = {}
     unreadable: list[str] = []
+    sizes: list[np.ndarray] = []
     for part, encoded in source.parts.items():
-        pixels, failures = decode_images(encoded, image_size, progress)
-        unreadable += [f"{encoded[index].name}: {reason}" for index, reason in failures.items()]
-        readable = [index for index in range(len(encoded)) if index not in failures]
-        if failures:
+        decoded = decode_images(encoded, image_size, progress)
+        pixels = decoded.pixels
+        readable = [index for index in range(len(encoded)) if index not in decoded.unreadable]
+        if decoded.unreadable:
             pixels = pixels[readable]
+        unreadable += [f"{encoded[i].name}: {reason}" for i, reason in decoded.unreadable.items()]
+        sizes.append(decoded.sizes[readable])
         labels = torch.tensor([encoded[index].label for index in readable], dtype=torch.int64)
         parts[part] = Dataset(torch.from_numpy(pixels), labels, source.classes)
     if not sum(map(len, parts.values())):
@@ -128,7 +146,8 @@ def decode_source(
         everything = parts["all"]
         first, second = stratified_split(everything.labels, TEST_FRACTION, SPLIT_SEED)
         parts = {"train": everything.subset(first), "test": everything.subset(second)}
-    return build_splits(name, parts["train"], parts["test"]), unreadable
+    splits = build_splits(name, parts["train"], parts["test"])
+    return DecodedSource(splits, np.concatenate(sizes), tuple(unreadable))
 
 
 def _store(splits: DataSplits, folder: Path) -> None:

@@ -1,0 +1,24 @@
+"""The benchmarks run whole at a small setting; their figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_throughput(tmp_path) -> None:
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--models", "cnn",
+        "--images", "256", "--batch-size", "64", "--rounds", "1", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert {"model", "images_per_second", "conventional_images_per_second", "ratio",
+            "gemm_share", "augment_share"} <= row.keys()  # fmt: skip
+    assert row["ratio"] == row["images_per_second"] / row["conventional_images_per_second"]
+    assert 0 < row["augment_share"] < 1
+    assert not list(tmp_path.iterdir())
