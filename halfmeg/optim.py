@@ -47,8 +47,8 @@ class Schedule(Protocol):
     def set_step(self, step: int) -> None:
         """Set the rate of step `step`, counted from 0 over the whole run."""
 
-    def end_epoch(self, loss: float) -> None:
-        """Take in the monitored loss of an epoch."""
+    def end_epoch(self, loss: float | None) -> None:
+        """Take in the monitored loss of an epoch; None where nothing was measured."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold."""
@@ -73,7 +73,7 @@ class FactorSchedule:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self.factor(step)
 
-    def end_epoch(self, loss: float) -> None:
+    def end_epoch(self, loss: float | None) -> None:
         """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,8 +94,9 @@ class PlateauSchedule:
     def set_step(self, step: int) -> None:
         """Do nothing."""
 
-    def end_epoch(self, loss: float) -> None:
-        """Take in the monitored loss of an epoch."""
+    def end_epoch(self, loss: float | None) -> None:
+        """Take in the monitored loss of an epoch; None where nothing was measured."""
+        assert loss is not None, "RunConfig refuses plateau without a monitored loss"
         self.inner.step(loss)
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
@@ -177,6 +177,67 @@ def _check(config: RunConfig, data: DataSplits) -> None:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
 
 
+@final
+class _Job:
+    """A run set up: the data's parts, the network, and what changes it."""
+
+    def __init__(self, run: Run, data: DataSplits) -> None:
+        config = run.config
+        self.run = run
+        self.config = config
+        self.data = data
+        self.device = torch.device(config.device)
+        self.dtype = compute_dtype(config.precision, self.device)
+        self.train_indices, self.val_indices = stratified_split(
+            data.train.labels, config.val_fraction, config.seed
+        )
+        self.batches = _batch_bounds(len(self.train_indices), config.batch_size)
+        torch.manual_seed(derive_seed(config.seed))
+        model = build_model(config.model, len(data.classes), data.image_size)
+        model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model
+        self.optimizer = build_optimizer(
+            model, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
+            momentum=config.momentum, weight_decay=config.weight_decay,
+        )  # fmt: skip
+        steps = len(self.batches)
+        self.schedule = build_schedule(
+            self.optimizer, config.schedule, lr=config.lr, total_steps=config.epochs * steps,
+            milestones=[epoch * steps for epoch in config.milestones],
+            drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
+        )  # fmt: skip
+        self.average = build_average(model, config.ema)
+
+    def _stateful(self) -> dict[str, Any]:
+        names = ("model", "optimizer", "schedule", "average")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, at: Position) -> None:
+        """Write a checkpoint."""
+        states = {name: part.state_dict() for name, part in self._stateful().items()}
+        self.run.save_checkpoint(states | {"position": asdict(at)}, at.epoch, at.step)
+
+    def load(self, checkpoint: dict[str, Any]) -> Position:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: it is of another network.
+        """
+        try:
+            for name, part in self._stateful().items():
+                part.load_state_dict(checkpoint[name])
+            return Position(**checkpoint["position"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            message = f"the checkpoint does not fit {self.config.model}: {error}"
+            raise ValueError(message) from None
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the evaluated network's logits of uint8 images."""
+        network = self.average.evaluated(self.model)
+        mean, std = self.data.mean, self.data.std
+        return compute_logits(network, images, mean, std, precision=self.config.precision)
+
+
 def _train(
     run: Run,
     data: DataSplits,
@@ -184,154 +245,117 @@ def _train(
     checkpoint: dict[str, Any] | None,
     damaged: list[Path],
 ) -> Run:
-    """Run the loop from a checkpoint, or from random weights, to the end."""
-    config = run.config
+    """Train from a checkpoint, or from random weights, to the end."""
     _keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = torch.device(config.device)
-    dtype = compute_dtype(config.precision, device)
-
-    train_indices, val_indices = stratified_split(
-        data.train.labels, config.val_fraction, config.seed
-    )
-    images, labels = data.train.images.to(device), data.train.labels.to(device)
-    val = data.train.subset(val_indices)
-    batches = _batch_bounds(len(train_indices), config.batch_size)
-    steps = len(batches)
-    mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
-    augmentation = augmentation_of(config)
-
-    torch.manual_seed(derive_seed(config.seed))
-    model = build_model(config.model, len(data.classes), data.image_size)
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(
-        model, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
-        momentum=config.momentum, weight_decay=config.weight_decay,
-    )  # fmt: skip
-    schedule = build_schedule(
-        optimizer, config.schedule, lr=config.lr, total_steps=config.epochs * steps,
-        milestones=[epoch * steps for epoch in config.milestones],
-        drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
-    )  # fmt: skip
-    average = build_average(model, config.ema)
-    stateful: dict[str, Any] = {
-        "model": model,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "average": average,
-    }
-
-    at = Position()
-    if checkpoint is not None:
-        try:
-            at = Position(**checkpoint["position"])
-            for name, part in stateful.items():
-                part.load_state_dict(checkpoint[name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"the checkpoint does not fit {config.model}: {error}") from None
-
-    def save() -> None:
-        states = {name: part.state_dict() for name, part in stateful.items()}
-        run.save_checkpoint(states | {"position": asdict(at)}, at.epoch, at.step)
-
+    if run.config.threads:
+        torch.set_num_threads(run.config.threads)
+    job = _Job(run, data)
+    at = job.load(checkpoint) if checkpoint is not None else Position()
     listener.on_start(run, damaged)
     with _stop_signals() as stop:
-        while at.epoch < config.epochs:
-            order = _epoch_order(train_indices, config.seed, at.epoch)
-            model.train()
-            loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
-            num_right = torch.tensor(at.num_right, device=device)
-            reported = started = time.perf_counter()
-            seconds_before = at.epoch_seconds
-            for step in range(at.step, steps):
-                schedule.set_step(at.epoch * steps + step)
-                generator = _seed_step(config.seed, at.epoch, step)
-                indices = order[batches[step]].to(device)
-                batch = augment(
-                    images[indices], augmentation, mean, std, generator=generator, dtype=dtype
-                )
-                targets = labels[indices]
-                with autocast(device, dtype):
-                    logits = model(batch)
-                loss = F.cross_entropy(
-                    logits.float(), targets, label_smoothing=config.label_smoothing
-                )
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                average.update(model)
-
-                loss_sum += loss.detach().double() * len(targets)
-                num_right += (logits.argmax(1) == targets).sum()
-                at.step = step + 1
-                at.num_seen += len(targets)
-                now = time.perf_counter()
-                if now - reported > REPORT_SECONDS or at.step == steps or stop.requested:
-                    reported = now
-                    at.loss_sum, at.num_right = loss_sum.item(), int(num_right)  # waits for device
-                    at.epoch_seconds = seconds_before + time.perf_counter() - started
-                    if not math.isfinite(at.loss_sum):
-                        raise TrainingDivergedError(
-                            f"the loss became {at.loss_sum / at.num_seen} in epoch {at.epoch + 1}, "
-                            f"step {at.step}; the checkpoints in {run.folder} are from before; "
-                            f"try a smaller lr than {config.lr:g}"
-                        )
-                    listener.on_step(_report(at, config.epochs, steps, len(train_indices)))
-                if stop.requested and at.step < steps:
-                    save()
-                    raise TrainingInterruptedError(run.folder, stop.requested)
-
-            evaluated = average.evaluated(model)
-            row = _metrics_row(at, optimizer.param_groups[0]["lr"])
-            if len(val):
-                logits = compute_logits(
-                    evaluated, val.images, data.mean, data.std, precision=config.precision
-                )
-                evaluation = score(logits, val.labels)
-                row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.accuracy}
-            if config.monitor == "test":
-                run.log_test_reading(f"epoch {at.epoch + 1}: test curve, monitoring only")
-                logits = compute_logits(
-                    evaluated, data.test.images, data.mean, data.std, precision=config.precision
-                )
-                evaluation = score(logits, data.test.labels)
-                row |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
-            schedule.end_epoch(float(row[f"{config.monitor}_loss"] or 0.0))
+        while at.epoch < run.config.epochs:
+            _train_epoch(job, at, listener, stop)
+            row = _metrics_row(at, job.optimizer.param_groups[0]["lr"]) | _held_out_metrics(job, at)
+            job.schedule.end_epoch(row[f"{run.config.monitor}_loss"])
             at = Position(
-                epoch=at.epoch + 1, total_seconds=at.total_seconds + at.epoch_seconds,
+                epoch=at.epoch + 1,
+                total_seconds=at.total_seconds + at.epoch_seconds,
                 metrics=[*at.metrics, row],
-            )  # fmt: skip
-            save()
+            )
+            job.save(at)
             run.write_metrics(at.metrics)
             listener.on_epoch(row)
-            if stop.requested and at.epoch < config.epochs:
+            if stop.requested and at.epoch < run.config.epochs:
                 raise TrainingInterruptedError(run.folder, stop.requested)
-    _finish(run, data, average.evaluated(model), val_indices, at)
+    _finish(job, at)
     return run
 
 
-def _finish(
-    run: Run, data: DataSplits, model: torch.nn.Module, val_indices: Tensor, at: Position
-) -> None:
+def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> None:
+    """Do the rest of an epoch, and move `at` along.
+
+    Raises:
+        TrainingDivergedError: the loss is NaN or infinite.
+        TrainingInterruptedError: a signal came; a checkpoint was written.
+    """
+    config, device, model = job.config, job.device, job.model
+    images, labels = job.data.train.images.to(device), job.data.train.labels.to(device)
+    mean, std = (torch.tensor(value, device=device) for value in (job.data.mean, job.data.std))
+    augmentation = augmentation_of(config)
+    order = _epoch_order(job.train_indices, config.seed, at.epoch)
+    steps = len(job.batches)
+    loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
+    num_right = torch.tensor(at.num_right, device=device)
+    seconds_before = at.epoch_seconds
+    reported = started = time.perf_counter()
+    model.train()
+    for step in range(at.step, steps):
+        job.schedule.set_step(at.epoch * steps + step)
+        generator = _seed_step(config.seed, at.epoch, step)
+        indices = order[job.batches[step]].to(device)
+        batch = augment(
+            images[indices], augmentation, mean, std, generator=generator, dtype=job.dtype
+        )
+        targets = labels[indices]
+        with autocast(device, job.dtype):
+            logits = model(batch)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+        job.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        job.optimizer.step()
+        job.average.update(model)
+
+        loss_sum += loss.detach().double() * len(targets)
+        num_right += (logits.argmax(1) == targets).sum()
+        at.step = step + 1
+        at.num_seen += len(targets)
+        now = time.perf_counter()
+        if now - reported > REPORT_SECONDS or at.step == steps or stop.requested:
+            reported = now
+            at.loss_sum, at.num_right = loss_sum.item(), int(num_right)  # waits for the device
+            at.epoch_seconds = seconds_before + time.perf_counter() - started
+            if not math.isfinite(at.loss_sum):
+                raise TrainingDivergedError(
+                    f"the loss became {at.loss_sum / at.num_seen} in epoch {at.epoch + 1}, "
+                    f"step {at.step}; the checkpoints in {job.run.folder} are from before; "
+                    f"try a smaller lr than {config.lr:g}"
+                )
+            listener.on_step(_report(at, config.epochs, steps, len(job.train_indices)))
+        if stop.requested and at.step < steps:
+            job.save(at)
+            raise TrainingInterruptedError(job.run.folder, stop.requested)
+
+
+def _held_out_metrics(job: _Job, at: Position) -> MetricsRow:
+    """Measure the validation split, and the test set where the recipe draws its curve."""
+    measured: MetricsRow = {}
+    if len(job.val_indices):
+        val = job.data.train.subset(job.val_indices)
+        result = score(job.logits(val.images), val.labels)
+        measured |= {"val_loss": result.loss, "val_accuracy": result.accuracy}
+    if job.config.monitor == "test":
+        job.run.log_test_reading(f"epoch {at.epoch + 1}: test curve, monitoring only")
+        result = score(job.logits(job.data.test.images), job.data.test.labels)
+        measured |= {"test_loss": result.loss, "test_accuracy": result.accuracy}
+    return measured
+
+
+def _finish(job: _Job, at: Position) -> None:
     """Write weights, logits and result; this reads the test set once."""
-    config = run.config
+    run, config, data = job.run, job.config, job.data
+    model = job.average.evaluated(job.model)
     run.save_weights(model)
     arrays: dict[str, Tensor] = {}
     val_accuracy = None
-    if len(val_indices):
-        val = data.train.subset(val_indices)
-        logits = compute_logits(model, val.images, data.mean, data.std, precision=config.precision)
-        arrays |= {"val_logits": logits, "val_labels": val.labels}
-        val_accuracy = score(logits, val.labels).accuracy
+    if len(job.val_indices):
+        val = data.train.subset(job.val_indices)
+        arrays |= {"val_logits": job.logits(val.images), "val_labels": val.labels}
+        val_accuracy = score(arrays["val_logits"], val.labels).accuracy
     run.log_test_reading("final evaluation")
-    logits = compute_logits(
-        model, data.test.images, data.mean, data.std, precision=config.precision
-    )
-    arrays |= {"test_logits": logits, "test_labels": data.test.labels}
-    test = score(logits, data.test.labels)
+    arrays |= {"test_logits": job.logits(data.test.images), "test_labels": data.test.labels}
+    test = score(arrays["test_logits"], data.test.labels)
     run.save_logits(**arrays)
-    images_trained = config.epochs * (len(data.train) - len(val_indices))
+    images_trained = config.epochs * len(job.train_indices)
     run.save_result(
         {
             "model": config.model,
@@ -341,7 +365,7 @@ def _finish(
             "macs": count_macs(model, data.image_size),
             "epochs": config.epochs,
             "val_accuracy": val_accuracy,
-            "val_n": len(val_indices),
+            "val_n": len(job.val_indices),
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
             "test_n": test.n,
