@@ -216,6 +216,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
                "--out", "run"]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "metrics.csv").exists():
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
