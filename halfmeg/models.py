@@ -10,10 +10,64 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+
+
+class _StridedConvolution(torch.autograd.Function):
+    """A convolution whose weight gradient is one matrix product over the unfolded input.
+
+    oneDNN's own kernel for it reaches a fifth of the machine's matrix rate where the stride is 2,
+    in bfloat16 and channels_last (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.stride, ctx.padding
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
+        B, C, _, _ = x.shape
+        out_channels, _, kernel, _ = weight.shape
+        height, width = grad.shape[2:]
+        padded = F.pad(x, (padding,) * 4).permute(0, 2, 3, 1)  # (B, H, W, C)
+        step_b, step_h, step_w, step_c = padded.stride()
+        patches = padded.as_strided(
+            (B, height, width, kernel, kernel, C),
+            (step_b, step_h * stride, step_w * stride, step_h, step_w, step_c),
+        ).reshape(B * height * width, kernel * kernel * C)
+        flat = grad.permute(0, 2, 3, 1).reshape(B * height * width, out_channels)
+        grad_weight = (flat.T @ patches).view(out_channels, kernel, kernel, C)
+        grad_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight.permute(0, 3, 1, 2), grad_bias, None, None
+
+
+@final
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` with a faster weight gradient where it is strided and trains on a processor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B×C×H×W to B×out_channels×(H/stride)×(W/stride)."""
+        (stride, _), in_training = self.stride, self.training and torch.is_grad_enabled()
+        if not (in_training and x.device.type == "cpu" and stride > 1 and self.in_channels >= 16):
+            return super().forward(x)
+        # autocast does not reach into the function, so the weights take the input's type here
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        assert isinstance(self.padding[0], int)
+        return _StridedConvolution.apply(x, weight, bias, stride, self.padding[0])  # type: ignore[no-any-return, no-untyped-call]
 
 
 @final
@@ -52,10 +106,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = Conv2d(channels, channels, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = Conv2d(channels, channels, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU()
 
@@ -94,9 +148,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
         self.new_channels = out_channels - in_channels
@@ -123,7 +177,7 @@ class CifarResNet(nn.Module):
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.stem = Conv2d(3, 16, 3, 1, 1, bias=False)
         self.stem_bn = nn.BatchNorm2d(16)
         stages: list[nn.Module] = []
         in_channels = 16
@@ -157,12 +211,12 @@ def cnn(num_classes: int) -> StudyNet:
     """Build the study's plain CNN: four convolutions without padding, two max-pools."""
     return StudyNet(
         [
-            nn.Conv2d(3, 32, 3),
-            nn.Conv2d(32, 32, 3),
+            Conv2d(3, 32, 3),
+            Conv2d(32, 32, 3),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3),
-            nn.Conv2d(64, 64, 3),
+            Conv2d(32, 64, 3),
+            Conv2d(64, 64, 3),
             nn.ReLU(),
             nn.MaxPool2d(2),
             MLP(64 * 5 * 5, (), num_classes),
@@ -176,7 +230,7 @@ def _study_resnet(hidden: tuple[int, ...], num_classes: int, uses: int) -> Study
     for width in (32, 64, 128):
         kernel, padding = (7, 3) if in_channels == 3 else (3, 1)
         layers += [
-            nn.Conv2d(in_channels, width, kernel, 2, padding),
+            Conv2d(in_channels, width, kernel, 2, padding),
             nn.BatchNorm2d(width),
             nn.ReLU(),
         ]

@@ -8,6 +8,7 @@ from halfmeg.models import (
     MODELS,
     BasicBlock,
     CifarResNet,
+    Conv2d,
     ResBlock,
     build_model,
     convert_public_resnet,
@@ -65,6 +66,41 @@ def test_shared_blocks_are_applied_twice_with_the_same_weights() -> None:
     once.load_state_dict(nn.ModuleList(kept.values()).state_dict(prefix="layers."))
     images = torch.randn(2, 3, 32, 32)
     assert not torch.allclose(once(images), model(images))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "size"), [(3, 1, 16), (3, 1, 9), (5, 2, 8), (1, 0, 8)]
+)
+def test_the_strided_convolution_has_torchs_gradients(bias, kernel, padding, size) -> None:
+    torch.manual_seed(0)
+    ours = Conv2d(16, 24, kernel, 2, padding, bias=bias).double()
+    theirs = nn.Conv2d(16, 24, kernel, 2, padding, bias=bias).double()
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for layer in (ours, theirs):
+        x = torch.randn(
+            3, 16, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        )
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = layer(x)
+        y.sin().sum().backward()
+        results.append([y, x.grad, *(p.grad for p in layer.parameters())])
+    assert type(ours(x).grad_fn).__name__ == "_StridedConvolutionBackward"
+    assert type(ours.eval()(x).grad_fn).__name__ == "ConvolutionBackward0"
+    for mine, other in zip(*results, strict=True):
+        assert torch.allclose(mine, other, atol=1e-10)
+
+
+def test_the_strided_convolution_trains_in_bf16() -> None:
+    layer = Conv2d(16, 24, 3, 2, 1)
+    x = torch.randn(4, 16, 8, 8).to(torch.bfloat16, memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x.requires_grad_())
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
 
 
 def test_option_a_shortcut_subsamples_and_pads_with_zeros() -> None:
