@@ -39,7 +39,7 @@ class _StridedConvolution(torch.autograd.Function):
         stride, padding = ctx.stride, ctx.padding
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
+            grad_x = conv2d_input(x.shape, weight, grad, stride, padding)  # type: ignore[no-untyped-call]
         B, C, _, _ = x.shape
         out_channels, _, kernel, _ = weight.shape
         height, width = grad.shape[2:]
