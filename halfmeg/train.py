@@ -122,6 +122,8 @@ def fit(
 ) -> Run:
     """Train a network and store everything about it in a new folder.
 
+    On Linux the process keeps the memory it frees from here on (docs/performance.md).
+
     Args:
         config: what to train and how.
         data: what to train on; its test part is read as `config.monitor` says, and at the end.
