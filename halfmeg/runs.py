@@ -372,17 +372,16 @@ def environment() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Return the commit of the checkout that halfmeg runs from, "+" behind it if it was changed."""
-    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for arguments in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "."])
-        )
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not a user's own repository
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "-s", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None  # an installed package, or no git
-    return commit + ("+" if changes else "")
 
 
 def processor_name() -> str:

@@ -34,6 +34,7 @@ def test_a_new_folder_opens_as_it_was_made(run: Run, digits) -> None:
     environment = json.loads((run.folder / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert environment["cores"] == os.cpu_count()
+    assert environment["commit"] is None or len(environment["commit"].rstrip("+")) == 12
 
 
 def test_an_existing_folder_is_never_overwritten(run: Run, digits) -> None:
