@@ -123,7 +123,14 @@ def build_recipe(name: str) -> RunConfig:
     return RECIPES[name]()
 
 
+ALWAYS_SHOWN = ("model", "epochs", "batch_size", "optimizer", "lr")
+
+
 def describe(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that differ from `RunConfig`'s defaults, for listings."""
+    """Return the main settings, and those that differ from `RunConfig`'s defaults."""
     default = RunConfig(model=config.model, epochs=config.epochs).to_dict()
-    return {key: value for key, value in config.to_dict().items() if value != default[key]}
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key in ALWAYS_SHOWN or value != default[key]
+    }

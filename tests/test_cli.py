@@ -56,7 +56,9 @@ def test_summary(cli: Cli) -> None:
 
 
 def test_recipes(cli: Cli) -> None:
-    assert "study-shared" in cli("recipes").out
+    text = cli("recipes").out
+    assert "study-shared" in text
+    assert "model=cnn epochs=25 batch_size=128 optimizer=adam lr=0.0005 beta2=0.95" in text
     listed = cli("recipes", "--json").json
     assert all({"name", "description"} <= row.keys() and row["description"] for row in listed)
 
