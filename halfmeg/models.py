@@ -21,8 +21,8 @@ from torch.nn.grad import conv2d_input
 class _StridedConvolution(torch.autograd.Function):
     """A convolution whose weight gradient is one matrix product over the unfolded input.
 
-    oneDNN's own kernel for it reaches a fifth of the machine's matrix rate where the stride is 2,
-    in bfloat16 and channels_last (docs/performance.md).
+    oneDNN's own kernel for it is slow where the stride is 2, in bfloat16 and channels_last
+    (docs/performance.md).
     """
 
     @staticmethod

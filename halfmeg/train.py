@@ -473,7 +473,7 @@ def _keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next step instead of returning it to the system.
 
     Each step allocates the same large tensors. By default glibc maps each anew, and the page
-    faults cost a plain CNN about a fifth of its step (docs/performance.md).
+    faults cost a plain CNN several percent of its step (docs/performance.md).
     """
     if platform.libc_ver()[0] != "glibc":
         return
