@@ -6,7 +6,6 @@ the same budget as the cnn. Started again with the same --out, it trains only wh
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +36,10 @@ def main() -> None:
         ]
         data = load_dataset(args.data, data_dir=args.data_dir)
         runs = run_study(configs, data, args.out)
-    except (ValueError, TrainingInterruptedError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+    except TrainingInterruptedError:
+        parser.exit(130, f"{parser.prog}: stopped; the same command continues it\n")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     first = {run.config.model: run for run in reversed(runs)}
     curves = [
         (label, accuracy_curve(first[model])[1])

@@ -6,7 +6,6 @@ it continues from such a file, and its figure shows the curve from the first epo
 
 import argparse
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,9 +54,11 @@ def main() -> None:
         CHECKPOINTS.mkdir(parents=True, exist_ok=True)
         run = fit(config, data, out, listener=EpochSaver(), start=args.resume)
     except TrainingInterruptedError:
-        sys.exit(f"{parser.prog}: stopped; continue with --resume {CHECKPOINTS}/model_epoch_N.pt")
+        parser.exit(
+            130, f"{parser.prog}: stopped; continue with --resume {CHECKPOINTS}/model_epoch_N.pt\n"
+        )
     except (ValueError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+        parser.exit(2, f"{parser.prog}: {error}\n")
     _, curve = accuracy_curve(run)
     figure = curve_figure(split_curve(curve, args.resume), "test", f"resnet-shared on {data.name}")
     print(f"test accuracy after {args.epochs} epochs: {curve[-1]:.2%}")
