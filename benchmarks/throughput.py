@@ -10,8 +10,8 @@ the allocator does not speed it up; the two never run at the same time.
 
 Rounds alternate, so that a change in the machine's speed meets both; each figure is the median
 over rounds. `gemm_share` is the useful arithmetic of our training (6 times the network's
-multiply-accumulates for each image) over the machine's own bfloat16 matrix product, measured
-between the rounds. `augment_share` is the part of our step that cuts, augments and normalizes a
+multiply-accumulates for each image) over the machine's own matrix product, measured between the
+rounds, in the type that we train in: bfloat16 where the processor has it, float32 elsewhere. `augment_share` is the part of our step that cuts, augments and normalizes a
 batch; decoding takes no part of a step, since the images are decoded once, before training.
 """
 
@@ -158,9 +158,9 @@ def augment_seconds(config: RunConfig, data: DataSplits) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def gemm_flops(size: int = 2048, repeats: int = 5) -> float:
-    """Return the floating-point operations per second of a bfloat16 matrix product."""
-    left, right = (torch.randn(size, size).bfloat16() for _ in range(2))
+def gemm_flops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """Return the floating-point operations per second of a matrix product."""
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
     left @ right
     started = time.perf_counter()
     for _ in range(repeats):
@@ -174,12 +174,13 @@ def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> di
         [f"model={model}", "epochs=1", f"batch_size={batch_size}", "schedule=constant",
          "val_fraction=0", "monitor=val"]
     )  # fmt: skip
+    dtype = compute_dtype(config.precision, torch.device(config.device))
     conventional = ConventionalProcess(model, data, config)
     ours, theirs, gemm, augmenting = [], [], [], []
     for _ in range(1 + rounds):
         ours.append(our_images_per_second(config, data))
         augmenting.append(augment_seconds(config, data))
-        gemm.append(gemm_flops())
+        gemm.append(gemm_flops(dtype))
         theirs.append(conventional.images_per_second())
     conventional.close()
     our_speed, their_speed = (statistics.median(speeds[1:]) for speeds in (ours, theirs))
@@ -194,6 +195,7 @@ def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> di
         "ratio_of_each_round": [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)],
         "gemm_share": our_speed * 6 * macs / rate,
         "gemm_gflops": rate / 1e9,
+        "gemm_dtype": str(dtype).removeprefix("torch."),
         "augment_share": statistics.median(augmenting[1:]) / step_seconds,
         "batch_size": batch_size,
         "num_images": len(data.train),
@@ -231,7 +233,7 @@ def main() -> None:
         machine = environment()
         print(json.dumps([row | {"machine": machine} for row in rows], indent=2))
         return
-    print(print("network             ours  conventional  ratio  of GEMM  augment"))
+    print("network             ours  conventional  ratio  of GEMM  augment")
     for row in rows:
         print(
             f"{row['model']:14} {row['images_per_second']:9,.0f} "
