@@ -9,7 +9,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from halfmeg.compare import compare_runs
+from halfmeg.compare import compare_study
 from halfmeg.data import load_dataset
 from halfmeg.recipes import study_compare
 from halfmeg.report import accuracy_curve, curve_figure, write_comparison, write_figure
@@ -35,20 +35,20 @@ def main() -> None:
             for model in ("cnn", "resnet", "resnet-linear")
         ]
         data = load_dataset(args.data, data_dir=args.data_dir)
-        runs = run_study(configs, data, args.out)
+        study = run_study(configs, data, args.out)
+        comparison = compare_study(study, data)
     except TrainingInterruptedError:
         parser.exit(130, f"{parser.prog}: stopped; the same command continues it\n")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    first = {run.config.model: run for run in reversed(runs)}
+    first = {run.config.model: run for run in reversed(study.runs)}
     curves = [
         (label, accuracy_curve(first[model])[1])
         for label, model in (("CNN", "cnn"), ("ResNet", "resnet"))
     ]
     figure = curve_figure(curves, "test", f"CNN and ResNet on {data.name}, seed {args.seed[0]}")
     published = write_figure(figure, Path(args.out) / "CNN_ResNet_comparison.png")
-    comparison = compare_runs(runs)
-    page, fair = write_comparison(comparison, args.out)
+    page, fair = write_comparison(comparison, args.out, data)
     for model in comparison.models:
         print(f"{model.name:14} {model.test_accuracy.mean:.2%}  {model.params:,} parameters")
     for pair in comparison.pairs:

@@ -11,8 +11,9 @@ the allocator does not speed it up; the two never run at the same time.
 Rounds alternate, so that a change in the machine's speed meets both; each figure is the median
 over rounds. `gemm_share` is the useful arithmetic of our training (6 times the network's
 multiply-accumulates for each image) over the machine's own matrix product, measured between the
-rounds, in the type that we train in: bfloat16 where the processor has it, float32 elsewhere. `augment_share` is the part of our step that cuts, augments and normalizes a
-batch; decoding takes no part of a step, since the images are decoded once, before training.
+rounds, in the type that we train in: bfloat16 where the processor has it, float32 elsewhere.
+`augment_share` is the part of our step that cuts, augments and normalizes a batch; decoding takes
+no part of a step, since the images are decoded once, before training.
 """
 
 from __future__ import annotations

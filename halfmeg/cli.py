@@ -18,13 +18,15 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 import halfmeg
-from halfmeg.compare import Comparison
+from halfmeg.compare import Comparison, compare_runs, measure
 from halfmeg.compare import compare as compare_models
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data import DataSplits, inspect_data, load_dataset
+from halfmeg.distributed import is_first_process
 from halfmeg.models import MODELS, build_model
 from halfmeg.recipes import RECIPES, build_recipe, describe
 from halfmeg.runs import MetricsRow, Run
+from halfmeg.study import StudyListener, open_runs
 from halfmeg.summary import ModelSummary, format_table, summarize
 from halfmeg.train import (
     Listener,
@@ -45,8 +47,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(quiet=not is_first_process())
+errors = Console(stderr=True, quiet=not is_first_process())
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 DataOption = Annotated[
@@ -285,6 +287,8 @@ def resume(
 
 
 def _print_result(run: Run, as_json: bool) -> None:
+    if not run.writes:
+        return  # another process of this run prints
     result = run.result() or {}
     if as_json:
         _print_json(result)
@@ -335,8 +339,18 @@ def compare(
     data: DataOption = "digits",
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
-    seeds: Annotated[int, typer.Option(help="Runs for each network.")] = 3,
-    recipe: Annotated[str, typer.Option(help="The terms for all networks.")] = "common",
+    seeds: Annotated[int, typer.Option(help="Runs for each network and recipe.")] = 3,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="The terms for all networks; may be repeated.", show_default="common"),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Runs at once; they share the cores.")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster that trains, or auto.")
+    ] = None,
+    gpus_per_run: Annotated[
+        float, typer.Option(help="Share of a GPU that a run asks the cluster for.")
+    ] = 0.0,
     out: Annotated[
         str | None, typer.Option(help="The study's folder.", show_default="runs/compare-…")
     ] = None,
@@ -347,26 +361,71 @@ def compare(
     Started again with the same --out, it trains only what is missing.
     """
     names = [text for text in arguments if "=" not in text]
-    config = build_recipe(recipe).override([text for text in arguments if "=" in text])
+    settings = [text for text in arguments if "=" in text]
+    recipes = [build_recipe(name).override(settings) for name in recipe or ["common"]]
     if not names:
         raise ValueError(f"no network named; allowed: {', '.join(MODELS)}")
     loaded = _load(data, data_dir, image_size, quiet=as_json)
     for name in names:
         build_model(name, len(loaded.classes), loaded.image_size)
     folder = Path(out or f"runs/compare-{loaded.name}-{'-'.join(names)}")
-    with _training_display(quiet=as_json) as listener:
+    with _training_display(quiet=as_json) as display:
         result = compare_models(
-            names, loaded, seeds=seeds, out=folder, config=config, listener=listener
-        )
+            names, loaded, seeds=seeds, out=folder, config=recipes, workers=workers,
+            cluster=cluster, gpus_per_run=gpus_per_run,
+            listener=_StudyDisplay(display, quiet=as_json, apart=workers > 1 or bool(cluster)),
+        )  # fmt: skip
+    _write_and_print(result, folder, loaded, as_json)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[str], typer.Argument(help="Run folders, or folders of studies.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the runs' data is now.", show_default="as before")
+    ] = None,
+    data_dir: DataDirOption = "data",
+    out: Annotated[
+        str | None, typer.Option(help="The page's folder.", show_default="the study's, or report")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs that exist already, without training anything.
+
+    Without their data the page has no pictures, and nothing is measured anew.
+    """
+    runs = open_runs(folders)
+    is_study = len(folders) == 1 and (Path(folders[0]) / "study.json").exists()
+    folder = Path(out or (folders[0] if is_study else "report"))
+    first = runs[0].data
+    loaded = None
+    try:
+        loaded = _load(data or first.source, data_dir, first.image_size, quiet=as_json)
+    except ValueError as error:
+        if data is not None:
+            raise
+        _print_error(f"without the data, so without pictures: {error}")
+    compare_runs(runs)  # raises before anything is written or measured
+    if loaded is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        measure(runs, loaded, folder)
+    _write_and_print(compare_runs(runs, costs_from=folder), folder, loaded, as_json)
+
+
+def _write_and_print(
+    result: Comparison, folder: Path, data: DataSplits | None, as_json: bool
+) -> None:
     from halfmeg.report import write_comparison  # matplotlib: half a second for others
 
-    page, figure = write_comparison(result, folder)
+    page, figure = write_comparison(result, folder, data)
     if as_json:
         _print_json(result.to_dict() | {"page": str(page), "figure": str(figure)})
-        return
-    _print_comparison(result)
-    _print(f"page    {page}")
-    _print(f"figure  {figure}")
+    else:
+        _print_comparison(result)
+        _print(f"page    {page}")
+        _print(f"figure  {figure}")
+    if result.failures:
+        raise typer.Exit(1)
 
 
 def _print_comparison(result: Comparison) -> None:
@@ -384,6 +443,10 @@ def _print_comparison(result: Comparison) -> None:
     console.print(table)
     for pair in result.pairs:
         _print(pair.verdict)
+        if pair.terms:
+            _print(f"  not on equal terms: {'; '.join(pair.terms)}")
+    for name, error in result.failures.items():
+        _print_error(f"failed: {name}: {error}")
 
 
 # --- showing ---------------------------------------------------------------------------------
@@ -417,6 +480,28 @@ def _progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[what], completed=done, total=total or None)
 
         yield progress
+
+
+class _StudyDisplay(StudyListener):
+    """Shows the run under way, or one line for each run where they train elsewhere."""
+
+    def __init__(
+        self, display: Callable[[RunConfig], Listener], *, quiet: bool, apart: bool
+    ) -> None:
+        self.display = display
+        self.quiet = quiet
+        self.apart = apart
+
+    def of_run(self, config: RunConfig) -> Listener:
+        return self.display(config)
+
+    def on_run(self, config: RunConfig, error: str | None, done: int, total: int) -> None:
+        if self.quiet or not (self.apart or error):
+            return
+        outcome = f"failed: {error}" if error else "done"
+        _print_error(
+            f"{config.model} {config.recipe} seed {config.seed}  {outcome}  {done}/{total}"
+        )
 
 
 class _Display(Listener):

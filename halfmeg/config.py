@@ -64,9 +64,11 @@ class RunConfig:
     # What is held out, and what the curve of each epoch is measured on.
     val_fraction: float = 0.1
     monitor: MonitorName = "val"
+    tuning_trials: int = 0  # settings tried on validation to choose these; for fair comparisons
     # The machine.
     precision: PrecisionName = "auto"
     device: str = "cpu"
+    sync_bn: bool = False  # BatchNorm over the images of all processes of a distributed run
     threads: int = 0  # 0: as many as torch chooses
     keep_checkpoints: int = 2  # the newest ones kept; 0 keeps all
 
@@ -156,6 +158,7 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("saturation", 0, 1, True),
     ("cutout", 0, 512, True),
     ("val_fraction", 0, 0.9, True),
+    ("tuning_trials", 0, 1_000_000, True),
     ("threads", 0, 4096, True),
     ("keep_checkpoints", 0, 1_000_000, True),
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib as mpl
@@ -14,10 +15,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
-from halfmeg.compare import Comparison, ModelResult
+from halfmeg.compare import Comparison, Entrant
 from halfmeg.config import BUDGET
-from halfmeg.runs import Run, write_atomically
+from halfmeg.data import DataSplits
+from halfmeg.evaluate import NUM_BINS
+from halfmeg.runs import Run, write_atomically, write_json
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito 2008: told apart with every kind of colour vision."""
@@ -26,6 +30,7 @@ INK = "#3b3b3b"
 _STYLE: Any = {
     "font.size": 10.0,
     "font.family": "sans-serif",
+    "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -91,7 +96,7 @@ def _cycle(count: int) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
-def _draw_curves(axes: Axes, models: Sequence[ModelResult]) -> str:
+def _draw_curves(axes: Axes, models: Sequence[Entrant]) -> str:
     part = "val"
     for model, colour in zip(models, _cycle(len(models)), strict=True):
         drawn = [accuracy_curve(run) for run in model.runs]
@@ -154,37 +159,262 @@ def write_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def write_comparison(comparison: Comparison, out: str | Path) -> tuple[Path, Path]:
-    """Write the page and the figure of a comparison and return their paths."""
+def differences_figure(comparison: Comparison) -> Figure:
+    """Draw each pair's difference with its interval against the line of no difference."""
+    pairs = comparison.pairs
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.38 * len(pairs)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, lw=1)
+        for row, pair in enumerate(pairs):
+            d = pair.difference
+            colour = COLOURS[0] if pair.told_apart else INK
+            if d.lo is not None and d.hi is not None:
+                axes.plot([100 * d.lo, 100 * d.hi], [row, row], color=colour, lw=2)
+            axes.scatter([100 * d.mean], [row], color=colour, s=28, zorder=3)
+        axes.set_yticks(range(len(pairs)), [f"{pair.a} - {pair.b}" for pair in pairs])
+        axes.set_ylim(len(pairs) - 0.5, -0.5)
+        axes.set(xlabel="difference in test accuracy, points (95% interval)")
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+class _Axis(NamedTuple):
+    label: str
+    values: list[float]
+
+
+def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
+    """Return the indices of what nothing else beats in both, the cheapest first."""
+    order = sorted(range(len(costs)), key=lambda i: (costs[i], -accuracies[i]))
+    front: list[int] = []
+    for index in order:
+        if not front or accuracies[index] > accuracies[front[-1]]:
+            front.append(index)
+    return front
+
+
+def cost_figure(comparison: Comparison) -> Figure:
+    """Draw accuracy against parameters, MACs and latency, with the Pareto front of each."""
+    models = comparison.models
+    axes_of = [
+        _Axis("parameters", [float(m.params) for m in models]),
+        _Axis("multiply-accumulates, M", [m.macs / 1e6 for m in models]),
+    ]
+    latencies = [m.cost.latency_ms for m in models if m.cost]
+    if len(latencies) == len(models):
+        axes_of.append(_Axis("latency of one image, ms", latencies))
+    accuracies = [100 * m.test_accuracy.mean for m in models]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.5 * len(axes_of), 3.6), layout="constrained")
+        row = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
+        for axes, axis in zip(row, axes_of, strict=True):
+            front = pareto_front(axis.values, accuracies)
+            axes.step(
+                [axis.values[i] for i in front], [accuracies[i] for i in front],
+                where="post", color=INK, alpha=0.5, lw=1,
+            )  # fmt: skip
+            for model, x, y, colour in zip(
+                models, axis.values, accuracies, _cycle(len(models)), strict=True
+            ):
+                axes.scatter([x], [y], color=colour, s=36, zorder=3, label=model.name)
+            axes.set_xlabel(axis.label)
+            axes.margins(x=0.18, y=0.15)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+        if max(axes_of[0].values) > BUDGET / 2:
+            row[0].axvline(BUDGET, color="#b00020", lw=1, ls="--")
+            row[0].annotate(
+                "budget", (BUDGET, 0.02), xycoords=("data", "axes fraction"), color="#b00020",
+                xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", fontsize=8,
+            )  # fmt: skip
+        row[0].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k")
+        row[0].set_ylabel("test accuracy, %")
+        handles, labels = row[0].get_legend_handles_labels()
+        columns = min(4, len(labels))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def confusion_figure(comparison: Comparison) -> Figure:
+    """Draw each network's confusion matrix: rows are true classes, in percent of the row."""
+    models = comparison.models
+    columns = min(3, len(models))
+    rows = -(-len(models) // columns)
+    classes = comparison.classes
+    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(3.5 * columns, 3.6 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(models) :]:
+            axes.axis("off")
+        for index, (axes, model) in enumerate(zip(grid.flat, models, strict=False)):
+            counts = np.array(model.confusion, float)
+            shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+            mistakes = np.where(np.eye(len(shares), dtype=bool), np.nan, shares)
+            darkest = max(5.0, float(np.nanmax(mistakes)))
+            axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
+            if len(classes) <= 12:
+                for (t, p), share in np.ndenumerate(shares):
+                    if share >= 0.5:
+                        on_dark = t != p and share > 0.6 * darkest
+                        axes.text(
+                            p, t, f"{share:.0f}", ha="center", va="center", fontsize=7,
+                            fontweight="bold" if t == p else "normal",
+                            color="#ffffff" if on_dark else INK if t == p else "#222222",
+                        )  # fmt: skip
+                axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+                first = index % columns == 0
+                axes.set_yticks(range(len(classes)), classes if first else [], fontsize=8)
+            axes.set_title(model.name)
+            axes.set_xlabel("answered")
+        for row in grid:
+            row[0].set_ylabel("true class")
+    return figure
+
+
+def calibration_figure(comparison: Comparison) -> Figure:
+    """Draw reliability diagrams before and, where it was fitted, after a temperature."""
+    models = comparison.models
+    parts = [("as trained", [m.calibration for m in models])]
+    scaled = [m.scaled for m in models if m.scaled]
+    if len(scaled) == len(models):
+        parts.append(("after a temperature fitted on validation", scaled))
+    edges = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.0 * len(parts), 3.9), layout="constrained")
+        row = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+        for axes, (title, calibrations) in zip(row, parts, strict=True):
+            axes.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
+            for model, item, colour in zip(models, calibrations, _cycle(len(models)), strict=True):
+                x = [
+                    edge if c is None else c for c, edge in zip(item.confidence, edges, strict=True)
+                ]
+                y = [np.nan if value is None else value for value in item.accuracy]
+                label = f"{model.name}, ECE {100 * item.ece:.1f}%"
+                axes.plot(x, y, marker="o", ms=3, color=colour, label=label)
+            axes.set(title=title, xlabel="stated confidence", xlim=(0, 1), ylim=(0, 1))
+            axes.legend(frameon=False, loc="upper left", fontsize=8)
+        row[0].set_ylabel("share of right answers")
+    return figure
+
+
+def _alternative(figure_name: str, comparison: Comparison) -> str:
+    """Return the alternative text of a figure: what it shows, in numbers."""
+    models = comparison.models
+    accuracies = ", ".join(f"{m.name} {100 * m.test_accuracy.mean:.1f}%" for m in models)
+    return {
+        "curves": f"Learning curves, and mean test accuracy: {accuracies}.",
+        "differences": "Differences: " + "; ".join(pair.verdict for pair in comparison.pairs),
+        "costs": "Accuracy against costs: "
+        + "; ".join(f"{m.name} {m.params:,} parameters, {m.macs / 1e6:.1f} M MACs" for m in models),
+        "confusion": "Confusion matrices of " + ", ".join(m.name for m in models) + ".",
+        "calibration": "Reliability diagrams; expected calibration error: "
+        + ", ".join(f"{m.name} {100 * m.calibration.ece:.1f}%" for m in models)
+        + ".",
+    }[figure_name]
+
+
+def write_comparison(
+    comparison: Comparison, out: str | Path, data: DataSplits | None = None
+) -> tuple[Path, Path]:
+    """Write page, figures and Markdown of a comparison; return the paths of page and figure.
+
+    `comparison.html` holds everything; `comparison.md` and the PNG files beside it are the same
+    for a README; `comparison.json` holds the numbers.
+
+    Args:
+        comparison: what to write.
+        out: a folder.
+        data: shows the images on which the networks disagree.
+    """
     out = Path(out)
-    figure = comparison_figure(comparison)
-    picture = write_figure(figure, out / "comparison.png")
+    out.mkdir(parents=True, exist_ok=True)
+    figures = {"curves": comparison_figure(comparison)}
+    if comparison.pairs:
+        figures["differences"] = differences_figure(comparison)
+    figures["costs"] = cost_figure(comparison)
+    figures["confusion"] = confusion_figure(comparison)
+    figures["calibration"] = calibration_figure(comparison)
+    names = {name: "comparison.png" if name == "curves" else f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        write_figure(figure, out / names[name])
     page = out / "comparison.html"
-    write_atomically(page, render_page(comparison, figure).encode())
-    return page, picture
+    write_atomically(page, render_page(comparison, figures, data).encode())
+    write_atomically(out / "comparison.md", render_markdown(comparison, names).encode())
+    write_json(out / "comparison.json", comparison.to_dict())
+    return page, out / names["curves"]
 
 
-def render_page(comparison: Comparison, figure: Figure) -> str:
-    """Return a self-contained HTML page: verdicts, figure, table, terms."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("halfmeg"), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+def _templates() -> jinja2.Environment:
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("halfmeg"), trim_blocks=True, lstrip_blocks=True,
+        autoescape=jinja2.select_autoescape(["html"]), undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    run = comparison.models[0].runs[0]
-    return environment.get_template("comparison.html").render(
-        comparison=comparison,
-        budget=BUDGET,
-        figure=figure_svg(figure),
-        figure_text=_describe(comparison),
-        notes=_notes(comparison),
-        settings=_settings(comparison),
-        environment=_environment(run),
+    templates.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
+    templates.filters["thousands"] = lambda number: f"{number:,}"
+    templates.filters["p_value"] = lambda p: "<0.001" if p < 0.001 else f"{p:.3f}"
+    return templates
+
+
+def _context(comparison: Comparison) -> dict[str, Any]:
+    runs = [run for model in comparison.models for run in model.runs]
+    environments = [_environment(run) for run in runs]
+
+    def each(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(item.get(key)) for item in environments))
+
+    return {
+        "comparison": comparison,
+        "budget": BUDGET,
+        "notes": _notes(comparison),
+        "settings": _settings(comparison),
+        "commands": list(dict.fromkeys(str(item.get("command")) for item in environments)),
+        "versions": {key: each(key) for key in ("halfmeg", "commit", "torch", "numpy", "python")},
+        "machine": {key: each(key) for key in ("platform", "processor", "cores", "threads")},
+    }
+
+
+def render_page(
+    comparison: Comparison, figures: dict[str, Figure], data: DataSplits | None = None
+) -> str:
+    """Return a self-contained HTML page: verdicts first, then figures, tables and terms."""
+    pictures: dict[int, str] = {}
+    if data is not None and data.fingerprint == comparison.fingerprint:
+        pictures = {
+            item.index: _picture(data.test.images[item.index].numpy())
+            for item in comparison.disagreements
+        }
+    return (
+        _templates()
+        .get_template("comparison.html")
+        .render(
+            _context(comparison),
+            figures={name: figure_svg(figure) for name, figure in figures.items()},
+            texts={name: _alternative(name, comparison) for name in figures},
+            pictures=pictures,
+        )
     )
 
 
-def _describe(comparison: Comparison) -> str:
-    parts = (f"{m.name} {100 * m.test_accuracy.mean:.1f}%" for m in comparison.models)
-    return f"Learning curves, and mean test accuracy: {', '.join(parts)}."
+def render_markdown(comparison: Comparison, pictures: dict[str, str]) -> str:
+    """Return the comparison as Markdown; `pictures` are the file names of the figures."""
+    return (
+        _templates()
+        .get_template("comparison.md")
+        .render(
+            _context(comparison),
+            pictures=pictures,
+            texts={name: _alternative(name, comparison) for name in pictures},
+        )
+    )
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """Return uint8 3×H×W as a PNG data address, whole pixels enlarged to 96 or more."""
+    times = max(1, -(-96 // pixels.shape[-1]))
+    enlarged = pixels.transpose(1, 2, 0).repeat(times, 0).repeat(times, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(enlarged).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _notes(comparison: Comparison) -> list[str]:
@@ -200,11 +430,20 @@ def _notes(comparison: Comparison) -> list[str]:
             f"The networks differ in size by a factor of {max(sizes) / min(sizes):.0f}: "
             "a difference between them is one of size as well as of kind."
         )
+    if any(1 < pair.num_seeds < 5 for pair in comparison.pairs):
+        notes.append(
+            "Fewer than 5 seeds: the intervals rest on a rough estimate of the chance between "
+            "seeds. With 2 seeds they hold less often than stated."
+        )
     if any(run.config.monitor == "test" for model in comparison.models for run in model.runs):
         notes.append(
             "The test set was read after every epoch, for the curves only; "
             "each figure is of the last epoch, never the best."
         )
+    notes += [
+        f"The run {name} failed and is not in the figures: {error}"
+        for name, error in comparison.failures.items()
+    ]
     return notes
 
 
@@ -219,5 +458,9 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
 
 
 def _environment(run: Run) -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads((run.folder / "environment.json").read_text())
+    path = run.folder / "environment.json"
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is missing or damaged: {error}") from None
     return stored

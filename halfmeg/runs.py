@@ -71,7 +71,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file whole or not at all; NaN and infinity are refused."""
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """Return indented JSON; NaN and infinity are refused."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Run:
         self.folder = folder
         self.config = config
         self.data = data
+        self.writes = True  # of a distributed run only the first process does
 
     @classmethod
     def create(cls, folder: str | Path, config: RunConfig, data: DataSplits) -> Run:
@@ -122,19 +128,20 @@ class Run:
         """
         folder = Path(folder)
         facts = DataFacts.of(data)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
+        if folder.exists():
             raise ValueError(
                 f"{folder} exists already and is not overwritten; "
                 f"choose another --out, or continue it with `halfmeg resume {folder}`"
-            ) from None
+            )
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        try:
+            (partial / "checkpoints").mkdir(parents=True)
         except OSError as error:
             raise ValueError(f"cannot make the run folder {folder}: {error.strerror}") from None
-        (folder / "checkpoints").mkdir()
-        write_json(folder / "environment.json", environment())
+        write_json(partial / "environment.json", environment())
         stored = {"config": config.to_dict(), "data": vars(facts)}
-        write_json(folder / "config.json", stored)
+        write_json(partial / "config.json", stored)
+        partial.rename(folder)  # a run killed here leaves no folder that cannot be resumed
         return cls(folder, config, facts)
 
     @classmethod
@@ -159,13 +166,17 @@ class Run:
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
+    def _write(self, name: str, content: bytes) -> None:
+        if self.writes:
+            write_atomically(self.folder / name, content)
+
     def write_metrics(self, rows: Sequence[MetricsRow]) -> None:
         """Write metrics.csv."""
         text = io.StringIO()
         writer = csv.DictWriter(text, METRICS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
+        self._write("metrics.csv", text.getvalue().encode())
 
     def read_metrics(self) -> list[MetricsRow]:
         """Read metrics.csv; an empty list before the first epoch has ended."""
@@ -183,8 +194,8 @@ class Run:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         path = self.folder / "checkpoints" / f"epoch_{epoch:05d}_step_{step:07d}.pt"
-        write_atomically(path, buffer.getvalue())
-        if self.config.keep_checkpoints:
+        self._write(f"checkpoints/{path.name}", buffer.getvalue())
+        if self.writes and self.config.keep_checkpoints:
             for old in self.checkpoints()[: -self.config.keep_checkpoints]:
                 old.unlink()
         return path
@@ -209,13 +220,15 @@ class Run:
 
     def log_test_reading(self, purpose: str) -> None:
         """Note that the test set was read, and for what."""
+        if not self.writes:
+            return
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "purpose": purpose}
         with (self.folder / "test_readings.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights; those that a network uses twice stand there once."""
-        write_atomically(self.folder / "weights.safetensors", weights_to_bytes(model))
+        self._write("weights.safetensors", weights_to_bytes(model))
 
     def load_model(self) -> Model:
         """Rebuild the trained network from the folder alone.
@@ -251,11 +264,29 @@ class Run:
         np.savez_compressed(
             buffer, allow_pickle=False, **{name: value.numpy() for name, value in arrays.items()}
         )
-        write_atomically(self.folder / "logits.npz", buffer.getvalue())
+        self._write("logits.npz", buffer.getvalue())
+
+    def load_logits(self) -> dict[str, Tensor]:
+        """Return what `save_logits` stored: test (and validation) logits B×K and labels B.
+
+        Raises:
+            ValueError: the file is missing or damaged.
+        """
+        path = self.folder / "logits.npz"
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist; the run cannot be compared") from None
+        except Exception as error:  # what a damaged archive raises depends on where the damage is
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if not {"test_logits", "test_labels"} <= arrays.keys():
+            raise ValueError(f"{path} is damaged: it has no test logits")
+        return arrays
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
-        write_json(self.folder / "result.json", result)
+        self._write("result.json", json_bytes(result))
 
     def result(self) -> dict[str, Any] | None:
         """Return result.json; None before the run has finished.

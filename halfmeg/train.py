@@ -28,6 +28,7 @@ from torch import Tensor
 from halfmeg.augment import Augmentation, augment
 from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits, stratified_split
+from halfmeg.distributed import Ranks, join_ranks
 from halfmeg.evaluate import autocast, compute_dtype, compute_logits, score
 from halfmeg.models import build_model
 from halfmeg.optim import build_average, build_optimizer, build_schedule
@@ -142,8 +143,9 @@ def fit(
         checkpoint = read_checkpoint(Path(start))
         if checkpoint is None:
             raise ValueError(f"{start} is missing, damaged or no checkpoint")
-    run = Run.create(out, config, data)
-    return _train(run, data, listener or SilentListener(), checkpoint, [])
+    with join_ranks(config.device) as ranks:
+        run = ranks.first(lambda: Run.create(out, config, data))
+        return _train(run, data, listener or SilentListener(), checkpoint, [], ranks)
 
 
 def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = None) -> Run:
@@ -152,6 +154,16 @@ def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = 
     Raises:
         ValueError: no run folder, other data than the run's, or no readable checkpoint.
     """
+    with join_ranks(Run.open(folder).config.device) as ranks:
+        run, checkpoint, damaged = ranks.first(lambda: _open_to_resume(folder, data))
+        if run.result() is not None:
+            return run
+        return _train(run, data, listener or SilentListener(), checkpoint, damaged, ranks)
+
+
+def _open_to_resume(
+    folder: str | Path, data: DataSplits
+) -> tuple[Run, dict[str, Any] | None, list[Path]]:
     run = Run.open(folder)
     if data.fingerprint != run.data.fingerprint:
         raise ValueError(
@@ -159,11 +171,27 @@ def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = 
             f"but {folder} was trained on {run.data.fingerprint} ({run.data.name})"
         )
     if run.result() is not None:
-        return run
+        return run, None, []
     checkpoint, damaged = run.load_checkpoint()
     if checkpoint is None and damaged:
         raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
-    return _train(run, data, listener or SilentListener(), checkpoint, damaged)
+    return run, checkpoint, damaged
+
+
+def train_run(
+    config: RunConfig, data: DataSplits, folder: Path, listener: Listener | None = None
+) -> str | None:
+    """Start or continue a run; return the error where it fails, so that others can go on."""
+    try:
+        if folder.exists():
+            resume(folder, data, listener=listener)
+        else:
+            fit(config, data, folder, listener=listener)
+    except TrainingInterruptedError:
+        raise
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def _check(config: RunConfig, data: DataSplits) -> None:
@@ -183,12 +211,14 @@ def _check(config: RunConfig, data: DataSplits) -> None:
 class _Job:
     """A run set up: the data's parts, the network, and what changes it."""
 
-    def __init__(self, run: Run, data: DataSplits) -> None:
+    def __init__(self, run: Run, data: DataSplits, ranks: Ranks) -> None:
         config = run.config
+        run.writes = ranks.rank == 0
         self.run = run
+        self.ranks = ranks
         self.config = config
         self.data = data
-        self.device = torch.device(config.device)
+        self.device = ranks.device(config.device)
         self.dtype = compute_dtype(config.precision, self.device)
         self.train_indices, self.val_indices = stratified_split(
             data.train.labels, config.val_fraction, config.seed
@@ -198,6 +228,7 @@ class _Job:
         model = build_model(config.model, len(data.classes), data.image_size)
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
+        self.wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
         self.optimizer = build_optimizer(
             model, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
             momentum=config.momentum, weight_decay=config.weight_decay,
@@ -234,10 +265,11 @@ class _Job:
             raise ValueError(message) from None
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return the evaluated network's logits of uint8 images."""
-        network = self.average.evaluated(self.model)
-        mean, std = self.data.mean, self.data.std
-        return compute_logits(network, images, mean, std, precision=self.config.precision)
+        """Return the evaluated network's logits of uint8 images; each rank does its share."""
+        network = self.ranks.agree(self.average.evaluated(self.model))
+        mean, std, precision = self.data.mean, self.data.std, self.config.precision
+        own = compute_logits(network, self.ranks.share(images), mean, std, precision=precision)
+        return self.ranks.gather(own, len(images))
 
 
 def _train(
@@ -246,12 +278,13 @@ def _train(
     listener: Listener,
     checkpoint: dict[str, Any] | None,
     damaged: list[Path],
+    ranks: Ranks,
 ) -> Run:
     """Train from a checkpoint, or from random weights, to the end."""
     _keep_freed_memory()
     if run.config.threads:
         torch.set_num_threads(run.config.threads)
-    job = _Job(run, data)
+    job = _Job(run, data, ranks)
     at = job.load(checkpoint) if checkpoint is not None else Position()
     listener.on_start(run, damaged)
     with _stop_signals() as stop:
@@ -280,7 +313,7 @@ def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> No
         TrainingDivergedError: the loss is NaN or infinite.
         TrainingInterruptedError: a signal came; a checkpoint was written.
     """
-    config, device, model = job.config, job.device, job.model
+    config, device, model, ranks = job.config, job.device, job.wrapped, job.ranks
     images, labels = job.data.train.images.to(device), job.data.train.labels.to(device)
     mean, std = (torch.tensor(value, device=device) for value in (job.data.mean, job.data.std))
     augmentation = augmentation_of(config)
@@ -295,22 +328,25 @@ def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> No
         job.schedule.set_step(at.epoch * steps + step)
         generator = _seed_step(config.seed, at.epoch, step)
         indices = order[job.batches[step]].to(device)
-        batch = augment(
+        batch = augment(  # whole on every rank, so that the draws do not depend on their number
             images[indices], augmentation, mean, std, generator=generator, dtype=job.dtype
         )
-        targets = labels[indices]
+        batch, targets = ranks.share(batch), ranks.share(labels[indices])
+        num_own = len(range(ranks.rank, len(indices), ranks.size))
         with autocast(device, job.dtype):
             logits = model(batch)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+        loss = loss * (num_own * ranks.size / len(indices))  # the ranks' mean is the batch's
         job.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         job.optimizer.step()
-        job.average.update(model)
+        job.average.update(job.model)
 
-        loss_sum += loss.detach().double() * len(targets)
-        num_right += (logits.argmax(1) == targets).sum()
+        loss_sum += ranks.sum(loss.detach().double() * (len(indices) / ranks.size))
+        num_right += ranks.sum((logits.argmax(1) == targets)[:num_own].sum())
+        stop.requested = ranks.largest(stop.requested)
         at.step = step + 1
-        at.num_seen += len(targets)
+        at.num_seen += len(indices)
         now = time.perf_counter()
         if now - reported > REPORT_SECONDS or at.step == steps or stop.requested:
             reported = now

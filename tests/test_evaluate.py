@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
-from halfmeg.evaluate import compute_dtype, compute_logits, evaluate, score
+from halfmeg.evaluate import (
+    calibrate,
+    compute_dtype,
+    compute_logits,
+    evaluate,
+    fit_temperature,
+    score,
+)
 from halfmeg.models import build_model
 
 
@@ -73,3 +82,24 @@ def test_evaluate_reads_a_data_set(digits) -> None:
     assert result.n == 360
     assert sum(map(sum, result.confusion)) == 360
     assert result.to_dict()["accuracy"] == result.accuracy
+
+
+def test_calibration_by_hand() -> None:
+    """Three answers at 0.5, 0.75 and 0.9 of two classes, of which the second is wrong."""
+    probs = torch.tensor([[0.5 + 1e-9, 0.5], [0.75, 0.25], [0.9, 0.1]], dtype=torch.float64)
+    found = calibrate(probs.log(), torch.tensor([0, 1, 0]))
+    assert found.ece == pytest.approx((0.5 + 0.75 + 0.1) / 3, abs=1e-6)
+    assert found.nll == pytest.approx(-(math.log(0.5) + math.log(0.25) + math.log(0.9)) / 3)
+    assert sum(found.share) == pytest.approx(1)
+    assert [value for value in found.accuracy if value is not None] == [1.0, 0.0, 1.0]
+
+
+def test_the_temperature_mends_overconfidence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    honest = torch.randn(4_000, 5, generator=generator)
+    labels = torch.multinomial(honest.softmax(1), 1, generator=generator).flatten()
+    temperature = fit_temperature(honest * 3, labels)
+    assert temperature == pytest.approx(3, rel=0.1)
+    before, after = calibrate(honest * 3, labels), calibrate(honest * 3, labels, temperature)
+    assert after.ece < 0.03 < 0.2 < before.ece
+    assert after.nll < before.nll

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import small_config
 
-from halfmeg.compare import compare, compare_runs, student_interval
+from halfmeg.compare import compare, compare_runs
+from halfmeg.corrupt import CORRUPTIONS
 from halfmeg.report import accuracy_curve
-from halfmeg.study import run_study
-from halfmeg.train import SilentListener
+from halfmeg.study import StudyListener, make_configs, open_runs, run_study
+from halfmeg.train import Listener, SilentListener
 
 
 def configs(seeds: int = 2, **changes):
@@ -18,6 +23,12 @@ def configs(seeds: int = 2, **changes):
         for seed in range(seeds)
         for model in ("cnn", "resnet-linear")
     ]
+
+
+DIVERGING = {
+    "epochs": 5, "optimizer": "sgd", "lr": 900.0, "precision": "fp32", "schedule": "constant",
+    "threads": 1,
+}  # fmt: skip
 
 
 class StopAt(SilentListener):
@@ -29,38 +40,136 @@ class StopAt(SilentListener):
             raise KeyboardInterrupt
 
 
+class StopThird(StudyListener):
+    def of_run(self, config) -> Listener | None:
+        return StopAt(1) if (config.model, config.seed) == ("cnn", 1) else None
+
+
 def weights(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in folder.glob("*/weights.safetensors")}
 
 
-def test_an_interrupted_study_trains_only_what_is_missing(tmp_path: Path, few_digits) -> None:
-    whole = run_study(configs(), few_digits, tmp_path / "whole")
-    assert [run.folder.name for run in whole] == [
-        "cnn-seed-0", "resnet-linear-seed-0", "cnn-seed-1", "resnet-linear-seed-1",
-    ]  # fmt: skip
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, few_digits) -> Path:
+    """A study that was never interrupted, with one thread for each run."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    run_study(configs(), few_digits, folder)
+    return folder
 
-    def stop_third(config):
-        return StopAt(1) if (config.model, config.seed) == ("cnn", 1) else None
 
+def test_an_interrupted_study_trains_only_what_is_missing(
+    tmp_path: Path, few_digits, whole: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run_study(configs(), few_digits, tmp_path / "cut", listener=stop_third)
+        run_study(configs(), few_digits, tmp_path / "cut", listener=StopThird())
     first = tmp_path / "cut" / "cnn-seed-0" / "weights.safetensors"
     stamp = first.stat().st_mtime_ns
-    run_study(configs(), few_digits, tmp_path / "cut")
+    study = run_study(configs(), few_digits, tmp_path / "cut")
+    assert [run.folder.name for run in study.runs] == [
+        "cnn-seed-0", "resnet-linear-seed-0", "cnn-seed-1", "resnet-linear-seed-1",
+    ]  # fmt: skip
+    assert not study.failures
     assert first.stat().st_mtime_ns == stamp
-    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "cut") == weights(whole)
     described = json.loads((tmp_path / "cut" / "study.json").read_text())
-    assert described["data"] == few_digits.fingerprint
+    assert described["models"] == ["cnn", "resnet-linear"]
+    assert described["seeds"] == [0, 1]
+    assert described["data"]["fingerprint"] == few_digits.fingerprint
     assert len(described["runs"]) == 4
 
 
-def test_a_seed_pairs_the_runs_of_all_models(tmp_path: Path, few_digits) -> None:
-    """Runs of one seed share split and order, whatever the network."""
-    import numpy as np
+KILLED_STUDY = """
+import sys
+from conftest import first_digits
+from halfmeg.study import run_study
+from test_study import configs
+if __name__ == "__main__":
+    run_study(configs(), first_digits(200), sys.argv[1], workers=2)
+"""
 
-    runs = run_study(configs(1), few_digits, tmp_path / "study")
-    labels = [np.load(run.folder / "logits.npz")["val_labels"] for run in runs]
-    assert np.array_equal(labels[0], labels[1])
+
+def test_a_killed_study_of_several_workers_ends_with_the_same_bits(
+    tmp_path: Path, few_digits, whole: Path
+) -> None:
+    """SIGKILL to the study: its workers stop too, and what is finished stays."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_STUDY)
+    folder = tmp_path / "study"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/result.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = child_processes(process.pid)
+    process.kill()
+    process.wait()
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < deadline, "a worker outlived its study"
+        time.sleep(0.05)
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    assert finished
+    study = run_study(configs(threads=1), few_digits, folder, workers=2)
+    assert len(study.runs) == 4
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
+    assert weights(folder) == weights(whole)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def child_processes(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_run_is_reported_and_the_others_go_on(
+    tmp_path: Path, few_digits, workers: int
+) -> None:
+    fine, bad = small_config(threads=1), small_config(seed=1, **DIVERGING)
+    heard = []
+
+    class Hear(StudyListener):
+        def on_run(self, config, error, done, total) -> None:
+            heard.append((config.seed, bool(error), total))
+
+    out = tmp_path / "study"
+    study = run_study([bad, fine], few_digits, out, workers=workers, listener=Hear())
+    assert [run.config.seed for run in study.runs] == [0]
+    assert list(study.failures) == ["cnn-seed-1"]
+    assert "the loss became" in study.failures["cnn-seed-1"]
+    assert sorted(heard) == [(0, False, 2), (1, True, 2)]
+
+
+def test_a_study_without_a_finished_run_says_why(tmp_path: Path, few_digits) -> None:
+    bad = small_config(**DIVERGING)
+    with pytest.raises(ValueError, match="no run finished; cnn-seed-0: the loss became"):
+        compare(["cnn"], few_digits, seeds=1, out=tmp_path / "s", config=bad)
+
+
+def test_models_recipes_and_seeds_are_crossed() -> None:
+    recipes = [small_config(recipe="a"), small_config(recipe="b", lr=0.01)]
+    made = make_configs(["cnn", "resnet"], recipes, 2)
+    assert len({(c.model, c.recipe, c.seed) for c in made}) == 8
+    with pytest.raises(ValueError, match="name each recipe once"):
+        make_configs(["cnn"], [recipes[0], recipes[0]], 1)
+
+
+def test_a_seed_pairs_the_runs_of_all_models(whole: Path) -> None:
+    """Runs of one seed share split and order, whatever the network."""
+    labels = [run.load_logits()["val_labels"].tolist() for run in open_runs([whole])]
+    assert labels[0] == labels[1] != labels[2] == labels[3]
 
 
 def test_a_study_folder_holds_one_study(tmp_path: Path, few_digits) -> None:
@@ -78,18 +187,6 @@ def test_a_study_folder_holds_one_study(tmp_path: Path, few_digits) -> None:
         run_study(configs(1), few_digits, tmp_path / "file" / "study")
 
 
-def test_student_interval_equals_scipy() -> None:
-    from scipy import stats
-
-    values = [0.71, 0.74, 0.73, 0.72]
-    interval = student_interval(values)
-    lo, hi = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
-    assert (interval.lo, interval.hi) == (pytest.approx(lo), pytest.approx(hi))
-    assert student_interval([0.5]).to_dict() == {"mean": 0.5, "lo": None, "hi": None}
-    with pytest.raises(ValueError, match="at least one value"):
-        student_interval([])
-
-
 def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits) -> None:
     terms = small_config(epochs=6, batch_size=32)
     result = compare(
@@ -103,21 +200,28 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
     (pair,) = result.pairs
     best, second = result.models
     differences = [best.per_seed[seed] - second.per_seed[seed] for seed in range(3)]
-    assert pair.difference == student_interval(differences)
-    told_apart = (pair.difference.lo or 0) > 0
-    assert ("is better than" in pair.verdict) == told_apart
-    assert ("cannot be told apart" in pair.verdict) != told_apart
+    assert pair.difference.mean == pytest.approx(sum(differences) / 3)
+    assert ("is better than" in pair.verdict) == pair.told_apart
+    assert ("cannot be told apart" in pair.verdict) != pair.told_apart
     assert "3 seeds" in pair.verdict
     assert result.num_test == 360
     stored = result.to_dict()["models"][0]
     assert {"name", "params", "macs", "test_accuracy", "per_seed"} <= stored.keys()
+    assert sum(map(sum, stored["confusion"])) == 3 * 360
+    assert stored["calibration_after_temperature"]["nll"] < stored["calibration"]["nll"]
+    assert set(stored["robustness"]) == {"clean", *CORRUPTIONS}
+    assert stored["cost"]["latency_ms"] > 0
+    stored_pair = result.to_dict()["pairs"][0]
+    assert {"a", "b", "difference", "p_value", "verdict"} <= stored_pair.keys()
+    for item in result.disagreements:
+        assert len({label for label, _ in item.answers.values()}) == 2
 
 
 def test_one_seed_gives_no_verdict(tmp_path: Path, few_digits) -> None:
     result = compare(
         ["cnn", "resnet-linear"], few_digits, seeds=1, out=tmp_path / "s", config=small_config()
     )
-    assert "one seed cannot tell" in result.pairs[0].verdict
+    assert "cannot tell chance from a difference" in result.pairs[0].verdict
     assert result.models[0].test_accuracy.lo is None
 
 
@@ -129,10 +233,23 @@ def test_mistakes(tmp_path: Path, few_digits, digits) -> None:
         compare(["cnn"], few_digits, seeds=0, out=tmp_path / "a", config=terms)
     with pytest.raises(ValueError, match="no runs"):
         compare_runs([])
-    runs = run_study([terms], few_digits, tmp_path / "few")
-    more = run_study([small_config(seed=1)], digits, tmp_path / "more")
+    with pytest.raises(ValueError, match="workers=0"):
+        run_study([terms], few_digits, tmp_path / "a", workers=0)
+    runs = run_study([terms], few_digits, tmp_path / "few").runs
+    more = run_study([small_config(seed=1)], digits, tmp_path / "more").runs
     with pytest.raises(ValueError, match="trained on other data"):
         compare_runs([*runs, *more])
+    with pytest.raises(ValueError, match="more than one run with seed 0"):
+        compare_runs([*runs, *runs])
+    logits = runs[0].folder / "logits.npz"
+    whole_file = logits.read_bytes()
+    logits.write_bytes(whole_file[: len(whole_file) // 2])
+    with pytest.raises(ValueError, match=r"logits.npz is damaged"):
+        compare_runs(runs)
+    logits.unlink()
+    with pytest.raises(ValueError, match=r"logits.npz does not exist"):
+        compare_runs(runs)
+    logits.write_bytes(whole_file)
     (runs[0].folder / "result.json").unlink()
     with pytest.raises(ValueError, match="has not finished"):
         compare_runs(runs)
@@ -147,8 +264,26 @@ def test_the_curve_of_a_run_is_of_its_monitored_part(tmp_path: Path, few_digits)
         ],
         few_digits,
         tmp_path / "s",
-    )
+    ).runs
     assert accuracy_curve(validated)[0] == "val"
     assert accuracy_curve(watched)[0] == "test"
     assert accuracy_curve(blind)[0] == "train"
     assert len(accuracy_curve(blind)[1]) == 2
+
+
+def test_entrants_are_named_by_what_tells_them_apart(tmp_path: Path, few_digits) -> None:
+    def train(folder: str, **changes) -> list:
+        return list(run_study([small_config(**changes)], few_digits, tmp_path / folder).runs)
+
+    runs = train("a", recipe="calm") + train("b", recipe="bold", lr=0.01)
+    names = {model.name for model in compare_runs(runs).models}
+    assert names == {"cnn (calm)", "cnn (bold)"}
+    (pair,) = compare_runs(runs).pairs
+    assert set(pair.terms) >= {"lr: 0.003 against 0.01"} or "lr: 0.01 against 0.003" in pair.terms
+    runs = train("c") + train("d", hflip=True) + train("e", model="resnet")
+    comparison = compare_runs(runs)
+    assert {model.name for model in comparison.models} == {
+        "cnn (hflip=True)", "cnn (hflip=False)", "resnet",
+    }  # fmt: skip
+    over = [p for p in comparison.pairs if "resnet" in (p.a, p.b)]
+    assert all(any("over the budget" in note for note in p.terms) for p in over)

@@ -13,6 +13,7 @@ import torch
 from conftest import first_digits, small_config
 
 from halfmeg.data import DataSplits
+from halfmeg.evaluate import has_bf16_hardware
 from halfmeg.models import MODELS
 from halfmeg.runs import Run, read_checkpoint
 from halfmeg.train import (
@@ -112,6 +113,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(
     assert weights_of(first) != weights_of(other)
 
 
+@pytest.mark.skipif(
+    not has_bf16_hardware(torch.device("cpu")), reason="this processor has no bfloat16"
+)
 def test_bf16_and_float32_learn_alike(tmp_path: Path, half_digits) -> None:
     accuracies = []
     for precision in ("bf16", "fp32"):
@@ -146,6 +150,7 @@ KILLED_CONFIG = {"model": "resnet", "epochs": 4, "batch_size": 128, **EVERYTHING
 SCRIPT = """
 import sys
 from conftest import first_digits, small_config
+from halfmeg.evaluate import has_bf16_hardware
 from halfmeg.train import SilentListener, fit
 
 class Tell(SilentListener):

@@ -15,7 +15,7 @@ from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
 from halfmeg.data.parquet import find_parquet, read_parquet
-from halfmeg.data.source import EncodedSource, decode_source, load_encoded
+from halfmeg.data.source import EncodedSource, decode_source, load_encoded, open_splits, save_splits
 
 __all__ = [
     "DataReport",
@@ -23,6 +23,8 @@ __all__ = [
     "Dataset",
     "inspect_data",
     "load_dataset",
+    "open_splits",
+    "save_splits",
     "stratified_split",
 ]
 

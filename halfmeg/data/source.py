@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 """A source without a test part is split 80/20, stratified, with this seed."""
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Raised when decoding changes, so that older caches are not used."""
 
 
@@ -83,13 +83,13 @@ def load_cached(name: str, key: str, build: Callable[[], DataSplits]) -> DataSpl
     """
     folder = cache_folder() / key
     try:
-        return _open(name, folder)
+        return replace(open_splits(folder), name=name)
     except (OSError, ValueError, KeyError):
         shutil.rmtree(folder, ignore_errors=True)  # it was absent or damaged
     splits = build()
     try:
-        _store(splits, folder)
-        return _open(name, folder)
+        save_splits(splits, folder)
+        return replace(open_splits(folder), name=name)
     except OSError:  # a full disk or a read-only folder: this run works from memory
         return splits
 
@@ -150,7 +150,12 @@ def decode_source(
     return DecodedSource(splits, np.concatenate(sizes), tuple(unreadable))
 
 
-def _store(splits: DataSplits, folder: Path) -> None:
+def save_splits(splits: DataSplits, folder: Path) -> None:
+    """Write decoded data to a new folder, whole or not at all, for `open_splits`.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
@@ -158,6 +163,8 @@ def _store(splits: DataSplits, folder: Path) -> None:
             np.save(temporary / f"{part}_images.npy", dataset.images.numpy())
             np.save(temporary / f"{part}_labels.npy", dataset.labels.numpy())
         info = {
+            "name": splits.name,
+            "source": splits.source,
             "classes": splits.classes,
             "mean": splits.mean,
             "std": splits.std,
@@ -171,7 +178,12 @@ def _store(splits: DataSplits, folder: Path) -> None:
             raise
 
 
-def _open(name: str, folder: Path) -> DataSplits:
+def open_splits(folder: Path) -> DataSplits:
+    """Open what `save_splits` wrote, the images memory-mapped.
+
+    Raises:
+        OSError, ValueError, KeyError: the folder is absent or damaged.
+    """
     info = json.loads((folder / "info.json").read_text())
     classes = tuple(info["classes"])
     train, test = (
@@ -184,5 +196,6 @@ def _open(name: str, folder: Path) -> DataSplits:
         for part in ("train", "test")
     )
     return DataSplits(
-        name, train, test, tuple(info["mean"]), tuple(info["std"]), info["fingerprint"]
-    )
+        info["name"], train, test, tuple(info["mean"]), tuple(info["std"]),
+        info["fingerprint"], info["source"],
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Cli
+
+from halfmeg.distributed import Ranks, join_ranks
+from halfmeg.runs import Run
+
+TERMS = [
+    "train", "common", "epochs=2", "precision=fp32", "optimizer=sgd", "lr=0.02", "weight_decay=0",
+    "val_fraction=0.1", "batch_size=101", "threads=1",
+]  # fmt: skip
+
+
+def torchrun(processes: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+        "--standalone", *arguments,
+    ]  # fmt: skip
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_one_process_has_nothing_to_do() -> None:
+    with join_ranks("cpu") as ranks:
+        assert type(ranks) is Ranks
+        batch = torch.arange(5)
+        assert ranks.share(batch) is batch
+        assert ranks.first(lambda: 3) == 3
+
+
+def test_two_processes_train_what_one_trains(cli: Cli, tmp_path: Path) -> None:
+    """The same loss trace; every image is evaluated once, though two do not divide them."""
+    terms = [*TERMS, "model=cnn", "--json"]
+    assert cli(*terms, "--out", "one").code == 0
+    done = torchrun(2, "-m", "halfmeg", *terms, "--out", "two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)  # only the first process prints
+    one, two = (Run.open(tmp_path / name) for name in ("one", "two"))
+    for mine, theirs in zip(one.read_metrics(), two.read_metrics(), strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+    first, second = one.load_logits(), two.load_logits()
+    assert torch.equal(first["test_labels"], second["test_labels"])
+    assert torch.equal(first["val_labels"], second["val_labels"])
+    assert len(second["test_logits"]) == 360
+    assert torch.allclose(first["test_logits"], second["test_logits"], atol=0.05)
+    readings = (two.folder / "test_readings.jsonl").read_text().splitlines()
+    assert len(readings) == 1, "only the first process writes"
+    assert json.loads((two.folder / "result.json").read_text())["test_n"] == 360
+
+
+RANKS = """
+import torch
+from torch import nn
+from halfmeg.distributed import SynchronizedBatchNorm, TorchRanks, join_ranks
+with join_ranks("cpu") as ranks:
+    rows = torch.arange(7 * 2).view(7, 2)
+    assert torch.equal(ranks.gather(ranks.share(rows), 7), rows)
+    assert torch.equal(ranks.gather(ranks.share(rows[:1]), 1), rows[:1])
+    assert ranks.largest(ranks.rank * 5) == 5 * (ranks.size - 1)
+    try:
+        ranks.first(lambda: int("x"))
+    except ValueError as error:
+        assert "invalid literal" in str(error)
+    else:
+        raise AssertionError("the first rank's error reaches all")
+
+    torch.manual_seed(0)
+    x = (torch.randn(9, 4, 3, 3, dtype=torch.float64) * 3 + 5).float()
+    weights = torch.randn(9, 4, 3, 3)
+    whole = nn.BatchNorm2d(4)
+    mine = x.clone().requires_grad_()
+    (whole(mine) * weights).sum().backward()
+    part = SynchronizedBatchNorm(4)
+    theirs = ranks.share(x).clone().requires_grad_()
+    y = part(theirs)
+    (y * ranks.share(weights)).sum().backward()
+    assert torch.allclose(theirs.grad, ranks.share(mine.grad), atol=1e-5)
+    assert torch.allclose(ranks.sum(part.weight.grad.clone()), whole.weight.grad, rtol=1e-4)
+    assert torch.allclose(part.running_var, whole.running_var, rtol=1e-5)
+    assert torch.allclose(part.running_mean, whole.running_mean, rtol=1e-5)
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    names = list(model.state_dict())
+    wrapped = ranks.wrap(model, synchronize_batchnorm=True)
+    assert isinstance(model[1], SynchronizedBatchNorm) and list(model.state_dict()) == names
+    inputs = torch.randn(6, 3)
+    (wrapped(ranks.share(inputs)).square().sum() * ranks.size / 6).backward()
+    alone = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    alone.load_state_dict({k: v for k, v in model.state_dict().items()})
+    (alone(inputs).square().sum() / 6).backward()
+    for ours, reference in zip(model.parameters(), alone.parameters()):
+        assert torch.allclose(ours.grad, reference.grad, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_ranks_act_as_one(tmp_path: Path, processes: int) -> None:
+    (tmp_path / "ranks.py").write_text(RANKS)
+    done = torchrun(processes, "ranks.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_mistakes_and_resume(cli: Cli, tmp_path: Path) -> None:
+    """An existing folder is refused by all processes at once; a finished run is returned."""
+    terms = [*TERMS, "model=resnet20", "epochs=1", "sync_bn=true"]
+    first = torchrun(2, "-m", "halfmeg", *terms, "--out", "run", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    again = torchrun(2, "-m", "halfmeg", *terms, "--out", "run", cwd=tmp_path)
+    assert again.returncode != 0
+    assert again.stderr.count("halfmeg: run exists already") == 1
+    assert cli("resume", "run").code == 0
