@@ -5,12 +5,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: .venv/installed
 	$(BIN)/halfmeg compare cnn resnet-linear resnet-shared --data digits --seeds 3 --out runs/demo
 
-test: .venv/installed-dev
+test: .venv/installed-dev .venv/browser
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+
+test-all: .venv/installed-dev .venv/browser
 	$(BIN)/python -m pytest --numprocesses 2
 
 lint: .venv/installed-dev
@@ -29,6 +32,13 @@ clean:
 
 .venv/installed: .venv/created pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt --editable .
+	touch $@
+
+# The page is tested in Debian's chromium; where it cannot be installed those tests are skipped.
+.venv/browser: .venv/created
+	@command -v chromium chromium-browser >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 \
+		|| echo "no chromium: the tests of the page in a browser will be skipped"
 	touch $@
 
 .venv/installed-dev: .venv/installed

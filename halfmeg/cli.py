@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import warnings
@@ -18,6 +19,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 import halfmeg
+from halfmeg.bundle import BUNDLED, Bundle, is_bundle
 from halfmeg.compare import Comparison, compare_runs, measure
 from halfmeg.compare import compare as compare_models
 from halfmeg.config import BUDGET, RunConfig
@@ -306,17 +308,25 @@ def _print_result(run: Run, as_json: bool) -> None:
 
 @app.command()
 def evaluate(
-    folder: Annotated[str, typer.Argument(help="A finished run folder.")],
+    folder: Annotated[str, typer.Argument(help="A finished run folder, or a bundle.")],
     data: Annotated[
         str | None, typer.Option(help="Other data of the same classes.", show_default="the run's")
     ] = None,
     data_dir: DataDirOption = "data",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a run's weights on the test images; the reading is logged in the run folder."""
-    run = Run.open(folder)
-    loaded = _load(data or run.data.source, data_dir, run.data.image_size, quiet=as_json)
-    result = run.evaluate(loaded)
+    """Evaluate trained weights on the test images; a run folder logs the reading."""
+    evaluated: Run | Bundle
+    if is_bundle(folder):
+        evaluated = Bundle.open(folder)
+        if data is None:
+            raise ValueError(f"{folder} is a bundle, which does not know where data is; add --data")
+        loaded = _load(data, data_dir, evaluated.image_size, quiet=as_json)
+    else:
+        evaluated = Run.open(folder)
+        size = evaluated.data.image_size
+        loaded = _load(data or evaluated.data.source, data_dir, size, quiet=as_json)
+    result = evaluated.evaluate(loaded)
     if as_json:
         _print_json(result.to_dict() | {"data": loaded.name})
         return
@@ -398,14 +408,17 @@ def report(
     is_study = len(folders) == 1 and (Path(folders[0]) / "study.json").exists()
     folder = Path(out or (folders[0] if is_study else "report"))
     first = runs[0].data
+    compare_runs(runs)  # raises before anything is written or measured
     loaded = None
     try:
         loaded = _load(data or first.source, data_dir, first.image_size, quiet=as_json)
+        if loaded.fingerprint != first.fingerprint:
+            raise ValueError(f"{runs[0].folder} was trained on other data than {loaded.name}")
     except ValueError as error:
         if data is not None:
             raise
-        _print_error(f"without the data, so without pictures: {error}")
-    compare_runs(runs)  # raises before anything is written or measured
+        loaded = None
+        _print_error(f"without the runs' data, so without pictures: {error}")
     if loaded is not None:
         folder.mkdir(parents=True, exist_ok=True)
         measure(runs, loaded, folder)
@@ -449,13 +462,120 @@ def _print_comparison(result: Comparison) -> None:
         _print_error(f"failed: {name}: {error}")
 
 
+# --- shipping --------------------------------------------------------------------------------
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A finished run folder.")],
+    out: Annotated[str, typer.Option(help="The bundle's folder, which must not exist.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the run's data is now.", show_default="as before")
+    ] = None,
+    data_dir: DataDirOption = "data",
+    allow_loss: Annotated[
+        bool, typer.Option(help="Keep an int8 file that loses more than half a point.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a run as a bundle: weights, ONNX, int8, model card; proved before it is written."""
+    from halfmeg.export import export as export_run
+
+    opened = Run.open(run)
+    loaded = _load(data or opened.data.source, data_dir, opened.data.image_size, quiet=as_json)
+    bundle, proof = export_run(opened, loaded, out, allow_loss=allow_loss)
+    if as_json:
+        _print_json(bundle.described)
+        return
+    _print(f"test accuracy    {bundle.accuracy['test_accuracy']:.2%} in float32")
+    _print(
+        f"model.onnx       logits differ by at most {proof.max_difference:.1e}, "
+        f"same accuracy ({proof.n:,} {proof.images} images)"
+    )
+    _print(f"model.int8.onnx  loses {100 * proof.int8_loss:.2f} points on them")
+    _print(f"bundle           {bundle.folder}")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Image files, folders, or patterns.")],
+    bundle: Annotated[
+        str | None, typer.Option(help="A bundle.", show_default="the one installed with halfmeg")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many classes to name.")] = 3,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the class of each image; exit 1 when one of them could not be read."""
+    from halfmeg.predict import find_images
+    from halfmeg.predict import predict as predict_images
+
+    opened = Bundle.open(bundle or BUNDLED)
+    predictions = list(predict_images(opened, find_images(images), top=top))
+    good = [item for item in predictions if item.error is None]
+    if as_json:
+        _print_json([item.to_dict() for item in good])
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["path", "label", "probability"])
+        writer.writerows([item.path, item.top[0][0], f"{item.top[0][1]:.6f}"] for item in good)
+    elif good:
+        table = _table("image", "class", "probability", "then")
+        for item in good:
+            (label, probability), *rest = item.top
+            others = ", ".join(f"{name} {p:.1%}" for name, p in rest)
+            table.add_row(item.path, label, f"{probability:.1%}", others)
+        console.print(table)
+    for item in predictions:
+        if item.error is not None:
+            _print_error(f"halfmeg: {item.path}: {item.error}")
+    if len(good) < len(predictions):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
+    threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
+    rounds: Annotated[int, typer.Option(help="Each runs every runtime in turn.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure latency, throughput and memory of a bundle in each installed runtime."""
+    from halfmeg.bench import bench as bench_bundle
+
+    try:
+        counts = [int(text) for text in threads.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise ValueError(f"threads={threads!r} is not allowed; write numbers, as in 1,2")
+    rows = bench_bundle(Bundle.open(bundle), threads=counts, rounds=rounds)
+    if as_json:
+        _print_json([row.to_dict() for row in rows])
+        return
+    table = _table(
+        "runtime", "threads", "one image, ms", "p95, ms", "images/s", "file, kB", "memory, MB",
+        "exact",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row.runtime, str(row.threads), f"{row.latency_ms:.2f}", f"{row.latency_p95_ms:.2f}",
+            f"{row.images_per_second:,.0f}", f"{row.file_bytes / 1000:,.0f}",
+            f"{row.peak_memory_bytes / 1e6:,.0f}", "yes" if row.exact else "no",
+        )  # fmt: skip
+    console.print(table)
+
+
 # --- showing ---------------------------------------------------------------------------------
+
+
+TEXT_COLUMNS = ("description", "most often taken for", "class", "then")
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        is_text = index == 0 or column in ("description", "most often taken for")
+        is_text = index == 0 or column in TEXT_COLUMNS
         table.add_column(column, justify="left" if is_text else "right", no_wrap=index == 0)
     return table
 

@@ -36,6 +36,7 @@ class RunConfig:
     epochs: int
     batch_size: int = 128
     seed: int = 0
+    init: str = ""  # a bundle whose weights to start from; its head only where the classes fit
     # The optimizer. `momentum` is for sgd (Nesterov's form), `beta1` and `beta2` for adam(w).
     optimizer: OptimizerName = "adam"
     lr: float = 0.0005

@@ -23,9 +23,10 @@ from typing import Any, Protocol, final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from halfmeg.augment import Augmentation, augment
+from halfmeg.bundle import Bundle
 from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits, stratified_split
 from halfmeg.distributed import Ranks, join_ranks
@@ -201,10 +202,27 @@ def _check(config: RunConfig, data: DataSplits) -> None:
         raise ValueError(f"device={config.device} is not there; allowed here: {', '.join(allowed)}")
     if config.crop_mode == "reflect" and config.crop >= data.image_size:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
-    build_model(config.model, len(data.classes), data.image_size)
+    model = build_model(config.model, len(data.classes), data.image_size)
+    if config.init:
+        load_initial_weights(model, config)
     train, _ = stratified_split(data.train.labels, config.val_fraction, config.seed)
     if len(train) < 2:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
+
+
+def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
+    """Copy a bundle's weights into a network of the same kind; a head of other classes is left.
+
+    Raises:
+        ValueError: no bundle, or one of another network.
+    """
+    bundle = Bundle.open(config.init)
+    if bundle.model != config.model:
+        raise ValueError(f"init={config.init} holds a {bundle.model}, not a {config.model}")
+    stored = bundle.load_model().state_dict()
+    own = model.state_dict()
+    fitting = {name: value for name, value in stored.items() if own[name].shape == value.shape}
+    model.load_state_dict(own | fitting)
 
 
 @final
@@ -226,6 +244,8 @@ class _Job:
         self.batches = _batch_bounds(len(self.train_indices), config.batch_size)
         torch.manual_seed(derive_seed(config.seed))
         model = build_model(config.model, len(data.classes), data.image_size)
+        if config.init:
+            load_initial_weights(model, config)
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CIFAR_JPEG, Cli
+from conftest import CIFAR_JPEG, Cli, small_config
 from PIL import Image
+
+from halfmeg.study import run_study
 
 QUICK = ("model=cnn", "epochs=2", "batch_size=256")
 
@@ -232,3 +235,47 @@ def test_real_cifar_jpeg_end_to_end(cli: Cli, cifar_jpeg: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert outcome.json["test_accuracy"] > 0.2
     assert outcome.json["test_n"] == 10_000
+
+
+@pytest.fixture(scope="module")
+def small_study(tmp_path_factory, few_digits) -> Path:
+    folder = tmp_path_factory.mktemp("reported") / "study"
+    configs = [small_config(model=m, seed=s) for s in (0, 1) for m in ("cnn", "resnet-linear")]
+    run_study(configs, few_digits, folder)
+    return folder
+
+
+def test_report_compares_what_is_there(cli: Cli, small_study: Path, tmp_path: Path) -> None:
+    """Without the runs' data there are no pictures, but every other number."""
+    runs = [str(small_study / f"{m}-seed-{s}") for m in ("cnn", "resnet-linear") for s in (0, 1)]
+    found = cli("report", *runs, "--out", "page", "--json")
+    assert found.code == 0, found.err
+    assert len(found.json["pairs"]) == 1
+    assert (tmp_path / "page" / "comparison.html").exists()
+    assert not (small_study / "comparison.html").exists()
+    whole = cli("report", str(small_study))
+    assert whole.code == 0
+    assert (small_study / "comparison.md").exists()
+    one = cli("report", runs[0], runs[2], "--out", "one")
+    assert "cannot tell chance from a difference" in one.out
+
+
+def test_report_mistakes(cli: Cli, small_study: Path, tmp_path: Path) -> None:
+    assert cli("report", "nowhere").is_one_line("nowhere is no run folder")
+    assert cli("report", str(small_study), "--data", "nowhere").is_one_line("'nowhere'")
+    wrong = cli("report", str(small_study), "--data", "digits", "--out", "other")
+    assert wrong.is_one_line("was trained on other data than digits")
+    broken = tmp_path / "broken"
+    shutil.copytree(small_study, broken)
+    (broken / "cnn-seed-0" / "result.json").write_text("{")
+    assert cli("report", str(broken)).err.count("result.json is damaged") == 1
+    (broken / "study.json").write_text("[]")
+    assert cli("report", str(broken)).is_one_line("study.json is damaged")
+
+
+def test_compare_mistakes(cli: Cli) -> None:
+    assert cli("compare", "cnn", "--workers", "0").is_one_line("workers=0")
+    assert cli("compare", "cnn", "--recipe", "bset").is_one_line("recipe 'bset' is not known")
+    refused = cli("compare", "cnn", "epochs=1", "--cluster", "nowhere", "--out", "study")
+    assert refused.is_one_line("cluster='nowhere'", "HOST:PORT or auto")
+    assert refused.code == 2

@@ -11,7 +11,7 @@ import numpy as np
 from halfmeg.data.check import DataReport, check_data
 from halfmeg.data.cifar import load_cifar10
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
-from halfmeg.data.decode import Progress, no_progress
+from halfmeg.data.decode import Progress, decode_image, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
 from halfmeg.data.parquet import find_parquet, read_parquet
@@ -21,6 +21,7 @@ __all__ = [
     "DataReport",
     "DataSplits",
     "Dataset",
+    "decode_image",
     "inspect_data",
     "load_dataset",
     "open_splits",
