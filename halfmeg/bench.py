@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -32,7 +34,8 @@ class Measurement:
         latency_ms, latency_p95_ms: of one image, median and 95th percentile.
         images_per_second: in batches of 128, median.
         file_bytes: of what the runtime loads.
-        peak_memory_bytes: of a process of its own that loads the network and runs one batch.
+        peak_memory_bytes: what loading the network and running one batch of 128 adds to the peak
+            of a process of its own, the libraries left out.
         max_difference: largest difference of a logit from torch's.
         exact: whether that difference is rounding.
     """
@@ -119,8 +122,15 @@ def available_runtimes(bundle: Bundle) -> list[str]:
     return [
         name
         for name, runtime in RUNTIMES.items()
-        if find_spec(runtime.needs) is not None and bundle.has(runtime.file)
+        if find_spec(runtime.needs) is not None
+        and bundle.has(runtime.file)
+        and (name != "torch compiled" or _has_compiler())
     ]
+
+
+def _has_compiler() -> bool:
+    """Return whether torch.compile finds a C++ compiler."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++")))
 
 
 def bench(
@@ -155,11 +165,13 @@ def bench(
     reference = _open_torch(bundle, 1)(batch)
     scale = max(1.0, reference.abs().max().item())
     before = torch.get_num_threads()
-    runners = {(n, t): RUNTIMES[n].open(bundle, t) for n in names for t in threads}
     differences = {}
-    for key, run in runners.items():  # the first calls compile and warm up
-        run(one)
-        differences[key] = (run(batch) - reference).abs().max().item()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what torch's compiler says about itself
+        runners = {(n, t): RUNTIMES[n].open(bundle, t) for n in names for t in threads}
+        for key, run in runners.items():  # the first calls compile and warm up
+            run(one)
+            differences[key] = (run(batch) - reference).abs().max().item()
     singles: dict[tuple[str, int], list[float]] = {key: [] for key in runners}
     batches: dict[tuple[str, int], list[float]] = {key: [] for key in runners}
     for _ in range(rounds):
@@ -188,7 +200,7 @@ def bench(
 
 
 def _peak_memory(folder: Path, name: str) -> int:
-    """Return the most memory that a fresh process held to open a bundle and run a batch."""
+    """Return by how much the peak of a fresh process grows to open a bundle and run a batch."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_run_once, args=(theirs, folder, name))
@@ -201,10 +213,21 @@ def _peak_memory(folder: Path, name: str) -> int:
 
 
 def _run_once(pipe: Any, folder: Path, name: str) -> None:
-    import resource
-
     bundle = Bundle.open(folder)
     size = bundle.image_size
-    RUNTIMES[name].open(bundle, 1)(torch.zeros(BATCH_SIZE, 3, size, size, dtype=torch.uint8))
-    unit = 1 if os.uname().sysname == "Darwin" else 1024  # getrusage(2)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    images = torch.zeros(BATCH_SIZE, 3, size, size, dtype=torch.uint8)
+    if name.startswith("onnxruntime"):
+        import onnxruntime  # noqa: F401 (the library itself is not what is measured)
+    before = _peak_resident_bytes()
+    RUNTIMES[name].open(bundle, 1)(images)
+    pipe.send(_peak_resident_bytes() - before)
+
+
+def _peak_resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux; getrusage there counts what the parent held too
+        (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -554,8 +554,7 @@ def bench(
         _print_json([row.to_dict() for row in rows])
         return
     table = _table(
-        "runtime", "threads", "one image, ms", "p95, ms", "images/s", "file, kB", "memory, MB",
-        "exact",
+        "runtime", "threads", "image, ms", "p95, ms", "images/s", "kB", "MB", "exact",
     )  # fmt: skip
     for row in rows:
         table.add_row(
@@ -564,6 +563,7 @@ def bench(
             f"{row.peak_memory_bytes / 1e6:,.0f}", "yes" if row.exact else "no",
         )  # fmt: skip
     console.print(table)
+    _print("one image, and batches of 128; kB: the file; MB: memory that it adds to a process")
 
 
 # --- showing ---------------------------------------------------------------------------------

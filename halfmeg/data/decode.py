@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+MAX_PIXELS = 64 * 10**6
+MAX_TRANSPARENT_PIXELS = 16 * 10**6
+"""Larger images are refused before they are decoded, so that none takes a gigabyte of memory."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -51,6 +55,7 @@ def decode_image(content: bytes, image_size: int) -> tuple[np.ndarray, tuple[int
             warnings.simplefilter("ignore")  # of metadata that does not concern the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as opened:
+                _check_size(opened)
                 image = _to_rgb(ImageOps.exif_transpose(opened))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(str(error).partition("<")[0].strip() or type(error).__name__) from None
@@ -64,6 +69,12 @@ def decode_image(content: bytes, image_size: int) -> tuple[np.ndarray, tuple[int
     return np.asarray(image).transpose(2, 0, 1), size
 
 
+def _check_size(image: Image.Image) -> None:
+    limit = MAX_TRANSPARENT_PIXELS if image.has_transparency_data else MAX_PIXELS
+    if image.width * image.height > limit:
+        raise ValueError(f"{image.width}×{image.height} pixels; allowed: {limit:,} in all")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         gray = np.asarray(image).astype(np.float64) / 257
@@ -74,7 +85,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)

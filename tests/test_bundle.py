@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import Cli, first_digits, small_config
+
+from halfmeg.bundle import BUNDLED, FILES, Bundle, checksum
+from halfmeg.config import RunConfig
+from halfmeg.data import load_dataset
+from halfmeg.export import export
+from halfmeg.models import MODELS, build_model
+from halfmeg.train import fit
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    data = first_digits(600)
+    run = fit(small_config(model="resnet20", epochs=3, batch_size=32), data, folder / "run")
+    export(run, data, folder / "bundle", allow_loss=True)
+    return folder / "bundle"
+
+
+@pytest.fixture
+def broken(bundle_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_folder, tmp_path / "broken"))
+
+
+def test_it_rebuilds_from_json_and_safetensors_alone(bundle_folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    described = json.loads((bundle_folder / "model.json").read_text())
+    described["files"] = {"model.safetensors": described["files"]["model.safetensors"]}
+    (bare / "model.json").write_text(json.dumps(described))
+    shutil.copy(bundle_folder / "model.safetensors", bare)
+    found = Bundle.open(bare).evaluate(load_dataset("digits"))
+    assert found.accuracy == described["accuracy"]["test_accuracy"]
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def setting(key: str, value: object) -> Change:
+    def change(described: dict[str, Any]) -> None:
+        described[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (setting("format", 9), "format=9 is not known"),
+        (setting("model", "vgg"), "model 'vgg' is not known"),
+        (setting("model", ["cnn"]), "is not known"),
+        (setting("model", "cnn"), "does not fit the network"),
+        (setting("classes", ["one"]), "2 to 10,000"),
+        (setting("classes", [1] * 10), "names are expected"),
+        (setting("classes", ["a", "b"]), "does not fit the network"),
+        (setting("image_size", 100_000), "image_size=100000"),
+        (setting("image_size", True), "image_size=True"),
+        (setting("mean", [1, 2]), "3 number"),
+        (setting("mean", ["x", 0, 0]), "'x' is no number"),
+        (setting("std", [0, 1, 1]), "above 0"),
+        (setting("std", [float("inf"), 1, 1]), "out of range"),
+        (setting("temperature", 0), "temperature=0"),
+        (setting("files", {"model.safetensors": "0" * 64}), "its checksum is another"),
+        (setting("files", {}), "model.safetensors is missing"),
+        (setting("files", {"../../secret": "0"}), "'../../secret' is not known"),
+        (setting("files", []), "objects are expected"),
+    ],
+)
+def test_an_unfit_description_is_refused(broken: Path, change: Change, message: str) -> None:
+    path = broken / "model.json"
+    described = json.loads(path.read_text())
+    change(described)
+    path.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=message) as refused:
+        Bundle.open(broken).load_model()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_file_is_refused(broken: Path, cli: Cli) -> None:
+    for name in FILES:
+        content = (broken / name).read_bytes()
+        (broken / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ValueError, match=f"{name} is damaged or was altered"):
+            Bundle.open(broken)
+        (broken / name).unlink()
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            Bundle.open(broken)
+        (broken / name).write_bytes(content)
+    (broken / "model.json").write_bytes(b"[" * 100_000)
+    assert cli("predict", "x", "--bundle", str(broken)).is_one_line("model.json is damaged")
+    (broken / "model.json").write_bytes(b" " * (2**20 + 1))
+    assert cli("predict", "x", "--bundle", str(broken)).is_one_line("larger than 1,048,576")
+    assert cli("predict", "x", "--bundle", "nowhere").is_one_line("nowhere is no bundle")
+
+
+def write_weights(folder: Path, content: bytes) -> None:
+    """Replace the weights and state their checksum: what somebody who means harm would do."""
+    (folder / "model.safetensors").write_bytes(content)
+    path = folder / "model.json"
+    described = json.loads(path.read_text())
+    described["files"]["model.safetensors"] = checksum(content)
+    path.write_text(json.dumps(described))
+
+
+def test_weights_that_mean_harm(broken: Path) -> None:
+    huge = (2**62).to_bytes(8, "little") + b"{}"
+    wrong = safetensors.torch.save({"head.weight": torch.zeros(10, 64)})
+    extra = dict(build_model("resnet20").state_dict()) | {"more": torch.zeros(1)}
+    for content in (huge, b"", wrong, safetensors.torch.save(extra), b"\x80\x04K\x01."):
+        write_weights(broken, content)
+        with pytest.raises(ValueError, match=r"model.safetensors"):
+            Bundle.open(broken).load_model()
+
+
+FUZZ = """
+import io, json, random, shutil, sys, time
+from pathlib import Path
+import numpy as np, torch
+from PIL import Image
+from halfmeg.bundle import Bundle
+from halfmeg.data import decode_image
+from test_bundle import write_weights
+
+kind, folder = sys.argv[1], Path(sys.argv[2])
+rng = random.Random(0)
+
+def mutate(content):
+    content = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        place = rng.randrange(len(content)) if content else 0
+        what = rng.randrange(5)
+        if what == 0 and content:
+            content[place] = rng.randrange(256)
+        elif what == 1:
+            del content[place : place + rng.choice((1, 4, 100, 10**6))]
+        elif what == 2:
+            content[place:place] = rng.randbytes(rng.choice((1, 4, 100)))
+        elif what == 3 and content:
+            end = min(len(content), 256)  # headers are where it hurts
+            content[rng.randrange(end)] = rng.choice((0, 1, 127, 128, 255))
+        else:
+            content[place:place] = content[place : place + 50]
+    return bytes(content)
+
+refused = slowest = 0
+if kind == "images":
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    originals = []
+    for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, form)
+        originals.append(buffer.getvalue())
+for number in range(2_000):
+    started = time.monotonic()
+    try:
+        if kind == "images":
+            image, _ = decode_image(mutate(rng.choice(originals)), 32)
+            assert image.shape == (3, 32, 32)
+        else:
+            if number == 0:
+                parts = {n: (folder / n).read_bytes() for n in ("model.json", "model.safetensors")}
+            (folder / "model.json").write_bytes(parts["model.json"])
+            if number % 3 == 0:
+                (folder / "model.json").write_bytes(mutate(parts["model.json"]))
+            elif number % 3 == 1:
+                (folder / "model.safetensors").write_bytes(mutate(parts["model.safetensors"]))
+            else:
+                write_weights(folder, mutate(parts["model.safetensors"]))
+            Bundle.open(folder).load_model()
+    except ValueError as error:
+        assert str(error) and len(str(error)) < 10_000
+        refused += 1
+    finally:
+        if kind != "images":
+            (folder / "model.safetensors").write_bytes(parts["model.safetensors"])
+    slowest = max(slowest, time.monotonic() - started)
+peak = [l for l in open("/proc/self/status") if l.startswith("VmHWM")][0].split()[1]
+print(json.dumps({"refused": refused, "slowest": slowest, "peak_bytes": int(peak) * 1024}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("kind", ["bundles", "images"])
+def test_2000_mutations_neither_crash_nor_hang(kind: str, broken: Path) -> None:
+    for name in ("model.onnx", "model.int8.onnx", "README.md"):
+        (broken / name).unlink()
+    described = json.loads((broken / "model.json").read_text())
+    described["files"] = {"model.safetensors": described["files"]["model.safetensors"]}
+    (broken / "model.json").write_text(json.dumps(described))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FUZZ, kind, str(broken)],
+        capture_output=True, text=True, check=False, timeout=300, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2_000:]
+    found = json.loads(done.stdout)
+    assert found["refused"] > 500
+    assert found["slowest"] < 20
+    assert found["peak_bytes"] < 2**30
+
+
+def test_the_bundled_network_is_in_the_budget() -> None:
+    bundle = Bundle.open(BUNDLED)
+    assert sum(p.numel() for p in bundle.load_model().parameters()) < 500_000
+    assert bundle.model in MODELS
+    assert bundle.accuracy["test_accuracy"] > 0.85
+
+
+def test_the_bundled_network_gives_its_stated_accuracy(cli: Cli, cifar_jpeg: Path) -> None:
+    found = cli("evaluate", str(BUNDLED), "--data", str(cifar_jpeg), "--json")
+    assert found.json["accuracy"] == Bundle.open(BUNDLED).accuracy["test_accuracy"]
+
+
+def test_training_starts_from_a_bundle(bundle_folder: Path, tmp_path: Path) -> None:
+    """With the same classes the first step already answers well; another head starts anew."""
+    data = first_digits(600)
+    terms: dict[str, Any] = {"model": "resnet20", "epochs": 1, "lr": 1e-6, "optimizer": "sgd"}
+    started = fit(small_config(**terms, init=str(bundle_folder)), data, tmp_path / "started")
+    alone = fit(small_config(**terms), data, tmp_path / "alone")
+    first, second = (run.result() or {} for run in (started, alone))
+    assert first["test_accuracy"] > second["test_accuracy"] + 0.2
+
+
+def test_mistakes_in_init(bundle_folder: Path, cli: Cli) -> None:
+    wrong = cli("train", "common", "model=cnn", f"init={bundle_folder}")
+    assert wrong.is_one_line("holds a resnet20, not a cnn")
+    assert cli("train", "common", "init=nowhere").is_one_line("nowhere is no bundle")
+    assert RunConfig(model="cnn", epochs=1).init == ""

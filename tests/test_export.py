@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import Cli, first_digits, small_config
+from torch import nn
+
+from halfmeg.evaluate import compute_logits
+from halfmeg.export import export, fold_batchnorm, onnx_logits, to_onnx
+from halfmeg.models import MODELS, build_model
+from halfmeg.runs import Run
+from halfmeg.train import fit
+
+
+def unsettled(name: str, size: int = 32) -> nn.Module:
+    """A network whose BatchNorm has statistics other than the first ones."""
+    torch.manual_seed(0)
+    model = build_model(name, 10, size)
+    model.train()
+    for _ in range(2):
+        model(torch.randn(16, 3, size, size) * 2 + 0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_folding_changes_nothing(name: str) -> None:
+    model = unsettled(name)
+    folded = fold_batchnorm(model)
+    kinds = (nn.BatchNorm2d, nn.BatchNorm1d)
+    left = [module for module in folded.modules() if isinstance(module, kinds)]
+    assert len(left) == (2 if name == "resnet" else 0)  # its head has one behind an activation
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(folded(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_equals_torch_at_batches_of_1_2_and_7(name: str) -> None:
+    model = unsettled(name)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    content = to_onnx(model, mean, std, 32)
+    images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
+    expected = compute_logits(model, images, mean, std, precision="fp32")
+    for batch in (1, 2, 7):
+        found = onnx_logits(content, images, batch_size=batch)
+        assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3), f"batch {batch}"
+    graph = onnx.load_from_string(content).graph
+    assert "BatchNormalization" not in {n.op_type for n in graph.node} or name == "resnet"
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape) == (
+        "pixels",
+        "tensor(uint8)",
+        ["batch", 3, 32, 32],
+    )
+
+
+def test_other_sizes_export() -> None:
+    content = to_onnx(unsettled("resnet20", 48), (0.5,) * 3, (0.5,) * 3, 48)
+    images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
+    assert onnx_logits(content, images).shape == (3, 10)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    return fit(small_config(model="resnet20", epochs=4, batch_size=32), first_digits(600), folder)
+
+
+def test_a_bundle_is_proved_on_validation_images(trained: Run, tmp_path: Path) -> None:
+    data = first_digits(600)
+    bundle, proof = export(trained, data, tmp_path / "bundle", allow_loss=True)
+    assert (proof.images, proof.n) == ("validation", 60)
+    assert proof.onnx_accuracy == proof.accuracy
+    assert proof.max_difference < 1e-3
+    found = bundle.evaluate(data)
+    assert found.accuracy == bundle.accuracy["test_accuracy"]
+    assert bundle.temperature != 1.0
+    sizes = {name: (bundle.folder / name).stat().st_size for name in bundle.described["files"]}
+    assert sizes["model.int8.onnx"] < 0.6 * sizes["model.onnx"]
+    card = (bundle.folder / "README.md").read_text()
+    assert f"{100 * found.accuracy:.2f}%" in card
+    assert "269,722 parameters" in card
+    assert all(f"`{name}`" in card for name in sizes if name != "README.md")
+    purposes = (trained.folder / "test_readings.jsonl").read_text()
+    assert "export" in purposes, "the reading of the test set is logged"
+
+
+def test_int8_that_loses_too_much_stops(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A calibration on black images makes int8 useless: the export says so and writes nothing."""
+    from halfmeg import export as module
+
+    honest = module.quantize
+    monkeypatch.setattr(module, "quantize", lambda m, images: honest(m, torch.zeros_like(images)))
+    with pytest.raises(ValueError, match=r"int8 loses [\d.]+ points on 60 validation images"):
+        export(trained, first_digits(600), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    bundle, proof = export(trained, first_digits(600), tmp_path / "out", allow_loss=True)
+    assert proof.int8_loss > 0.005
+    assert f"loses {100 * proof.int8_loss:.2f} points" in (bundle.folder / "README.md").read_text()
+
+
+def test_a_wrong_onnx_file_stops(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfmeg import export as module
+
+    shifted = module.to_onnx
+    monkeypatch.setattr(module, "to_onnx", lambda m, mean, std, size: shifted(m, std, std, size))
+    with pytest.raises(ValueError, match="does not do what the network does"):
+        export(trained, first_digits(600), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", "common", "model=cnn", "epochs=4", "--out", "run").code == 0
+    made = cli("export", "run", "--out", "bundle", "--allow-loss", "--json")
+    assert made.code == 0, made.err
+    assert made.json["model"] == "cnn"
+    again = cli("export", "run", "--out", "bundle")
+    assert again.is_one_line("bundle exists already and is not overwritten")
+    found = cli("evaluate", "bundle", "--data", "digits", "--json")
+    assert found.json["accuracy"] == made.json["accuracy"]["test_accuracy"]
+    assert cli("evaluate", "bundle").is_one_line("add --data")
+    rows = cli("bench", "bundle", "--threads", "1", "--rounds", "2", "--json").json
+    assert {"torch", "onnxruntime", "onnxruntime int8"} <= {row["runtime"] for row in rows}
+    exact = {row["runtime"]: row["exact"] for row in rows}
+    assert exact["torch"]
+    assert exact["onnxruntime"]
+    for row in rows:
+        assert 0 < row["latency_ms"] <= row["latency_p95_ms"]
+        assert row["peak_memory_bytes"] >= 0
+    assert cli("bench", "bundle", "--threads", "0").is_one_line("threads='0'")
+    assert cli("bench", "bundle", "--rounds", "0").is_one_line("rounds=0")
+    assert cli("export", "nowhere", "--out", "b").is_one_line("nowhere is no run folder")
+    (tmp_path / "run" / "result.json").unlink()
+    assert cli("export", "run", "--out", "b").is_one_line("has not finished")
+
+
+def test_a_bundle_says_how_it_was_made(trained: Run, tmp_path: Path) -> None:
+    bundle, _ = export(trained, first_digits(600), tmp_path / "b", allow_loss=True)
+    described = json.loads((bundle.folder / "model.json").read_text())
+    assert described["recipe"] == trained.config.to_dict()
+    assert described["data"]["fingerprint"] == trained.data.fingerprint
+    assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cli
+from PIL import Image
+
+from halfmeg.bundle import BUNDLED, Bundle
+from halfmeg.data import load_dataset
+from halfmeg.predict import find_images, predict
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """One picture in several formats and modes, in a folder with something broken."""
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    ramp = np.linspace(0, 255, 60 * 80 * 3).reshape(60, 80, 3).astype(np.uint8)
+    image = Image.fromarray(ramp)
+    for name in ("a.png", "b.JPG", "c.webp", "d.bmp", "deeper/e.gif", "f.tiff"):
+        image.save(folder / name)
+    image.convert("L").save(folder / "gray.png")
+    image.convert("RGBA").save(folder / "clear.png")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "text.png").write_text("no image either")
+    return folder
+
+
+def test_a_folder_of_any_formats(cli: Cli, photos: Path) -> None:
+    found = cli("predict", "photos", "--json")
+    assert found.code == 1
+    assert [Path(row["path"]).name for row in found.json] == [
+        "a.png", "b.JPG", "c.webp", "clear.png", "d.bmp", "e.gif", "f.tiff", "gray.png",
+    ]  # fmt: skip
+    assert "text.png: cannot identify image file" in found.err
+    assert "notes.txt" not in found.err
+    for row in found.json:
+        assert row["label"] == row["top"][0]["label"]
+        assert row["probability"] == row["top"][0]["probability"]
+        assert len(row["top"]) == 3
+        assert row["top"][0]["probability"] >= row["top"][1]["probability"]
+    lossless = {row["label"] for row in found.json if row["path"][-3:] in ("png", "bmp")}
+    assert len(lossless - {found.json[-1]["label"]}) <= 1
+
+
+def test_patterns_top_and_csv(cli: Cli, photos: Path) -> None:
+    found = cli("predict", "photos/*.png", "photos/a.png", "--top", "1", "--csv")
+    rows = list(csv.reader(io.StringIO(found.out)))
+    assert rows[0] == ["path", "label", "probability"]
+    assert len(rows) == 4, "each file once, the broken one left out"
+    table = cli("predict", "photos/a.png")
+    assert table.code == 0
+    assert "photos/a.png" in table.out
+
+
+def test_orientation_is_honoured(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    upright = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    upright.rotate(180).save(tmp_path / "turned.png", exif=exif)
+    bundle = Bundle.open(BUNDLED)
+    first, second = predict(bundle, [tmp_path / "upright.png", tmp_path / "turned.png"])
+    assert first.top == second.top
+
+
+def test_probabilities_use_the_temperature(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")
+    bundle = Bundle.open(BUNDLED)
+    (sure,) = predict(bundle, [tmp_path / "blue.png"], top=10)
+    (unsure,) = predict(replace(bundle, temperature=100.0), [tmp_path / "blue.png"], top=10)
+    assert sum(p for _, p in sure.top) == pytest.approx(1)
+    assert unsure.top[0][1] < sure.top[0][1]
+    assert [name for name, _ in sure.top] == [name for name, _ in unsure.top]
+
+
+def test_mistakes(cli: Cli, photos: Path) -> None:
+    (photos / "empty").mkdir()
+    assert cli("predict", "nothing.jpg").is_one_line("nothing.jpg is a file that does not exist")
+    assert cli("predict", "photos/empty").is_one_line("is a folder without images")
+    assert cli("predict", "photos/a.png", "--top", "0").is_one_line("top=0")
+    assert len(find_images([str(photos), str(photos / "a.png")])) == 9
+
+
+def test_it_answers_as_evaluation_does(cifar_jpeg: Path, tmp_path: Path) -> None:
+    test = load_dataset(str(cifar_jpeg)).test.subset(torch.arange(0, 10_000, 100))
+    paths = []
+    for index, pixels in enumerate(test.images.permute(0, 2, 3, 1).numpy()):
+        paths.append(tmp_path / f"{index:03}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    right = [
+        answer.top[0][0] == test.classes[label]
+        for answer, label in zip(
+            predict(Bundle.open(BUNDLED), paths), test.labels.tolist(), strict=True
+        )
+    ]
+    assert sum(right) > 75
