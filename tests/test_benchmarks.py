@@ -22,3 +22,15 @@ def test_throughput(tmp_path) -> None:
     assert row["ratio"] == row["images_per_second"] / row["conventional_images_per_second"]
     assert 0 < row["augment_share"] < 1
     assert not list(tmp_path.iterdir())
+
+
+def test_finetune(tmp_path) -> None:
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "finetune.py"), "--model", "cnn", "--seeds", "2",
+        "--first-epochs", "2", "--epochs", "2", "--per-class", "10",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cnn (from the bundle):" in done.stdout
+    assert "cnn (from random weights):" in done.stdout
+    assert (tmp_path / "runs" / "finetune" / "comparison.html").exists()

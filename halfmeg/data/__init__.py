@@ -10,7 +10,7 @@ import numpy as np
 
 from halfmeg.data.check import DataReport, check_data
 from halfmeg.data.cifar import load_cifar10
-from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
+from halfmeg.data.dataset import Dataset, DataSplits, build_splits, stratified_split
 from halfmeg.data.decode import Progress, decode_image, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
@@ -21,6 +21,7 @@ __all__ = [
     "DataReport",
     "DataSplits",
     "Dataset",
+    "build_splits",
     "decode_image",
     "inspect_data",
     "load_dataset",
