@@ -20,6 +20,7 @@ from halfmeg.data import Dataset, DataSplits, build_splits, load_dataset
 from halfmeg.export import export
 from halfmeg.recipes import common
 from halfmeg.report import write_comparison
+from halfmeg.runs import Run
 from halfmeg.study import run_study
 
 
@@ -61,7 +62,7 @@ def main() -> None:
     (run,) = run_study([first], known, out / "first").runs
     if not (out / "bundle").exists():
         export(run, known, out / "bundle", allow_loss=True)
-    runs = []
+    runs: list[Run] = []
     for name, init in (("from random weights", ""), ("from the bundle", str(out / "bundle"))):
         terms = dataclasses.replace(
             common(args.model), recipe=name, epochs=args.epochs, batch_size=25, val_fraction=0.0,

@@ -42,7 +42,7 @@ ROBUSTNESS_IMAGES = 2_000
 NUM_DISAGREEMENTS = 12
 
 TERMS = (
-    "recipe", "epochs", "batch_size", "optimizer", "lr", "beta1", "beta2", "momentum",
+    "recipe", "init", "epochs", "batch_size", "optimizer", "lr", "beta1", "beta2", "momentum",
     "weight_decay", "schedule", "milestones", "lr_drop", "patience", "warmup", "label_smoothing",
     "ema", "rotation", "crop", "crop_mode", "brightness", "contrast", "saturation", "hflip",
     "vflip", "cutout", "val_fraction", "monitor", "precision", "tuning_trials",
