@@ -184,7 +184,7 @@ def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(shared / "data", max(config.threads for config, _ in tasks)),
+        initargs=(shared, max(config.threads for config, _ in tasks)),
     )
     try:
         save_splits(data, shared / "data")
@@ -196,10 +196,11 @@ def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -
                 except BrokenProcessPool:
                     yield futures[future], "its process was killed (out of memory?)"
     except (KeyboardInterrupt, TrainingInterruptedError) as stopped:
+        (shared / "stop").touch()
         for process in multiprocessing.active_children():
             process.terminate()  # each writes a checkpoint
         number = getattr(stopped, "signal_number", signal.SIGINT)
-        raise TrainingInterruptedError(tasks[0][1].parent, number) from None
+        raise TrainingInterruptedError("the same command continues the study", number) from None
     finally:
         executor.shutdown(cancel_futures=True)
         shutil.rmtree(shared, ignore_errors=True)
@@ -219,14 +220,15 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 _worker_data: DataSplits | None = None
+_worker_stop = Path()
 
 
-def _start_worker(data_folder: Path, threads: int) -> None:
-    global _worker_data
+def _start_worker(shared: Path, threads: int) -> None:
+    global _worker_data, _worker_stop
     if os.name == "posix":
         os.setpgid(0, 0)  # Ctrl-C reaches the study, which stops its workers
     torch.set_num_threads(threads)
-    _worker_data = open_splits(data_folder)
+    _worker_data, _worker_stop = open_splits(shared / "data"), shared / "stop"
 
     def stop_with_parent() -> None:
         parent = multiprocessing.parent_process()
@@ -238,11 +240,19 @@ def _start_worker(data_folder: Path, threads: int) -> None:
 
 
 def _train_in_worker(config: RunConfig, folder: Path) -> str | None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     assert _worker_data is not None
+    # A run that was ending when the signal came does not show it.
+    if _worker_stop.exists() or not parent.is_alive():
+        os._exit(1)
     try:
-        return train_run(config, _worker_data, folder)
+        error = train_run(config, _worker_data, folder)
     except TrainingInterruptedError:
         os._exit(1)  # without a look at the next run in the queue
+    if not parent.is_alive():
+        os._exit(1)
+    return error
 
 
 def _check_folder(

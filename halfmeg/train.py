@@ -46,8 +46,8 @@ class TrainingDivergedError(RuntimeError):
 class TrainingInterruptedError(RuntimeError):
     """A signal stopped the run after a checkpoint was written."""
 
-    def __init__(self, folder: Path, signal_number: int) -> None:
-        super().__init__(f"stopped; continue with `halfmeg resume {folder}`")
+    def __init__(self, advice: str, signal_number: int) -> None:
+        super().__init__(f"stopped; {advice}")
         self.signal_number = signal_number
 
 
@@ -321,9 +321,13 @@ def _train(
             run.write_metrics(at.metrics)
             listener.on_epoch(row)
             if stop.requested and at.epoch < run.config.epochs:
-                raise TrainingInterruptedError(run.folder, stop.requested)
+                raise TrainingInterruptedError(_advice(run), stop.requested)
     _finish(job, at)
     return run
+
+
+def _advice(run: Run) -> str:
+    return f"continue with `halfmeg resume {run.folder}`"
 
 
 def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> None:
@@ -381,7 +385,7 @@ def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> No
             listener.on_step(_report(at, config.epochs, steps, len(job.train_indices)))
         if stop.requested and at.step < steps:
             job.save(at)
-            raise TrainingInterruptedError(job.run.folder, stop.requested)
+            raise TrainingInterruptedError(_advice(job.run), stop.requested)
 
 
 def _held_out_metrics(job: _Job, at: Position) -> MetricsRow:

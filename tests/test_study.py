@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -287,3 +288,29 @@ def test_entrants_are_named_by_what_tells_them_apart(tmp_path: Path, few_digits)
     }  # fmt: skip
     over = [p for p in comparison.pairs if "resnet" in (p.a, p.b)]
     assert all(any("over the budget" in note for note in p.terms) for p in over)
+
+
+def test_an_interrupted_study_of_several_workers_stops_and_goes_on(
+    tmp_path: Path, few_digits, whole: Path
+) -> None:
+    """Ctrl-C: the workers write checkpoints and end; the study says how to continue."""
+    script = tmp_path / "stopped.py"
+    script.write_text(KILLED_STUDY)
+    folder = tmp_path / "study"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder)],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/config.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = child_processes(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert "the same command continues the study" in told
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < deadline, "a worker outlived its study"
+        time.sleep(0.05)
+    run_study(configs(threads=1), few_digits, folder, workers=2)
+    assert weights(folder) == weights(whole)
