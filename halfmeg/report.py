@@ -130,10 +130,15 @@ def _draw_seeds(axes: Axes, comparison: Comparison) -> None:
             textcoords="offset points",
             ha="center",
         )
-    axes.set_yticks(range(len(models)), [model.name for model in models])
+    axes.set_yticks(range(len(models)), [_in_two_lines(model.name) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.7)
     axes.margins(x=0.15)
-    axes.set(xlabel="test accuracy, %", title="Last epoch: seeds, mean, 95% interval")
+    axes.set(xlabel="test accuracy, %", title="Last epoch, 95% interval")
+
+
+def _in_two_lines(name: str) -> str:
+    """Break an entrant's name before what tells it from others of the same network."""
+    return name.replace(" (", "\n(", 1)
 
 
 def figure_png(figure: Figure) -> bytes:
@@ -172,7 +177,7 @@ def differences_figure(comparison: Comparison) -> Figure:
             if d.lo is not None and d.hi is not None:
                 axes.plot([100 * d.lo, 100 * d.hi], [row, row], color=colour, lw=2)
             axes.scatter([100 * d.mean], [row], color=colour, s=28, zorder=3)
-        axes.set_yticks(range(len(pairs)), [f"{pair.a} - {pair.b}" for pair in pairs])
+        axes.set_yticks(range(len(pairs)), [f"{pair.a} − {pair.b}" for pair in pairs])
         axes.set_ylim(len(pairs) - 0.5, -0.5)
         axes.set(xlabel="difference in test accuracy, points (95% interval)")
         axes.grid(axis="y", visible=False)
