@@ -566,6 +566,35 @@ def bench(
     _print("one image, and batches of 128; kB: the file; MB: memory that it adds to a process")
 
 
+@app.command()
+def push(
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+) -> None:
+    """Upload a bundle to the Hugging Face hub, with the token of `hf auth login`."""
+    from halfmeg.hub import push as push_bundle
+
+    _print(push_bundle(Bundle.open(bundle), repo, private=private))
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.")],
+    out: Annotated[str, typer.Option(help="The bundle's folder, which must not exist.")],
+    revision: Annotated[str, typer.Option(help="A branch, tag or commit.")] = "main",
+    as_json: JsonOption = False,
+) -> None:
+    """Download a bundle from the Hugging Face hub; it is checked before it gets its name."""
+    from halfmeg.hub import pull as pull_bundle
+
+    bundle = pull_bundle(repo, out, revision=revision)
+    if as_json:
+        _print_json(bundle.described)
+    else:
+        _print(f"{bundle.model}, {len(bundle.classes)} classes: {bundle.folder}")
+
+
 # --- showing ---------------------------------------------------------------------------------
 
 

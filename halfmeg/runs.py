@@ -274,7 +274,7 @@ class Run:
         """
         path = self.folder / "logits.npz"
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; the run cannot be compared") from None

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
@@ -24,6 +25,7 @@ def test_throughput(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_finetune(tmp_path) -> None:
     command = [
         sys.executable, str(ROOT / "benchmarks" / "finetune.py"), "--model", "cnn", "--seeds", "2",

@@ -192,6 +192,7 @@ print(json.dumps({"refused": refused, "slowest": slowest, "peak_bytes": int(peak
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("kind", ["bundles", "images"])
 def test_2000_mutations_neither_crash_nor_hang(kind: str, broken: Path) -> None:

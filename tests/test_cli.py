@@ -229,6 +229,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
     assert err.splitlines()[-1] == "halfmeg: stopped; continue with `halfmeg resume run`"
 
 
+@pytest.mark.slow
 def test_real_cifar_jpeg_end_to_end(cli: Cli, cifar_jpeg: Path) -> None:
     outcome = cli("train", "common", "model=cnn", "epochs=1", "val_fraction=0.9",
                   "--data", str(CIFAR_JPEG), "--json")  # fmt: skip
