@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -51,6 +53,7 @@ def train_on_cluster(
     Raises:
         ValueError: Ray is not installed, or the cluster does not answer.
     """
+    previous = signal.getsignal(signal.SIGTERM)
     ray = _connect(address)
     try:
         arrays = {
@@ -76,6 +79,8 @@ def train_on_cluster(
             yield (config, folder), _collect(ray, finished, folder)
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, previous)  # Ray leaves its own behind
 
 
 def _connect(address: str) -> Any:

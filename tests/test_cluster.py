@@ -26,6 +26,7 @@ def test_an_address_that_does_not_answer(tmp_path: Path, few_digits) -> None:
 def test_a_node_killed_in_the_middle_costs_a_repeat_only(tmp_path: Path, few_digits) -> None:
     from ray.cluster_utils import Cluster
 
+    own_handler = signal.getsignal(signal.SIGTERM)
     study = configs(3, threads=1)
     run_study(study, few_digits, tmp_path / "local")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -49,13 +50,16 @@ def test_a_node_killed_in_the_middle_costs_a_repeat_only(tmp_path: Path, few_dig
                 super().on_run(config, error, done, total)
                 heard.append(f"{config.model}-seed-{config.seed}")
 
+        before = signal.getsignal(signal.SIGTERM)  # the cluster's, which this process starts
         started = time.monotonic()
         result = run_study(
             study, few_digits, tmp_path / "far", cluster=cluster.address, listener=Hear()
         )
         assert time.monotonic() - started < 300
+        assert signal.getsignal(signal.SIGTERM) is before
     finally:
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, own_handler)
     assert killed.is_set()
     assert not result.failures
     assert sorted(heard) == sorted({run.folder.name for run in result.runs})
