@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 GRAY = (0.299, 0.587, 0.114)
@@ -41,6 +42,8 @@ def augment(
     std: Tensor,
     *,
     generator: torch.Generator,
+    mirrored: Tensor | None = None,
+    size: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Augment and normalize a batch.
@@ -48,6 +51,8 @@ def augment(
     Args:
         images: uint8 B×3×H×W.
         spec: the augmentations.
+        mirrored: bool of length B: which images `hflip` mirrors; drawn if None.
+        size: the side to shrink the result to, in pixels; 0 leaves it as it is.
         mean, std: float32 of length 3, of pixels scaled to [0, 1].
         generator: on the CPU, so that every device sees the same draws.
         dtype: of the result.
@@ -62,6 +67,7 @@ def augment(
         crop_mode=spec.crop_mode,
         hflip=spec.hflip,
         vflip=spec.vflip,
+        mirrored=mirrored,
         generator=generator,
     )
     if spec.brightness or spec.contrast or spec.saturation:
@@ -75,7 +81,16 @@ def augment(
         result = _standardize(pixels, mean, std, scale=1.0, dtype=dtype)
     else:
         result = normalize(images, mean, std, dtype=dtype)
-    return cutout(result, spec.cutout, generator=generator)
+    result = cutout(result, spec.cutout, generator=generator)
+    return shrink(result, size) if size else result
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Shrink float images B×C×H×W to size×size, each new pixel a mean of those it covers."""
+    small = F.interpolate(
+        images.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+    return small.to(images.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def normalize(
@@ -102,6 +117,7 @@ def warp(
     crop_mode: Literal["zero", "reflect"] = "zero",
     hflip: bool = False,
     vflip: bool = False,
+    mirrored: Tensor | None = None,
     generator: torch.Generator,
 ) -> Tensor:
     """Rotate, then crop from the padded image, then flip; nearest pixel, one gather.
@@ -112,6 +128,7 @@ def warp(
         crop: pixels of padding on each side; a shift is drawn from [-crop, crop] for each axis.
         crop_mode: what the padding shows, zeros or the image mirrored at its edge.
         hflip, vflip: mirror left to right, or top to bottom, with a chance of one half.
+        mirrored: bool of length B that takes the place of hflip's draw.
         generator: on the CPU.
 
     Returns:
@@ -131,7 +148,8 @@ def warp(
     y = torch.arange(H).expand(B, H)  # the row read for each row written
     x = torch.arange(W).expand(B, W)
     if hflip:
-        x = torch.where(_coin(B, generator), W - 1 - x, x)
+        coin = _coin(B, generator) if mirrored is None else mirrored[:, None]
+        x = torch.where(coin, W - 1 - x, x)
     if vflip:
         y = torch.where(_coin(B, generator), H - 1 - y, y)
     if crop:

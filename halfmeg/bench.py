@@ -20,10 +20,9 @@ from torch import Tensor
 
 from halfmeg.bundle import Bundle
 from halfmeg.export import LOGIT_TOLERANCE, FromPixels, fold_batchnorm, open_session
+from halfmeg.predict import Runner
 
 BATCH_SIZE = 128
-
-Runner = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

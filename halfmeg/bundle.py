@@ -21,6 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
+from halfmeg.config import BUDGET
 from halfmeg.data import DataSplits
 from halfmeg.evaluate import Evaluation, evaluate
 from halfmeg.models import Model, build_model
@@ -30,6 +31,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
 MAX_DESCRIPTION_BYTES = 2**20
 MAX_CLASSES = 10_000
+MAX_BUDGET = 10_000_000
 FILES = ("model.safetensors", "model.onnx", "model.int8.onnx", "README.md")
 
 BUNDLED = Path(str(files("halfmeg") / "bundled"))
@@ -43,6 +45,7 @@ class Bundle:
 
     Attributes:
         model: a key of `MODELS`.
+        budget: what chose its widths, for a network that scales.
         mean, std: of pixels scaled to [0, 1].
         temperature: what the logits are divided by for calibrated probabilities.
         accuracy: as measured when it was exported: `test_accuracy`, `test_n`, and on what data.
@@ -51,6 +54,7 @@ class Bundle:
 
     folder: Path
     model: str
+    budget: int
     classes: tuple[str, ...]
     image_size: int
     mean: tuple[float, ...]
@@ -109,10 +113,14 @@ class Bundle:
         model = described["model"]
         if not isinstance(model, str):
             raise ValueError(f"model={model!r} is not known")
-        build_model(model, len(classes), image_size)  # raises for an unknown or unfit one
+        budget = described.get("budget", BUDGET)
+        if type(budget) is not int or not 0 < budget <= MAX_BUDGET:
+            raise ValueError(f"budget={budget!r} is out of range; allowed: [1, {MAX_BUDGET:,}]")
+        build_model(model, len(classes), image_size, budget)  # raises for an unknown or unfit one
         return cls(
             folder=folder,
             model=model,
+            budget=budget,
             classes=tuple(classes),
             image_size=image_size,
             mean=mean,
@@ -129,7 +137,7 @@ class Bundle:
                 content = _read_limited(path, MAX_FILE_BYTES)
             except OSError as error:
                 raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-            if hashlib.sha256(content).hexdigest() != stated:
+            if checksum(content) != stated:
                 raise ValueError(f"{path} is damaged or was altered: its checksum is another")
 
     def load_model(self) -> Model:
@@ -138,7 +146,7 @@ class Bundle:
         Raises:
             ValueError: weights of another network.
         """
-        model = build_model(self.model, len(self.classes), self.image_size)
+        model = build_model(self.model, len(self.classes), self.image_size, self.budget)
         load_weights(model, self.folder / "model.safetensors")
         return model.eval()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -564,6 +565,27 @@ def bench(
         )  # fmt: skip
     console.print(table)
     _print("one image, and batches of 128; kB: the file; MB: memory that it adds to a process")
+
+
+@app.command()
+def demo(
+    bundles: Annotated[
+        list[str] | None,
+        typer.Argument(help="Bundles to show side by side.", show_default="the installed one"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0: the first free one from 7860.")
+    ] = 0,
+) -> None:
+    """Serve a page on this machine: drop or photograph an image, see the classes."""
+    from halfmeg.demo import serve
+
+    with serve(
+        [Bundle.open(path) for path in bundles or [str(BUNDLED)]], host=host, port=port
+    ) as page:
+        _print(f"{page} (Ctrl-C stops it)")
+        threading.Event().wait()
 
 
 @app.command()

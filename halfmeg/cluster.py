@@ -87,7 +87,7 @@ def _connect(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise ValueError("--cluster needs Ray: pip install 'halfmeg[cluster]'") from None
+        raise ValueError("--cluster needs Ray: pip install -e '.[cluster]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address != "auto":
         _check_answers(address)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin
 
-OptimizerName = Literal["adam", "adamw", "sgd"]
+OptimizerName = Literal["adam", "adamw", "sgd", "muon"]
 ScheduleName = Literal["constant", "step", "plateau", "cosine", "onecycle"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
 MonitorName = Literal["val", "test"]
@@ -33,11 +33,12 @@ class RunConfig:
 
     recipe: str = "custom"
     model: str
+    budget: int = BUDGET  # networks that scale take the widest shape with fewer parameters
     epochs: int
     batch_size: int = 128
     seed: int = 0
     init: str = ""  # a bundle whose weights to start from; its head only where the classes fit
-    # The optimizer. `momentum` is for sgd (Nesterov's form), `beta1` and `beta2` for adam(w).
+    # The optimizer. `momentum` is for sgd and muon (Nesterov's form), the betas for adam and adamw.
     optimizer: OptimizerName = "adam"
     lr: float = 0.0005
     beta1: float = 0.9
@@ -60,8 +61,12 @@ class RunConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     hflip: bool = False
+    alternate: bool = False  # hflip mirrors every image in every other epoch, not by chance
     vflip: bool = False
     cutout: int = 0  # side in pixels of the square set to the mean colour
+    # Training on smaller images first: their side in pixels, and the share of all epochs.
+    small_size: int = 0
+    small_share: float = 0.5
     # What is held out, and what the curve of each epoch is measured on.
     val_fraction: float = 0.1
     monitor: MonitorName = "val"
@@ -139,6 +144,7 @@ _TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
 
 # name, lowest, highest, whether the lowest itself is allowed
 _RANGES: tuple[tuple[str, float, float, bool], ...] = (
+    ("budget", 1, 1_000_000_000, True),
     ("epochs", 1, 100_000, True),
     ("batch_size", 1, 1_000_000, True),
     ("seed", 0, 2**32 - 1, True),
@@ -158,6 +164,8 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("contrast", 0, 1, True),
     ("saturation", 0, 1, True),
     ("cutout", 0, 512, True),
+    ("small_size", 0, 512, True),
+    ("small_share", 0, 1, True),
     ("val_fraction", 0, 0.9, True),
     ("tuning_trials", 0, 1_000_000, True),
     ("threads", 0, 4096, True),

@@ -66,19 +66,27 @@ class Proof:
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode with each BatchNorm folded into the layer before it.
 
-    The layer before it is the child before it: so all networks of `MODELS` are written.
+    The layer before it is the child before it: so all networks of `MODELS` are written. A max-pool
+    between the two may stay where BatchNorm's scale is positive, as a maximum then moves with it.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         before: tuple[str, nn.Module] | None = None
+        pooled = False
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d) and before and isinstance(before[1], nn.Conv2d):
+            if isinstance(child, nn.MaxPool2d):
+                pooled = True
+                continue
+            movable = not pooled or (isinstance(child, nn.BatchNorm2d) and child.weight.min() > 0)
+            if not (before and movable):
+                pass
+            elif isinstance(child, nn.BatchNorm2d) and isinstance(before[1], nn.Conv2d):
                 setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
                 setattr(module, name, nn.Identity())
-            elif isinstance(child, nn.BatchNorm1d) and before and isinstance(before[1], nn.Linear):
+            elif isinstance(child, nn.BatchNorm1d) and isinstance(before[1], nn.Linear):
                 setattr(module, before[0], fuse_linear_bn_eval(before[1], child))
                 setattr(module, name, nn.Identity())
-            before = (name, child)
+            before, pooled = (name, child), False
     return folded
 
 
@@ -227,6 +235,7 @@ def export(
     facts = {
         "format": FORMAT,
         "model": run.config.model,
+        "budget": run.config.budget,
         "params": count_params(model),
         "macs": count_macs(model, run.data.image_size),
         "classes": list(run.data.classes),
@@ -258,7 +267,7 @@ def _require_ship_extra() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"exporting needs {error.name}: pip install 'halfmeg[ship]'") from None
+        raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
 
 
 def _proof_images(run: Run, data: DataSplits) -> tuple[Dataset, str]:

@@ -83,7 +83,7 @@ def _import_hub() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise ValueError("push and pull need huggingface-hub: pip install 'halfmeg[hub]'") from None
+        raise ValueError("huggingface-hub is missing: pip install -e '.[hub]'") from None
     return huggingface_hub
 
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 def build_optimizer(
     model: nn.Module,
-    name: Literal["adam", "adamw", "sgd"],
+    name: Literal["adam", "adamw", "sgd", "muon"],
     *,
     lr: float,
     betas: tuple[float, float],
@@ -25,17 +25,71 @@ def build_optimizer(
 
     Weight decay acts on the weights of convolutions and linear layers; biases and normalization
     are left out of it, as is the custom since Goyal et al. 2017, section 5.3. For `adam` it is
-    added to the gradient, for `adamw` decoupled from it; `sgd` uses Nesterov's momentum.
+    added to the gradient, for `adamw` decoupled from it; `sgd` uses Nesterov's momentum. `muon`
+    is `Muon` for the weights of convolutions and `sgd` for the rest.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if name == "muon":
+        return Muon(groups, lr=lr, momentum=momentum)
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
     return kind(groups, lr, betas, fused=True)
+
+
+@final
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal, for the weights of convolutions.
+
+    A weight is seen as a matrix of out_channels × (in_channels · kernel²). The step is the nearest
+    (semi-)orthogonal matrix to its Nesterov momentum times `lr`, and the weight's norm is set to
+    the root of out_channels before it, so `lr` is the relative change of a step. Source: Jordan et
+    al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the fixed norm is from the
+    same author's CIFAR-10 speed runs. All other parameters take a Nesterov step of `lr`.
+
+    torch's own `Muon` is for matrices only and computes in bfloat16, which processors without it
+    emulate hundreds of times slower.
+    """
+
+    def __init__(self, params: list[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Do one step."""
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for weight in group["params"]:
+                grad = weight.grad
+                if weight.ndim < 4:
+                    grad = grad.add(weight, alpha=group["weight_decay"])
+                buffer = self.state[weight].setdefault("momentum", torch.zeros_like(grad))
+                buffer.mul_(momentum).add_(grad)
+                grad = grad.add(buffer, alpha=momentum)
+                if weight.ndim == 4:
+                    weight.mul_(len(weight) ** 0.5 / weight.norm())
+                    grad = orthogonalize(grad.flatten(1)).view(grad.shape)
+                weight.add_(grad, alpha=-lr)
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Return an m×n matrix near the (semi-)orthogonal one nearest to `matrix`.
+
+    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024, which bring the singular
+    values to between 0.7 and 1.2 and not exactly to 1.
+    """
+    tall = len(matrix) > matrix.shape[1]
+    x = (matrix.T if tall else matrix).float()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    orthogonal: Tensor = x.T if tall else x
+    return orthogonal
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]

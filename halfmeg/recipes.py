@@ -102,11 +102,64 @@ def shared_85() -> RunConfig:
     )
 
 
+def sprint() -> RunConfig:
+    """The fastest road to 85%: 8 epochs of Muon, the first ones on smaller images.
+
+    After Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU": whitening, label
+    smoothing of 0.2, a crop of 2, alternating flip, a rate that falls in a straight line.
+    """
+    return RunConfig(
+        recipe="sprint",
+        model="sprint",
+        epochs=8,
+        batch_size=500,
+        optimizer="muon",
+        lr=0.24,
+        momentum=0.6,
+        weight_decay=5e-4,
+        schedule="onecycle",
+        warmup=0.1,
+        label_smoothing=0.2,
+        crop=2,
+        crop_mode="reflect",
+        hflip=True,
+        alternate=True,
+        small_size=24,
+        val_fraction=0.0,
+    )
+
+
+def record() -> RunConfig:
+    """The most accurate network under the budget: 90 epochs of Muon, half on smaller images."""
+    return RunConfig(
+        recipe="record",
+        model="record",
+        epochs=90,
+        batch_size=500,
+        optimizer="muon",
+        lr=0.07,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="onecycle",
+        warmup=0.1,
+        label_smoothing=0.1,
+        ema=0.999,
+        crop=4,
+        crop_mode="reflect",
+        hflip=True,
+        alternate=True,
+        cutout=8,
+        small_size=24,
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "study-compare": study_compare,
     "study-shared": study_shared,
     "shared-85": shared_85,
     "common": common,
+    "sprint": sprint,
+    "record": record,
 }
 
 

@@ -237,7 +237,9 @@ class Run:
             ValueError: the weights are missing, damaged, or of another network.
         """
         path = self.folder / "weights.safetensors"
-        model = build_model(self.config.model, len(self.data.classes), self.data.image_size)
+        model = build_model(
+            self.config.model, len(self.data.classes), self.data.image_size, self.config.budget
+        )
         load_weights(model, path)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model

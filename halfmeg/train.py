@@ -25,18 +25,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halfmeg.augment import Augmentation, augment
+from halfmeg.augment import Augmentation, augment, normalize
 from halfmeg.bundle import Bundle
 from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits, stratified_split
 from halfmeg.distributed import Ranks, join_ranks
 from halfmeg.evaluate import autocast, compute_dtype, compute_logits, score
-from halfmeg.models import build_model
+from halfmeg.models import WhitenedNet, build_model
 from halfmeg.optim import build_average, build_optimizer, build_schedule
 from halfmeg.runs import MetricsRow, Run, read_checkpoint
 from halfmeg.summary import count_macs, count_params
 
 REPORT_SECONDS = 0.2
+WHITENING_IMAGES = 5_000
 
 
 class TrainingDivergedError(RuntimeError):
@@ -202,7 +203,7 @@ def _check(config: RunConfig, data: DataSplits) -> None:
         raise ValueError(f"device={config.device} is not there; allowed here: {', '.join(allowed)}")
     if config.crop_mode == "reflect" and config.crop >= data.image_size:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
-    model = build_model(config.model, len(data.classes), data.image_size)
+    model = build_model(config.model, len(data.classes), data.image_size, config.budget)
     if config.init:
         load_initial_weights(model, config)
     train, _ = stratified_split(data.train.labels, config.val_fraction, config.seed)
@@ -243,7 +244,10 @@ class _Job:
         )
         self.batches = _batch_bounds(len(self.train_indices), config.batch_size)
         torch.manual_seed(derive_seed(config.seed))
-        model = build_model(config.model, len(data.classes), data.image_size)
+        model = build_model(config.model, len(data.classes), data.image_size, config.budget)
+        if isinstance(model, WhitenedNet):
+            some = data.train.images[self.train_indices[:WHITENING_IMAGES]]
+            model.whiten(normalize(some, torch.tensor(data.mean), torch.tensor(data.std)))
         if config.init:
             load_initial_weights(model, config)
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -342,6 +346,8 @@ def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> No
     mean, std = (torch.tensor(value, device=device) for value in (job.data.mean, job.data.std))
     augmentation = augmentation_of(config)
     order = _epoch_order(job.train_indices, config.seed, at.epoch)
+    mirrored = _mirrored(len(images), config.seed, at.epoch) if config.alternate else None
+    size = training_size(config, at.epoch)
     steps = len(job.batches)
     loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
     num_right = torch.tensor(at.num_right, device=device)
@@ -353,8 +359,10 @@ def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> No
         generator = _seed_step(config.seed, at.epoch, step)
         indices = order[job.batches[step]].to(device)
         batch = augment(  # whole on every rank, so that the draws do not depend on their number
-            images[indices], augmentation, mean, std, generator=generator, dtype=job.dtype
-        )
+            images[indices], augmentation, mean, std, generator=generator,
+            mirrored=None if mirrored is None else mirrored[order[job.batches[step]]],
+            size=size, dtype=job.dtype,
+        )  # fmt: skip
         batch, targets = ranks.share(batch), ranks.share(labels[indices])
         num_own = len(range(ranks.rank, len(indices), ranks.size))
         with autocast(device, job.dtype):
@@ -418,6 +426,10 @@ def _finish(job: _Job, at: Position) -> None:
     test = score(arrays["test_logits"], data.test.labels)
     run.save_logits(**arrays)
     images_trained = config.epochs * len(job.train_indices)
+    forward_macs = sum(
+        len(job.train_indices) * count_macs(model, training_size(config, epoch) or data.image_size)
+        for epoch in range(config.epochs)
+    )
     run.save_result(
         {
             "model": config.model,
@@ -425,6 +437,7 @@ def _finish(job: _Job, at: Position) -> None:
             "seed": config.seed,
             "params": count_params(model),
             "macs": count_macs(model, data.image_size),
+            "total_macs": 3 * forward_macs,  # backward: as many for inputs and for weights
             "epochs": config.epochs,
             "val_accuracy": val_accuracy,
             "val_n": len(job.val_indices),
@@ -462,6 +475,20 @@ def _batch_bounds(count: int, batch_size: int) -> list[slice]:
 def _epoch_order(indices: Tensor, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     return indices[torch.randperm(len(indices), generator=generator)]
+
+
+def _mirrored(count: int, seed: int, epoch: int) -> Tensor:
+    """Return which images are mirrored: a random half, and in the next epoch the other half.
+
+    So each image is seen in both forms within two epochs (Jordan 2024, section 3.6).
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, 0, 0, 0))
+    return (torch.randint(0, 2, (count,), generator=generator) + epoch) % 2 == 1
+
+
+def training_size(config: RunConfig, epoch: int) -> int:
+    """Return the side of the images in an epoch counted from 0; 0 means the data's own."""
+    return config.small_size if epoch < round(config.small_share * config.epochs) else 0
 
 
 def _seed_step(seed: int, epoch: int, step: int) -> torch.Generator:

@@ -1,0 +1,138 @@
+"""The demo page in a real browser: an image goes up and an answer comes back."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHROMIUM, CHROMIUM_FLAGS, Cli
+from PIL import Image
+
+from halfmeg.bundle import BUNDLED, Bundle
+from halfmeg.demo import draw_examples
+from halfmeg.explain import grad_cam
+from halfmeg.models import MODELS, build_model
+from halfmeg.predict import find_images, predict
+
+browser_needed = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
+    pytest.mark.filterwarnings("default"),  # of playwright itself
+]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The command, in a process of its own, showing two bundles."""
+    command = [sys.executable, "-m", "halfmeg", "demo", str(BUNDLED), str(BUNDLED)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().split()[0]
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == 130
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("input[type=file]", state="attached", timeout=30_000)
+        yield page
+        browser.close()
+
+
+def upload(page: Any, path: Path) -> None:
+    page.set_input_files("input[type=file]", str(path))
+
+
+class TestPage:
+    pytestmark = browser_needed
+
+    def test_an_uploaded_image_is_answered_by_both_networks(
+        self, page: Any, address: str, tmp_path: Path
+    ) -> None:
+        (path,) = (
+            p for p in draw_examples(Bundle.open(BUNDLED).classes, tmp_path) if "ship" in p.name
+        )
+        upload(page, path)
+        headings = page.locator("[data-testid=label-output-value]")
+        headings.nth(1).wait_for(timeout=30_000)
+        (expected,) = predict(Bundle.open(BUNDLED), [path])
+        assert headings.all_inner_texts() == [expected.top[0][0]] * 2
+        page.locator("img[src*=webp], img[src*=png]").nth(2).wait_for(timeout=10_000)
+        assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)
+
+    def test_a_text_renamed_png_gets_a_message_and_the_page_lives_on(
+        self, page: Any, tmp_path: Path
+    ) -> None:
+        fake = tmp_path / "text.png"
+        fake.write_text("no image at all")
+        upload(page, fake)
+        message = page.get_by_text("This image cannot be read")
+        message.first.wait_for(timeout=30_000)
+        assert str(tmp_path) not in page.content()
+        page.get_by_label("Remove Image").click()
+        good = draw_examples(["cat", "dog", "bird"], tmp_path)[0]
+        upload(page, good)
+        page.locator("[data-testid=label-output-value]").first.wait_for(timeout=30_000)
+
+
+def test_it_listens_on_this_machine_only(address: str) -> None:
+    assert address.startswith("http://127.0.0.1:")
+
+
+def test_a_taken_port_is_named(process: Cli) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        outcome = process("demo", "--port", str(port))
+    assert outcome.code == 2
+    assert outcome.is_one_line(f"port={port} is taken")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_heat_map_has_the_images_shape_and_range(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(name).eval().requires_grad_(False)
+    heat = grad_cam(model, torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 9]))
+    assert heat.shape == (3, 32, 32)
+    assert heat.min() >= 0
+    assert heat.max() <= 1
+
+
+def test_the_heat_lies_where_the_only_evidence_is() -> None:
+    """A layer that counts red is explained by the red corner."""
+    model = build_model("cnn").eval().requires_grad_(False)
+    for layer in model.layers:  # each passes the mean of its input's first channel on
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.zero_()
+            layer.bias.zero_()
+            layer.weight[0, 0] = 1 / 9
+    head = model.layers[-1].layers[-1]
+    head.weight.zero_()
+    head.weight[3, :25] = 1.0  # the first channel's 5×5 map
+    image = torch.zeros(1, 3, 32, 32)
+    image[:, 0, :12, :12] = 1
+    heat = grad_cam(model, image, torch.tensor([3]))[0]
+    assert heat[:12, :12].mean() > 10 * heat[16:, 16:].mean()
+
+
+def test_drawn_examples_are_the_signs_themselves_for_digits(tmp_path: Path) -> None:
+    paths = draw_examples([str(i) for i in range(10)], tmp_path)
+    assert [path.stem for path in paths] == ["0", "1", "2"]
+    assert find_images([str(tmp_path)]) == sorted(paths)
+    assert np.asarray(Image.open(paths[1])).max() == 255
