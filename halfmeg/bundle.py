@@ -37,6 +37,9 @@ FILES = ("model.safetensors", "model.onnx", "model.int8.onnx", "README.md")
 BUNDLED = Path(str(files("halfmeg") / "bundled"))
 """The network that is installed with the program."""
 
+SHIPPED = {"record": BUNDLED}
+"""Bundles that go by a name where no folder of that name is."""
+
 
 @final
 @dataclass(frozen=True)
@@ -65,12 +68,12 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
-        """Open a bundle and check each of its files.
+        """Open a bundle, by its folder or its name in `SHIPPED`, and check each of its files.
 
         Raises:
             ValueError: no bundle, or one that was damaged or altered; the message says where.
         """
-        folder = Path(folder)
+        folder = _locate(folder)
         path = folder / "model.json"
         try:
             content = _read_limited(path, MAX_DESCRIPTION_BYTES)
@@ -169,8 +172,13 @@ class Bundle:
 
 
 def is_bundle(folder: str | Path) -> bool:
-    """Return whether a folder looks like a bundle."""
-    return (Path(folder) / "model.json").is_file()
+    """Return whether a folder, or what a name in `SHIPPED` stands for, looks like a bundle."""
+    return (_locate(folder) / "model.json").is_file()
+
+
+def _locate(folder: str | Path) -> Path:
+    path = Path(folder)
+    return path if path.exists() else SHIPPED.get(str(folder), path)
 
 
 def checksum(content: bytes) -> str:

@@ -159,10 +159,13 @@ def summary(
     model: Annotated[str, typer.Argument(help="A network's name; `halfmeg models` lists them.")],
     num_classes: Annotated[int, typer.Option(help="Length of the logits.")] = 10,
     image_size: ImageSizeOption = 32,
+    budget: Annotated[
+        int, typer.Option(help="For networks that scale: have fewer parameters than this.")
+    ] = BUDGET,
     as_json: JsonOption = False,
 ) -> None:
     """Print a network's layer table with the published counts and the true ones."""
-    result = summarize(build_model(model, num_classes, image_size), image_size)
+    result = summarize(build_model(model, num_classes, image_size, budget), image_size)
     if as_json:
         _print_json(_summary_json(result))
     else:
@@ -309,7 +312,7 @@ def _print_result(run: Run, as_json: bool) -> None:
 
 @app.command()
 def evaluate(
-    folder: Annotated[str, typer.Argument(help="A finished run folder, or a bundle.")],
+    folder: Annotated[str, typer.Argument(help="A finished run folder, a bundle, or `record`.")],
     data: Annotated[
         str | None, typer.Option(help="Other data of the same classes.", show_default="the run's")
     ] = None,
@@ -378,7 +381,7 @@ def compare(
         raise ValueError(f"no network named; allowed: {', '.join(MODELS)}")
     loaded = _load(data, data_dir, image_size, quiet=as_json)
     for name in names:
-        build_model(name, len(loaded.classes), loaded.image_size)
+        build_model(name, len(loaded.classes), loaded.image_size, recipes[0].budget)
     folder = Path(out or f"runs/compare-{loaded.name}-{'-'.join(names)}")
     with _training_display(quiet=as_json) as display:
         result = compare_models(

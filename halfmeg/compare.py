@@ -319,10 +319,17 @@ def measure(runs: Sequence[Run], data: DataSplits, out: Path) -> None:
             run.log_test_reading("robustness: corrupted test images")
             write_json(run.folder / "robustness.json", measure_robustness(run, data))
     first = runs[0].data
-    names = sorted({run.config.model for run in runs})
-    networks = {name: build_model(name, len(first.classes), first.image_size) for name in names}
+    shapes = sorted({(run.config.model, run.config.budget) for run in runs})
+    networks = {
+        _shape_name(name, budget): build_model(name, len(first.classes), first.image_size, budget)
+        for name, budget in shapes
+    }
     costs = measure_costs(networks, first.image_size)
     write_json(out / "costs.json", {name: cost.to_dict() for name, cost in costs.items()})
+
+
+def _shape_name(model: str, budget: int) -> str:
+    return model if budget == BUDGET else f"{model} budget={budget}"
 
 
 def measure_robustness(run: Run, data: DataSplits) -> dict[str, Any]:
@@ -453,6 +460,7 @@ def _entrant(name: str, items: list[_Loaded], costs: dict[str, Cost]) -> Entrant
         pairs = zip(logits, temperatures, strict=True)
         scaled = calibrate(torch.cat([values / t for values, t in pairs]), labels)
     values = list(per_seed.values())
+    config = items[0].run.config
     return Entrant(
         name=name,
         params=items[0].result["params"],
@@ -469,7 +477,7 @@ def _entrant(name: str, items: list[_Loaded], costs: dict[str, Cost]) -> Entrant
         scaled=scaled,
         temperature=float(np.mean(temperatures)) if scaled else None,
         robustness=_mean_robustness([i.run for i in items]),
-        cost=costs.get(items[0].run.config.model),
+        cost=costs.get(_shape_name(config.model, config.budget)),
         runs=tuple(i.run for i in items),
     )
 

@@ -186,3 +186,23 @@ def test_images_are_not_changed_in_place() -> None:
     before = images.clone()
     augment(images, FULL, MEAN, STD, generator=generator())
     assert torch.equal(images, before)
+
+
+def test_given_mirrors_take_the_place_of_the_draw() -> None:
+    images = photos(8)
+    mirrored = torch.tensor([True, False] * 4)
+    warped = warp(images, hflip=True, mirrored=mirrored, generator=generator())
+    assert torch.equal(warped[::2], images[::2].flip(3))
+    assert torch.equal(warped[1::2], images[1::2])
+
+
+def test_shrinking_is_pillows_with_the_same_filter() -> None:
+    images = photos(4)
+    result = augment(
+        images, Augmentation(), torch.zeros(3), torch.ones(3), generator=generator(), size=24
+    )
+    assert result.shape == (4, 3, 24, 24)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    for image, small in zip(images, result, strict=True):
+        expected = np.asarray(to_pil(image).resize((24, 24), Image.Resampling.BILINEAR))
+        assert np.abs(small.permute(1, 2, 0).numpy() * 255 - expected).max() < 1.01

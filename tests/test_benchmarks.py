@@ -36,3 +36,20 @@ def test_finetune(tmp_path) -> None:
     assert "cnn (from the bundle):" in done.stdout
     assert "cnn (from random weights):" in done.stdout
     assert (tmp_path / "runs" / "finetune" / "comparison.html").exists()
+
+
+def test_sprint(tmp_path) -> None:
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "sprint.py"), "--study-epochs", "2",
+        "--conventional-images", "256", "--json", "budget=20000", "epochs=2",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["sprint"]["recipe"] == "sprint"
+    assert result["sprint"]["params"] < 20_000
+    assert result["study_shared"]["epochs"] in (1, 2)
+    ratio = result["study_shared"]["seconds"] / result["sprint"]["seconds"]
+    assert result["ratio_to_study_shared"] == ratio
+    assert result["ratio_to_conventional"] > 0
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,11 @@ from halfmeg.models import (
     BasicBlock,
     CifarResNet,
     Conv2d,
+    PoolStage,
     ResBlock,
+    SqueezeExcite,
+    UnitBatchNorm2d,
+    WhitenedNet,
     build_model,
     convert_public_resnet,
 )
@@ -32,6 +36,8 @@ def test_output_shape_and_a_gradient_for_every_parameter(name: str, num_classes:
     assert logits.shape == (4, num_classes)
     logits.square().sum().backward()
     for key, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
 
@@ -213,3 +219,86 @@ def test_what_is_no_public_resnet_is_refused(tmp_path) -> None:
 def test_public_names_cover_the_whole_network() -> None:
     converted = convert_public_resnet(PublicResNet().state_dict())
     assert converted.keys() == CifarResNet(20, 10).state_dict().keys()
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_of_sprint_and_record() -> None:
+    """By hand: whitening, convolutions, two numbers for each BatchNorm channel, gates, head."""
+    stem = 24 * 3 * 2 * 2 + 24
+    sprint = stem + 9 * (24 * 32 + 32 * 32 + 32 * 128 + 128 * 128 * 3)
+    assert count(build_model("sprint")) == sprint + 2 * 2 * (32 + 128 + 128) + 128 * 10
+    assert count(build_model("sprint")) == 498_104  # the reference's own count at these widths
+    widths, before, record = (32, 88, 104), 24, stem + 104 * 10
+    for width in widths:
+        hidden = max(8, width // 8)
+        record += 9 * (before * width + 2 * width * width) + 3 * 2 * width
+        record += width * hidden + hidden + hidden * width + width
+        before = width
+    assert count(build_model("record")) == record
+
+
+@pytest.mark.parametrize("name", ["sprint", "record"])
+@pytest.mark.parametrize("budget", [50_000, 100_000, 200_000, 350_000, 500_000, 2_000_000])
+def test_a_budget_picks_the_widest_network_below_it(name: str, budget: int) -> None:
+    params = count(build_model(name, budget=budget))
+    assert 0.8 * budget < params < budget
+
+
+def test_a_budget_that_nothing_fits_or_that_does_not_apply_is_refused() -> None:
+    with pytest.raises(ValueError, match="budget=1000 is too small"):
+        build_model("record", budget=1000)
+    with pytest.raises(ValueError, match="budget=100000 is not for cnn"):
+        build_model("cnn", budget=100_000)
+
+
+def test_whitening_makes_the_patches_white() -> None:
+    model = build_model("sprint")
+    assert isinstance(model, WhitenedNet)
+    noise = torch.randn(64, 3, 33, 33)
+    images = noise[:, :, 1:, 1:] + noise[:, :, 1:, :-1] + 0.3 * noise[:, :, :-1, 1:]  # correlated
+    model.whiten(images)
+    with torch.no_grad():
+        responses = model.whitening(images).transpose(0, 1).flatten(1).double()  # 24 × positions
+    first, second = responses[:12], responses[12:]
+    assert torch.equal(first, -second)
+    covariance = first @ first.T / first.shape[1]
+    assert torch.allclose(covariance, torch.eye(12).double(), atol=0.01)
+    assert not model.whitening.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        ResBlock(4),
+        BasicBlock(4, 8, 2),
+        SqueezeExcite(8),
+        PoolStage(4, 8, 3, residual=True, bn_momentum=0.1),
+        PoolStage(4, 8, 2, residual=False, bn_momentum=0.1),
+    ],
+    ids=lambda block: type(block).__name__,
+)
+def test_gradients_of_each_block_equal_differences_in_float64(block: nn.Module) -> None:
+    torch.manual_seed(0)
+    block = block.double()
+    in_channels = next(m for m in block.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    channels = in_channels.weight.shape[1]
+    x = torch.randn(3, channels, 6, 6, dtype=torch.float64, requires_grad=True)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    names = [name for name, p in block.named_parameters() if p.requires_grad]
+
+    def run(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(block, dict(zip(names, values, strict=True)), (x,))
+
+    values = [dict(block.named_parameters())[name].detach().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(run, (x, *values))
+
+
+def test_unit_batchnorm_keeps_its_scale() -> None:
+    layer = UnitBatchNorm2d(4, 0.1)
+    layer(torch.randn(8, 4, 5, 5)).square().sum().backward()
+    assert layer.weight.grad is None
+    assert layer.bias.grad is not None

@@ -14,6 +14,7 @@ from halfmeg.optim import (
     build_schedule,
     cosine_factor,
     onecycle_factor,
+    orthogonalize,
     step_factor,
 )
 
@@ -149,3 +150,60 @@ def test_no_average_evaluates_the_network_itself() -> None:
     average.update(model)
     assert average.evaluated(model) is model
     assert average.state_dict() == {}
+
+
+def test_orthogonalize_brings_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((32, 216), (216, 32), (64, 64)):
+        matrix = torch.randn(shape) * torch.logspace(-1, 1, shape[1])
+        u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+        result = orthogonalize(matrix)
+        values = torch.linalg.svdvals(result)
+        assert values.max() < 1.3
+        assert values.median() > 0.6
+        cosine = (result * (u @ vt)).sum() / result.norm() / (u @ vt).norm()
+        assert cosine > 0.9  # the nearest orthogonal matrix has the same singular vectors
+
+
+def test_muon_moves_convolutions_by_lr_and_the_rest_as_sgd() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 4, 5))
+    model[0].to(memory_format=torch.channels_last)
+    twin = copy.deepcopy(model)
+    optimizer = build(model, "muon", lr=0.1)
+    reference = build(twin, "sgd", lr=0.1)
+    for step in range(3):
+        x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+        twin[0].load_state_dict(model[0].state_dict())
+        before = model[0].weight.detach().clone()
+        for network, stepper in ((model, optimizer), (twin, reference)):
+            stepper.zero_grad()
+            network(x).square().mean().backward()
+            stepper.step()
+        scaled = before * 16**0.5 / before.norm()
+        update = (model[0].weight - scaled).flatten(1).detach()
+        singular = torch.linalg.svdvals(update)
+        assert singular.min() > 0.06
+        assert singular.max() < 0.13
+        assert torch.allclose(model[2].weight, twin[2].weight, atol=1e-6)
+
+
+def test_muon_continues_from_its_state() -> None:
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 4, 5))
+    part = copy.deepcopy(whole)
+    steps(whole, build(whole, "muon"), range(4))
+    first = build(part, "muon")
+    steps(part, first, range(2))
+    second = build(part, "muon")
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(part, second, range(2, 4))
+    for a, b in zip(whole.parameters(), part.parameters(), strict=True):
+        assert torch.equal(a, b)

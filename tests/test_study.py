@@ -89,24 +89,38 @@ if __name__ == "__main__":
 """
 
 
+def start_study(folder: Path, *, until: str) -> tuple[subprocess.Popen[str], list[int], float]:
+    """Start a study with two workers, and wait until a run has a file of that name.
+
+    Returns the process, its workers, and the time at which all have to be gone.
+    """
+    script = folder.parent / "study.py"
+    script.write_text(KILLED_STUDY)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder)], stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(f"*/{until}")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process, child_processes(process.pid), deadline
+
+
+def assert_gone(children: list[int], deadline: float) -> None:
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < deadline, "a worker outlived its study"
+        time.sleep(0.05)
+
+
 def test_a_killed_study_of_several_workers_ends_with_the_same_bits(
     tmp_path: Path, few_digits, whole: Path
 ) -> None:
     """SIGKILL to the study: its workers stop too, and what is finished stays."""
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED_STUDY)
     folder = tmp_path / "study"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    process = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("*/result.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    children = child_processes(process.pid)
+    process, children, deadline = start_study(folder, until="result.json")
     process.kill()
-    process.wait()
-    while any(is_running(child) for child in children):
-        assert time.monotonic() < deadline, "a worker outlived its study"
-        time.sleep(0.05)
+    process.communicate()
+    assert_gone(children, deadline)
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
     assert finished
     study = run_study(configs(threads=1), few_digits, folder, workers=2)
@@ -294,23 +308,26 @@ def test_an_interrupted_study_of_several_workers_stops_and_goes_on(
     tmp_path: Path, few_digits, whole: Path
 ) -> None:
     """Ctrl-C: the workers write checkpoints and end; the study says how to continue."""
-    script = tmp_path / "stopped.py"
-    script.write_text(KILLED_STUDY)
     folder = tmp_path / "study"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(folder)],
-        env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("*/config.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    children = child_processes(process.pid)
+    process, children, deadline = start_study(folder, until="config.json")
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert "the same command continues the study" in told
-    while any(is_running(child) for child in children):
-        assert time.monotonic() < deadline, "a worker outlived its study"
-        time.sleep(0.05)
+    assert_gone(children, deadline)
     run_study(configs(threads=1), few_digits, folder, workers=2)
     assert weights(folder) == weights(whole)
+
+
+def test_one_network_at_two_budgets_is_two_entrants_with_their_own_costs(
+    tmp_path: Path, few_digits
+) -> None:
+    terms = [
+        small_config(model="sprint", recipe=f"below-{budget}", budget=budget, epochs=1)
+        for budget in (10_000, 30_000)
+    ]
+    comparison = compare(["sprint"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
+    by_budget = {model.runs[0].config.budget: model for model in comparison.models}
+    assert by_budget[10_000].name == "sprint (below-10000)"
+    for budget, model in by_budget.items():
+        assert model.cost.params == model.params < budget
+    assert by_budget[10_000].cost.macs < by_budget[30_000].cost.macs

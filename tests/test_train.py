@@ -12,17 +12,21 @@ import pytest
 import torch
 from conftest import first_digits, small_config
 
-from halfmeg.data import DataSplits
+from halfmeg.augment import normalize
+from halfmeg.data import DataSplits, stratified_split
 from halfmeg.evaluate import has_bf16_hardware
-from halfmeg.models import MODELS
+from halfmeg.models import MODELS, build_model
 from halfmeg.runs import Run, read_checkpoint
+from halfmeg.summary import count_macs, count_params
 from halfmeg.train import (
     SilentListener,
     TrainingDivergedError,
     TrainingInterruptedError,
+    _mirrored,
     derive_seed,
     fit,
     resume,
+    training_size,
 )
 
 EVERYTHING = {
@@ -339,3 +343,38 @@ def test_derived_seeds_differ() -> None:
     seeds = {derive_seed(*parts) for parts in numbers}
     assert len(seeds) == len(numbers)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_alternating_flip_shows_both_forms_in_two_epochs() -> None:
+    first, second, third = (_mirrored(1000, seed=3, epoch=epoch) for epoch in range(3))
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
+    assert 400 < first.sum() < 600
+    assert not torch.equal(first, _mirrored(1000, seed=4, epoch=0))
+
+
+def test_small_images_come_first_and_count_less(tmp_path, few_digits) -> None:
+    config = small_config(
+        model="record", budget=10_000, epochs=3, optimizer="muon", lr=0.1, momentum=0.6,
+        hflip=True, alternate=True, small_size=16, small_share=0.67, cutout=4, ema=0.9,
+    )  # fmt: skip
+    assert [training_size(config, epoch) for epoch in range(3)] == [16, 16, 0]
+    run = fit(config, few_digits, tmp_path / "run")
+    result = run.result()
+    model = build_model("record", 10, 32, 10_000)
+    assert result["params"] == count_params(model) < 10_000
+    images = 180  # a tenth of the 200 is held out
+    expected = 3 * images * (2 * count_macs(model, 16) + count_macs(model, 32))
+    assert result["total_macs"] == expected
+    logits = run.evaluate(few_digits)  # rebuilt from the folder, with the same budget
+    assert logits.accuracy == result["test_accuracy"]
+
+
+def test_whitening_is_of_the_training_images_alone(tmp_path, few_digits) -> None:
+    run = fit(small_config(model="sprint", budget=10_000, epochs=1), few_digits, tmp_path / "run")
+    train, _ = stratified_split(few_digits.train.labels, 0.1, 0)
+    expected = build_model("sprint", 10, 32, 10_000)
+    mean, std = torch.tensor(few_digits.mean), torch.tensor(few_digits.std)
+    expected.whiten(normalize(few_digits.train.images[train], mean, std))
+    trained = run.load_model()
+    assert torch.equal(trained.whitening.weight, expected.whitening.weight)
