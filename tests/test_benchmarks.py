@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from halfmeg.models import MODELS
+
 
 def test_throughput(tmp_path) -> None:
     command = [
@@ -53,3 +55,25 @@ def test_sprint(tmp_path) -> None:
     assert result["ratio_to_study_shared"] == ratio
     assert result["ratio_to_conventional"] > 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_gpu_runs_whole_on_a_processor(tmp_path) -> None:
+    out = tmp_path / "gpu"
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "digits", "--out", str(out),
+        "--device", "cpu", "--images", "128", "--epochs", "1", "--seeds", "2", "--workers", "2",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "gpu.json").read_text())
+    assert found["skipped"] == []
+    assert set(found["speeds"]["images_per_second"]) == set(MODELS)
+    for part in ("comparison", "sprint", "record", "record-longer"):
+        assert found[part]["failures"] == {}
+        for result in found[part]["runs"]:
+            (folder,) = (out / part).glob(f"{result['model']}*seed-{result['seed']}")
+            assert (folder / "weights.safetensors").exists()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr

@@ -1,0 +1,138 @@
+"""What a GPU gives, in one command: speed of every network, the comparison, sprint, record.
+
+    python benchmarks/gpu.py DATA --out FOLDER [--device cuda] [--minutes 9]
+
+DATA is what `--data` takes: a folder with the Parquet files, say. Several seeds train at once, each
+in a process of its own on the same device, since one small network leaves a large card idle. Parts
+are done in order, and none is begun after `--minutes`; FOLDER then holds `gpu.json`, written anew
+after each part, and for each part that trains its study's folder, weights included.
+
+It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut it to size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfmeg.compare import compare_runs
+from halfmeg.config import RunConfig
+from halfmeg.data import DataSplits, load_dataset
+from halfmeg.models import MODELS
+from halfmeg.recipes import build_recipe, common
+from halfmeg.runs import Run, environment, write_json
+from halfmeg.study import run_study
+
+LONGER = 4
+"""By how much the record is trained longer than its recipe says, as minutes are cheap here."""
+
+
+def speeds(data: DataSplits, out: Path, device: str) -> dict[str, Any]:
+    """Return images per second of each network over the second of two epochs."""
+    configs = [
+        replace(common(model), epochs=2, batch_size=512, device=device, val_fraction=0.0)
+        for model in MODELS
+    ]
+    study = run_study(configs, data, out)
+    return {
+        "images_per_second": {
+            run.config.model: run.read_metrics()[-1]["images_per_second"] for run in study.runs
+        },
+        "failures": study.failures,
+    }
+
+
+def train(configs: list[RunConfig], data: DataSplits, out: Path, workers: int) -> dict[str, Any]:
+    """Train several runs at once; return each one's result, and the time that all took."""
+    started = time.perf_counter()
+    study = run_study(configs, data, out, workers=workers)
+    seconds = time.perf_counter() - started
+    found: dict[str, Any] = {"seconds": seconds, "failures": study.failures}
+    if study.runs:
+        comparison = compare_runs(study.runs)
+        found |= {
+            "verdicts": [pair.verdict for pair in comparison.pairs],
+            "test_accuracy": {m.name: m.test_accuracy.mean for m in comparison.models},
+            "runs": [run.result() for run in study.runs],
+            "seconds_of_a_run": statistics.median(map(_seconds, study.runs)),
+        }
+    return found
+
+
+def _seconds(run: Run) -> float:
+    result = run.result()
+    assert result is not None
+    return float(result["seconds"])
+
+
+def main() -> None:
+    """Do all parts for which there is time."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="as --data of halfmeg train")
+    parser.add_argument("--out", required=True, help="a new folder")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=5, help="runs at once")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--images", type=int, help="training images, all if not given")
+    parser.add_argument("--epochs", type=int, help="of every run, instead of its recipe's")
+    args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; --device cpu runs on the processor")
+    out = Path(args.out)
+    if out.exists():
+        parser.error(f"{out} exists already and is not overwritten; choose another --out")
+    data = load_dataset(args.data)
+    if args.images:
+        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+        few = data.train.subset(order[: args.images])
+        data = replace(data, train=few, fingerprint=f"{data.fingerprint}-{len(few)}")
+
+    def terms(recipe: str, *settings: str, seeds: int = args.seeds) -> list[RunConfig]:
+        config = build_recipe(recipe).override([f"device={args.device}", *settings])
+        if args.epochs:
+            config = replace(config, epochs=args.epochs)
+        return [replace(config, seed=seed) for seed in range(seeds)]
+
+    record_epochs = f"epochs={LONGER * build_recipe('record').epochs}"
+    trainings: dict[str, list[RunConfig]] = {
+        "comparison": [
+            config
+            for model in ("cnn", "resnet-linear")
+            for config in terms("study-compare", f"model={model}")
+        ],
+        "sprint": terms("sprint"),
+        "record": terms("record", seeds=min(3, args.seeds)),
+        "record-longer": terms("record", record_epochs, seeds=1),
+    }
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "speeds": lambda: speeds(data, out / "speeds", args.device)
+    }
+    for name, configs in trainings.items():
+        parts[name] = lambda name=name, configs=configs: train(  # type: ignore[misc]
+            configs, data, out / name, args.workers
+        )
+    started = time.perf_counter()
+    found: dict[str, Any] = {"machine": environment(), "data": data.name, "skipped": []}
+    out.mkdir(parents=True)
+    for name, part in parts.items():
+        if time.perf_counter() - started > 60 * args.minutes:
+            found["skipped"].append(name)
+        else:
+            print(f"{time.perf_counter() - started:6.0f} s  {name}", flush=True)
+            found[name] = part()
+        write_json(out / "gpu.json", found)
+    print(f"{time.perf_counter() - started:6.0f} s  done: {out / 'gpu.json'}")
+
+
+if __name__ == "__main__":
+    main()
