@@ -220,6 +220,11 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
     bundle = Bundle.open(config.init)
     if bundle.model != config.model:
         raise ValueError(f"init={config.init} holds a {bundle.model}, not a {config.model}")
+    if bundle.budget != config.budget:
+        raise ValueError(
+            f"init={config.init} was made with budget={bundle.budget}, "
+            f"not {config.budget}; add budget={bundle.budget}"
+        )
     stored = bundle.load_model().state_dict()
     own = model.state_dict()
     fitting = {name: value for name, value in stored.items() if own[name].shape == value.shape}

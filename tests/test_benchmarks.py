@@ -77,3 +77,16 @@ def test_gpu_runs_whole_on_a_processor(tmp_path) -> None:
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+def test_growth(tmp_path) -> None:
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "growth.py"), "--images", "300", "3000",
+        "--rounds", "1", "--batch-size", "100", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    few, many = json.loads(done.stdout)["rows"]
+    assert (few["images"], many["images"]) == (300, 3000)
+    assert many["seconds"] > few["seconds"]
+    assert abs(many["peak_memory_bytes"] - few["peak_memory_bytes"]) < 60e6

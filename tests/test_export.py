@@ -11,6 +11,7 @@ import torch
 from conftest import Cli, first_digits, small_config
 from torch import nn
 
+from halfmeg.bundle import Bundle
 from halfmeg.evaluate import compute_logits
 from halfmeg.export import export, fold_batchnorm, onnx_logits, to_onnx
 from halfmeg.models import MODELS, build_model
@@ -151,3 +152,16 @@ def test_a_bundle_says_how_it_was_made(trained: Run, tmp_path: Path) -> None:
     assert described["recipe"] == trained.config.to_dict()
     assert described["data"]["fingerprint"] == trained.data.fingerprint
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
+
+
+def test_a_bundle_of_a_network_that_scales_keeps_its_budget(cli: Cli, tmp_path: Path) -> None:
+    terms = ["record", "budget=20000", "epochs=2", "small_size=0", "ema=0.9", "batch_size=100"]
+    assert cli("train", *terms, "--out", "run").code == 0
+    made = cli("export", "run", "--out", "bundle", "--allow-loss")
+    assert made.code == 0, made.err
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert sum(p.numel() for p in bundle.load_model().parameters()) < 20_000
+    again = cli("train", *terms, "init=bundle", "epochs=1", "--out", "again")
+    assert again.code == 0, again.err
+    other = cli("train", "record", "init=bundle")
+    assert other.is_one_line("was made with budget=20000", "add budget=20000")
