@@ -34,10 +34,17 @@ LONGER = 4
 """By how much the record is trained longer than its recipe says, as minutes are cheap here."""
 
 
-def speeds(data: DataSplits, out: Path, device: str) -> dict[str, Any]:
+def speeds(data: DataSplits, out: Path, device: str, compiled: bool) -> dict[str, Any]:
     """Return images per second of each network over the second of two epochs."""
     configs = [
-        replace(common(model), epochs=2, batch_size=512, device=device, val_fraction=0.0)
+        replace(
+            common(model),
+            epochs=2,
+            batch_size=512,
+            device=device,
+            compile=compiled,
+            val_fraction=0.0,
+        )  # fmt: skip
         for model in MODELS
     ]
     study = run_study(configs, data, out)
@@ -82,11 +89,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=5, help="runs at once")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="on a GPU the default"
+    )
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--images", type=int, help="training images, all if not given")
     parser.add_argument("--epochs", type=int, help="of every run, instead of its recipe's")
     args = parser.parse_args()
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
+    on_gpu = args.device.startswith("cuda")
+    compiled = on_gpu if args.compile is None else args.compile
+    if on_gpu and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu runs on the processor")
     out = Path(args.out)
     if out.exists():
@@ -99,6 +111,7 @@ def main() -> None:
 
     def terms(recipe: str, *settings: str, seeds: int = args.seeds) -> list[RunConfig]:
         config = build_recipe(recipe).override([f"device={args.device}", *settings])
+        config = replace(config, compile=compiled)
         if args.epochs:
             config = replace(config, epochs=args.epochs)
         return [replace(config, seed=seed) for seed in range(seeds)]
@@ -115,7 +128,7 @@ def main() -> None:
         "record-longer": terms("record", record_epochs, seeds=1),
     }
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "speeds": lambda: speeds(data, out / "speeds", args.device)
+        "speeds": lambda: speeds(data, out / "speeds", args.device, compiled)
     }
     for name, configs in trainings.items():
         parts[name] = lambda name=name, configs=configs: train(  # type: ignore[misc]

@@ -390,6 +390,7 @@ def compare_runs(
     groups: dict[RunConfig, list[_Loaded]] = {}
     for item in loaded:
         terms = replace(item.run.config, seed=0, threads=0, device="cpu", keep_checkpoints=2)
+        terms = replace(terms, compile=False)
         groups.setdefault(terms, []).append(item)
     costs = _read_costs(costs_from)
     named = [

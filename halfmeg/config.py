@@ -74,6 +74,7 @@ class RunConfig:
     # The machine.
     precision: PrecisionName = "auto"
     device: str = "cpu"
+    compile: bool = False  # torch.compile; on a GPU with CUDA graphs
     sync_bn: bool = False  # BatchNorm over the images of all processes of a distributed run
     threads: int = 0  # 0: as many as torch chooses
     keep_checkpoints: int = 2  # the newest ones kept; 0 keeps all

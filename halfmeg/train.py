@@ -258,6 +258,9 @@ class _Job:
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
+        if config.compile:
+            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+            self.wrapped = torch.compile(self.wrapped, mode=mode, dynamic=False)  # type: ignore[assignment]
         self.optimizer = build_optimizer(
             model, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
             momentum=config.momentum, weight_decay=config.weight_decay,

@@ -89,6 +89,12 @@ class TestPage:
         upload(page, good)
         page.locator("[data-testid=label-output-value]").first.wait_for(timeout=30_000)
 
+    def test_a_file_above_the_limit_is_refused(self, page: Any, tmp_path: Path) -> None:
+        large = tmp_path / "large.png"
+        large.write_bytes(b"x" * 11_000_000)
+        upload(page, large)
+        page.get_by_text("exceed the maximum allowed size").first.wait_for(timeout=30_000)
+
 
 def test_it_listens_on_this_machine_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")

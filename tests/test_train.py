@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -378,3 +379,14 @@ def test_whitening_is_of_the_training_images_alone(tmp_path, few_digits) -> None
     expected.whiten(normalize(few_digits.train.images[train], mean, std))
     trained = run.load_model()
     assert torch.equal(trained.whitening.weight, expected.whitening.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
+def test_compiled_training_is_the_same_within_rounding(tmp_path, few_digits) -> None:
+    terms = {"model": "record", "budget": 10_000, "epochs": 2, "small_size": 16, "batch_size": 90}
+    plain = fit(small_config(**terms), few_digits, tmp_path / "plain")
+    compiled = fit(small_config(**terms, compile=True), few_digits, tmp_path / "compiled")
+    for a, b in zip(plain.read_metrics(), compiled.read_metrics(), strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=2e-3)
