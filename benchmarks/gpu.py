@@ -44,7 +44,7 @@ def speeds(data: DataSplits, out: Path, device: str, compiled: bool) -> dict[str
             device=device,
             compile=compiled,
             val_fraction=0.0,
-        )  # fmt: skip
+        )
         for model in MODELS
     ]
     study = run_study(configs, data, out)
