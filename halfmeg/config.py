@@ -104,6 +104,8 @@ class RunConfig:
             )
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule=step needs milestones, as in milestones=75,115")
+        if self.alternate and not self.hflip:
+            raise ValueError("alternate=true needs hflip=true")
         if self.monitor == "val" and self.schedule == "plateau" and self.val_fraction == 0:
             raise ValueError("schedule=plateau needs val_fraction above 0 to watch a loss")
 

@@ -22,6 +22,10 @@ from torch.nn.grad import conv2d_input
 
 from halfmeg.config import BUDGET
 
+WHITENING_KERNEL = 2
+WHITENING_EPSILON = 5e-4
+HEAD_SCALE = 1 / 9  # of Jordan 2024: the first logits are small
+
 
 class _StridedConvolution(torch.autograd.Function):
     """A convolution whose weight gradient is one matrix product over the unfolded input.
@@ -345,10 +349,6 @@ class WhitenedNet(nn.Module):
         return self.stages[-1].conv1  # type: ignore[return-value]
 
 
-WHITENING_KERNEL = 2
-WHITENING_EPSILON = 5e-4
-HEAD_SCALE = 1 / 9  # of Jordan 2024: the first logits are small
-
 Model = StudyNet | CifarResNet | WhitenedNet
 
 
@@ -460,7 +460,8 @@ class ModelEntry:
 
     build: Callable[..., Model]
     description: str
-    image_size: int | None = None  # None: any size from 8 up
+    image_size: int | None = None  # None: any size from `smallest` up
+    smallest: int = 8
     scalable: bool = False
 
 
@@ -471,8 +472,8 @@ MODELS: dict[str, ModelEntry] = {
     "resnet-shared": ModelEntry(resnet_shared, "each block applied twice, shared weights", 32),
     "resnet20": ModelEntry(resnet20, "ResNet-20 of He et al. 2015, option A shortcuts"),
     "resnet32": ModelEntry(resnet32, "ResNet-32 of He et al. 2015, option A shortcuts"),
-    "sprint": ModelEntry(sprint, "soonest at 85%; takes budget=", scalable=True),
-    "record": ModelEntry(record, "the most accurate; takes budget=", scalable=True),
+    "sprint": ModelEntry(sprint, "soonest at 85%; takes budget=", smallest=9, scalable=True),
+    "record": ModelEntry(record, "the most accurate; takes budget=", smallest=9, scalable=True),
 }
 
 
@@ -498,8 +499,8 @@ def build_model(
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
     entry = MODELS[name]
-    if entry.image_size not in (None, image_size) or image_size < 8:
-        allowed = entry.image_size or "8 or more"
+    if entry.image_size not in (None, image_size) or image_size < entry.smallest:
+        allowed = entry.image_size or f"{entry.smallest} or more"
         raise ValueError(f"image_size={image_size} does not fit {name}; allowed: {allowed}")
     if entry.scalable:
         return entry.build(num_classes, budget)

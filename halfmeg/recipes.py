@@ -102,6 +102,23 @@ def shared_85() -> RunConfig:
     )
 
 
+def he_2015() -> RunConfig:
+    """The terms of He et al. 2015, section 4.2, as most repeat them: 200 epochs of SGD in steps."""
+    return RunConfig(
+        recipe="he-2015",
+        model="resnet32",
+        epochs=200,
+        batch_size=128,
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=1e-4,
+        schedule="step",
+        milestones=(100, 150),
+        crop=4,
+        hflip=True,
+    )
+
+
 def sprint() -> RunConfig:
     """The fastest road to 85%: 8 epochs of Muon, the first ones on smaller images.
 
@@ -158,6 +175,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "study-shared": study_shared,
     "shared-85": shared_85,
     "common": common,
+    "he-2015": he_2015,
     "sprint": sprint,
     "record": record,
 }

@@ -31,7 +31,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits, stratified_split
 from halfmeg.distributed import Ranks, join_ranks
 from halfmeg.evaluate import autocast, compute_dtype, compute_logits, score
-from halfmeg.models import WhitenedNet, build_model
+from halfmeg.models import MODELS, WhitenedNet, build_model
 from halfmeg.optim import build_average, build_optimizer, build_schedule
 from halfmeg.runs import MetricsRow, Run, read_checkpoint
 from halfmeg.summary import count_macs, count_params
@@ -204,6 +204,13 @@ def _check(config: RunConfig, data: DataSplits) -> None:
     if config.crop_mode == "reflect" and config.crop >= data.image_size:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
     model = build_model(config.model, len(data.classes), data.image_size, config.budget)
+    if config.small_size:
+        smallest = MODELS[config.model].image_size or MODELS[config.model].smallest
+        if not smallest <= config.small_size <= data.image_size:
+            raise ValueError(
+                f"small_size={config.small_size} does not fit {config.model}; "
+                f"allowed: 0, or {smallest} to {data.image_size}"
+            )
     if config.init:
         load_initial_weights(model, config)
     train, _ = stratified_split(data.train.labels, config.val_fraction, config.seed)

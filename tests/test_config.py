@@ -63,6 +63,11 @@ def test_plateau_needs_a_loss_to_watch() -> None:
         small_config(schedule="plateau", val_fraction=0.0)
 
 
+def test_an_alternating_flip_needs_a_flip() -> None:
+    with pytest.raises(ValueError, match="alternate=true needs hflip=true"):
+        small_config(alternate=True)
+
+
 def test_the_published_terms() -> None:
     compare, shared = build_recipe("study-compare"), build_recipe("study-shared")
     assert (compare.epochs, compare.optimizer, compare.lr) == (25, "adam", 0.0005)

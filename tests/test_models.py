@@ -139,6 +139,7 @@ def test_the_same_seed_builds_the_same_network(name: str) -> None:
         (("cnn", 1), ["num_classes=1", "2 or more"]),
         (("cnn", 10, 28), ["image_size=28", "allowed: 32"]),
         (("resnet20", 10, 4), ["image_size=4", "8 or more"]),
+        (("record", 10, 8), ["image_size=8", "9 or more"]),
     ],
 )
 def test_mistakes_name_the_value(arguments: tuple[str, int, int], parts: list[str]) -> None:
@@ -302,3 +303,9 @@ def test_unit_batchnorm_keeps_its_scale() -> None:
     layer(torch.randn(8, 4, 5, 5)).square().sum().backward()
     assert layer.weight.grad is None
     assert layer.bias.grad is not None
+
+
+def test_the_smallest_images_that_fit() -> None:
+    for name, entry in MODELS.items():
+        size = entry.image_size or entry.smallest
+        assert build_model(name, 10, size)(torch.randn(2, 3, size, size)).shape == (2, 10)

@@ -390,3 +390,14 @@ def test_compiled_training_is_the_same_within_rounding(tmp_path, few_digits) -> 
     compiled = fit(small_config(**terms, compile=True), few_digits, tmp_path / "compiled")
     for a, b in zip(plain.read_metrics(), compiled.read_metrics(), strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=2e-3)
+
+
+def test_small_images_that_do_not_fit_are_refused(tmp_path, few_digits) -> None:
+    for terms in (
+        {"model": "record", "small_size": 8},
+        {"model": "record", "small_size": 40},
+        {"model": "cnn", "small_size": 24},
+    ):
+        with pytest.raises(ValueError, match=f"small_size={terms['small_size']} does not fit"):
+            fit(small_config(**terms), few_digits, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
