@@ -578,7 +578,8 @@ def demo(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="Port to listen on; 0: the first free one from 7860.")
+        int,
+        typer.Option(min=0, max=65535, help="Port to listen on; 0: the first free one from 7860."),
     ] = 0,
 ) -> None:
     """Serve a page on this machine: drop or photograph an image, see the classes."""

@@ -147,7 +147,7 @@ _TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
 
 # name, lowest, highest, whether the lowest itself is allowed
 _RANGES: tuple[tuple[str, float, float, bool], ...] = (
-    ("budget", 1, 1_000_000_000, True),
+    ("budget", 1, 10_000_000, True),
     ("epochs", 1, 100_000, True),
     ("batch_size", 1, 1_000_000, True),
     ("seed", 0, 2**32 - 1, True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,8 +43,15 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
         port: 0 takes the first free one from 7860 on.
 
     Raises:
-        ValueError: the `demo` extra is missing, or the port is taken.
+        ValueError: the `demo` extra is missing, or nothing can listen there.
     """
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on host={host} port={port}: {error.strerror}; "
+            "choose another --host or --port"
+        ) from None
     with tempfile.TemporaryDirectory(prefix="halfmeg-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -53,14 +61,11 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
         except ImportError:
             raise ValueError("the page needs gradio: pip install -e '.[demo]'") from None
         page = _build_page(bundles, Path(folder))
-        try:
-            _, address, _ = page.launch(
-                server_name=host, server_port=port or None, prevent_thread_lock=True, quiet=True,
-                max_file_size=MAX_UPLOAD, footer_links=[], ssr_mode=False, share=False, css=CSS,
-                theme=gradio.themes.Default(), enable_monitoring=False,
-            )  # fmt: skip
-        except OSError:
-            raise ValueError(f"port={port} is taken; choose another --port") from None
+        _, address, _ = page.launch(
+            server_name=host, server_port=port or None, prevent_thread_lock=True, quiet=True,
+            max_file_size=MAX_UPLOAD, footer_links=[], ssr_mode=False, share=False, css=CSS,
+            theme=gradio.themes.Default(), enable_monitoring=False,
+        )  # fmt: skip
         try:
             yield address
         finally:

@@ -440,15 +440,15 @@ def _largest(build: Callable[[float], WhitenedNet], budget: int) -> WhitenedNet:
         ValueError: the narrowest has more.
     """
 
-    def fits(scale: float) -> bool:
+    def count(scale: float) -> int:
         with torch.device("meta"):  # shapes without memory, and without drawing random numbers
-            return sum(p.numel() for p in build(scale).parameters()) < budget
+            return sum(p.numel() for p in build(scale).parameters())
 
-    steps = [0.02 * step for step in range(1, 2 + int(0.1 * budget**0.5))]
-    position = bisect.bisect_left(steps, True, key=lambda scale: not fits(scale))
+    scales = [0.02 * step for step in range(1, 2 + int(0.1 * budget**0.5))]
+    position = bisect.bisect_left(scales, budget, key=count)  # the first that does not fit
     if position == 0:
-        raise ValueError(f"budget={budget} is too small; the narrowest network has more")
-    return build(steps[position - 1])
+        raise ValueError(f"budget={budget} is too small; allowed: above {count(scales[0])}")
+    return build(scales[position - 1])
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,8 @@ def _check(config: RunConfig, data: DataSplits) -> None:
         smallest = MODELS[config.model].image_size or MODELS[config.model].smallest
         if not smallest <= config.small_size <= data.image_size:
             raise ValueError(
-                f"small_size={config.small_size} does not fit {config.model}; "
-                f"allowed: 0, or {smallest} to {data.image_size}"
+                f"small_size={config.small_size} does not fit {config.model} and this data; "
+                f"allowed: 0 for none, or from {smallest} to {data.image_size}"
             )
     if config.init:
         load_initial_weights(model, config)

@@ -100,6 +100,16 @@ def test_it_listens_on_this_machine_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
 
 
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [(["--port", "99999"], "65535"), (["--host", "192.0.2.1"], "cannot listen on host=192.0.2.1")],
+)
+def test_an_impossible_address_is_one_line(cli: Cli, place: list[str], told: str) -> None:
+    outcome = cli("demo", *place)
+    assert outcome.code == 2
+    assert outcome.is_one_line(place[1], told)
+
+
 def test_a_taken_port_is_named(process: Cli) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -107,7 +117,7 @@ def test_a_taken_port_is_named(process: Cli) -> None:
         port = taken.getsockname()[1]
         outcome = process("demo", "--port", str(port))
     assert outcome.code == 2
-    assert outcome.is_one_line(f"port={port} is taken")
+    assert outcome.is_one_line(f"port={port}", "choose another")
 
 
 @pytest.mark.parametrize("name", MODELS)
