@@ -187,6 +187,7 @@ def _summary_json(result: ModelSummary) -> dict[str, Any]:
                 "output_shape": [-1, *row.output_shape] if row.output_shape else [],
                 "params": row.params,
                 "recursive": row.recursive,
+                "frozen": row.frozen,
             }
             for row in result.layers
         ],

@@ -10,7 +10,7 @@ counts beside them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class LayerRow:
         output_shape: without the batch dimension; empty for such containers.
         params: None where the table shows none, as for modules whose children are listed.
         recursive: True from the second use of the same weights on.
+        frozen: True where not all parameters take a gradient; the table puts them in parentheses.
     """
 
     kind: str
@@ -39,7 +40,8 @@ class LayerRow:
     index: int | None
     output_shape: tuple[int, ...]
     params: int | None
-    recursive: bool
+    recursive: bool = False
+    frozen: bool = False
 
     @property
     def name(self) -> str:
@@ -121,10 +123,7 @@ def format_table(summary: ModelSummary) -> str:
     for row in summary.layers:
         branch = "├─" if row.depth == 1 else "|    " * (row.depth - 1) + "└─"
         shape = str([-1, *row.output_shape]) if row.output_shape else "[]"
-        shown = (
-            "(recursive)" if row.recursive else "--" if row.params is None else f"{row.params:,}"
-        )
-        rows.append(_format_row(branch + row.name, shape, shown))
+        rows.append(_format_row(branch + row.name, shape, _format_params(row)))
     line = "=" * 90
     fits = "fits" if summary.within_budget else "does not fit"
     return "\n".join(
@@ -146,6 +145,14 @@ def format_table(summary: ModelSummary) -> str:
             line,
         ]
     )
+
+
+def _format_params(row: LayerRow) -> str:
+    if row.recursive:
+        return "(recursive)"
+    if row.params is None:
+        return "--"
+    return f"({row.params:,})" if row.frozen else f"{row.params:,}"
 
 
 def _format_row(name: str, shape: str, params: str) -> str:
@@ -207,7 +214,7 @@ class _LayerTable:
             return -1
         for level, parent in enumerate(parents, start=1):  # containers that are never called
             if self._parents.get(level) is not parent:
-                self.rows.append(LayerRow(type(parent).__name__, level, None, (), None, False))
+                self.rows.append(LayerRow(type(parent).__name__, level, None, (), None))
                 self._parents[level] = parent
         self._parents[depth] = module
         for deeper in [level for level in self._parents if level > depth]:
@@ -215,15 +222,13 @@ class _LayerTable:
         shows_params = has_params and (is_leaf or depth == SHOWN_DEPTH)
         params = count_params(module) if shows_params else None
         kind, index = type(module).__name__, self._indices[depth]
-        self.rows.append(LayerRow(kind, depth, index, (), params, recursive))
+        frozen = not all(parameter.requires_grad for parameter in module.parameters())
+        self.rows.append(LayerRow(kind, depth, index, (), params, recursive, frozen))
         return len(self.rows) - 1
 
     def _close_row(self, row: int, module: nn.Module, shape: tuple[int, ...]) -> None:
         if row >= 0:
-            opened = self.rows[row]
-            self.rows[row] = LayerRow(
-                opened.kind, opened.depth, opened.index, shape, opened.params, opened.recursive
-            )
+            self.rows[row] = replace(self.rows[row], output_shape=shape)
         positions = math.prod(shape[1:]) if "Conv" in type(module).__name__ else 1
         for name, parameter in module.named_parameters():
             if name == "weight":
