@@ -188,6 +188,7 @@ def _summary_json(result: ModelSummary) -> dict[str, Any]:
                 "params": row.params,
                 "recursive": row.recursive,
                 "frozen": row.frozen,
+                "frozen": row.frozen,
             }
             for row in result.layers
         ],
