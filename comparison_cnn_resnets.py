@@ -46,7 +46,9 @@ def main() -> None:
         (label, accuracy_curve(first[model])[1])
         for label, model in (("CNN", "cnn"), ("ResNet", "resnet"))
     ]
-    figure = curve_figure(curves, "test", f"CNN and ResNet on {data.name}, seed {args.seed[0]}")
+    figure = curve_figure(
+        curves, "test accuracy, %", f"CNN and ResNet on {data.name}, seed {args.seed[0]}"
+    )
     published = write_figure(figure, Path(args.out) / "CNN_ResNet_comparison.png")
     page, fair = write_comparison(comparison, args.out, data)
     for model in comparison.models:

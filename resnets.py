@@ -60,7 +60,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     _, curve = accuracy_curve(run)
-    figure = curve_figure(split_curve(curve, args.resume), "test", f"resnet-shared on {data.name}")
+    figure = curve_figure(
+        split_curve(curve, args.resume), "test accuracy, %", f"resnet-shared on {data.name}"
+    )
     print(f"test accuracy after {args.epochs} epochs: {curve[-1]:.2%}")
     print(write_figure(figure, out / "ResNet_accuracy.png"))
 

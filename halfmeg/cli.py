@@ -188,7 +188,6 @@ def _summary_json(result: ModelSummary) -> dict[str, Any]:
                 "params": row.params,
                 "recursive": row.recursive,
                 "frozen": row.frozen,
-                "frozen": row.frozen,
             }
             for row in result.layers
         ],
@@ -297,6 +296,9 @@ def resume(
 def _print_result(run: Run, as_json: bool) -> None:
     if not run.writes:
         return  # another process of this run prints
+    from halfmeg.report import run_figure, write_figure  # matplotlib: half a second for others
+
+    figure = write_figure(run_figure(run), run.folder / "curves.png")
     result = run.result() or {}
     if as_json:
         _print_json(result)
@@ -310,6 +312,7 @@ def _print_result(run: Run, as_json: bool) -> None:
         f"{result['images_per_second']:,.0f} images/s"
     )
     _print(f"run folder           {run.folder}")
+    _print(f"learning curves      {figure}")
 
 
 @app.command()

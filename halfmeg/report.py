@@ -70,20 +70,31 @@ def comparison_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def curve_figure(curves: Sequence[tuple[str, np.ndarray]], part: str, title: str) -> Figure:
+def run_figure(run: Run) -> Figure:
+    """Draw a run's accuracy after each epoch: on training batches, and where it was watched."""
+    rows = run.read_metrics()
+    curves = {
+        name: np.array([row[f"{part}_accuracy"] for row in rows], dtype=float)
+        for part, name in PART_NAMES.items()
+    }
+    watched = [(name, values) for name, values in curves.items() if np.isfinite(values).any()]
+    title = f"{run.config.model} on {run.data.name}, seed {run.config.seed}"
+    return curve_figure(watched, "accuracy, %", title)
+
+
+def curve_figure(curves: Sequence[tuple[str, np.ndarray]], ylabel: str, title: str) -> Figure:
     """Draw labelled accuracy curves over epochs, as the published study does.
 
     Args:
         curves: a label and the accuracies, 0 to 1, of the epochs from 1; NaN where there is none.
-        part: what they are measured on, "test", "val" or "train".
-        title: of the figure.
+        ylabel, title: of the figure.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for (label, values), colour in zip(curves, _cycle(len(curves)), strict=True):
             axes.plot(np.arange(1, len(values) + 1), 100 * values, color=colour, label=label)
-        axes.set(title=title, xlabel="epoch", ylabel=f"{PART_NAMES[part]} accuracy, %")
+        axes.set(title=title, xlabel="epoch", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, loc="lower right")
     return figure

@@ -73,6 +73,7 @@ def test_train_evaluate_and_resume(cli: Cli, trained: Path) -> None:
     assert {"loss", "per_class", "confusion", "n", "data"} <= outcome.json.keys()
     assert "360 test images of digits" in cli("evaluate", "run", cwd=trained).out
     assert cli("resume", "run", "--json", cwd=trained).json == result
+    Image.open(trained / "run" / "curves.png").verify()
     environment = json.loads((trained / "run" / "environment.json").read_text())
     assert "train common model=cnn" in environment["command"]
 

@@ -24,6 +24,7 @@ from halfmeg.report import (
     figure_svg,
     pareto_front,
     render_page,
+    run_figure,
     write_comparison,
 )
 
@@ -137,9 +138,15 @@ def test_the_pareto_front_is_what_nothing_beats() -> None:
 
 def test_the_published_figure_has_both_curves() -> None:
     curves = [("CNN", np.array([0.5, 0.6])), ("ResNet", np.array([0.4, np.nan]))]
-    figure = curve_figure(curves, "test", "CNN and ResNet")
+    figure = curve_figure(curves, "test accuracy, %", "CNN and ResNet")
     (axes,) = figure.axes
     assert [line.get_label() for line in axes.lines] == ["CNN", "ResNet"]
     assert axes.lines[0].get_ydata().tolist() == [50, 60]
     assert axes.lines[0].get_xdata().tolist() == [1, 2]
     Image.open(io.BytesIO(figure_png(figure))).verify()
+
+
+def test_a_runs_curves_are_those_that_were_measured(comparison: Comparison) -> None:
+    (axes,) = run_figure(comparison.models[0].runs[0]).axes
+    assert [line.get_label() for line in axes.lines] == ["validation", "training"]
+    assert axes.get_ylabel() == "accuracy, %"
