@@ -90,3 +90,22 @@ def test_growth(tmp_path) -> None:
     assert (few["images"], many["images"]) == (300, 3000)
     assert many["seconds"] > few["seconds"]
     assert abs(many["peak_memory_bytes"] - few["peak_memory_bytes"]) < 60e6
+
+
+def test_operators(tmp_path) -> None:
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "operators.py"), "--models", "cnn", "sprint",
+        "--batch-size", "100", "--steps", "2", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    cnn, sprint = json.loads(done.stdout)["rows"]
+    counted = {row["name"]: row for row in cnn["operators"]}
+    assert counted["convolution_backward"]["calls"] >= 4  # a step's four convolutions
+    assert 0.5 < sum(row["share"] for row in cnn["operators"]) < 1.3  # the evaluation counts too
+    assert "convolution" in {row["name"] for row in sprint["operators"]}
+    refused = subprocess.run(
+        [*command, "--steps", "999"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "--steps 999" in refused.stderr

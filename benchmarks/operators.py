@@ -1,0 +1,134 @@
+"""Where the time of a training step goes, by operator of torch.
+
+    python benchmarks/operators.py --data PATH [--models sprint record] [--json]
+
+Each operator is timed by the clock as `halfmeg.fit` calls it, forward, backward and in the
+optimizer, with the settings of the network's own recipe (`common` where it has none) and images of
+full size. torch's own profiler is not used: it slows elementwise operators on large tensors many
+times (docs/performance.md). What no operator accounts for is Python and the wait between calls.
+A first epoch, not counted, warms up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from halfmeg.config import RunConfig
+from halfmeg.data import DataSplits, load_dataset
+from halfmeg.models import MODELS
+from halfmeg.recipes import RECIPES, build_recipe, common
+from halfmeg.runs import environment
+from halfmeg.train import fit
+
+
+class OperatorClock(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Times every operator that is called inside; nothing runs beside it on a processor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        started = time.perf_counter()
+        output = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.seconds[name] += time.perf_counter() - started
+        self.calls[name] += 1
+        return output
+
+
+def terms(model: str, batch_size: int) -> RunConfig:
+    """Return the settings of the network's own recipe for one epoch at full size."""
+    config = build_recipe(model) if model in RECIPES else common(model)
+    return replace(
+        config, epochs=1, batch_size=batch_size, small_size=0, val_fraction=0.0, monitor="val"
+    )
+
+
+def train_once(config: RunConfig, data: DataSplits) -> float:
+    """Train one epoch and return the seconds of its steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = fit(config, data, Path(folder) / "run").result()
+    assert result is not None
+    return float(result["seconds"])
+
+
+def measure(model: str, data: DataSplits, *, batch_size: int) -> dict[str, Any]:
+    """Measure one network; operators stand in order of their time."""
+    config = terms(model, batch_size)
+    plain = train_once(config, data)  # warms up, and shows what the clock itself costs
+    with OperatorClock() as clock:
+        seconds = train_once(config, data)
+    steps = len(data.train) // batch_size
+    return {
+        "model": model,
+        "step_ms": 1e3 * seconds / steps,
+        "step_ms_without_clock": 1e3 * plain / steps,
+        "operators": [
+            {
+                "name": name,
+                "calls": clock.calls[name] / steps,
+                "ms": 1e3 * spent / steps,
+                "share": spent / seconds,
+            }
+            for name, spent in sorted(clock.seconds.items(), key=lambda item: -item[1])
+        ],
+        "batch_size": batch_size,
+        "steps": steps,
+        "precision": config.precision,
+        "data": data.name,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="digits", help="as for halfmeg train")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--models", nargs="+", default=["sprint", "record"], choices=list(MODELS))
+    parser.add_argument("--batch-size", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    args = parser.parse_args()
+    data = load_dataset(args.data, data_dir=args.data_dir)
+    if args.steps * args.batch_size > len(data.train):
+        parser.error(f"--steps {args.steps} of {args.batch_size} images are more than there are")
+    train = data.train.subset(torch.arange(args.steps * args.batch_size))
+    data = replace(
+        data, train=train, test=data.test.subset(torch.arange(10)), fingerprint="benchmark"
+    )
+    rows = [measure(model, data, batch_size=args.batch_size) for model in args.models]
+    if args.as_json:
+        print(json.dumps({"rows": rows, "machine": environment()}, indent=2))
+        return
+    for row in rows:
+        print(f"{row['model']}: {row['step_ms']:.0f} ms a step of {args.batch_size} images")
+        for found in row["operators"]:
+            if found["share"] >= 0.005:
+                print(
+                    f"  {found['name']:34} {found['calls']:6.0f} calls "
+                    f"{found['ms']:8.1f} ms {found['share']:6.1%}"
+                )
+
+
+if __name__ == "__main__":
+    main()
