@@ -9,14 +9,14 @@ weights and once from the bundle, by the same recipe and over the same seeds.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 import torch
+from arguments import build_parser, open_data
 
 from halfmeg.compare import compare_runs
-from halfmeg.data import Dataset, DataSplits, build_splits, load_dataset
+from halfmeg.data import Dataset, DataSplits, build_splits
 from halfmeg.export import export
 from halfmeg.recipes import common
 from halfmeg.report import write_comparison
@@ -41,11 +41,7 @@ def only_classes(data: DataSplits, classes: list[int], per_class: int | None) ->
 
 def main() -> None:
     """Train, compare and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default="digits", help="as for halfmeg train")
-    parser.add_argument("--data-dir", default="data")
+    parser = build_parser(__doc__)
     parser.add_argument("--model", default="resnet-linear")
     parser.add_argument("--per-class", type=int, default=50)
     parser.add_argument("--first-epochs", type=int, default=8)
@@ -53,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", default="runs/finetune")
     args = parser.parse_args()
-    data = load_dataset(args.data, data_dir=args.data_dir)
+    data = open_data(parser, args)
     out = Path(args.out)
     every = list(range(len(data.classes)))
     known = only_classes(data, every[::2], None)

@@ -11,7 +11,6 @@ medians.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import statistics
@@ -24,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import build_parser, open_data
 
-from halfmeg.data import Dataset, DataSplits, load_dataset, open_splits, save_splits
+from halfmeg.data import Dataset, DataSplits, open_splits, save_splits
 from halfmeg.models import MODELS
 from halfmeg.recipes import common
 from halfmeg.runs import environment
@@ -83,11 +83,7 @@ def measure_once(folder: Path, model: str, batch_size: int) -> tuple[float, int]
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default="digits", help="as for halfmeg train")
-    parser.add_argument("--data-dir", default="data")
+    parser = build_parser(__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[5_000, 50_000, 500_000])
     parser.add_argument("--model", default="cnn", choices=list(MODELS))
     parser.add_argument("--batch-size", type=int, default=512)
@@ -96,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     if not Path("/proc/self/status").exists():
         parser.error("memory is read from /proc, which Linux alone has")
-    data = load_dataset(args.data, data_dir=args.data_dir)
+    data = open_data(parser, args)
     measured: dict[int, list[tuple[float, int]]] = {count: [] for count in args.images}
     with tempfile.TemporaryDirectory() as folder:
         for count in args.images:

@@ -11,7 +11,6 @@ A first epoch, not counted, warms up.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -21,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import build_parser, open_data
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits, load_dataset
+from halfmeg.data import DataSplits
 from halfmeg.models import MODELS
 from halfmeg.recipes import RECIPES, build_recipe, common
 from halfmeg.runs import environment
@@ -99,17 +99,13 @@ def measure(model: str, data: DataSplits, *, batch_size: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default="digits", help="as for halfmeg train")
-    parser.add_argument("--data-dir", default="data")
+    parser = build_parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["sprint", "record"], choices=list(MODELS))
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", action="store_true", dest="as_json")
     args = parser.parse_args()
-    data = load_dataset(args.data, data_dir=args.data_dir)
+    data = open_data(parser, args)
     if args.steps * args.batch_size > len(data.train):
         parser.error(f"--steps {args.steps} of {args.batch_size} images are more than there are")
     train = data.train.subset(torch.arange(args.steps * args.batch_size))

@@ -17,7 +17,6 @@ the sprint's test accuracy is read once, at its end. Seconds are of training, ev
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -28,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import build_parser, open_data
 from throughput import ConventionalProcess
 
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits, load_dataset
+from halfmeg.data import DataSplits
 from halfmeg.recipes import build_recipe
 from halfmeg.runs import MetricsRow, environment
 from halfmeg.train import SilentListener, fit
@@ -164,17 +164,13 @@ def race(
 
 def main() -> None:
     """Race and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default="digits", help="as for halfmeg train")
-    parser.add_argument("--data-dir", default="data")
+    parser = build_parser(__doc__)
     parser.add_argument("--study-epochs", type=int, default=150, help="150 as published")
     parser.add_argument("--conventional-images", type=int, default=5_120, help="of a timed epoch")
     parser.add_argument("--json", action="store_true", dest="as_json")
     parser.add_argument("settings", nargs="*", help="settings of the sprint as key=value")
     args = parser.parse_args()
-    data = load_dataset(args.data, data_dir=args.data_dir)
+    data = open_data(parser, args)
     held_out = ["val_fraction=0.1", "monitor=val"]
     sprint = build_recipe("sprint").override([*held_out, *args.settings])
     study = build_recipe("study-shared").override(held_out)

@@ -18,7 +18,6 @@ no part of a step, since the images are decoded once, before training.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import statistics
@@ -32,12 +31,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils.data
+from arguments import build_parser, open_data
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from halfmeg.augment import augment
 from halfmeg.config import RunConfig
-from halfmeg.data import Dataset, DataSplits, load_dataset
+from halfmeg.data import Dataset, DataSplits
 from halfmeg.evaluate import compute_dtype
 from halfmeg.models import MODELS, build_model
 from halfmeg.recipes import study_shared
@@ -207,11 +207,7 @@ def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> di
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default="digits", help="as for halfmeg train")
-    parser.add_argument("--data-dir", default="data")
+    parser = build_parser(__doc__)
     parser.add_argument(
         "--models", nargs="+", default=["cnn", "resnet-shared"], choices=list(MODELS)
     )
@@ -220,7 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", dest="as_json")
     args = parser.parse_args()
-    data = load_dataset(args.data, data_dir=args.data_dir)
+    data = open_data(parser, args)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     train: Dataset = data.train.subset(order[: args.images])
     data = DataSplits(

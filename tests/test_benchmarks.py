@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Outcome
 
 from halfmeg.models import MODELS
 
 
-def test_throughput(tmp_path) -> None:
-    command = [
-        sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--models", "cnn",
-        "--images", "256", "--batch-size", "64", "--rounds", "1", "--json",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)
+def benchmark(name: str, *arguments: str, cwd: Path) -> Outcome:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_throughput(tmp_path: Path) -> None:
+    outcome = benchmark(
+        "throughput", "--models", "cnn", "--images", "256", "--batch-size", "64",
+        "--rounds", "1", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    (row,) = outcome.json
     assert {"model", "images_per_second", "conventional_images_per_second", "ratio",
             "gemm_share", "augment_share"} <= row.keys()  # fmt: skip
     assert row["ratio"] == row["images_per_second"] / row["conventional_images_per_second"]
@@ -28,26 +34,24 @@ def test_throughput(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_finetune(tmp_path) -> None:
-    command = [
-        sys.executable, str(ROOT / "benchmarks" / "finetune.py"), "--model", "cnn", "--seeds", "2",
-        "--first-epochs", "2", "--epochs", "2", "--per-class", "10",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "cnn (from the bundle):" in done.stdout
-    assert "cnn (from random weights):" in done.stdout
+def test_finetune(tmp_path: Path) -> None:
+    outcome = benchmark(
+        "finetune", "--model", "cnn", "--seeds", "2", "--first-epochs", "2", "--epochs", "2",
+        "--per-class", "10", cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "cnn (from the bundle):" in outcome.out
+    assert "cnn (from random weights):" in outcome.out
     assert (tmp_path / "runs" / "finetune" / "comparison.html").exists()
 
 
-def test_sprint(tmp_path) -> None:
-    command = [
-        sys.executable, str(ROOT / "benchmarks" / "sprint.py"), "--study-epochs", "2",
-        "--conventional-images", "256", "--json", "budget=20000", "epochs=2",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+def test_sprint(tmp_path: Path) -> None:
+    outcome = benchmark(
+        "sprint", "--study-epochs", "2", "--conventional-images", "256", "--json",
+        "budget=20000", "epochs=2", cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    result = outcome.json
     assert result["sprint"]["recipe"] == "sprint"
     assert result["sprint"]["params"] < 20_000
     assert result["study_shared"]["epochs"] in (1, 2)
@@ -58,14 +62,14 @@ def test_sprint(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_gpu_runs_whole_on_a_processor(tmp_path) -> None:
+def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
     out = tmp_path / "gpu"
-    command = [
-        sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "digits", "--out", str(out),
-        "--device", "cpu", "--images", "128", "--epochs", "1", "--seeds", "2", "--workers", "2",
+    arguments = [
+        "digits", "--out", str(out), "--device", "cpu", "--images", "128", "--epochs", "1",
+        "--seeds", "2", "--workers", "2",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    outcome = benchmark("gpu", *arguments, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
     found = json.loads((out / "gpu.json").read_text())
     assert found["skipped"] == []
     assert set(found["speeds"]["images_per_second"]) == set(MODELS)
@@ -74,38 +78,39 @@ def test_gpu_runs_whole_on_a_processor(tmp_path) -> None:
         for result in found[part]["runs"]:
             (folder,) = (out / part).glob(f"{result['model']}*seed-{result['seed']}")
             assert (folder / "weights.safetensors").exists()
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
+    again = benchmark("gpu", *arguments, cwd=tmp_path)
+    assert again.code == 2
+    assert "exists already" in again.err
 
 
-def test_growth(tmp_path) -> None:
-    command = [
-        sys.executable, str(ROOT / "benchmarks" / "growth.py"), "--images", "300", "3000",
-        "--rounds", "1", "--batch-size", "100", "--json",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    few, many = json.loads(done.stdout)["rows"]
+def test_growth(tmp_path: Path) -> None:
+    outcome = benchmark(
+        "growth", "--images", "300", "3000", "--rounds", "1", "--batch-size", "100", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    few, many = outcome.json["rows"]
     assert (few["images"], many["images"]) == (300, 3000)
     assert many["seconds"] > few["seconds"]
     assert abs(many["peak_memory_bytes"] - few["peak_memory_bytes"]) < 60e6
 
 
-def test_operators(tmp_path) -> None:
-    command = [
-        sys.executable, str(ROOT / "benchmarks" / "operators.py"), "--models", "cnn", "sprint",
-        "--batch-size", "100", "--steps", "2", "--json",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    cnn, sprint = json.loads(done.stdout)["rows"]
+def test_operators(tmp_path: Path) -> None:
+    arguments = ["--models", "cnn", "sprint", "--batch-size", "100", "--json"]
+    outcome = benchmark("operators", *arguments, "--steps", "2", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    cnn, sprint = outcome.json["rows"]
     counted = {row["name"]: row for row in cnn["operators"]}
     assert counted["convolution_backward"]["calls"] >= 4  # a step's four convolutions
     assert 0.5 < sum(row["share"] for row in cnn["operators"]) < 1.3  # the evaluation counts too
     assert "convolution" in {row["name"] for row in sprint["operators"]}
-    refused = subprocess.run(
-        [*command, "--steps", "999"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2
-    assert "--steps 999" in refused.stderr
+    refused = benchmark("operators", *arguments, "--steps", "999", cwd=tmp_path)
+    assert refused.code == 2
+    assert "--steps 999" in refused.err
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    outcome = benchmark("operators", "--data", "nowhere", cwd=tmp_path)
+    assert outcome.code == 2
+    assert "nowhere" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
