@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
 import threading
 import warnings
@@ -593,6 +594,7 @@ def demo(
     with serve(
         [Bundle.open(path) for path in bundles or [str(BUNDLED)]], host=host, port=port
     ) as page:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then too
         _print(f"{page} (Ctrl-C stops it)")
         threading.Event().wait()
 

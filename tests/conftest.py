@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import dataclasses
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -26,6 +27,9 @@ from halfmeg.data import DataSplits, load_dataset
 
 ROOT = Path(__file__).parent.parent
 CIFAR_JPEG = ROOT.parent / "shared" / "data" / "cifar10-jpeg"
+
+# A shell script ignores Ctrl-C for what it starts in the background, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMIUM_FLAGS = [

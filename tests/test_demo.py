@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,27 @@ browser_needed = [
 ]
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The command, in a process of its own, showing two bundles."""
+@contextmanager
+def serving(temporary: Path, stop: signal.Signals) -> Iterator[str]:
+    """The command, in a process of its own, showing two bundles; nothing is left at its end."""
     command = [sys.executable, "-m", "halfmeg", "demo", str(BUNDLED), str(BUNDLED)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        yield server.stdout.readline().split()[0]
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 130
+    env = os.environ | {"TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().split()[0]
+            assert list(temporary.iterdir())
+            server.send_signal(stop)
+            assert server.wait(timeout=60) == 130
+        finally:
+            server.kill()
+    assert not list(temporary.iterdir())
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("uploads"), signal.SIGINT) as address:
+        yield address
 
 
 @pytest.fixture
@@ -98,6 +112,11 @@ class TestPage:
 
 def test_it_listens_on_this_machine_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
+
+
+def test_a_stopped_service_leaves_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, signal.SIGTERM):
+        pass
 
 
 @pytest.mark.parametrize(
