@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ SEEN_DIFFERENCE = 0.005
 ROBUSTNESS_IMAGES = 2_000
 NUM_DISAGREEMENTS = 12
 
-TERMS = (
-    "recipe", "init", "epochs", "batch_size", "optimizer", "lr", "beta1", "beta2", "momentum",
-    "weight_decay", "schedule", "milestones", "lr_drop", "patience", "warmup", "label_smoothing",
-    "ema", "rotation", "crop", "crop_mode", "brightness", "contrast", "saturation", "hflip",
-    "vflip", "cutout", "val_fraction", "monitor", "precision", "tuning_trials",
-)  # fmt: skip
+OWN_TO_A_RUN = ("seed", "device", "compile", "threads", "keep_checkpoints")
+"""Settings in which the runs of one entrant may differ."""
+
+TERMS = tuple(
+    field.name
+    for field in fields(RunConfig)
+    if field.name not in ("model", "budget", *OWN_TO_A_RUN)
+)
 """Settings in which two networks have to agree to be compared on equal terms."""
 
 Robustness = dict[str, list[float]]
@@ -387,11 +389,12 @@ def compare_runs(
     if not runs:
         raise ValueError("there are no runs to compare")
     loaded = [_load(run, runs[0]) for run in runs]
+    shared: dict[str, Any] = {
+        f.name: f.default for f in fields(RunConfig) if f.name in OWN_TO_A_RUN
+    }
     groups: dict[RunConfig, list[_Loaded]] = {}
     for item in loaded:
-        terms = replace(item.run.config, seed=0, threads=0, device="cpu", keep_checkpoints=2)
-        terms = replace(terms, compile=False)
-        groups.setdefault(terms, []).append(item)
+        groups.setdefault(replace(item.run.config, **shared), []).append(item)
     costs = _read_costs(costs_from)
     named = [
         (name, sorted(items, key=lambda item: item.run.config.seed))

@@ -290,11 +290,14 @@ def test_entrants_are_named_by_what_tells_them_apart(tmp_path: Path, few_digits)
     def train(folder: str, **changes) -> list:
         return list(run_study([small_config(**changes)], few_digits, tmp_path / folder).runs)
 
-    runs = train("a", recipe="calm") + train("b", recipe="bold", lr=0.01)
+    runs = train("a", recipe="calm") + train(
+        "b", recipe="bold", lr=0.01, hflip=True, alternate=True
+    )
     names = {model.name for model in compare_runs(runs).models}
     assert names == {"cnn (calm)", "cnn (bold)"}
     (pair,) = compare_runs(runs).pairs
     assert set(pair.terms) >= {"lr: 0.003 against 0.01"} or "lr: 0.01 against 0.003" in pair.terms
+    assert any(note.startswith("alternate: ") for note in pair.terms)
     runs = train("c") + train("d", hflip=True) + train("e", model="resnet")
     comparison = compare_runs(runs)
     assert {model.name for model in comparison.models} == {
