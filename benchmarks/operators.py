@@ -6,7 +6,8 @@ Each operator is timed by the clock as `halfmeg.fit` calls it, forward, backward
 optimizer, with the settings of the network's own recipe (`common` where it has none) and images of
 full size. torch's own profiler is not used: it slows elementwise operators on large tensors many
 times (docs/performance.md). What no operator accounts for is Python and the wait between calls.
-A first epoch, not counted, warms up.
+A first epoch, not counted, warms up; the set-up before the first step and the evaluation behind the
+last one are not counted either.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits
 from halfmeg.models import MODELS
 from halfmeg.recipes import RECIPES, build_recipe, common
-from halfmeg.runs import environment
-from halfmeg.train import fit
+from halfmeg.runs import Run, environment
+from halfmeg.train import Listener, SilentListener, StepReport, fit
 
 
 class OperatorClock(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Times every operator that is called inside; nothing runs beside it on a processor."""
+    """Times every operator that is called inside; a processor does one at a time."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,6 +55,22 @@ class OperatorClock(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
 
+class TimedSteps(SilentListener):
+    """Lets a clock run from the first step of an epoch to its last."""
+
+    def __init__(self, clock: OperatorClock) -> None:
+        self.clock = clock
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        """Start the clock."""
+        self.clock.__enter__()  # type: ignore[no-untyped-call]
+
+    def on_step(self, report: StepReport) -> None:
+        """Stop it behind the last step."""
+        if report.step == report.steps:
+            self.clock.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
 def terms(model: str, batch_size: int) -> RunConfig:
     """Return the settings of the network's own recipe for one epoch at full size."""
     config = build_recipe(model) if model in RECIPES else common(model)
@@ -62,10 +79,10 @@ def terms(model: str, batch_size: int) -> RunConfig:
     )
 
 
-def train_once(config: RunConfig, data: DataSplits) -> float:
+def train_once(config: RunConfig, data: DataSplits, listener: Listener | None = None) -> float:
     """Train one epoch and return the seconds of its steps."""
     with tempfile.TemporaryDirectory() as folder:
-        result = fit(config, data, Path(folder) / "run").result()
+        result = fit(config, data, Path(folder) / "run", listener=listener).result()
     assert result is not None
     return float(result["seconds"])
 
@@ -74,8 +91,8 @@ def measure(model: str, data: DataSplits, *, batch_size: int) -> dict[str, Any]:
     """Measure one network; operators stand in order of their time."""
     config = terms(model, batch_size)
     plain = train_once(config, data)  # warms up, and shows what the clock itself costs
-    with OperatorClock() as clock:
-        seconds = train_once(config, data)
+    clock = OperatorClock()
+    seconds = train_once(config, data, TimedSteps(clock))
     steps = len(data.train) // batch_size
     return {
         "model": model,

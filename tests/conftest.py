@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from halfmeg.cli import main
 from halfmeg.config import RunConfig
@@ -54,16 +55,33 @@ def digits() -> DataSplits:
     return load_dataset("digits")
 
 
+NUM_TEST = 101  # odd, so that two processes do not divide them
+
+
 def first_digits(count: int) -> DataSplits:
-    """The first `count` training images of the digits, and all of their test images."""
+    """The first `count` training images of the digits, and some of their test images."""
     digits = load_dataset("digits")
     train = digits.train.subset(torch.arange(count))
-    return dataclasses.replace(digits, train=train, fingerprint=f"{count:016}")
+    test = digits.test.subset(torch.arange(NUM_TEST))
+    return dataclasses.replace(digits, train=train, test=test, fingerprint=f"{count:016}")
 
 
 @pytest.fixture(scope="session")
 def few_digits() -> DataSplits:
     return first_digits(200)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same few digits as a user has images: PNG files in a folder for each class."""
+    folder = tmp_path_factory.mktemp("pictures")
+    data = first_digits(200)
+    for part, images in (("train", data.train), ("test", data.test)):
+        for index, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+            path = folder / part / str(int(label)) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    return folder
 
 
 @pytest.fixture(scope="session")

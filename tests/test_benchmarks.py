@@ -12,6 +12,8 @@ from conftest import ROOT, Outcome
 
 from halfmeg.models import MODELS
 
+pytestmark = pytest.mark.slow
+
 
 def benchmark(name: str, *arguments: str, cwd: Path) -> Outcome:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
@@ -19,10 +21,10 @@ def benchmark(name: str, *arguments: str, cwd: Path) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def test_throughput(tmp_path: Path) -> None:
+def test_throughput(tmp_path: Path, pictures: Path) -> None:
     outcome = benchmark(
-        "throughput", "--models", "cnn", "--images", "256", "--batch-size", "64",
-        "--rounds", "1", "--json", cwd=tmp_path,
+        "throughput", "--models", "cnn", "--data", str(pictures), "--images", "128",
+        "--batch-size", "64", "--rounds", "1", "--json", cwd=tmp_path,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     (row,) = outcome.json
@@ -33,7 +35,6 @@ def test_throughput(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_finetune(tmp_path: Path) -> None:
     outcome = benchmark(
         "finetune", "--model", "cnn", "--seeds", "2", "--first-epochs", "2", "--epochs", "2",
@@ -45,10 +46,10 @@ def test_finetune(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "finetune" / "comparison.html").exists()
 
 
-def test_sprint(tmp_path: Path) -> None:
+def test_sprint(tmp_path: Path, pictures: Path) -> None:
     outcome = benchmark(
-        "sprint", "--study-epochs", "2", "--conventional-images", "256", "--json",
-        "budget=20000", "epochs=2", cwd=tmp_path,
+        "sprint", "--data", str(pictures), "--study-epochs", "2", "--conventional-images", "64",
+        "--json", "budget=20000", "epochs=2", cwd=tmp_path,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     result = outcome.json
@@ -61,7 +62,6 @@ def test_sprint(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
     out = tmp_path / "gpu"
     arguments = [
@@ -85,12 +85,12 @@ def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
 
 def test_growth(tmp_path: Path) -> None:
     outcome = benchmark(
-        "growth", "--images", "300", "3000", "--rounds", "1", "--batch-size", "100", "--json",
+        "growth", "--images", "200", "1000", "--rounds", "1", "--batch-size", "100", "--json",
         cwd=tmp_path,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     few, many = outcome.json["rows"]
-    assert (few["images"], many["images"]) == (300, 3000)
+    assert (few["images"], many["images"]) == (200, 1000)
     assert many["seconds"] > few["seconds"]
     assert abs(many["peak_memory_bytes"] - few["peak_memory_bytes"]) < 60e6
 
@@ -101,8 +101,8 @@ def test_operators(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     cnn, sprint = outcome.json["rows"]
     counted = {row["name"]: row for row in cnn["operators"]}
-    assert counted["convolution_backward"]["calls"] >= 4  # a step's four convolutions
-    assert 0.5 < sum(row["share"] for row in cnn["operators"]) < 1.3  # the evaluation counts too
+    assert counted["convolution"]["calls"] == counted["convolution_backward"]["calls"] == 4
+    assert 0.5 < sum(row["share"] for row in cnn["operators"]) < 1
     assert "convolution" in {row["name"] for row in sprint["operators"]}
     refused = benchmark("operators", *arguments, "--steps", "999", cwd=tmp_path)
     assert refused.code == 2

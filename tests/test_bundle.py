@@ -15,7 +15,6 @@ from conftest import Cli, first_digits, small_config
 
 from halfmeg.bundle import BUNDLED, FILES, Bundle, checksum
 from halfmeg.config import RunConfig
-from halfmeg.data import load_dataset
 from halfmeg.export import export
 from halfmeg.models import MODELS, build_model
 from halfmeg.train import fit
@@ -42,7 +41,7 @@ def test_it_rebuilds_from_json_and_safetensors_alone(bundle_folder: Path, tmp_pa
     described["files"] = {"model.safetensors": described["files"]["model.safetensors"]}
     (bare / "model.json").write_text(json.dumps(described))
     shutil.copy(bundle_folder / "model.safetensors", bare)
-    found = Bundle.open(bare).evaluate(load_dataset("digits"))
+    found = Bundle.open(bare).evaluate(first_digits(600))
     assert found.accuracy == described["accuracy"]["test_accuracy"]
 
 
@@ -219,6 +218,7 @@ def test_the_bundled_network_is_in_the_budget() -> None:
     assert bundle.accuracy["test_accuracy"] > 0.85
 
 
+@pytest.mark.slow
 def test_the_bundled_network_gives_its_stated_accuracy(cli: Cli, cifar_jpeg: Path) -> None:
     found = cli("evaluate", "record", "--data", str(cifar_jpeg), "--json")
     assert found.json["accuracy"] == Bundle.open(BUNDLED).accuracy["test_accuracy"]

@@ -93,8 +93,11 @@ def test_tensorboard_files_are_written_when_it_is_installed(trained: Path) -> No
     assert list((trained / "run" / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_compare_writes_page_and_figure(cli: Cli, tmp_path: Path) -> None:
-    command = ("compare", "cnn", "resnet-linear", "epochs=2", "--seeds", "2", "--out", "study")
+def test_compare_writes_page_and_figure(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    command = (
+        "compare", "cnn", "resnet-linear", "epochs=2", "--seeds", "2", "--out", "study",
+        "--data", str(pictures),
+    )  # fmt: skip
     outcome = cli(*command, "--json")
     assert outcome.code == 0, outcome.err
     models = {row["name"]: row for row in outcome.json["models"]}
@@ -195,14 +198,15 @@ def test_a_damaged_run_folder(cli: Cli, trained: Path, tmp_path: Path, damage: s
     assert outcome.is_one_line(damage, "is damaged")
 
 
-def test_a_full_disk_loses_nothing(process: Cli, cli: Cli, tmp_path: Path) -> None:
+def test_a_full_disk_loses_nothing(process: Cli, cli: Cli, tmp_path: Path, pictures: Path) -> None:
     """A limit on the size of files fails a write as a full disk does."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    outcome = process("train", "common", *QUICK, "--out", "run", preexec_fn=limit)
+    terms = (*QUICK, "--data", str(pictures))
+    outcome = process("train", "common", *terms, "--out", "run", preexec_fn=limit)
     assert outcome.code == 2
     assert "run/checkpoints/" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli
+from conftest import NUM_TEST, Cli
 
 from halfmeg.distributed import Ranks, join_ranks
 from halfmeg.runs import Run
 
 TERMS = [
-    "train", "common", "epochs=2", "precision=fp32", "optimizer=sgd", "lr=0.02", "weight_decay=0",
-    "val_fraction=0.1", "batch_size=101", "threads=1",
+    "train", "common", "epochs=2", "precision=fp32", "optimizer=sgd", "lr=0.002", "weight_decay=0",
+    "val_fraction=0.1", "batch_size=51", "threads=1",
 ]  # fmt: skip
 
 
@@ -34,9 +34,12 @@ def test_one_process_has_nothing_to_do() -> None:
         assert ranks.first(lambda: 3) == 3
 
 
-def test_two_processes_train_what_one_trains(cli: Cli, tmp_path: Path) -> None:
-    """The same loss trace; every image is evaluated once, though two do not divide them."""
-    terms = [*TERMS, "model=cnn", "--json"]
+def test_two_processes_train_what_one_trains(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    """The same loss trace; every image is evaluated once, though two do not divide them.
+
+    An existing folder is refused by all processes at once; a finished run is returned.
+    """
+    terms = [*TERMS, "model=resnet20", "sync_bn=true", "--data", str(pictures), "--json"]
     assert cli(*terms, "--out", "one").code == 0
     done = torchrun(2, "-m", "halfmeg", *terms, "--out", "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -47,11 +50,15 @@ def test_two_processes_train_what_one_trains(cli: Cli, tmp_path: Path) -> None:
     first, second = one.load_logits(), two.load_logits()
     assert torch.equal(first["test_labels"], second["test_labels"])
     assert torch.equal(first["val_labels"], second["val_labels"])
-    assert len(second["test_logits"]) == 360
+    assert len(second["test_logits"]) == NUM_TEST
     assert torch.allclose(first["test_logits"], second["test_logits"], atol=0.05)
     readings = (two.folder / "test_readings.jsonl").read_text().splitlines()
     assert len(readings) == 1, "only the first process writes"
-    assert json.loads((two.folder / "result.json").read_text())["test_n"] == 360
+    assert json.loads((two.folder / "result.json").read_text())["test_n"] == NUM_TEST
+    again = torchrun(2, "-m", "halfmeg", *terms, "--out", "two", cwd=tmp_path)
+    assert again.returncode != 0
+    assert again.stderr.count("halfmeg: two exists already") == 1
+    assert cli("resume", "two").code == 0
 
 
 RANKS = """
@@ -104,14 +111,3 @@ def test_ranks_act_as_one(tmp_path: Path, processes: int) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
     done = torchrun(processes, "ranks.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_mistakes_and_resume(cli: Cli, tmp_path: Path) -> None:
-    """An existing folder is refused by all processes at once; a finished run is returned."""
-    terms = [*TERMS, "model=resnet20", "epochs=1", "sync_bn=true"]
-    first = torchrun(2, "-m", "halfmeg", *terms, "--out", "run", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    again = torchrun(2, "-m", "halfmeg", *terms, "--out", "run", cwd=tmp_path)
-    assert again.returncode != 0
-    assert again.stderr.count("halfmeg: run exists already") == 1
-    assert cli("resume", "run").code == 0

@@ -121,16 +121,27 @@ def test_a_wrong_onnx_file_stops(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_commands(cli: Cli, tmp_path: Path) -> None:
-    assert cli("train", "common", "model=cnn", "epochs=4", "--out", "run").code == 0
+def test_the_commands(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    data = ("--data", str(pictures))
+    assert cli("train", "common", "model=cnn", "epochs=4", *data, "--out", "run").code == 0
     made = cli("export", "run", "--out", "bundle", "--allow-loss", "--json")
     assert made.code == 0, made.err
     assert made.json["model"] == "cnn"
     again = cli("export", "run", "--out", "bundle")
     assert again.is_one_line("bundle exists already and is not overwritten")
-    found = cli("evaluate", "bundle", "--data", "digits", "--json")
+    found = cli("evaluate", "bundle", *data, "--json")
     assert found.json["accuracy"] == made.json["accuracy"]["test_accuracy"]
     assert cli("evaluate", "bundle").is_one_line("add --data")
+    assert cli("bench", "bundle", "--threads", "0").is_one_line("threads='0'")
+    assert cli("bench", "bundle", "--rounds", "0").is_one_line("rounds=0")
+    assert cli("export", "nowhere", "--out", "b").is_one_line("nowhere is no run folder")
+    (tmp_path / "run" / "result.json").unlink()
+    assert cli("export", "run", "--out", "b").is_one_line("has not finished")
+
+
+@pytest.mark.slow
+def test_a_bench_times_every_runtime(cli: Cli, trained: Run, tmp_path: Path) -> None:
+    export(trained, first_digits(600), tmp_path / "bundle", allow_loss=True)
     rows = cli("bench", "bundle", "--threads", "1", "--rounds", "2", "--json").json
     assert {"torch", "onnxruntime", "onnxruntime int8"} <= {row["runtime"] for row in rows}
     exact = {row["runtime"]: row["exact"] for row in rows}
@@ -139,11 +150,6 @@ def test_the_commands(cli: Cli, tmp_path: Path) -> None:
     for row in rows:
         assert 0 < row["latency_ms"] <= row["latency_p95_ms"]
         assert row["peak_memory_bytes"] >= 0
-    assert cli("bench", "bundle", "--threads", "0").is_one_line("threads='0'")
-    assert cli("bench", "bundle", "--rounds", "0").is_one_line("rounds=0")
-    assert cli("export", "nowhere", "--out", "b").is_one_line("nowhere is no run folder")
-    (tmp_path / "run" / "result.json").unlink()
-    assert cli("export", "run", "--out", "b").is_one_line("has not finished")
 
 
 def test_a_bundle_says_how_it_was_made(trained: Run, tmp_path: Path) -> None:

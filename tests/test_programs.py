@@ -2,52 +2,77 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT
+import pytest
+from conftest import ROOT, Outcome
 from PIL import Image
 
-
-def run_program(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / name), "--data", "digits", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+Program = Callable[..., Outcome]
 
 
-def test_comparison_cnn_resnets(tmp_path: Path) -> None:
-    done = run_program("comparison_cnn_resnets.py", tmp_path, "--epochs", "2")
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def program(
+    tmp_path: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Program:
+    """Run a program as `python NAME` does, on a few images, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [name, "--data", str(pictures), *arguments])
+        capfd.readouterr()
+        code: object = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code
+        return Outcome(code if isinstance(code, int) else 1, *capfd.readouterr())
+
+    return run
+
+
+def test_comparison_cnn_resnets(program: Program, tmp_path: Path) -> None:
+    done = program("comparison_cnn_resnets.py", "--epochs", "2")
+    assert done.code == 0, done.err
     out = tmp_path / "runs" / "comparison"
     with Image.open(out / "CNN_ResNet_comparison.png") as figure:
         figure.verify()
     assert {path.name for path in out.glob("*-seed-0")} == {
         "cnn-seed-0", "resnet-seed-0", "resnet-linear-seed-0",
     }  # fmt: skip
-    assert "1,020,490 parameters" in done.stdout
-    assert "comparison.html" in done.stdout
+    assert "1,020,490 parameters" in done.out
+    assert "comparison.html" in done.out
 
 
-def test_resnets_saves_each_epoch_and_continues(tmp_path: Path) -> None:
-    done = run_program("resnets.py", tmp_path, "--epochs", "2")
-    assert done.returncode == 0, done.stderr
+def test_resnets_saves_each_epoch_and_continues(program: Program, tmp_path: Path) -> None:
+    done = program("resnets.py", "--epochs", "2")
+    assert done.code == 0, done.err
     saved = tmp_path / "save" / "ResNet2_accuracy-85_checkpoints"
     assert {path.name for path in saved.iterdir()} == {"model_epoch_1.pt", "model_epoch_2.pt"}
     whole = (tmp_path / "runs" / "resnets-seed-0" / "weights.safetensors").read_bytes()
     first = str((saved / "model_epoch_1.pt").relative_to(tmp_path))
-    done = run_program("resnets.py", tmp_path, "--epochs", "2", "--resume", first)
-    assert done.returncode == 0, done.stderr
+    done = program("resnets.py", "--epochs", "2", "--resume", first)
+    assert done.code == 0, done.err
     continued = tmp_path / "runs" / "resnets-seed-0-from-model_epoch_1"
     assert (continued / "weights.safetensors").read_bytes() == whole
     with Image.open(continued / "ResNet_accuracy.png") as figure:
         figure.verify()
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    for name in ("resnets.py", "comparison_cnn_resnets.py"):
-        done = run_program(name, tmp_path, "--epochs", "0")
-        assert done.returncode == 2
-        assert len(done.stderr.strip().splitlines()) == 1
-        assert "epochs=0" in done.stderr
-    done = run_program("resnets.py", tmp_path, "--resume", "none.pt")
-    assert "none.pt is missing, damaged or no checkpoint" in done.stderr
+@pytest.mark.parametrize("name", ["resnets.py", "comparison_cnn_resnets.py"])
+def test_no_epochs_is_one_line(program: Program, name: str) -> None:
+    done = program(name, "--epochs", "0")
+    assert done.code == 2
+    assert done.is_one_line("epochs=0")
+
+
+def test_no_checkpoint_is_one_line(program: Program) -> None:
+    done = program("resnets.py", "--resume", "none.pt")
+    assert done.code == 2
+    assert done.is_one_line("none.pt is missing, damaged or no checkpoint")

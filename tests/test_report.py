@@ -4,12 +4,14 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import small_config
+from conftest import CHROMIUM, CHROMIUM_FLAGS, small_config
 from PIL import Image
 
 from halfmeg.compare import Comparison, compare
@@ -31,7 +33,7 @@ from halfmeg.report import (
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory, few_digits) -> Comparison:
-    """Three networks, two seeds; what chromium looks at in test_page.py is made the same way."""
+    """Three networks, two seeds."""
     out = tmp_path_factory.mktemp("compared") / "study"
     terms = small_config(batch_size=64)
     return compare(["cnn", "resnet", "resnet-linear"], few_digits, seeds=2, out=out, config=terms)
@@ -150,3 +152,80 @@ def test_a_runs_curves_are_those_that_were_measured(comparison: Comparison) -> N
     (axes,) = run_figure(comparison.models[0].runs[0]).axes
     assert [line.get_label() for line in axes.lines] == ["validation", "training"]
     assert axes.get_ylabel() == "accuracy, %"
+
+
+@pytest.fixture(scope="module")
+def page_file(comparison: Comparison, few_digits, tmp_path_factory) -> Path:
+    return write_comparison(comparison, tmp_path_factory.mktemp("page"), few_digits)[0]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+@pytest.mark.filterwarnings("default")  # of playwright itself
+class TestInChromium:
+    """The page in a real browser: Debian's, which `make test` installs."""
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("width", [1280, 390])
+    def test_it_opens_without_error_request_or_sideways_scroll(
+        self, page_file: Path, browser: Any, width: int, scheme: str
+    ) -> None:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        told: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(page_file.as_uri())
+        assert told == []
+        assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        broken = "[...document.images].filter(i => !i.naturalWidth).length"
+        assert page.evaluate(broken) == 0
+        page.close()
+
+    def test_tables_sort_by_mouse_and_by_keyboard(self, page_file: Path, browser: Any) -> None:
+        page = browser.new_page()
+        page.goto(page_file.as_uri())
+        table = page.locator("table.sortable").first
+        button = table.get_by_role("button", name="parameters")
+
+        def column() -> list[int]:
+            cells = table.locator("tbody tr td:nth-child(5)").all_inner_texts()
+            return [int(cell.replace(",", "")) for cell in cells]
+
+        button.click()
+        assert column() == [1_020_490, 491_082, 81_578]
+        assert table.locator("th[aria-sort=descending]").inner_text() == "parameters"
+        button.press("Enter")
+        assert column() == [81_578, 491_082, 1_020_490]
+        names = table.get_by_role("button", name="network")
+        names.click()
+        names.click()
+        assert table.locator("tbody td:first-child").all_inner_texts() == [
+            "cnn", "resnet", "resnet-linear",
+        ]  # fmt: skip
+        page.close()
+
+    def test_the_keyboard_reaches_every_control(self, page_file: Path, browser: Any) -> None:
+        page = browser.new_page()
+        page.goto(page_file.as_uri())
+        reached = set()
+        for _ in range(120):
+            page.keyboard.press("Tab")
+            reached.add(
+                page.evaluate("document.activeElement.tagName + document.activeElement.textContent")
+            )
+        buttons = page.locator("th button").all_text_contents()
+        assert {f"BUTTON{text}" for text in buttons} <= reached
+        assert any(name.startswith("SUMMARY") for name in reached)
+        page.close()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import small_config
+from conftest import NUM_TEST, small_config
 
 from halfmeg.compare import compare, compare_runs
 from halfmeg.corrupt import CORRUPTIONS
@@ -203,7 +203,7 @@ def test_a_study_folder_holds_one_study(tmp_path: Path, few_digits) -> None:
 
 
 def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits) -> None:
-    terms = small_config(epochs=6, batch_size=32)
+    terms = small_config(epochs=3, batch_size=32)
     result = compare(
         ["resnet-linear", "cnn"], few_digits, seeds=3, out=tmp_path / "study", config=terms
     )
@@ -219,10 +219,10 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
     assert ("is better than" in pair.verdict) == pair.told_apart
     assert ("cannot be told apart" in pair.verdict) != pair.told_apart
     assert "3 seeds" in pair.verdict
-    assert result.num_test == 360
+    assert result.num_test == NUM_TEST
     stored = result.to_dict()["models"][0]
     assert {"name", "params", "macs", "test_accuracy", "per_seed"} <= stored.keys()
-    assert sum(map(sum, stored["confusion"])) == 3 * 360
+    assert sum(map(sum, stored["confusion"])) == 3 * NUM_TEST
     assert stored["calibration_after_temperature"]["nll"] != stored["calibration"]["nll"]
     assert set(stored["robustness"]) == {"clean", *CORRUPTIONS}
     assert stored["cost"]["latency_ms"] > 0
@@ -307,6 +307,7 @@ def test_entrants_are_named_by_what_tells_them_apart(tmp_path: Path, few_digits)
     assert all(any("over the budget" in note for note in p.terms) for p in over)
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_of_several_workers_stops_and_goes_on(
     tmp_path: Path, few_digits, whole: Path
 ) -> None:
