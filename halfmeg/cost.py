@@ -14,7 +14,7 @@ from torch import nn
 from halfmeg.evaluate import autocast, compute_dtype
 from halfmeg.summary import count_macs, count_params
 
-BATCH_SIZE = 256
+BATCH_SIZE = 128
 ROUNDS = 7
 
 
@@ -27,7 +27,7 @@ class Cost:
         macs: multiply-accumulates for one image.
         weights_bytes: of parameters and buffers as stored.
         latency_ms: one image.
-        images_per_second: a batch of 256.
+        images_per_second: a batch of 128.
     """
 
     params: int

@@ -23,8 +23,8 @@ from halfmeg.train import fit
 @pytest.fixture(scope="module")
 def bundle_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    data = first_digits(600)
-    run = fit(small_config(model="resnet20", epochs=3, batch_size=32), data, folder / "run")
+    data = first_digits(300)
+    run = fit(small_config(model="resnet20", epochs=4, batch_size=25), data, folder / "run")
     export(run, data, folder / "bundle", allow_loss=True)
     return folder / "bundle"
 
@@ -41,7 +41,7 @@ def test_it_rebuilds_from_json_and_safetensors_alone(bundle_folder: Path, tmp_pa
     described["files"] = {"model.safetensors": described["files"]["model.safetensors"]}
     (bare / "model.json").write_text(json.dumps(described))
     shutil.copy(bundle_folder / "model.safetensors", bare)
-    found = Bundle.open(bare).evaluate(first_digits(600))
+    found = Bundle.open(bare).evaluate(first_digits(300))
     assert found.accuracy == described["accuracy"]["test_accuracy"]
 
 
@@ -226,7 +226,7 @@ def test_the_bundled_network_gives_its_stated_accuracy(cli: Cli, cifar_jpeg: Pat
 
 def test_training_starts_from_a_bundle(bundle_folder: Path, tmp_path: Path) -> None:
     """With the same classes the first step already answers well; another head starts anew."""
-    data = first_digits(600)
+    data = first_digits(300)
     terms: dict[str, Any] = {"model": "resnet20", "epochs": 1, "lr": 1e-6, "optimizer": "sgd"}
     started = fit(small_config(**terms, init=str(bundle_folder)), data, tmp_path / "started")
     alone = fit(small_config(**terms), data, tmp_path / "alone")

@@ -16,6 +16,7 @@ import pytest
 from conftest import CIFAR_JPEG, Cli, small_config
 from PIL import Image
 
+from halfmeg.cli import main
 from halfmeg.study import run_study
 
 QUICK = ("model=cnn", "epochs=2", "batch_size=256")
@@ -25,8 +26,12 @@ QUICK = ("model=cnn", "epochs=2", "batch_size=256")
 def trained(tmp_path_factory) -> Path:
     """A folder in which `halfmeg train` has left the run `run`."""
     folder = tmp_path_factory.mktemp("trained")
-    command = [sys.executable, "-m", "halfmeg", "train", "common", *QUICK, "--out", "run"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["halfmeg", "train", "common", *QUICK, "--out", "run"])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert not stopped.value.code
     return folder
 
 
@@ -78,8 +83,8 @@ def test_train_evaluate_and_resume(cli: Cli, trained: Path) -> None:
     assert "train common model=cnn" in environment["command"]
 
 
-def test_train_prints_json_alone(cli: Cli) -> None:
-    outcome = cli("train", "common", *QUICK, "--json")
+def test_train_prints_json_alone(cli: Cli, pictures: Path) -> None:
+    outcome = cli("train", "common", *QUICK, "--data", str(pictures), "--json")
     assert outcome.code == 0
     assert {"params", "epochs", "val_accuracy", "test_accuracy", "images_per_second", "seconds",
             "weights"} <= outcome.json.keys()  # fmt: skip

@@ -167,6 +167,7 @@ def write_parquet(path: Path, labels: list[int], column: str = "img", names=None
     return path
 
 
+@pytest.mark.slow
 def test_real_cifar_jpeg(cifar_jpeg: Path) -> None:
     data = load_dataset(str(cifar_jpeg))
     assert data.train.images.shape == (50_000, 3, 32, 32)

@@ -114,6 +114,7 @@ def test_it_listens_on_this_machine_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
 
 
+@pytest.mark.slow
 def test_a_stopped_service_leaves_nothing(tmp_path: Path) -> None:
     with serving(tmp_path, signal.SIGTERM):
         pass

@@ -13,7 +13,7 @@ from halfmeg.distributed import Ranks, join_ranks
 from halfmeg.runs import Run
 
 TERMS = [
-    "train", "common", "epochs=2", "precision=fp32", "optimizer=sgd", "lr=0.002", "weight_decay=0",
+    "train", "common", "epochs=1", "precision=fp32", "optimizer=sgd", "lr=0.002", "weight_decay=0",
     "val_fraction=0.1", "batch_size=51", "threads=1",
 ]  # fmt: skip
 

@@ -51,7 +51,10 @@ def test_student_interval_equals_scipy() -> None:
         student_interval([])
 
 
-@pytest.mark.parametrize("seeds", [0.0, 0.05, 0.15], ids=lambda s: f"seeds-{s}")
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param(0.0, marks=pytest.mark.slow), 0.05, pytest.param(0.15, marks=pytest.mark.slow)],
+)
 def test_without_a_difference_few_verdicts_are_false(seeds: float) -> None:
     rng = np.random.default_rng(1)
     false = 0

@@ -38,7 +38,7 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def half_digits() -> DataSplits:
-    return first_digits(600)
+    return first_digits(400)
 
 
 class Recorder(SilentListener):
@@ -163,7 +163,7 @@ class Tell(SilentListener):
         print(row["epoch"], flush=True)
 
 from test_train import KILLED_CONFIG
-fit(small_config(**KILLED_CONFIG), first_digits(600), sys.argv[1], listener=Tell())
+fit(small_config(**KILLED_CONFIG), first_digits(400), sys.argv[1], listener=Tell())
 """
 
 
@@ -179,7 +179,7 @@ def uninterrupted(tmp_path_factory, half_digits: DataSplits) -> Run:
     return fit(small_config(**KILLED_CONFIG), half_digits, tmp_path_factory.mktemp("whole") / "run")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3])
+@pytest.mark.parametrize("delay", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_killed_and_resumed_ends_with_the_same_bits(
     delay, tmp_path, half_digits, uninterrupted
 ) -> None:
