@@ -11,10 +11,10 @@ demo: .venv/installed
 	$(BIN)/halfmeg compare cnn resnet-linear resnet-shared --data digits --seeds 3 --out runs/demo
 
 test: .venv/installed-dev .venv/browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 test-all: .venv/installed-dev .venv/browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

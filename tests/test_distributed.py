@@ -106,7 +106,7 @@ with join_ranks("cpu") as ranks:
 """
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_act_as_one(tmp_path: Path, processes: int) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
     done = torchrun(processes, "ranks.py", cwd=tmp_path)

@@ -91,6 +91,7 @@ def test_mistakes(cli: Cli, photos: Path) -> None:
     assert len(find_images([str(photos), str(photos / "a.png")])) == 9
 
 
+@pytest.mark.slow
 def test_it_answers_as_evaluation_does(cifar_jpeg: Path, tmp_path: Path) -> None:
     test = load_dataset(str(cifar_jpeg)).test.subset(torch.arange(0, 10_000, 100))
     paths = []

@@ -65,7 +65,8 @@ def test_without_a_difference_few_verdicts_are_false(seeds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shift", "images", "seeds"), [(0.0, 0.5, 0.05), (0.1, 0.5, 0.05), (0.2, 0.3, 0.0)]
+    ("shift", "images", "seeds"),
+    [pytest.param(0.0, 0.5, 0.05, marks=pytest.mark.slow), (0.1, 0.5, 0.05), (0.2, 0.3, 0.0)],
 )
 def test_the_interval_covers_the_true_difference(shift: float, images: float, seeds: float) -> None:
     rng = np.random.default_rng(2)
