@@ -76,6 +76,10 @@ def main() -> NoReturn:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TyperException as error:
+        message = error.format_message()
+        if len(message.splitlines()) > 1:  # no command was named: this is the help
+            errors.print(message, markup=False, highlight=False, soft_wrap=True)
+            sys.exit(2)
         _fail(_explain(error), 2)
     except ValueError as error:
         _fail(str(error), 2)
@@ -130,7 +134,7 @@ def _print(text: str) -> None:
 
 @app.command()
 def models(as_json: JsonOption = False) -> None:
-    """List the networks with parameters, multiply-accumulates and whether they fit the budget."""
+    """List the networks: parameters, multiply-accumulates, budget."""
     rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
     if as_json:
         _print_json(
@@ -165,7 +169,7 @@ def summary(
     ] = BUDGET,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a network's layer table with the published counts and the true ones."""
+    """Print a network's layer table, with published and true counts."""
     result = summarize(build_model(model, num_classes, image_size, budget), image_size)
     if as_json:
         _print_json(_summary_json(result))
@@ -325,7 +329,10 @@ def evaluate(
     data_dir: DataDirOption = "data",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate trained weights on the test images; a run folder logs the reading."""
+    """Evaluate trained weights on the test images.
+
+    A run folder logs the reading.
+    """
     evaluated: Run | Bundle
     if is_bundle(folder):
         evaluated = Bundle.open(folder)
@@ -376,7 +383,7 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train networks on equal terms over several seeds and say which is better, if any.
+    """Train networks on equal terms and say which is better, if any.
 
     Started again with the same --out, it trains only what is missing.
     """
@@ -410,7 +417,7 @@ def report(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare runs that exist already, without training anything.
+    """Compare runs that exist already; nothing is trained.
 
     Without their data the page has no pictures, and nothing is measured anew.
     """
@@ -488,7 +495,10 @@ def export(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a run as a bundle: weights, ONNX, int8, model card; proved before it is written."""
+    """Export a run as a bundle: weights, ONNX, int8, model card.
+
+    All is proved before it is written.
+    """
     from halfmeg.export import export as export_run
 
     opened = Run.open(run)
@@ -516,7 +526,10 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Name the class of each image; exit 1 when one of them could not be read."""
+    """Name the class of each image.
+
+    Exits with 1 when one of them could not be read.
+    """
     from halfmeg.predict import find_images
     from halfmeg.predict import predict as predict_images
 
@@ -550,7 +563,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Each runs every runtime in turn.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure latency, throughput and memory of a bundle in each installed runtime."""
+    """Measure speed and memory of a bundle in each installed runtime."""
     from halfmeg.bench import bench as bench_bundle
 
     try:
@@ -588,7 +601,7 @@ def demo(
         typer.Option(min=0, max=65535, help="Port to listen on; 0: the first free one from 7860."),
     ] = 0,
 ) -> None:
-    """Serve a page on this machine: drop or photograph an image, see the classes."""
+    """Serve a page on this machine: drop an image, see the classes."""
     from halfmeg.demo import serve
 
     with serve(
@@ -605,7 +618,10 @@ def push(
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.")],
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
 ) -> None:
-    """Upload a bundle to the Hugging Face hub, with the token of `hf auth login`."""
+    """Upload a bundle to the Hugging Face hub.
+
+    With the token of `hf auth login`.
+    """
     from halfmeg.hub import push as push_bundle
 
     _print(push_bundle(Bundle.open(bundle), repo, private=private))
@@ -618,7 +634,10 @@ def pull(
     revision: Annotated[str, typer.Option(help="A branch, tag or commit.")] = "main",
     as_json: JsonOption = False,
 ) -> None:
-    """Download a bundle from the Hugging Face hub; it is checked before it gets its name."""
+    """Download a bundle from the Hugging Face hub.
+
+    It is checked before it gets its name.
+    """
     from halfmeg.hub import pull as pull_bundle
 
     bundle = pull_bundle(repo, out, revision=revision)

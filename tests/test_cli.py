@@ -42,7 +42,15 @@ def test_help_names_every_command(process: Cli) -> None:
     for command in ("models", "summary", "data", "recipes", "train", "resume", "evaluate",
                     "compare"):  # fmt: skip
         assert command in outcome.out
+    assert not any(line.endswith("...") for line in outcome.out.splitlines()[1:]), "cut off"
     assert "--data-dir" in cli("train", "--help").out
+
+
+def test_no_command_shows_what_there_is(cli: Cli) -> None:
+    for arguments, command in (((), "compare"), (("data",), "check")):
+        outcome = cli(*arguments)
+        assert outcome.code == 2
+        assert any(line.split()[:1] == [command] for line in outcome.err.splitlines())
 
 
 def test_models(cli: Cli) -> None:
