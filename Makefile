@@ -14,7 +14,7 @@ test: .venv/installed-dev .venv/browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 test-all: .venv/installed-dev .venv/browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
