@@ -34,6 +34,7 @@ def test_one_process_has_nothing_to_do() -> None:
         assert ranks.first(lambda: 3) == 3
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     """The same loss trace; every image is evaluated once, though two do not divide them.
 
