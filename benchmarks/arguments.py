@@ -1,4 +1,4 @@
-"""The arguments that every benchmark takes."""
+"""The arguments by which the benchmarks are told their data."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from halfmeg.distributed import Ranks, join_ranks
 from halfmeg.runs import Run
 
 TERMS = [
-    "train", "common", "epochs=1", "precision=fp32", "optimizer=sgd", "lr=0.002", "weight_decay=0",
+    "train", "common", "epochs=2", "precision=fp32", "optimizer=sgd", "lr=0.02", "weight_decay=0",
     "val_fraction=0.1", "batch_size=51", "threads=1",
 ]  # fmt: skip
 
@@ -35,12 +35,19 @@ def test_one_process_has_nothing_to_do() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [["model=cnn"], ["model=resnet20", "sync_bn=true", "epochs=1", "lr=0.002"]],
+    ids=["cnn", "synchronized BatchNorm"],
+)
+def test_two_processes_train_what_one_trains(
+    cli: Cli, tmp_path: Path, pictures: Path, settings: list[str]
+) -> None:
     """The same loss trace; every image is evaluated once, though two do not divide them.
 
     An existing folder is refused by all processes at once; a finished run is returned.
     """
-    terms = [*TERMS, "model=resnet20", "sync_bn=true", "--data", str(pictures), "--json"]
+    terms = [*TERMS, *settings, "--data", str(pictures), "--json"]
     assert cli(*terms, "--out", "one").code == 0
     done = torchrun(2, "-m", "halfmeg", *terms, "--out", "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
