@@ -36,7 +36,7 @@ def repeat(data: DataSplits, count: int, folder: Path) -> None:
     """Write data with `count` training images, those of `data` again and again."""
     indices = torch.arange(count) % len(data.train)
     train: Dataset = data.train.subset(indices)
-    test = data.test.subset(torch.arange(min(100, len(data.test))))
+    test = data.test.subset(slice(100))
     save_splits(replace(data, train=train, test=test, fingerprint=f"growth-{count}"), folder)
 
 

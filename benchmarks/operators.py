@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from arguments import build_parser, open_data
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,10 +124,8 @@ def main() -> None:
     data = open_data(parser, args)
     if args.steps * args.batch_size > len(data.train):
         parser.error(f"--steps {args.steps} of {args.batch_size} images are more than there are")
-    train = data.train.subset(torch.arange(args.steps * args.batch_size))
-    data = replace(
-        data, train=train, test=data.test.subset(torch.arange(10)), fingerprint="benchmark"
-    )
+    train = data.train.subset(slice(args.steps * args.batch_size))
+    data = replace(data, train=train, test=data.test.subset(slice(10)), fingerprint="benchmark")
     rows = [measure(model, data, batch_size=args.batch_size) for model in args.models]
     if args.as_json:
         print(json.dumps({"rows": rows, "machine": environment()}, indent=2))

@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from arguments import build_parser, open_data
 from throughput import ConventionalProcess
 
@@ -147,7 +146,7 @@ def race(
             threading.Thread(target=train, args=(number, name, config, folder), daemon=True)
             for number, (name, config) in enumerate((("sprint", sprint), ("study", study)))
         ]
-        few = data.train.subset(torch.arange(min(conventional_images, len(data.train))))
+        few = data.train.subset(slice(conventional_images))
         conventional = ConventionalProcess(study.model, replace(data, train=few), study)
         speeds = [conventional.images_per_second() for _ in range(1 + CONVENTIONAL_ROUNDS)]
         for thread in threads:

@@ -219,9 +219,8 @@ def main() -> None:
     data = open_data(parser, args)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     train: Dataset = data.train.subset(order[: args.images])
-    data = DataSplits(
-        data.name, train, data.test.subset(torch.arange(100)), data.mean, data.std, "benchmark"
-    )
+    test = data.test.subset(slice(100))
+    data = DataSplits(data.name, train, test, data.mean, data.std, "benchmark")
     rows = [
         measure(model, data, batch_size=args.batch_size, rounds=args.rounds)
         for model in args.models

@@ -28,8 +28,8 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Tensor) -> Dataset:
-        """Return the images at int64 `indices`, copied into memory."""
+    def subset(self, indices: Tensor | slice) -> Dataset:
+        """Return the images at int64 `indices`, copied into memory, or a view of a slice."""
         return Dataset(self.images[indices], self.labels[indices], self.classes)
 
 
