@@ -360,9 +360,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    arguments: Annotated[
-        list[str], typer.Argument(help="Two or more networks, and settings as key=value.")
-    ],
+    arguments: Annotated[list[str], typer.Argument(help="Networks, and settings as key=value.")],
     data: DataOption = "digits",
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
@@ -392,6 +390,8 @@ def compare(
     recipes = [build_recipe(name).override(settings) for name in recipe or ["common"]]
     if not names:
         raise ValueError(f"no network named; allowed: {', '.join(MODELS)}")
+    if len(names) * len(recipes) < 2:
+        raise ValueError(f"{names[0]} alone is no comparison; name two networks, or --recipe twice")
     loaded = _load(data, data_dir, image_size, quiet=as_json)
     for name in names:
         build_model(name, len(loaded.classes), loaded.image_size, recipes[0].budget)

@@ -175,7 +175,7 @@ MISTAKES = {
     "unknown option": (["train", "common", "--fast"], ["--fast", "--data-dir"]),
     "no number": (["compare", "cnn", "--seeds", "many"], ["--seeds", "'many'", "integer"]),
     "missing path": (["train", "common", "--data", "nowhere"], ["'nowhere'", "digits, cifar10"]),
-    "no seeds": (["compare", "cnn", "--seeds", "0"], ["seeds=0", "1 or more"]),
+    "no seeds": (["compare", "cnn", "resnet", "--seeds", "0"], ["seeds=0", "1 or more"]),
     "no network": (["compare", "epochs=2"], ["no network named", "cnn"]),
     "wrong network": (["compare", "cnn", "resnett"], ["'resnett'", "did you mean 'resnet'"]),
     "no run": (["evaluate", "nowhere"], ["nowhere is no run folder"]),
@@ -294,8 +294,9 @@ def test_report_mistakes(cli: Cli, small_study: Path, tmp_path: Path) -> None:
 
 
 def test_compare_mistakes(cli: Cli) -> None:
-    assert cli("compare", "cnn", "--workers", "0").is_one_line("workers=0")
+    assert cli("compare", "cnn").is_one_line("cnn alone", "two networks", "--recipe")
+    assert cli("compare", "cnn", "resnet", "--workers", "0").is_one_line("workers=0")
     assert cli("compare", "cnn", "--recipe", "bset").is_one_line("recipe 'bset' is not known")
-    refused = cli("compare", "cnn", "epochs=1", "--cluster", "nowhere", "--out", "study")
+    refused = cli("compare", "cnn", "resnet", "epochs=1", "--cluster", "nowhere", "--out", "study")
     assert refused.is_one_line("cluster='nowhere'", "HOST:PORT or auto")
     assert refused.code == 2
