@@ -389,7 +389,7 @@ def load_public_resnet(path: str | Path, name: str, num_classes: int = 10) -> Ci
 def environment() -> dict[str, Any]:
     """Return versions, machine and command."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "halfmeg": __version__,
         "commit": _git_commit(),
         "python": platform.python_version(),
@@ -401,6 +401,14 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _command() -> str:
+    """Return the command line of this process, without the folders of its program."""
+    program = Path(sys.argv[0])
+    as_module = program.name == "__main__.py"
+    start = ["python", "-m", program.parent.name] if as_module else [program.name]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def _git_commit() -> str | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from halfmeg.models import MODELS, build_model
 from halfmeg.runs import (
     DataFacts,
     Run,
+    environment,
     load_weights,
     read_checkpoint,
     weights_to_bytes,
@@ -35,6 +37,18 @@ def test_a_new_folder_opens_as_it_was_made(run: Run, digits) -> None:
     assert environment["torch"] == torch.__version__
     assert environment["cores"] == os.cpu_count()
     assert environment["commit"] is None or len(environment["commit"].rstrip("+")) == 12
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/venv/bin/halfmeg", "halfmeg train common 'lr=1 2'"),
+        ("/checkout/halfmeg/__main__.py", "python -m halfmeg train common 'lr=1 2'"),
+    ],
+)
+def test_the_environment_names_a_command_that_repeats(monkeypatch, program, command) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "train", "common", "lr=1 2"])
+    assert environment()["command"] == command
 
 
 def test_an_existing_folder_is_never_overwritten(run: Run, digits) -> None:
