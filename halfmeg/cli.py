@@ -129,6 +129,27 @@ def _print(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        _print(f"halfmeg {halfmeg.__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the versions of halfmeg and torch.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 # --- looking ---------------------------------------------------------------------------------
 
 
@@ -797,9 +818,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-@app.command()
-def version() -> None:
-    """Print the versions of halfmeg and torch."""
-    _print(f"halfmeg {halfmeg.__version__}, torch {torch.__version__}")

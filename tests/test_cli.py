@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CIFAR_JPEG, Cli, small_config
 from PIL import Image
 
+import halfmeg
 from halfmeg.cli import main
 from halfmeg.study import run_study
 
@@ -51,6 +53,12 @@ def test_no_command_shows_what_there_is(cli: Cli) -> None:
         outcome = cli(*arguments)
         assert outcome.code == 2
         assert any(line.split()[:1] == [command] for line in outcome.err.splitlines())
+
+
+def test_version(cli: Cli) -> None:
+    outcome = cli("--version")
+    assert outcome.code == 0
+    assert outcome.out == f"halfmeg {halfmeg.__version__}, torch {torch.__version__}\n"
 
 
 def test_models(cli: Cli) -> None:
