@@ -147,6 +147,7 @@ def sprint() -> RunConfig:
         small_size=24,
         small_share=0.6,
         val_fraction=0.0,
+        tuning_trials=2,
     )
 
 
@@ -171,6 +172,7 @@ def record() -> RunConfig:
         alternate=True,
         cutout=8,
         small_size=24,
+        tuning_trials=4,
     )
 
 
