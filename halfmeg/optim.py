@@ -49,7 +49,8 @@ class Muon(torch.optim.Optimizer):
     (semi-)orthogonal matrix to its Nesterov momentum times `lr`, and the weight's norm is set to
     the root of out_channels before it, so `lr` is the relative change of a step. Source: Jordan et
     al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the fixed norm is from the
-    same author's CIFAR-10 speed runs. All other parameters take a Nesterov step of `lr`.
+    same author's CIFAR-10 speed runs. All other parameters take a Nesterov step of `lr`. So where
+    no BatchNorm follows, weights that another optimizer trained are rescaled by the first step.
 
     torch's own `Muon` is for matrices only and computes in bfloat16, which processors without it
     emulate hundreds of times slower.
