@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 .PHONY: demo test test-all lint clean
 
 demo: .venv/installed
-	$(BIN)/halfmeg compare cnn resnet-linear resnet-shared epochs=5 batch_size=64 \
+	$(BIN)/halfmeg compare cnn resnet-linear resnet-shared epochs=4 batch_size=64 \
 		--data digits --seeds 3 --out runs/demo
 
 test: .venv/installed-dev .venv/browser
