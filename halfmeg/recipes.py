@@ -62,7 +62,7 @@ def study_shared() -> RunConfig:
 def common(model: str = "cnn") -> RunConfig:
     """One good recipe for every network: 15 epochs of one-cycle Muon, crop and flip.
 
-    Its optimizer was the best of three on a validation split (docs/experiments.md).
+    Its optimizer was ahead on a validation split with three networks (docs/experiments.md).
     """
     return RunConfig(
         recipe="common",
