@@ -174,13 +174,13 @@ class PairResult:
             outlook = (
                 f"about {self.seeds_needed} seeds would be needed to see a difference of 0.5 points"
             )
-        corrected = ""
-        if d.lo > 0 or d.hi < 0:
-            corrected = f", after Holm's correction for {self.num_pairs} pairs"
-            if self.num_pairs == 1:
-                corrected = f", since p = {self.p_value:.2f}"
+        reason = ""
+        if (d.lo > 0 or d.hi < 0) and self.p_value is not None:
+            reason = f", since p = {self.p_value:.2f}"
+            if self.p_value < ALPHA:
+                reason = f", after Holm's correction for {self.num_pairs} pairs"
         return (
-            f"{self.a} and {self.b} cannot be told apart{corrected}: {100 * d.mean:+.1f} points "
+            f"{self.a} and {self.b} cannot be told apart{reason}: {100 * d.mean:+.1f} points "
             f"(95% interval {100 * d.lo:+.1f} to {100 * d.hi:+.1f}; {counts}); {outlook}"
         )
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import NUM_TEST, small_config
 
-from halfmeg.compare import compare, compare_runs
+from halfmeg.compare import PairResult, compare, compare_runs
 from halfmeg.corrupt import CORRUPTIONS
 from halfmeg.report import accuracy_curve
+from halfmeg.stats import Interval
 from halfmeg.study import StudyListener, make_configs, open_runs, run_study
 from halfmeg.train import Listener, SilentListener
 
@@ -231,6 +232,32 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
     assert {"a", "b", "difference", "p_value", "verdict"} <= stored_pair.keys()
     for item in result.disagreements:
         assert len({label for label, _ in item.answers.values()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("interval", "p_value", "p_adjusted", "words"),
+    [
+        ((0.039, 0.034, 0.044), 0.001, 0.003,
+         "resnet-linear is better than cnn by 3.9 points "
+         "(95% interval 3.4 to 4.4; 5 seeds, 10,000 images)"),
+        ((-0.039, -0.044, -0.034), 0.001, 0.003, "cnn is better than resnet-linear by 3.9 points"),
+        ((0.001, -0.004, 0.006), 0.70, 0.70, "cannot be told apart: +0.1 points"),
+        ((0.009, 0.002, 0.017), 0.204, 0.204, "cannot be told apart, since p = 0.20: +0.9 points"),
+        ((0.018, 0.004, 0.032), 0.042, 0.084,
+         "cannot be told apart, after Holm's correction for 3 pairs: +1.8 points "
+         "(95% interval +0.4 to +3.2; 5 seeds, 10,000 images); "
+         "about 7 seeds would be needed to see a difference of 0.5 points"),
+    ],
+)  # fmt: skip
+def test_a_verdict_gives_its_reason(
+    interval: tuple[float, float, float], p_value: float, p_adjusted: float, words: str
+) -> None:
+    pair = PairResult(
+        a="resnet-linear", b="cnn", difference=Interval(*interval), num_seeds=5, num_images=10_000,
+        mcnemar=(), p_mcnemar=p_value, p_value=p_value, p_adjusted=p_adjusted, num_pairs=3,
+        seeds_needed=7, terms=(),
+    )  # fmt: skip
+    assert words in pair.verdict
 
 
 def test_one_seed_gives_no_verdict(tmp_path: Path, few_digits) -> None:
