@@ -281,6 +281,14 @@ def compare(
 
     Raises:
         ValueError: no model, a model twice, fewer than one seed, or no run that finished.
+
+    Example:
+        >>> from halfmeg import build_recipe, compare, load_dataset
+        >>> terms = build_recipe("common").override(["epochs=1"])
+        >>> data = load_dataset("digits")
+        >>> found = compare(["cnn", "resnet-linear"], data, seeds=2, out="runs/two", config=terms)
+        >>> found.pairs[0].verdict
+        '... (95% interval ...; 2 seeds, 360 images)...'
     """
     recipes = [config] if isinstance(config, RunConfig) else list(config)
     configs = make_configs(models, recipes, seeds)

@@ -29,6 +29,12 @@ class RunConfig:
 
     Raises:
         ValueError: a field is out of its range; the message names field, value and range.
+
+    Example:
+        >>> from halfmeg import RunConfig
+        >>> RunConfig(model="cnn", epochs=25, lr=-1)
+        Traceback (most recent call last):
+        ValueError: lr=-1 is out of range; allowed: (0, 1000]
     """
 
     recipe: str = "custom"

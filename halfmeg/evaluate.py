@@ -127,7 +127,15 @@ def evaluate(
     *,
     precision: str = "auto",
 ) -> Evaluation:
-    """Evaluate a network on a data set, its pixels normalized with `mean` and `std`."""
+    """Evaluate a network on a data set, its pixels normalized with `mean` and `std`.
+
+    Example:
+        >>> from halfmeg import build_model, evaluate, load_dataset
+        >>> data = load_dataset("digits")
+        >>> result = evaluate(build_model("cnn"), data.test, data.mean, data.std)
+        >>> result.n, sum(map(sum, result.confusion))
+        (360, 360)
+    """
     logits = compute_logits(model, dataset.images, mean, std, precision=precision)
     return score(logits, dataset.labels)
 

@@ -491,6 +491,11 @@ def build_model(
     Raises:
         ValueError: unknown name, too few classes, a size that the network does not take, or a
             budget of its own for a network that comes in one size.
+
+    Example:
+        >>> from halfmeg import build_model
+        >>> sum(weight.numel() for weight in build_model("resnet-shared").parameters())
+        491082
     """
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)

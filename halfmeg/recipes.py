@@ -193,6 +193,12 @@ def build_recipe(name: str) -> RunConfig:
 
     Raises:
         ValueError: the name is not known.
+
+    Example:
+        >>> from halfmeg import build_recipe
+        >>> config = build_recipe("common").override(["model=resnet20", "epochs=30"])
+        >>> config.model, config.epochs, config.optimizer
+        ('resnet20', 30, 'muon')
     """
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)

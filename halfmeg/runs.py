@@ -111,7 +111,14 @@ class DataFacts:
 
 @final
 class Run:
-    """A run folder, opened."""
+    """A run folder, opened.
+
+    Example:
+        >>> from halfmeg import Run, load_dataset
+        >>> run = Run.open("runs/mine")
+        >>> run.evaluate(load_dataset("digits")).accuracy == run.result()["test_accuracy"]
+        True
+    """
 
     def __init__(self, folder: Path, config: RunConfig, data: DataFacts) -> None:
         self.folder = folder

@@ -138,6 +138,13 @@ def fit(
         ValueError: config and data do not fit together, or `out` exists.
         TrainingDivergedError: the loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
+
+    Example:
+        >>> from halfmeg import build_recipe, fit, load_dataset
+        >>> config = build_recipe("common").override(["model=cnn", "epochs=1"])
+        >>> run = fit(config, load_dataset("digits"), "runs/one-epoch")
+        >>> run.result()["params"], run.result()["test_n"]
+        (81578, 360)
     """
     _check(config, data)
     checkpoint = None
@@ -155,6 +162,12 @@ def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = 
 
     Raises:
         ValueError: no run folder, other data than the run's, or no readable checkpoint.
+
+    Example:
+        >>> from halfmeg import load_dataset, resume
+        >>> run = resume("runs/mine", load_dataset("digits"))
+        >>> len(run.read_metrics()) == run.config.epochs
+        True
     """
     with join_ranks(Run.open(folder).config.device) as ranks:
         run, checkpoint, damaged = ranks.first(lambda: _open_to_resume(folder, data))

@@ -50,6 +50,14 @@ def load_dataset(
 
     Raises:
         ValueError: the source does not exist or cannot be used; the message says why.
+
+    Example:
+        >>> from halfmeg import load_dataset
+        >>> data = load_dataset("digits")
+        >>> len(data.train), len(data.test), len(data.classes)
+        (1437, 360, 10)
+        >>> data.train.images.dtype, tuple(data.train.images.shape[1:])
+        (torch.uint8, (3, 32, 32))
     """
     _check_image_size(image_size)
     if source in NAMED_SOURCES:

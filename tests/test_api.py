@@ -1,0 +1,53 @@
+"""The public Python interface, as its docstrings and the README show it."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, small_config
+
+import halfmeg
+from halfmeg.data import DataSplits
+
+SLOW = ("compare",)  # measures 30 corruptions of each run
+
+
+@pytest.fixture(scope="module")
+def folder_with_a_run(tmp_path_factory: pytest.TempPathFactory, digits: DataSplits) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    halfmeg.fit(small_config(epochs=1), digits, folder / "runs" / "mine")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in halfmeg.__all__
+    ],
+)
+def test_the_example_in_the_docstring_runs(
+    name: str, folder_with_a_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder_with_a_run)
+    text = getattr(halfmeg, name).__doc__
+    example = doctest.DocTestParser().get_doctest(text, {}, name, None, 0)
+    assert example.examples, f"halfmeg.{name} has no example"
+    told: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    assert runner.run(example, out=told.append).failed == 0, "".join(told)
+
+
+def test_the_readmes_python_runs(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert "epochs=30" in code
+    monkeypatch.chdir(tmp_path)
+    os.symlink(pictures, "photos")
+    exec(code.replace("epochs=30", "epochs=1"), {})
+    assert halfmeg.Run.open("runs/pets").result() is not None
