@@ -37,8 +37,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def test_help_names_every_command(process: Cli) -> None:
-    cli = process
+def test_help_names_every_command(cli: Cli) -> None:
     outcome = cli("--help")
     assert outcome.code == 0
     for command in ("models", "summary", "data", "recipes", "train", "resume", "evaluate",

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Outcome
+from conftest import Cli, Outcome
 
 from halfmeg.bundle import BUNDLED, Bundle
 
@@ -150,10 +150,10 @@ def test_what_was_altered_on_the_hub_is_refused(hub: dict, tmp_path: Path) -> No
     assert left == []
 
 
-def test_mistakes(hub: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes(hub: dict, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = halfmeg("pull", "me/nothing", "--out", "x", cwd=tmp_path)
     assert missing.is_one_line("me/nothing cannot be read"), missing.err
-    assert halfmeg("push", "nowhere", "me/mine", cwd=tmp_path).is_one_line("nowhere is no bundle")
+    assert cli("push", "nowhere", "me/mine").is_one_line("nowhere is no bundle")
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     refused = halfmeg("push", str(BUNDLED), "me/mine", cwd=tmp_path)
     assert refused.is_one_line("me/mine cannot be written")
