@@ -241,7 +241,7 @@ def cost_figure(comparison: Comparison) -> Figure:
             row[0].axvline(BUDGET, color="#b00020", lw=1, ls="--")
             row[0].annotate(
                 "budget", (BUDGET, 0.02), xycoords=("data", "axes fraction"), color="#b00020",
-                xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", fontsize=8,
+                xytext=(3, 0), textcoords="offset points", rotation=90, ha="left", fontsize=8,
             )  # fmt: skip
         row[0].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k")
         row[0].set_ylabel("test accuracy, %")
@@ -296,7 +296,8 @@ def calibration_figure(comparison: Comparison) -> Figure:
         parts.append(("after a temperature fitted on validation", scaled))
     edges = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.0 * len(parts), 3.9), layout="constrained")
+        height = 3.9 + 0.18 * len(models)
+        figure = Figure(figsize=(4.0 * len(parts), height), layout="constrained")
         row = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
         for axes, (title, calibrations) in zip(row, parts, strict=True):
             axes.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
@@ -308,7 +309,9 @@ def calibration_figure(comparison: Comparison) -> Figure:
                 label = f"{model.name}, ECE {100 * item.ece:.1f}%"
                 axes.plot(x, y, marker="o", ms=3, color=colour, label=label)
             axes.set(title=title, xlabel="stated confidence", xlim=(0, 1), ylim=(0, 1))
-            axes.legend(frameon=False, loc="upper left", fontsize=8)
+            axes.legend(
+                frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8
+            )
         row[0].set_ylabel("share of right answers")
     return figure
 
