@@ -309,9 +309,7 @@ def calibration_figure(comparison: Comparison) -> Figure:
                 label = f"{model.name}, ECE {100 * item.ece:.1f}%"
                 axes.plot(x, y, marker="o", ms=3, color=colour, label=label)
             axes.set(title=title, xlabel="stated confidence", xlim=(0, 1), ylim=(0, 1))
-            axes.legend(
-                frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8
-            )
+            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
         row[0].set_ylabel("share of right answers")
     return figure
 

@@ -24,7 +24,7 @@ from halfmeg.train import fit
 def bundle_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     data = first_digits(300)
-    run = fit(small_config(model="resnet20", epochs=4, batch_size=25), data, folder / "run")
+    run = fit(small_config(model="resnet20", epochs=2, batch_size=25), data, folder / "run")
     export(run, data, folder / "bundle", allow_loss=True)
     return folder / "bundle"
 

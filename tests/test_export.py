@@ -13,7 +13,7 @@ from torch import nn
 
 from halfmeg.bundle import Bundle
 from halfmeg.evaluate import compute_logits
-from halfmeg.export import export, fold_batchnorm, onnx_logits, to_onnx
+from halfmeg.export import Proof, export, fold_batchnorm, onnx_logits, to_onnx
 from halfmeg.models import MODELS, build_model
 from halfmeg.runs import Run
 from halfmeg.train import fit
@@ -70,13 +70,21 @@ def test_other_sizes_export() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Run:
-    folder = tmp_path_factory.mktemp("exported") / "run"
-    return fit(small_config(model="resnet20", epochs=4, batch_size=32), first_digits(600), folder)
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return fit(small_config(model="resnet20", epochs=2, batch_size=32), first_digits(600), folder)
 
 
-def test_a_bundle_is_proved_on_validation_images(trained: Run, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported(trained: Run, tmp_path_factory) -> tuple[Bundle, Proof]:
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    return export(trained, first_digits(600), folder, allow_loss=True)
+
+
+def test_a_bundle_is_proved_on_validation_images(
+    trained: Run, exported: tuple[Bundle, Proof]
+) -> None:
     data = first_digits(600)
-    bundle, proof = export(trained, data, tmp_path / "bundle", allow_loss=True)
+    bundle, proof = exported
     assert (proof.images, proof.n) == ("validation", 60)
     assert proof.onnx_accuracy == proof.accuracy
     assert proof.max_difference < 1e-3
@@ -140,9 +148,9 @@ def test_the_commands(cli: Cli, tmp_path: Path, pictures: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_bench_times_every_runtime(cli: Cli, trained: Run, tmp_path: Path) -> None:
-    export(trained, first_digits(600), tmp_path / "bundle", allow_loss=True)
-    rows = cli("bench", "bundle", "--threads", "1", "--rounds", "2", "--json").json
+def test_a_bench_times_every_runtime(cli: Cli, exported: tuple[Bundle, Proof]) -> None:
+    folder = str(exported[0].folder)
+    rows = cli("bench", folder, "--threads", "1", "--rounds", "2", "--json").json
     assert {"torch", "onnxruntime", "onnxruntime int8"} <= {row["runtime"] for row in rows}
     exact = {row["runtime"]: row["exact"] for row in rows}
     assert exact["torch"]
@@ -152,8 +160,8 @@ def test_a_bench_times_every_runtime(cli: Cli, trained: Run, tmp_path: Path) -> 
         assert row["peak_memory_bytes"] >= 0
 
 
-def test_a_bundle_says_how_it_was_made(trained: Run, tmp_path: Path) -> None:
-    bundle, _ = export(trained, first_digits(600), tmp_path / "b", allow_loss=True)
+def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Proof]) -> None:
+    bundle, _ = exported
     described = json.loads((bundle.folder / "model.json").read_text())
     assert described["recipe"] == trained.config.to_dict()
     assert described["data"]["fingerprint"] == trained.data.fingerprint
