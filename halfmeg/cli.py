@@ -30,6 +30,7 @@ from halfmeg.distributed import is_first_process
 from halfmeg.models import MODELS, build_model
 from halfmeg.recipes import RECIPES, build_recipe, describe
 from halfmeg.runs import MetricsRow, Run
+from halfmeg.stats import Interval, wilson_interval
 from halfmeg.study import StudyListener, open_runs
 from halfmeg.summary import ModelSummary, format_table, summarize
 from halfmeg.train import (
@@ -365,10 +366,13 @@ def evaluate(
         size = evaluated.data.image_size
         loaded = _load(data or evaluated.data.source, data_dir, size, quiet=as_json)
     result = evaluated.evaluate(loaded)
+    interval = wilson_interval(round(result.accuracy * result.n), result.n)
     if as_json:
-        _print_json(result.to_dict() | {"data": loaded.name})
+        numbers = result.to_dict() | {"accuracy_interval": interval.to_dict()}
+        _print_json(numbers | {"data": loaded.name})
         return
     _print(f"accuracy  {result.accuracy:.2%} ({result.n:,} test images of {loaded.name})")
+    _print(f"interval  {_range(interval)} (95%, over images)")
     _print(f"loss      {result.loss:.4f}")
     table = _table("class", "accuracy", "most often taken for")
     for index, name in enumerate(loaded.classes):
@@ -479,16 +483,19 @@ def _write_and_print(
         raise typer.Exit(1)
 
 
+def _range(interval: Interval) -> str:
+    if interval.lo is None or interval.hi is None:
+        return "–"
+    return f"{100 * interval.lo:.1f} to {100 * interval.hi:.1f}%"
+
+
 def _print_comparison(result: Comparison) -> None:
     table = _table("network", "test accuracy", "95% interval", "seeds", "parameters", "training, s")
     for model in result.models:
         interval = model.test_accuracy
-        span = "–"
-        if interval.lo is not None and interval.hi is not None:
-            span = f"{100 * interval.lo:.1f} to {100 * interval.hi:.1f}%"
         over = "" if model.within_budget else " (over budget)"
         table.add_row(
-            model.name, f"{interval.mean:.2%}", span, str(len(model.per_seed)),
+            model.name, f"{interval.mean:.2%}", _range(interval), str(len(model.per_seed)),
             f"{model.params:,}{over}", f"{model.seconds:.1f}",
         )  # fmt: skip
     console.print(table)

@@ -54,6 +54,21 @@ def student_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def wilson_interval(num_right: int, n: int) -> Interval:
+    """Return the share of right answers with its 95% interval over images (Wilson 1927).
+
+    It stands for other images of the same kind, not for another training of the network.
+
+    Args:
+        num_right: right answers, 0 to n.
+        n: answers, 1 or more.
+    """
+    from scipy import stats  # takes most of a second to import
+
+    found = stats.binomtest(num_right, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(num_right / n, float(found.low), float(found.high))
+
+
 @dataclass(frozen=True)
 class CrossedVariance:
     """How much of a mean difference is chance, by source: variances of single answers.

@@ -91,7 +91,11 @@ def test_train_evaluate_and_resume(cli: Cli, trained: Path) -> None:
     outcome = cli("evaluate", "run", "--json", cwd=trained)
     assert outcome.json["accuracy"] == result["test_accuracy"]
     assert {"loss", "per_class", "confusion", "n", "data"} <= outcome.json.keys()
-    assert "360 test images of digits" in cli("evaluate", "run", cwd=trained).out
+    interval = outcome.json["accuracy_interval"]
+    assert interval["lo"] < interval["mean"] == outcome.json["accuracy"] < interval["hi"]
+    text = cli("evaluate", "run", cwd=trained).out
+    assert "360 test images of digits" in text
+    assert f"{100 * interval['lo']:.1f} to {100 * interval['hi']:.1f}% (95%, over images)" in text
     assert cli("resume", "run", "--json", cwd=trained).json == result
     Image.open(trained / "run" / "curves.png").verify()
     environment = json.loads((trained / "run" / "environment.json").read_text())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -13,6 +15,7 @@ from halfmeg.stats import (
     mcnemar_p,
     seeds_p,
     student_interval,
+    wilson_interval,
 )
 
 NUM_SEEDS, NUM_IMAGES = 5, 1_000
@@ -39,6 +42,19 @@ def simulated_study(
     spread = np.sqrt(1 + images**2 + seeds**2 + rest**2)
     truth = stats.norm.cdf((1.5 + shift) / spread) - stats.norm.cdf(1.5 / spread)
     return right[0].astype(float) - right[1], float(truth)
+
+
+@pytest.mark.parametrize("right", [0, 57, 107])
+def test_wilson_interval_equals_the_formula_of_1927(right: int) -> None:
+    """Its ends p solve |share - p| = z sqrt(p (1 - p) / n)."""
+    interval = wilson_interval(right, 107)
+    assert interval.mean == right / 107
+    assert interval.lo is not None
+    assert interval.hi is not None
+    assert 0 <= interval.lo <= interval.mean <= interval.hi <= 1
+    for end in {interval.lo, interval.hi} - {0.0, 1.0}:
+        distance = 1.959964 * math.sqrt(end * (1 - end) / 107)
+        assert math.isclose(abs(interval.mean - end), distance, rel_tol=1e-5)
 
 
 def test_student_interval_equals_scipy() -> None:
