@@ -118,9 +118,11 @@ def _draw_curves(axes: Axes, models: Sequence[Entrant]) -> str:
         marker = "o" if length == 1 else None
         axes.plot(epochs, curves.mean(0), color=colour, label=model.name, marker=marker)
         axes.fill_between(epochs, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)
-    seeds = len(models[0].runs)
+    counts = sorted({len(model.runs) for model in models})
+    span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    seeds = f"{span} seed{'s' if counts[-1] > 1 else ''}"
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", title=f"Mean and range over {seeds} seed{'s' if seeds > 1 else ''}")
+    axes.set(xlabel="epoch", title=f"Mean and range over {seeds}")
     axes.legend(frameon=False, loc="lower right")
     return part
 

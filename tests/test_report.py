@@ -5,6 +5,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,6 @@ def test_every_picture_has_a_text(comparison: Comparison, html: str) -> None:
 
 
 def test_names_are_escaped(comparison: Comparison) -> None:
-    from dataclasses import replace
-
     hostile = replace(comparison, data="<script>alert(1)</script>")
     assert "<script>alert" not in render_page(hostile, {"curves": comparison_figure(hostile)} | {
         name: comparison_figure(hostile)
@@ -131,6 +130,14 @@ def test_figures_are_repeatable_and_take_the_pages_colour(comparison: Comparison
     ET.fromstring(first)
     figures = [comparison_figure(comparison) for _ in range(2)]
     assert figure_png(figures[0]) == figure_png(figures[1])
+
+
+def test_the_figure_says_over_how_many_seeds(comparison: Comparison) -> None:
+    first, *others = comparison.models
+    fewer = replace(comparison, models=(replace(first, runs=first.runs[:1]), *others))
+    for shown, seeds in ((comparison, "2 seeds"), (fewer, "1 to 2 seeds")):
+        curves, _ = comparison_figure(shown).axes
+        assert curves.get_title() == f"Mean and range over {seeds}"
 
 
 def test_the_pareto_front_is_what_nothing_beats() -> None:
