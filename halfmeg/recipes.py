@@ -148,7 +148,7 @@ def sprint() -> RunConfig:
         small_size=24,
         small_share=0.6,
         val_fraction=0.0,
-        tuning_trials=2,
+        tuning_trials=10,
     )
 
 
