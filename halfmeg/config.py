@@ -47,6 +47,7 @@ class RunConfig:
     # The optimizer. `momentum` is for sgd and muon (Nesterov's form), the betas for adam and adamw.
     optimizer: OptimizerName = "adam"
     lr: float = 0.0005
+    head_lr: float = 1.0  # muon: the rate of linear layers, as a multiple of lr
     beta1: float = 0.9
     beta2: float = 0.999
     momentum: float = 0.9
@@ -110,6 +111,8 @@ class RunConfig:
             )
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule=step needs milestones, as in milestones=75,115")
+        if self.head_lr != 1 and self.optimizer != "muon":
+            raise ValueError(f"head_lr={self.head_lr:g} needs optimizer=muon")
         if self.alternate and not self.hflip:
             raise ValueError("alternate=true needs hflip=true")
         if self.monitor == "val" and self.schedule == "plateau" and self.val_fraction == 0:
@@ -158,6 +161,7 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("batch_size", 1, 1_000_000, True),
     ("seed", 0, 2**32 - 1, True),
     ("lr", 0, 1_000, False),
+    ("head_lr", 0, 1_000, False),
     ("beta1", 0, 0.999999, True),
     ("beta2", 0, 0.999999, True),
     ("momentum", 0, 0.999999, True),

@@ -309,7 +309,8 @@ class WhitenedNet(nn.Module):
         super().__init__()
         in_channels = 2 * 3 * WHITENING_KERNEL**2
         self.whitening = nn.Conv2d(3, in_channels, WHITENING_KERNEL)
-        self.whitening.weight.requires_grad_(False)
+        # with nothing to train in front of it, the largest map needs no gradient: a tenth of a step
+        self.whitening.requires_grad_(False)
         stages = []
         for width in widths:
             stages.append(

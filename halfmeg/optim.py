@@ -20,13 +20,16 @@ def build_optimizer(
     betas: tuple[float, float],
     momentum: float,
     weight_decay: float,
+    head_lr: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
     """Build a fused optimizer.
 
     Weight decay acts on the weights of convolutions and linear layers; biases and normalization
     are left out of it, as is the custom since Goyal et al. 2017, section 5.3. For `adam` it is
     added to the gradient, for `adamw` decoupled from it; `sgd` uses Nesterov's momentum. `muon`
-    is `Muon` for the weights of convolutions and `sgd` for the rest.
+    is `Muon` for the weights of convolutions, with products in `dtype`, and `sgd` for the rest, at
+    `head_lr` times the rate in linear layers.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -34,7 +37,7 @@ def build_optimizer(
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if name == "muon":
-        return Muon(groups, lr=lr, momentum=momentum)
+        return Muon(groups, lr=lr, momentum=momentum, head_lr=head_lr, dtype=dtype)
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
@@ -49,15 +52,27 @@ class Muon(torch.optim.Optimizer):
     (semi-)orthogonal matrix to its Nesterov momentum times `lr`, and the weight's norm is set to
     the root of out_channels before it, so `lr` is the relative change of a step. Source: Jordan et
     al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the fixed norm is from the
-    same author's CIFAR-10 speed runs. All other parameters take a Nesterov step of `lr`. So where
-    no BatchNorm follows, weights that another optimizer trained are rescaled by the first step.
+    same author's CIFAR-10 speed runs. So where no BatchNorm follows, weights that another optimizer
+    trained are rescaled by the first step. All other parameters take a Nesterov step of `lr`, the
+    weights of linear layers one of `head_lr` times that.
 
-    torch's own `Muon` is for matrices only and computes in bfloat16, which processors without it
-    emulate hundreds of times slower.
+    torch's own `Muon` is for matrices only and always computes in bfloat16, which processors
+    without it emulate hundreds of times slower. Here `dtype` says in what the step is made
+    orthogonal.
     """
 
-    def __init__(self, params: list[dict[str, Any]], *, lr: float, momentum: float) -> None:
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float,
+        head_lr: float,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+        self.head_lr = head_lr
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -73,24 +88,24 @@ class Muon(torch.optim.Optimizer):
                 grad = grad.add(buffer, alpha=momentum)
                 if weight.ndim == 4:
                     weight.mul_(len(weight) ** 0.5 / weight.norm())
-                    grad = orthogonalize(grad.flatten(1)).view(grad.shape)
-                weight.add_(grad, alpha=-lr)
+                    grad = orthogonalize(grad.flatten(1), self.dtype).view(grad.shape)
+                weight.add_(grad, alpha=-lr * (self.head_lr if weight.ndim == 2 else 1))
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return an m×n matrix near the (semi-)orthogonal one nearest to `matrix`.
+def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a float32 m×n matrix near the (semi-)orthogonal one nearest to `matrix`.
 
-    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024, which bring the singular
-    values to between 0.7 and 1.2 and not exactly to 1.
+    Five Newton-Schulz steps, in `dtype`, with the coefficients of Jordan et al. 2024, which bring
+    the singular values to between 0.7 and 1.2 and not exactly to 1.
     """
     tall = len(matrix) > matrix.shape[1]
-    x = (matrix.T if tall else matrix).float()
-    x = x / (x.norm() + 1e-7)
+    x = matrix.T if tall else matrix
+    x = (x / (x.norm() + 1e-7)).to(dtype)
     for _ in range(5):
         gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    orthogonal: Tensor = x.T if tall else x
-    return orthogonal
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, polynomial, x, beta=3.4445)
+    return (x.T if tall else x).float()
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]

@@ -136,6 +136,7 @@ def sprint() -> RunConfig:
         batch_size=500,
         optimizer="muon",
         lr=0.24,
+        head_lr=5.0,
         momentum=0.6,
         weight_decay=5e-4,
         schedule="onecycle",
@@ -145,10 +146,10 @@ def sprint() -> RunConfig:
         crop_mode="reflect",
         hflip=True,
         alternate=True,
-        small_size=24,
+        small_size=20,
         small_share=0.6,
         val_fraction=0.0,
-        tuning_trials=10,
+        tuning_trials=22,
     )
 
 

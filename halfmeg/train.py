@@ -284,6 +284,7 @@ class _Job:
         self.optimizer = build_optimizer(
             model, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
             momentum=config.momentum, weight_decay=config.weight_decay,
+            head_lr=config.head_lr, dtype=self.dtype,
         )  # fmt: skip
         steps = len(self.batches)
         self.schedule = build_schedule(
@@ -465,7 +466,7 @@ def _finish(job: _Job, at: Position) -> None:
             "seed": config.seed,
             "params": count_params(model),
             "macs": count_macs(model, data.image_size),
-            "total_macs": 3 * forward_macs,  # backward: as many for inputs and for weights
+            "total_macs": 3 * forward_macs,  # backward: at most as many for inputs and for weights
             "epochs": config.epochs,
             "val_accuracy": val_accuracy,
             "val_n": len(job.val_indices),

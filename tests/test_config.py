@@ -68,6 +68,12 @@ def test_an_alternating_flip_needs_a_flip() -> None:
         small_config(alternate=True)
 
 
+def test_a_rate_for_the_head_needs_muon() -> None:
+    assert small_config(optimizer="muon", head_lr=5.0).head_lr == 5
+    with pytest.raises(ValueError, match="head_lr=5 needs optimizer=muon"):
+        small_config(optimizer="sgd", head_lr=5.0)
+
+
 def test_the_published_terms() -> None:
     compare, shared = build_recipe("study-compare"), build_recipe("study-shared")
     assert (compare.epochs, compare.optimizer, compare.lr) == (25, "adam", 0.0005)

@@ -152,12 +152,14 @@ def test_no_average_evaluates_the_network_itself() -> None:
     assert average.state_dict() == {}
 
 
-def test_orthogonalize_brings_singular_values_near_one() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_orthogonalize_brings_singular_values_near_one(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for shape in ((32, 216), (216, 32), (64, 64)):
         matrix = torch.randn(shape) * torch.logspace(-1, 1, shape[1])
         u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
-        result = orthogonalize(matrix)
+        result = orthogonalize(matrix, dtype)
+        assert result.dtype == torch.float32
         values = torch.linalg.svdvals(result)
         assert values.max() < 1.3
         assert values.median() > 0.6
@@ -165,13 +167,14 @@ def test_orthogonalize_brings_singular_values_near_one() -> None:
         assert cosine > 0.9  # the nearest orthogonal matrix has the same singular vectors
 
 
-def test_muon_moves_convolutions_by_lr_and_the_rest_as_sgd() -> None:
+@pytest.mark.parametrize("head_lr", [1.0, 5.0])
+def test_muon_moves_convolutions_by_lr_and_linear_layers_as_sgd(head_lr: float) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 4, 5))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 4, 5, bias=False))
     model[0].to(memory_format=torch.channels_last)
     twin = copy.deepcopy(model)
-    optimizer = build(model, "muon", lr=0.1)
-    reference = build(twin, "sgd", lr=0.1)
+    optimizer = build(model, "muon", lr=0.1, head_lr=head_lr)
+    reference = build(twin, "sgd", lr=0.1 * head_lr)
     for step in range(3):
         x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(step))
         twin[0].load_state_dict(model[0].state_dict())
