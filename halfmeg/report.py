@@ -290,7 +290,10 @@ def confusion_figure(comparison: Comparison) -> Figure:
 
 
 def calibration_figure(comparison: Comparison) -> Figure:
-    """Draw reliability diagrams before and, where it was fitted, after a temperature."""
+    """Draw reliability diagrams before and, where it was fitted, after a temperature.
+
+    The area of a point is the share of the images in its bin.
+    """
     models = comparison.models
     parts = [("as trained", [m.calibration for m in models])]
     scaled = [m.scaled for m in models if m.scaled]
@@ -309,10 +312,12 @@ def calibration_figure(comparison: Comparison) -> Figure:
                 ]
                 y = [np.nan if value is None else value for value in item.accuracy]
                 label = f"{model.name}, ECE {100 * item.ece:.1f}%"
-                axes.plot(x, y, marker="o", ms=3, color=colour, label=label)
+                axes.plot(x, y, lw=1, alpha=0.6, color=colour, label=label)
+                axes.scatter(x, y, s=[200 * share for share in item.share], color=colour)
             axes.set(title=title, xlabel="stated confidence", xlim=(0, 1), ylim=(0, 1))
             axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
         row[0].set_ylabel("share of right answers")
+        figure.suptitle("Area of a point: share of the images", fontsize=9)
     return figure
 
 
