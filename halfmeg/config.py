@@ -112,7 +112,7 @@ class RunConfig:
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule=step needs milestones, as in milestones=75,115")
         if self.head_lr != 1 and self.optimizer != "muon":
-            raise ValueError(f"head_lr={self.head_lr:g} needs optimizer=muon")
+            raise ValueError(f"head_lr={self.head_lr:g} needs optimizer=muon; otherwise head_lr=1")
         if self.alternate and not self.hflip:
             raise ValueError("alternate=true needs hflip=true")
         if self.monitor == "val" and self.schedule == "plateau" and self.val_fraction == 0:

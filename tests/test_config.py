@@ -70,7 +70,7 @@ def test_an_alternating_flip_needs_a_flip() -> None:
 
 def test_a_rate_for_the_head_needs_muon() -> None:
     assert small_config(optimizer="muon", head_lr=5.0).head_lr == 5
-    with pytest.raises(ValueError, match="head_lr=5 needs optimizer=muon"):
+    with pytest.raises(ValueError, match="head_lr=5 needs optimizer=muon; otherwise head_lr=1"):
         small_config(optimizer="sgd", head_lr=5.0)
 
 
