@@ -44,6 +44,10 @@ class RunConfig:
     batch_size: int = 128
     seed: int = 0
     init: str = ""  # a bundle whose weights to start from; its head only where the classes fit
+    # Learning from a trained network too: a bundle, its share of the loss, and the temperature.
+    teacher: str = ""
+    teacher_share: float = 0.9
+    teacher_temperature: float = 4.0
     # The optimizer. `momentum` is for sgd and muon (Nesterov's form), the betas for adam and adamw.
     optimizer: OptimizerName = "adam"
     lr: float = 0.0005
@@ -160,6 +164,8 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("epochs", 1, 100_000, True),
     ("batch_size", 1, 1_000_000, True),
     ("seed", 0, 2**32 - 1, True),
+    ("teacher_share", 0, 1, False),
+    ("teacher_temperature", 0, 1_000, False),
     ("lr", 0, 1_000, False),
     ("head_lr", 0, 1_000, False),
     ("beta1", 0, 0.999999, True),

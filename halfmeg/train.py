@@ -29,6 +29,7 @@ from halfmeg.augment import Augmentation, augment, normalize
 from halfmeg.bundle import Bundle
 from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits, stratified_split
+from halfmeg.distill import Teacher, open_teacher
 from halfmeg.distributed import Ranks, join_ranks
 from halfmeg.evaluate import autocast, compute_dtype, compute_logits, score
 from halfmeg.models import MODELS, WhitenedNet, build_model
@@ -226,6 +227,8 @@ def _check(config: RunConfig, data: DataSplits) -> None:
             )
     if config.init:
         load_initial_weights(model, config)
+    if config.teacher:
+        open_teacher(config, data)
     train, _ = stratified_split(data.train.labels, config.val_fraction, config.seed)
     if len(train) < 2:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
@@ -293,6 +296,7 @@ class _Job:
             drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
         )  # fmt: skip
         self.average = build_average(model, config.ema)
+        self.teacher = Teacher(config, data, self.device) if config.teacher else None
 
     def _stateful(self) -> dict[str, Any]:
         names = ("model", "optimizer", "schedule", "average")
@@ -397,6 +401,8 @@ def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> No
         with autocast(device, job.dtype):
             logits = model(batch)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+        if job.teacher:
+            loss = job.teacher.mix(loss, batch, logits)
         loss = loss * (num_own * ranks.size / len(indices))  # the ranks' mean is the batch's
         job.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -455,10 +461,10 @@ def _finish(job: _Job, at: Position) -> None:
     test = score(arrays["test_logits"], data.test.labels)
     run.save_logits(**arrays)
     images_trained = config.epochs * len(job.train_indices)
-    forward_macs = sum(
-        len(job.train_indices) * count_macs(model, training_size(config, epoch) or data.image_size)
-        for epoch in range(config.epochs)
-    )
+    sizes = [training_size(config, epoch) or data.image_size for epoch in range(config.epochs)]
+    macs = 3 * sum(count_macs(model, size) for size in sizes)  # backward: at most twice forward
+    if job.teacher:
+        macs += sum(count_macs(job.teacher.model, size) for size in sizes)
     run.save_result(
         {
             "model": config.model,
@@ -466,7 +472,7 @@ def _finish(job: _Job, at: Position) -> None:
             "seed": config.seed,
             "params": count_params(model),
             "macs": count_macs(model, data.image_size),
-            "total_macs": 3 * forward_macs,  # backward: at most as many for inputs and for weights
+            "total_macs": macs * len(job.train_indices),
             "epochs": config.epochs,
             "val_accuracy": val_accuracy,
             "val_n": len(job.val_indices),
