@@ -98,7 +98,7 @@ def test_the_teachers_arithmetic_counts(
     assert (run.result() or {})["total_macs"] == images * (3 * own + of_teacher)
 
 
-def test_mistakes_in_teacher(cli: Cli, teacher_folder: Path, pictures: Path) -> None:
+def test_mistakes_in_teacher(cli: Cli, teacher_folder: Path) -> None:
     terms = ("train", "common", "epochs=1")
     assert cli(*terms, "teacher=nowhere").is_one_line("nowhere is no bundle")
     assert cli(*terms, "teacher=record").is_one_line("teacher=record knows the classes airplane")
