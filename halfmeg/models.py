@@ -255,13 +255,16 @@ class PoolStage(nn.Module):
 
     Each convolution is followed by BatchNorm and ReLU. With `residual`, the input of the later
     ones is added to their result, which first passes a squeeze-and-excite gate.
+
+    Pooling leaves out the last row and column of a map of odd size, so the first convolution does
+    not compute them: that is a quarter of its work on the 7×7 maps of the last stage.
     """
 
     def __init__(
         self, in_channels: int, channels: int, depth: int, *, residual: bool, bn_momentum: float
     ) -> None:
         super().__init__()
-        self.conv1 = Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, channels, 3, bias=False)
         self.pool = nn.MaxPool2d(2)
         self.bn1 = UnitBatchNorm2d(channels, bn_momentum)
         layers: list[nn.Module] = []
@@ -280,6 +283,8 @@ class PoolStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map B×C×H×W to B×channels×(H/2)×(W/2)."""
+        height, width = x.shape[-2:]
+        x = F.pad(x, (1, 1 - width % 2, 1, 1 - height % 2))  # no zeros behind an odd last row
         x = F.relu(self.bn1(self.pool(self.conv1(x))))
         y = self.rest(x)
         return F.relu(y if self.gate is None else x + self.gate(y))
@@ -347,7 +352,7 @@ class WhitenedNet(nn.Module):
 
     def last_map(self) -> nn.Module:
         """Return the last layer whose map is finer than a few positions."""
-        return self.stages[-1].conv1  # type: ignore[return-value]
+        return self.stages[-2]
 
 
 Model = StudyNet | CifarResNet | WhitenedNet

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from halfmeg.models import (
@@ -296,6 +297,16 @@ def test_gradients_of_each_block_equal_differences_in_float64(block: nn.Module) 
 
     values = [dict(block.named_parameters())[name].detach().requires_grad_() for name in names]
     assert torch.autograd.gradcheck(run, (x, *values))
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, 7])
+def test_a_stage_leaves_out_only_what_the_pooling_does(size: int) -> None:
+    stage = PoolStage(4, 8, 2, residual=False, bn_momentum=0.1).double()
+    nn.init.normal_(stage.conv1.weight)
+    x = torch.randn(3, 4, size, size, dtype=torch.float64)
+    pooled = F.max_pool2d(F.conv2d(x, stage.conv1.weight, padding=1), 2)
+    whole = F.relu(stage.rest(F.relu(stage.bn1(pooled))))
+    assert torch.allclose(stage(x), whole)
 
 
 def test_unit_batchnorm_keeps_its_scale() -> None:
