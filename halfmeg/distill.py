@@ -35,8 +35,7 @@ def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:
             f"teacher={config.teacher} takes images of {bundle.image_size} pixels; "
             f"the data has {data.image_size}"
         )
-    entry = MODELS[bundle.model]
-    if config.small_size and (entry.image_size or config.small_size < entry.smallest):
+    if config.small_size and not MODELS[bundle.model].takes(config.small_size):
         raise ValueError(
             f"teacher={config.teacher} is a {bundle.model}, which does not take images of "
             f"small_size={config.small_size}; allowed with it: small_size=0"

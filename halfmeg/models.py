@@ -470,6 +470,10 @@ class ModelEntry:
     smallest: int = 8
     scalable: bool = False
 
+    def takes(self, size: int) -> bool:
+        """Whether the network takes square images of this side in pixels."""
+        return size == self.image_size if self.image_size else size >= self.smallest
+
 
 MODELS: dict[str, ModelEntry] = {
     "cnn": ModelEntry(cnn, "the study's plain CNN", 32),
@@ -510,7 +514,7 @@ def build_model(
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
     entry = MODELS[name]
-    if entry.image_size not in (None, image_size) or image_size < entry.smallest:
+    if not entry.takes(image_size):
         allowed = entry.image_size or f"{entry.smallest} or more"
         raise ValueError(f"image_size={image_size} does not fit {name}; allowed: {allowed}")
     if entry.scalable:

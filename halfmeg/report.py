@@ -313,7 +313,8 @@ def calibration_figure(comparison: Comparison) -> Figure:
                 y = [np.nan if value is None else value for value in item.accuracy]
                 label = f"{model.name}, ECE {100 * item.ece:.1f}%"
                 axes.plot(x, y, lw=1, alpha=0.6, color=colour, label=label)
-                axes.scatter(x, y, s=[200 * share for share in item.share], color=colour)
+                sizes = [200 * share for share in item.share]
+                axes.scatter(x, y, s=sizes, color=colour, clip_on=False, zorder=3)
             axes.set(title=title, xlabel="stated confidence", xlim=(0, 1), ylim=(0, 1))
             axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
         row[0].set_ylabel("share of right answers")

@@ -219,8 +219,9 @@ def _check(config: RunConfig, data: DataSplits) -> None:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
     model = build_model(config.model, len(data.classes), data.image_size, config.budget)
     if config.small_size:
-        smallest = MODELS[config.model].image_size or MODELS[config.model].smallest
-        if not smallest <= config.small_size <= data.image_size:
+        entry = MODELS[config.model]
+        if not entry.takes(config.small_size) or config.small_size > data.image_size:
+            smallest = entry.image_size or entry.smallest
             raise ValueError(
                 f"small_size={config.small_size} does not fit {config.model} and this data; "
                 f"allowed: 0 for none, or from {smallest} to {data.image_size}"
