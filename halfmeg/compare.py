@@ -477,7 +477,7 @@ def _entrant(name: str, items: list[_Loaded], costs: dict[str, Cost]) -> Entrant
         name=name,
         params=items[0].result["params"],
         macs=items[0].result["macs"],
-        test_accuracy=_within_0_and_1(student_interval(values)),
+        test_accuracy=_cut(student_interval(values), 0.0, 1.0),
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         per_seed=per_seed,
         seconds=float(np.mean([i.result["seconds"] for i in items])),
@@ -494,11 +494,11 @@ def _entrant(name: str, items: list[_Loaded], costs: dict[str, Cost]) -> Entrant
     )
 
 
-def _within_0_and_1(interval: Interval) -> Interval:
-    """Cut what no accuracy can be; Student's interval of two or three seeds can reach there."""
+def _cut(interval: Interval, least: float, largest: float) -> Interval:
+    """Cut off what cannot be; an interval from two or three seeds can reach there."""
     if interval.lo is None or interval.hi is None:
         return interval
-    return Interval(interval.mean, max(0.0, interval.lo), min(1.0, interval.hi))
+    return Interval(interval.mean, max(least, interval.lo), min(largest, interval.hi))
 
 
 def _mean_robustness(runs: Sequence[Run]) -> Robustness | None:
@@ -565,7 +565,7 @@ def _pair(a: Entrant, b: Entrant, a_items: list[_Loaded], b_items: list[_Loaded]
     return PairResult(
         a=a.name,
         b=b.name,
-        difference=difference_interval(differences),
+        difference=_cut(difference_interval(differences), -1.0, 1.0),
         num_seeds=len(shared),
         num_images=num_images,
         mcnemar=tuple(mcnemar_p(row) for row in differences),

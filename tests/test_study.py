@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import NUM_TEST, small_config
 
 from halfmeg.compare import PairResult, compare, compare_runs
@@ -266,6 +268,19 @@ def test_one_seed_gives_no_verdict(tmp_path: Path, few_digits) -> None:
     )
     assert "cannot tell chance from a difference" in result.pairs[0].verdict
     assert result.models[0].test_accuracy.lo is None
+
+
+def test_no_interval_reaches_what_cannot_be(tmp_path: Path, whole: Path) -> None:
+    """Two seeds that say the opposite make the widest interval."""
+    shutil.copytree(whole, tmp_path / "study")
+    runs = open_runs([tmp_path / "study"])
+    for run in runs:
+        logits = run.load_logits()
+        right = torch.nn.functional.one_hot(logits["test_labels"], 10).float()
+        sign = 1 if (run.config.model == "cnn") == (run.config.seed == 0) else -1
+        run.save_logits(**logits | {"test_logits": sign * right})
+    (pair,) = compare_runs(runs).pairs
+    assert (pair.difference.lo, pair.difference.hi) == (-1, 1)
 
 
 def test_mistakes(tmp_path: Path, few_digits, digits) -> None:
