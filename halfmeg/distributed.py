@@ -7,6 +7,7 @@ each batch, so that a run is the same, within rounding, on any number of them.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,6 +148,9 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     try:
         yield TorchRanks()
     finally:
+        # A network in DistributedDataParallel keeps the group, and gloo's threads with it, alive;
+        # where these outlive the interpreter, the process may end with SIGABRT.
+        gc.collect()
         dist.destroy_process_group()
 
 
