@@ -448,8 +448,11 @@ def _names(configs: list[RunConfig]) -> list[str]:
         elif all(c.recipe != config.recipe for c in rivals):
             names.append(f"{config.model} ({config.recipe})")
         else:
-            mine = config.to_dict()
-            differing = [key for key in mine if any(c.to_dict()[key] != mine[key] for c in rivals)]
+            mine, others = config.to_dict(), [rival.to_dict() for rival in rivals]
+            differing = [key for key in mine if any(other[key] != mine[key] for other in others)]
+            telling = [key for key in differing if key != "tuning_trials"]  # trains nothing
+            if all(any(other[key] != mine[key] for key in telling) for other in others):
+                differing = telling
             settings = ", ".join(f"{key}={mine[key]}" for key in differing)
             names.append(f"{config.model} ({settings})")
     return names

@@ -248,8 +248,12 @@ def cost_figure(comparison: Comparison) -> Figure:
         row[0].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k")
         row[0].set_ylabel("test accuracy, %")
         handles, labels = row[0].get_legend_handles_labels()
-        columns = min(4, len(labels))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        longest = max(len(label) for label in labels)
+        columns = max(1, int(12 * figure.get_figwidth() / (longest + 7)))  # 12 characters an inch
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(columns, len(labels)),
+            frameon=False,
+        )  # fmt: skip
     return figure
 
 

@@ -348,6 +348,18 @@ def test_entrants_are_named_by_what_tells_them_apart(tmp_path: Path, few_digits)
     }  # fmt: skip
     over = [p for p in comparison.pairs if "resnet" in (p.a, p.b)]
     assert all(any("over the budget" in note for note in p.terms) for p in over)
+    tried = runs[:2] + train("f", tuning_trials=4)
+    assert {model.name for model in compare_runs(tried).models} == {
+        "cnn (hflip=True)",
+        "cnn (hflip=False, tuning_trials=0)",
+        "cnn (hflip=False, tuning_trials=4)",
+    }
+    budgets = train("g", model="sprint", budget=400_000)
+    budgets += train("h", model="sprint", tuning_trials=4)
+    assert {model.name for model in compare_runs(budgets).models} == {
+        "sprint (budget=400000)",
+        "sprint (budget=500000)",
+    }
 
 
 @pytest.mark.slow
