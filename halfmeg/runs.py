@@ -145,7 +145,8 @@ class Run:
             (partial / "checkpoints").mkdir(parents=True)
         except OSError as error:
             raise ValueError(f"cannot make the run folder {folder}: {error.strerror}") from None
-        write_json(partial / "environment.json", environment())
+        threads = config.threads or torch.get_num_threads()
+        write_json(partial / "environment.json", environment() | {"threads": threads})
         stored = {"config": config.to_dict(), "data": vars(facts)}
         write_json(partial / "config.json", stored)
         partial.rename(folder)  # a run killed here leaves no folder that cannot be resumed

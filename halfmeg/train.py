@@ -475,6 +475,7 @@ def _finish(job: _Job, at: Position) -> None:
             "macs": count_macs(model, data.image_size),
             "total_macs": macs * len(job.train_indices),
             "epochs": config.epochs,
+            "precision": "bf16" if job.dtype == torch.bfloat16 else "fp32",  # what auto chose
             "val_accuracy": val_accuracy,
             "val_n": len(job.val_indices),
             "test_accuracy": test.accuracy,

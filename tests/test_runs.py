@@ -36,7 +36,13 @@ def test_a_new_folder_opens_as_it_was_made(run: Run, digits) -> None:
     environment = json.loads((run.folder / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert environment["cores"] == os.cpu_count()
+    assert environment["threads"] == torch.get_num_threads()
     assert environment["commit"] is None or len(environment["commit"].rstrip("+")) == 12
+
+
+def test_the_environment_has_the_threads_that_the_config_asks_for(tmp_path, digits) -> None:
+    run = Run.create(tmp_path / "run", small_config(threads=7), digits)
+    assert json.loads((run.folder / "environment.json").read_text())["threads"] == 7
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ def test_bf16_and_float32_learn_alike(tmp_path: Path, half_digits) -> None:
     for precision in ("bf16", "fp32"):
         config = small_config(epochs=5, batch_size=32, precision=precision)
         run = fit(config, half_digits, tmp_path / precision)
+        assert (run.result() or {})["precision"] == precision
         accuracies.append((run.result() or {})["test_accuracy"])
     assert min(accuracies) > 0.8
     assert abs(accuracies[0] - accuracies[1]) < 0.05
