@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py DATA --out FOLDER [--device cuda] [--minutes 9]
 
-DATA is what `--data` takes: a folder with the Parquet files, say. Several seeds train at once, each
-in a process of its own on the same device, since one small network leaves a large card idle. Parts
-are done in order, and none is begun after `--minutes`; FOLDER then holds `gpu.json`, written anew
-after each part, and for each part that trains its study's folder, weights included.
+DATA is what `--data` takes: a folder with the Parquet files, say. All seeds of a network train at
+once, their weights stacked, since one small network leaves a large card idle; how much that gives
+is measured first, for each network alone and for its seeds. Parts are done in order, and none is
+begun after `--minutes`; FOLDER then holds `gpu.json`, written anew after each part, and for each
+part that trains its study's folder, weights included.
 
 It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut it to size.
 """
@@ -13,7 +14,6 @@ It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,39 +27,42 @@ from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits, load_dataset
 from halfmeg.models import MODELS
 from halfmeg.recipes import build_recipe, common
-from halfmeg.runs import Run, environment, write_json
+from halfmeg.runs import environment, write_json
 from halfmeg.study import run_study
 
 LONGER = 4
 """By how much the record is trained longer than its recipe says, as minutes are cheap here."""
 
 
-def speeds(data: DataSplits, out: Path, device: str, compiled: bool) -> dict[str, Any]:
-    """Return images per second of each network over the second of two epochs."""
-    configs = [
-        replace(
-            common(model),
-            epochs=2,
-            batch_size=512,
-            device=device,
-            compile=compiled,
-            val_fraction=0.0,
-        )
-        for model in MODELS
-    ]
-    study = run_study(configs, data, out)
-    return {
-        "images_per_second": {
-            run.config.model: run.read_metrics()[-1]["images_per_second"] for run in study.runs
-        },
-        "failures": study.failures,
-    }
+def speeds(data: DataSplits, out: Path, device: str, compiled: bool, seeds: int) -> dict[str, Any]:
+    """Return images per second of each network, alone and of all seeds at once together.
+
+    They are those of the second of two epochs.
+    """
+    found: dict[str, Any] = {"failures": {}}
+    for kind, count in (("alone", 1), ("stacked", seeds)):
+        configs = [
+            replace(
+                common(model), epochs=2, batch_size=512, device=device, compile=compiled,
+                val_fraction=0.0, seed=seed,
+            )
+            for model in MODELS
+            for seed in range(count)
+        ]  # fmt: skip
+        study = run_study(configs, data, out / kind, stack=count > 1)
+        found["failures"] |= study.failures
+        found[kind] = {
+            run.config.model: (run.read_metrics()[-1]["images_per_second"] or 0) * count
+            for run in study.runs
+            if run.config.seed == 0
+        }
+    return found
 
 
-def train(configs: list[RunConfig], data: DataSplits, out: Path, workers: int) -> dict[str, Any]:
-    """Train several runs at once; return each one's result, and the time that all took."""
+def train(configs: list[RunConfig], data: DataSplits, out: Path) -> dict[str, Any]:
+    """Train all seeds of a network at once; return their results, and the time that all took."""
     started = time.perf_counter()
-    study = run_study(configs, data, out, workers=workers)
+    study = run_study(configs, data, out, stack=True)
     seconds = time.perf_counter() - started
     found: dict[str, Any] = {"seconds": seconds, "failures": study.failures}
     if study.runs:
@@ -68,15 +71,8 @@ def train(configs: list[RunConfig], data: DataSplits, out: Path, workers: int) -
             "verdicts": [pair.verdict for pair in comparison.pairs],
             "test_accuracy": {m.name: m.test_accuracy.mean for m in comparison.models},
             "runs": [run.result() for run in study.runs],
-            "seconds_of_a_run": statistics.median(map(_seconds, study.runs)),
         }
     return found
-
-
-def _seconds(run: Run) -> float:
-    result = run.result()
-    assert result is not None
-    return float(result["seconds"])
 
 
 def main() -> None:
@@ -88,7 +84,6 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="a new folder")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=5, help="runs at once")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="on a GPU the default"
     )
@@ -128,11 +123,11 @@ def main() -> None:
         "record-longer": terms("record", record_epochs, seeds=1),
     }
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "speeds": lambda: speeds(data, out / "speeds", args.device, compiled)
+        "speeds": lambda: speeds(data, out / "speeds", args.device, compiled, args.seeds)
     }
     for name, configs in trainings.items():
         parts[name] = lambda name=name, configs=configs: train(  # type: ignore[misc]
-            configs, data, out / name, args.workers
+            configs, data, out / name
         )
     started = time.perf_counter()
     found: dict[str, Any] = {"machine": environment(), "data": data.name, "skipped": []}

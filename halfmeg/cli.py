@@ -401,6 +401,9 @@ def compare(
     gpus_per_run: Annotated[
         float, typer.Option(help="Share of a GPU that a run asks the cluster for.")
     ] = 0.0,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Train all seeds of a network at once; for a GPU.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option(help="The study's folder.", show_default="runs/compare-…")
     ] = None,
@@ -424,8 +427,10 @@ def compare(
     with _training_display(quiet=as_json) as display:
         result = compare_models(
             names, loaded, seeds=seeds, out=folder, config=recipes, workers=workers,
-            cluster=cluster, gpus_per_run=gpus_per_run,
-            listener=_StudyDisplay(display, quiet=as_json, apart=workers > 1 or bool(cluster)),
+            cluster=cluster, gpus_per_run=gpus_per_run, stack=stack,
+            listener=_StudyDisplay(
+                display, quiet=as_json, apart=workers > 1 or bool(cluster) or stack
+            ),
         )  # fmt: skip
     _write_and_print(result, folder, loaded, as_json)
 

@@ -267,6 +267,7 @@ def compare(
     workers: int = 1,
     cluster: str | None = None,
     gpus_per_run: float = 0.0,
+    stack: bool = False,
     listener: StudyListener | None = None,
 ) -> Comparison:
     """Train models × recipes × seeds and compare them; what is trained already is kept.
@@ -277,7 +278,7 @@ def compare(
         seeds: seeds 0 to seeds - 1 for every model; a seed pairs the runs of all models.
         out: the study's folder.
         config: the terms, one recipe or several; model and seed are replaced.
-        workers, cluster, gpus_per_run, listener: as for `run_study`.
+        workers, cluster, gpus_per_run, stack, listener: as for `run_study`.
 
     Raises:
         ValueError: no model, a model twice, fewer than one seed, or no run that finished.
@@ -294,7 +295,7 @@ def compare(
     configs = make_configs(models, recipes, seeds)
     study = run_study(
         configs, data, out, workers=workers, cluster=cluster, gpus_per_run=gpus_per_run,
-        listener=listener,
+        stack=stack, listener=listener,
     )  # fmt: skip
     return compare_study(study, data)
 

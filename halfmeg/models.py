@@ -13,6 +13,7 @@ import bisect
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -36,11 +37,23 @@ class _StridedConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor,
+        bias: Tensor | None, stride: int, padding: int,
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        """Convolve for several networks at once, with torch's own gradient (`halfmeg.stack`)."""
+        convolve = partial(F.conv2d, stride=stride, padding=padding)
+        return torch.vmap(convolve, in_dims[:3])(x, weight, bias), 0
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, final
 
 import torch
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def build_optimizer(
-    model: nn.Module,
+    parameters: Iterable[Tensor],
     name: Literal["adam", "adamw", "sgd", "muon"],
     *,
     lr: float,
@@ -22,22 +22,24 @@ def build_optimizer(
     weight_decay: float,
     head_lr: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    stacked: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build a fused optimizer.
+    """Build a fused optimizer for those parameters that take a gradient.
 
     Weight decay acts on the weights of convolutions and linear layers; biases and normalization
     are left out of it, as is the custom since Goyal et al. 2017, section 5.3. For `adam` it is
     added to the gradient, for `adamw` decoupled from it; `sgd` uses Nesterov's momentum. `muon`
     is `Muon` for the weights of convolutions, with products in `dtype`, and `sgd` for the rest, at
-    `head_lr` times the rate in linear layers.
+    `head_lr` times the rate in linear layers. With `stacked`, each parameter holds those of several
+    networks along its first dimension, and each network is trained as it would be alone.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim - stacked > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim - stacked <= 1], "weight_decay": 0.0},
     ]
     if name == "muon":
-        return Muon(groups, lr=lr, momentum=momentum, head_lr=head_lr, dtype=dtype)
+        return Muon(groups, lr=lr, momentum=momentum, head_lr=head_lr, dtype=dtype, stacked=stacked)
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
@@ -69,10 +71,12 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         head_lr: float,
         dtype: torch.dtype,
+        stacked: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
         self.head_lr = head_lr
         self.dtype = dtype
+        self.stacked = stacked
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -80,32 +84,36 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for weight in group["params"]:
-                grad = weight.grad
-                if weight.ndim < 4:
+                grad, ndim = weight.grad, weight.ndim - self.stacked
+                if ndim < 4:
                     grad = grad.add(weight, alpha=group["weight_decay"])
                 buffer = self.state[weight].setdefault("momentum", torch.zeros_like(grad))
                 buffer.mul_(momentum).add_(grad)
                 grad = grad.add(buffer, alpha=momentum)
-                if weight.ndim == 4:
-                    weight.mul_(len(weight) ** 0.5 / weight.norm())
-                    grad = orthogonalize(grad.flatten(1), self.dtype).view(grad.shape)
-                weight.add_(grad, alpha=-lr * (self.head_lr if weight.ndim == 2 else 1))
+                if ndim == 4:
+                    norm = torch.linalg.vector_norm(weight, dim=(-4, -3, -2, -1), keepdim=True)
+                    weight.mul_(weight.shape[-4] ** 0.5 / norm)
+                    grad = orthogonalize(grad.flatten(-3), self.dtype).view(grad.shape)
+                weight.add_(grad, alpha=-lr * (self.head_lr if ndim == 2 else 1))
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return a float32 m×n matrix near the (semi-)orthogonal one nearest to `matrix`.
 
+    Of a stack of matrices s×m×n, each is treated so.
+
     Five Newton-Schulz steps, in `dtype`, with the coefficients of Jordan et al. 2024, which bring
     the singular values to between 0.7 and 1.2 and not exactly to 1.
     """
-    tall = len(matrix) > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = (x / (x.norm() + 1e-7)).to(dtype)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = (x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
+    addmm = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(5):
-        gram = x @ x.T
-        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.addmm(x, polynomial, x, beta=3.4445)
-    return (x.T if tall else x).float()
+        gram = x @ x.mT
+        polynomial = addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = addmm(x, polynomial, x, beta=3.4445)
+    return (x.mT if tall else x).float()
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]

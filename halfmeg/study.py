@@ -27,7 +27,14 @@ from halfmeg.cluster import train_on_cluster
 from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits, open_splits, save_splits
 from halfmeg.runs import Run, write_json
-from halfmeg.train import Listener, TrainingInterruptedError, train_run
+from halfmeg.stack import check_stack, train_stack
+from halfmeg.train import (
+    RUN_FAILURES,
+    Listener,
+    TrainingInterruptedError,
+    one_line,
+    train_run,
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ def run_study(
     workers: int = 1,
     cluster: str | None = None,
     gpus_per_run: float = 0.0,
+    stack: bool = False,
     listener: StudyListener | None = None,
 ) -> Study:
     """Train every config into a folder of `out`; finished runs are kept, others continued.
@@ -95,11 +103,13 @@ def run_study(
         workers: runs at once, each in a process of its own with its share of the cores.
         cluster: the address of a Ray cluster, or "auto"; its nodes train instead of this machine.
         gpus_per_run: share of a GPU that a run asks the cluster for.
+        stack: whether runs that differ in their seed only are trained at once in this process, by
+            `halfmeg.stack`, which fills a large GPU.
         listener: is told how it goes.
 
     Raises:
-        ValueError: `out` holds something else than an earlier part of the same study, or the
-            cluster does not answer.
+        ValueError: `out` holds something else than an earlier part of the same study, the cluster
+            does not answer, or runs are to be stacked that take no stack.
         TrainingInterruptedError: Ctrl-C or SIGTERM; started again, the study goes on.
     """
     out, listener = Path(out), listener or StudyListener()
@@ -107,11 +117,17 @@ def run_study(
         raise ValueError(f"workers={workers} is out of range; allowed: 1 or more")
     if not configs:
         raise ValueError("a study needs at least one run")
+    if stack and (workers > 1 or cluster is not None):
+        other = f"workers={workers}" if workers > 1 else f"cluster={cluster}"
+        raise ValueError(f"{other} and a stack exclude each other; leave one of them out")
     if workers > 1 or cluster is not None:
         cores = os.cpu_count() or 1
         threads = 1 if cluster is not None else max(1, cores // workers)
         configs = [c if c.threads else replace(c, threads=threads) for c in configs]
     folders = _folder_names(configs)
+    if stack:
+        for seeds in _by_all_but_seed((config, out) for config in configs):
+            check_stack([config for config, _ in seeds])
     _check_folder(out, configs, folders, data)
     tasks = [
         (config, out / name)
@@ -120,6 +136,8 @@ def run_study(
     ]
     if cluster is not None:
         outcomes = train_on_cluster(cluster, tasks, data, gpus_per_run=gpus_per_run)
+    elif stack:
+        outcomes = _train_stacks(tasks, data, listener)
     elif workers > 1:
         outcomes = _train_in_processes(tasks, data, min(workers, len(tasks)))
     else:
@@ -173,6 +191,25 @@ def _folder_names(configs: Sequence[RunConfig]) -> list[str]:
 def _train_here(tasks: Sequence[Task], data: DataSplits, listener: StudyListener) -> Outcomes:
     for config, folder in tasks:
         yield (config, folder), train_run(config, data, folder, listener.of_run(config))
+
+
+def _by_all_but_seed(tasks: Iterable[Task]) -> list[list[Task]]:
+    groups: dict[RunConfig, list[Task]] = {}
+    for config, folder in tasks:
+        groups.setdefault(replace(config, seed=0), []).append((config, folder))
+    return list(groups.values())
+
+
+def _train_stacks(tasks: Sequence[Task], data: DataSplits, listener: StudyListener) -> Outcomes:
+    """Train the seeds of each network and recipe at once."""
+    for seeds in _by_all_but_seed(tasks):
+        try:
+            errors = train_stack(seeds, data, listener.of_run(seeds[0][0]))
+        except TrainingInterruptedError:
+            raise
+        except RUN_FAILURES as error:
+            errors = [one_line(error)] * len(seeds)
+        yield from zip(seeds, errors, strict=True)
 
 
 def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -> Outcomes:

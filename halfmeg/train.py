@@ -13,7 +13,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +39,8 @@ from halfmeg.summary import count_macs, count_params
 
 REPORT_SECONDS = 0.2
 WHITENING_IMAGES = 5_000
+RUN_FAILURES = (RuntimeError, ValueError, OSError, MemoryError)
+"""What ends one run of a study and leaves the others."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -147,7 +149,7 @@ def fit(
         >>> run.result()["params"], run.result()["test_n"]
         (81578, 360)
     """
-    _check(config, data)
+    check(config, data)
     checkpoint = None
     if start is not None:
         checkpoint = read_checkpoint(Path(start))
@@ -171,15 +173,20 @@ def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = 
         True
     """
     with join_ranks(Run.open(folder).config.device) as ranks:
-        run, checkpoint, damaged = ranks.first(lambda: _open_to_resume(folder, data))
+        run, checkpoint, damaged = ranks.first(lambda: open_to_resume(folder, data))
         if run.result() is not None:
             return run
         return _train(run, data, listener or SilentListener(), checkpoint, damaged, ranks)
 
 
-def _open_to_resume(
+def open_to_resume(
     folder: str | Path, data: DataSplits
 ) -> tuple[Run, dict[str, Any] | None, list[Path]]:
+    """Return a run, its newest readable checkpoint, and the damaged ones passed over.
+
+    Raises:
+        ValueError: no run folder, other data than the run's, or no readable checkpoint.
+    """
     run = Run.open(folder)
     if data.fingerprint != run.data.fingerprint:
         raise ValueError(
@@ -205,12 +212,17 @@ def train_run(
             fit(config, data, folder, listener=listener)
     except TrainingInterruptedError:
         raise
-    except (RuntimeError, ValueError, OSError, MemoryError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+    except RUN_FAILURES as error:
+        return one_line(error)
     return None
 
 
-def _check(config: RunConfig, data: DataSplits) -> None:
+def one_line(error: BaseException) -> str:
+    """Return an error's text on one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check(config: RunConfig, data: DataSplits) -> None:
     """Raise before anything is written what would fail later."""
     allowed = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if config.device not in (*allowed, *(["cuda"] if len(allowed) > 1 else [])):
@@ -256,7 +268,7 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
 
 
 @final
-class _Job:
+class Job:
     """A run set up: the data's parts, the network, and what changes it."""
 
     def __init__(self, run: Run, data: DataSplits, ranks: Ranks) -> None:
@@ -281,15 +293,10 @@ class _Job:
             load_initial_weights(model, config)
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        self.wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
-        if config.compile:
-            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-            self.wrapped = torch.compile(self.wrapped, mode=mode, dynamic=False)  # type: ignore[assignment]
-        self.optimizer = build_optimizer(
-            model, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
-            momentum=config.momentum, weight_decay=config.weight_decay,
-            head_lr=config.head_lr, dtype=self.dtype,
-        )  # fmt: skip
+        wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
+        self.forward = self.compiled(wrapped)
+        self.runs_at_once = 1
+        self.optimizer = self.build_optimizer(model.parameters())
         steps = len(self.batches)
         self.schedule = build_schedule(
             self.optimizer, config.schedule, lr=config.lr, total_steps=config.epochs * steps,
@@ -298,6 +305,24 @@ class _Job:
         )  # fmt: skip
         self.average = build_average(model, config.ema)
         self.teacher = Teacher(config, data, self.device) if config.teacher else None
+
+    def compiled(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return the same function, compiled where the config says so; on a GPU as CUDA graphs."""
+        if not self.config.compile:
+            return forward
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+        return torch.compile(forward, mode=mode, dynamic=False)
+
+    def build_optimizer(
+        self, parameters: Iterable[Tensor], *, stacked: bool = False
+    ) -> torch.optim.Optimizer:
+        """Build the config's optimizer."""
+        config = self.config
+        return build_optimizer(
+            parameters, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
+            momentum=config.momentum, weight_decay=config.weight_decay,
+            head_lr=config.head_lr, dtype=self.dtype, stacked=stacked,
+        )  # fmt: skip
 
     def _stateful(self) -> dict[str, Any]:
         names = ("model", "optimizer", "schedule", "average")
@@ -322,6 +347,35 @@ class _Job:
             message = f"the checkpoint does not fit {self.config.model}: {error}"
             raise ValueError(message) from None
 
+    def draw_batches(self, at: Position, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the rest of an epoch, augmented, and the indices of their images.
+
+        They are whole on every rank, so that the draws do not depend on the number of ranks. Each
+        also seeds torch's global generator, which dropout draws from.
+
+        Args:
+            at: where the epoch stands.
+            images: all training images, uint8 N×3×H×W on the job's device.
+        """
+        config, device = self.config, self.device
+        mean, std = (
+            torch.tensor(value, device=device) for value in (self.data.mean, self.data.std)
+        )
+        augmentation = augmentation_of(config)
+        order = _epoch_order(self.train_indices, config.seed, at.epoch)
+        mirrored = _mirrored(len(images), config.seed, at.epoch) if config.alternate else None
+        size = training_size(config, at.epoch)
+        for step in range(at.step, len(self.batches)):
+            generator = _seed_step(config.seed, at.epoch, step)
+            chosen = order[self.batches[step]]
+            indices = chosen.to(device)
+            batch = augment(
+                images[indices], augmentation, mean, std, generator=generator,
+                mirrored=None if mirrored is None else mirrored[chosen],
+                size=size, dtype=self.dtype,
+            )  # fmt: skip
+            yield batch, indices
+
     def logits(self, images: Tensor) -> Tensor:
         """Return the evaluated network's logits of uint8 images; each rank does its share."""
         network = self.ranks.agree(self.average.evaluated(self.model))
@@ -339,68 +393,63 @@ def _train(
     ranks: Ranks,
 ) -> Run:
     """Train from a checkpoint, or from random weights, to the end."""
-    _keep_freed_memory()
+    keep_freed_memory()
     if run.config.threads:
         torch.set_num_threads(run.config.threads)
-    job = _Job(run, data, ranks)
+    job = Job(run, data, ranks)
     at = job.load(checkpoint) if checkpoint is not None else Position()
     listener.on_start(run, damaged)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         while at.epoch < run.config.epochs:
             _train_epoch(job, at, listener, stop)
-            row = _metrics_row(at, job.optimizer.param_groups[0]["lr"]) | _held_out_metrics(job, at)
-            job.schedule.end_epoch(row[f"{run.config.monitor}_loss"])
-            at = Position(
-                epoch=at.epoch + 1,
-                total_seconds=at.total_seconds + at.epoch_seconds,
-                metrics=[*at.metrics, row],
-            )
-            job.save(at)
-            run.write_metrics(at.metrics)
-            listener.on_epoch(row)
+            at = end_epoch(job, at)
+            listener.on_epoch(at.metrics[-1])
             if stop.requested and at.epoch < run.config.epochs:
-                raise TrainingInterruptedError(_advice(run), stop.requested)
-    _finish(job, at)
+                raise TrainingInterruptedError(how_to_continue(run), stop.requested)
+    finish(job, at)
     return run
 
 
-def _advice(run: Run) -> str:
+def end_epoch(job: Job, at: Position) -> Position:
+    """Measure after an epoch, write metrics and a checkpoint, and return the next one's start."""
+    row = _metrics_row(at, job.optimizer.param_groups[0]["lr"]) | _held_out_metrics(job, at)
+    job.schedule.end_epoch(row[f"{job.config.monitor}_loss"])
+    at = Position(
+        epoch=at.epoch + 1,
+        total_seconds=at.total_seconds + at.epoch_seconds,
+        metrics=[*at.metrics, row],
+    )
+    job.save(at)
+    job.run.write_metrics(at.metrics)
+    return at
+
+
+def how_to_continue(run: Run) -> str:
+    """Return what to say of a run that was stopped."""
     return f"continue with `halfmeg resume {run.folder}`"
 
 
-def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> None:
+def _train_epoch(job: Job, at: Position, listener: Listener, stop: Stop) -> None:
     """Do the rest of an epoch, and move `at` along.
 
     Raises:
         TrainingDivergedError: the loss is NaN or infinite.
         TrainingInterruptedError: a signal came; a checkpoint was written.
     """
-    config, device, model, ranks = job.config, job.device, job.wrapped, job.ranks
+    config, device, ranks = job.config, job.device, job.ranks
     images, labels = job.data.train.images.to(device), job.data.train.labels.to(device)
-    mean, std = (torch.tensor(value, device=device) for value in (job.data.mean, job.data.std))
-    augmentation = augmentation_of(config)
-    order = _epoch_order(job.train_indices, config.seed, at.epoch)
-    mirrored = _mirrored(len(images), config.seed, at.epoch) if config.alternate else None
-    size = training_size(config, at.epoch)
     steps = len(job.batches)
     loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
     num_right = torch.tensor(at.num_right, device=device)
     seconds_before = at.epoch_seconds
     reported = started = time.perf_counter()
-    model.train()
-    for step in range(at.step, steps):
-        job.schedule.set_step(at.epoch * steps + step)
-        generator = _seed_step(config.seed, at.epoch, step)
-        indices = order[job.batches[step]].to(device)
-        batch = augment(  # whole on every rank, so that the draws do not depend on their number
-            images[indices], augmentation, mean, std, generator=generator,
-            mirrored=None if mirrored is None else mirrored[order[job.batches[step]]],
-            size=size, dtype=job.dtype,
-        )  # fmt: skip
-        batch, targets = ranks.share(batch), ranks.share(labels[indices])
+    job.model.train()
+    for whole, indices in job.draw_batches(at, images):
+        job.schedule.set_step(at.epoch * steps + at.step)
+        batch, targets = ranks.share(whole), ranks.share(labels[indices])
         num_own = len(range(ranks.rank, len(indices), ranks.size))
         with autocast(device, job.dtype):
-            logits = model(batch)
+            logits = job.forward(batch)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
         if job.teacher:
             loss = job.teacher.mix(loss, batch, logits)
@@ -413,7 +462,7 @@ def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> No
         loss_sum += ranks.sum(loss.detach().double() * (len(indices) / ranks.size))
         num_right += ranks.sum((logits.argmax(1) == targets)[:num_own].sum())
         stop.requested = ranks.largest(stop.requested)
-        at.step = step + 1
+        at.step += 1
         at.num_seen += len(indices)
         now = time.perf_counter()
         if now - reported > REPORT_SECONDS or at.step == steps or stop.requested:
@@ -426,13 +475,13 @@ def _train_epoch(job: _Job, at: Position, listener: Listener, stop: _Stop) -> No
                     f"step {at.step}; the checkpoints in {job.run.folder} are from before; "
                     f"try a smaller lr than {config.lr:g}"
                 )
-            listener.on_step(_report(at, config.epochs, steps, len(job.train_indices)))
+            listener.on_step(report_step(at, config.epochs, steps, len(job.train_indices)))
         if stop.requested and at.step < steps:
             job.save(at)
-            raise TrainingInterruptedError(_advice(job.run), stop.requested)
+            raise TrainingInterruptedError(how_to_continue(job.run), stop.requested)
 
 
-def _held_out_metrics(job: _Job, at: Position) -> MetricsRow:
+def _held_out_metrics(job: Job, at: Position) -> MetricsRow:
     """Measure the validation split, and the test set where the recipe draws its curve."""
     measured: MetricsRow = {}
     if len(job.val_indices):
@@ -446,7 +495,7 @@ def _held_out_metrics(job: _Job, at: Position) -> MetricsRow:
     return measured
 
 
-def _finish(job: _Job, at: Position) -> None:
+def finish(job: Job, at: Position) -> None:
     """Write weights, logits and result; this reads the test set once."""
     run, config, data = job.run, job.config, job.data
     model = job.average.evaluated(job.model)
@@ -486,6 +535,7 @@ def _finish(job: _Job, at: Position) -> None:
             "fingerprint": run.data.fingerprint,
             "images_per_second": images_trained / at.total_seconds,
             "seconds": at.total_seconds,
+            "runs_at_once": job.runs_at_once,  # that shared these seconds, as a stack
             "weights": "weights.safetensors",
         }
     )
@@ -550,7 +600,8 @@ def _metrics_row(at: Position, lr: float) -> MetricsRow:
     }
 
 
-def _report(at: Position, epochs: int, steps: int, images_per_epoch: int) -> StepReport:
+def report_step(at: Position, epochs: int, steps: int, images_per_epoch: int) -> StepReport:
+    """Describe where a run stands."""
     rate = at.num_seen / at.epoch_seconds
     images_left = (epochs - at.epoch) * images_per_epoch - at.num_seen
     return StepReport(
@@ -566,14 +617,16 @@ def _report(at: Position, epochs: int, steps: int, images_per_epoch: int) -> Ste
 
 
 @dataclass
-class _Stop:
+class Stop:
+    """Whether a signal asked a run to stop."""
+
     requested: int = 0  # the signal's number
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def stop_signals() -> Iterator[Stop]:
     """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C stops at once."""
-    stop = _Stop()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may set handlers
         return
@@ -593,7 +646,7 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next step instead of returning it to the system.
 
     Each step allocates the same large tensors. By default glibc maps each anew, and the page

@@ -26,7 +26,7 @@ def tiny_model() -> nn.Sequential:
 
 def build(model: nn.Module, name: str, **changes: float) -> torch.optim.Optimizer:
     settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1} | changes
-    return build_optimizer(model, name, betas=(0.9, 0.95), **settings)  # type: ignore[arg-type]
+    return build_optimizer(model.parameters(), name, betas=(0.9, 0.95), **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])

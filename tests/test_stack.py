@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_config
+
+from halfmeg.config import RunConfig
+from halfmeg.models import MODELS
+from halfmeg.optim import orthogonalize
+from halfmeg.runs import Run
+from halfmeg.stack import train_stack
+from halfmeg.study import run_study
+from halfmeg.train import Job, SilentListener, TrainingInterruptedError, fit, resume
+
+# Each way to augment and to average, in float32, where rounding is all that tells the two apart.
+TERMS = {
+    "epochs": 2, "batch_size": 64, "precision": "fp32", "crop": 3, "crop_mode": "reflect",
+    "hflip": True, "alternate": True, "cutout": 4, "label_smoothing": 0.1, "ema": 0.9,
+}  # fmt: skip
+
+
+def seeds(count: int, **settings: object) -> list[RunConfig]:
+    return [small_config(seed=seed, **TERMS | settings) for seed in range(count)]
+
+
+def tasks(configs: list[RunConfig], folder: Path) -> list[tuple[RunConfig, Path]]:
+    folder.mkdir(exist_ok=True)
+    return [(config, folder / f"seed-{config.seed}") for config in configs]
+
+
+def losses(run: Run) -> list[float]:
+    return [float(row["train_loss"] or 0) for row in run.read_metrics()]
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "lr"),
+    [
+        ("cnn", "adam", 0.001),
+        ("resnet-shared", "sgd", 0.002),
+        ("resnet20", "muon", 0.01),
+        ("sprint", "muon", 0.01),
+        ("record", "muon", 0.01),
+    ],
+)
+def test_stacked_runs_are_those_of_fit(model, optimizer, lr, tmp_path: Path, few_digits) -> None:
+    configs = seeds(2, model=model, optimizer=optimizer, lr=lr, weight_decay=5e-4)
+    assert train_stack(tasks(configs, tmp_path / "stack"), few_digits) == [None, None]
+    for config in configs:
+        alone = fit(config, few_digits, tmp_path / f"alone-{config.seed}")
+        stacked = Run.open(tmp_path / "stack" / f"seed-{config.seed}")
+        assert losses(stacked) == pytest.approx(losses(alone), rel=2e-3)
+        result, expected = stacked.result(), alone.result()
+        assert result is not None and expected is not None
+        assert result["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-2)
+        assert (result["runs_at_once"], expected["runs_at_once"]) == (2, 1)
+        assert result.keys() == expected.keys()
+        assert stacked.evaluate(few_digits).accuracy == result["test_accuracy"]
+
+
+@pytest.mark.slow
+def test_a_stack_of_every_network_trains_in_bfloat16(tmp_path: Path, few_digits) -> None:
+    configs = [
+        replace(config, precision="bf16", epochs=4)
+        for model in MODELS
+        for config in seeds(2, model=model, optimizer="muon", lr=0.02)
+    ]
+    study = run_study(configs, few_digits, tmp_path / "study", stack=True)
+    assert not study.failures
+    for run in study.runs:
+        assert losses(run)[-1] < losses(run)[0]
+
+
+class InterruptAfter(SilentListener):
+    """Presses Ctrl-C after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step(self, report) -> None:
+        if report.epoch == 2 and report.step >= self.steps:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_an_interrupted_stack_goes_on_where_it_stopped(
+    optimizer, tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stack, and each of its runs alone: the checkpoints are those of ordinary runs."""
+    monkeypatch.setattr("halfmeg.stack.REPORT_SECONDS", 0)  # tell of every step
+    configs = seeds(2, optimizer=optimizer, lr=0.002, epochs=3)
+    whole = tasks(configs, tmp_path / "whole")
+    train_stack(whole, few_digits)
+    for name in ("again", "alone"):
+        stopped = tasks(configs, tmp_path / name)
+        with pytest.raises(TrainingInterruptedError):
+            train_stack(stopped, few_digits, InterruptAfter(2))
+        assert Run.open(stopped[0][1]).result() is None
+        if name == "again":
+            assert train_stack(stopped, few_digits) == [None, None]
+        else:
+            for _, folder in stopped:
+                resume(folder, few_digits)
+        for (_, expected), (_, continued) in zip(whole, stopped, strict=True):
+            assert losses(Run.open(continued)) == pytest.approx(
+                losses(Run.open(expected)), rel=1e-4
+            )
+    resume(tasks(configs, tmp_path / "again")[0][1], few_digits)  # finished: returned as it is
+
+
+def test_a_seed_that_diverges_leaves_the_others(
+    tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = seeds(2, optimizer="sgd", lr=0.01)
+    original = Job.draw_batches
+
+    def broken(self, at, images):
+        for batch, indices in original(self, at, images):
+            yield (batch * float("nan") if self.config.seed == 1 else batch), indices
+
+    monkeypatch.setattr(Job, "draw_batches", broken)
+    fine, failed = train_stack(tasks(configs, tmp_path / "stack"), few_digits)
+    assert fine is None
+    assert failed is not None
+    assert "nan in epoch 1" in failed
+    assert "0.01" in failed
+    assert Run.open(tmp_path / "stack" / "seed-0").result() is not None
+    assert Run.open(tmp_path / "stack" / "seed-1").result() is None
+
+
+def test_what_takes_no_stack(tmp_path: Path, few_digits) -> None:
+    out = tmp_path / "study"
+    for changes, text in (
+        ({"schedule": "plateau"}, "schedule=plateau"),
+        ({"teacher": "record"}, "teacher=record"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run_study(seeds(2, **changes), few_digits, out, stack=True)
+    with pytest.raises(ValueError, match="seed only"):
+        train_stack(tasks([*seeds(1), *seeds(1, lr=0.1)], tmp_path / "two"), few_digits)
+    with pytest.raises(ValueError, match="workers=2 and a stack"):
+        run_study(seeds(2), few_digits, out, stack=True, workers=2)
+    assert not out.exists()
+
+
+def test_runs_that_stand_apart_are_not_stacked(tmp_path: Path, few_digits) -> None:
+    both = tasks(seeds(2), tmp_path / "stack")
+    with pytest.raises(TrainingInterruptedError):
+        fit(*(both[0][0], few_digits, both[0][1]), listener=InterruptAfter(0))
+    with pytest.raises(ValueError, match="one by one"):
+        train_stack(both, few_digits)
+
+
+def test_compare_takes_a_stack(cli, tmp_path: Path) -> None:
+    settings = ["epochs=1", "batch_size=128", "optimizer=adam", "lr=0.001"]
+    outcome = cli(
+        "compare", "cnn", "resnet-linear", *settings, "--seeds", "2", "--stack", "--out", "both",
+        "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    for folder in (tmp_path / "both").glob("*-seed-*"):
+        assert json.loads((folder / "result.json").read_text())["runs_at_once"] == 2
+    refused = cli("compare", "cnn", "resnet-linear", "--stack", "--workers", "2")
+    assert refused.code == 2
+    assert refused.is_one_line("workers=2", "leave one of them out")
+
+
+def test_a_stack_of_matrices_is_made_orthogonal_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 4, 9), (3, 9, 4)):
+        stacked = torch.randn(shape, generator=generator)
+        expected = torch.stack([orthogonalize(matrix) for matrix in stacked])
+        assert torch.allclose(orthogonalize(stacked), expected, atol=1e-5)
