@@ -136,13 +136,13 @@ class Stack:
         self.jobs = jobs
         for job in jobs:
             job.runs_at_once = len(jobs)
-        self.layers = copy.deepcopy(jobs[0].model).to("meta")  # without their weights
-        stacked = _share([dict(job.model.named_parameters()) for job in jobs])
-        self.parameters: Tensors = {
-            name: nn.Parameter(stacked[name], requires_grad=own.requires_grad)
-            for name, own in jobs[0].model.named_parameters()
-        }
-        self.buffers = _share([dict(job.model.named_buffers()) for job in jobs])
+        self.network = copy.deepcopy(jobs[0].model)  # the layers, to hold all networks' tensors
+        for kind in (nn.Module.named_parameters, nn.Module.named_buffers):
+            stacked = _share([dict(kind(job.model)) for job in jobs])
+            for name, tensor in kind(self.network):
+                tensor.data = stacked[name]
+        self.parameters: Tensors = dict(self.network.named_parameters())
+        self.buffers: Tensors = dict(self.network.named_buffers())
         self.optimizer = jobs[0].build_optimizer(self.parameters.values(), stacked=True)
         self._take_states()
         self.forward = jobs[0].compiled(self._forward)
@@ -151,7 +151,7 @@ class Stack:
         """Map normalized images S×B×3×H×W, each network's own, to logits S×B×num_classes."""
 
         def of_one(parameters: Tensors, buffers: Tensors, batch: Tensor) -> Any:
-            return torch.func.functional_call(self.layers, (parameters, buffers), (batch,))
+            return torch.func.functional_call(self.network, (parameters, buffers), (batch,))
 
         with _Products(self.jobs[0].dtype):
             logits: Tensor = torch.func.vmap(of_one, randomness="different")(
