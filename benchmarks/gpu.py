@@ -4,9 +4,10 @@
 
 DATA is what `--data` takes: a folder with the Parquet files, say. All seeds of a network train at
 once, their weights stacked, since one small network leaves a large card idle; how much that gives
-is measured first, for each network alone and for its seeds. Parts are done in order, and none is
-begun after `--minutes`; FOLDER then holds `gpu.json`, written anew after each part, and for each
-part that trains its study's folder, weights included.
+is measured first, for each network alone and for its seeds. Parts are done in order until
+`--minutes` are over: the part under way then stops after an epoch, and later ones are left out.
+FOLDER holds `gpu.json`, written anew after each part, and for each part its study's folder, weights
+included; a run that was stopped goes on with `halfmeg resume`.
 
 It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut it to size.
 """
@@ -14,6 +15,7 @@ It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,14 +29,51 @@ from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits, load_dataset
 from halfmeg.models import MODELS
 from halfmeg.recipes import build_recipe, common
-from halfmeg.runs import environment, write_json
-from halfmeg.study import run_study
+from halfmeg.runs import MetricsRow, environment, write_json
+from halfmeg.study import StudyListener, run_study
+from halfmeg.train import Listener, SilentListener, TrainingInterruptedError
 
-LONGER = 4
+LONGER = 2
 """By how much the record is trained longer than its recipe says, as minutes are cheap here."""
 
 
-def speeds(data: DataSplits, out: Path, device: str, compiled: bool, seeds: int) -> dict[str, Any]:
+class Deadline(StudyListener):
+    """Stops a study after the epoch in which the time is over."""
+
+    def __init__(self, minutes: float) -> None:
+        self.started = time.perf_counter()
+        self.seconds = 60 * minutes
+
+    def passed(self) -> float:
+        """Return the seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        return self.passed() > self.seconds
+
+    def of_run(self, config: RunConfig) -> Listener:
+        """Return who stops a run."""
+        return StopAt(self, config.epochs)
+
+
+class StopAt(SilentListener):
+    """Stops one run."""
+
+    def __init__(self, deadline: Deadline, epochs: int) -> None:
+        self.deadline = deadline
+        self.epochs = epochs
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        """Stop it if the time is over and it is not done."""
+        if self.deadline.is_over() and row["epoch"] != self.epochs:
+            done = f"after {row['epoch']} of {self.epochs} epochs"
+            raise TrainingInterruptedError(done, signal.SIGTERM)
+
+
+def speeds(
+    data: DataSplits, out: Path, device: str, compiled: bool, seeds: int, deadline: Deadline
+) -> dict[str, Any]:
     """Return images per second of each network, alone and of all seeds at once together.
 
     They are those of the second of two epochs.
@@ -49,7 +88,7 @@ def speeds(data: DataSplits, out: Path, device: str, compiled: bool, seeds: int)
             for model in MODELS
             for seed in range(count)
         ]  # fmt: skip
-        study = run_study(configs, data, out / kind, stack=count > 1)
+        study = run_study(configs, data, out / kind, stack=count > 1, listener=deadline)
         found["failures"] |= study.failures
         found[kind] = {
             run.config.model: (run.read_metrics()[-1]["images_per_second"] or 0) * count
@@ -59,10 +98,12 @@ def speeds(data: DataSplits, out: Path, device: str, compiled: bool, seeds: int)
     return found
 
 
-def train(configs: list[RunConfig], data: DataSplits, out: Path) -> dict[str, Any]:
+def train(
+    configs: list[RunConfig], data: DataSplits, out: Path, deadline: Deadline
+) -> dict[str, Any]:
     """Train all seeds of a network at once; return their results, and the time that all took."""
     started = time.perf_counter()
-    study = run_study(configs, data, out, stack=True)
+    study = run_study(configs, data, out, stack=True, listener=deadline)
     seconds = time.perf_counter() - started
     found: dict[str, Any] = {"seconds": seconds, "failures": study.failures}
     if study.runs:
@@ -111,6 +152,7 @@ def main() -> None:
             config = replace(config, epochs=args.epochs)
         return [replace(config, seed=seed) for seed in range(seeds)]
 
+    deadline = Deadline(args.minutes)
     record_epochs = f"epochs={LONGER * build_recipe('record').epochs}"
     trainings: dict[str, list[RunConfig]] = {
         "comparison": [
@@ -123,23 +165,25 @@ def main() -> None:
         "record-longer": terms("record", record_epochs, seeds=1),
     }
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "speeds": lambda: speeds(data, out / "speeds", args.device, compiled, args.seeds)
+        "speeds": lambda: speeds(data, out / "speeds", args.device, compiled, args.seeds, deadline)
     }
     for name, configs in trainings.items():
         parts[name] = lambda name=name, configs=configs: train(  # type: ignore[misc]
-            configs, data, out / name
+            configs, data, out / name, deadline
         )
-    started = time.perf_counter()
     found: dict[str, Any] = {"machine": environment(), "data": data.name, "skipped": []}
     out.mkdir(parents=True)
     for name, part in parts.items():
-        if time.perf_counter() - started > 60 * args.minutes:
+        if deadline.is_over():
             found["skipped"].append(name)
         else:
-            print(f"{time.perf_counter() - started:6.0f} s  {name}", flush=True)
-            found[name] = part()
+            print(f"{deadline.passed():6.0f} s  {name}", flush=True)
+            try:
+                found[name] = part()
+            except TrainingInterruptedError as stopped:
+                found[name] = {"stopped": str(stopped), "failures": {}}
         write_json(out / "gpu.json", found)
-    print(f"{time.perf_counter() - started:6.0f} s  done: {out / 'gpu.json'}")
+    print(f"{deadline.passed():6.0f} s  done: {out / 'gpu.json'}")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,14 @@ def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
     assert "exists already" in again.err
 
 
+def test_gpu_stops_in_time(tmp_path: Path) -> None:
+    arguments = ["digits", "--out", "short", "--device", "cpu", "--epochs", "1000"]
+    assert benchmark("gpu", *arguments, "--minutes", "0.01", cwd=tmp_path).code == 0
+    found = json.loads((tmp_path / "short" / "gpu.json").read_text())
+    assert "epochs" in found["speeds"]["stopped"]
+    assert found["skipped"] == ["comparison", "sprint", "record", "record-longer"]
+
+
 def test_growth(tmp_path: Path) -> None:
     outcome = benchmark(
         "growth", "--images", "200", "1000", "--rounds", "1", "--batch-size", "100", "--json",
