@@ -187,7 +187,7 @@ class Stack:
         for stacked, own in self._pairs():
             for index, (job, parameter) in enumerate(zip(self.jobs, own, strict=True)):
                 job.optimizer.state[parameter] = {
-                    key: value[index] if value.ndim else value
+                    key: value[index].clone() if value.ndim else value
                     for key, value in self.optimizer.state[stacked].items()
                 }
 

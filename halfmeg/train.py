@@ -331,6 +331,8 @@ class Job:
     def save(self, at: Position) -> None:
         """Write a checkpoint."""
         states = {name: part.state_dict() for name, part in self._stateful().items()}
+        # a view would bring the whole stack of seeds that it is a part of into the file
+        states["model"] = {key: value.clone() for key, value in states["model"].items()}
         self.run.save_checkpoint(states | {"position": asdict(at)}, at.epoch, at.step)
 
     def load(self, checkpoint: dict[str, Any]) -> Position:
