@@ -266,17 +266,25 @@ class UnitBatchNorm2d(nn.BatchNorm2d):
 class PoolStage(nn.Module):
     """A convolution to new channels, max-pooling by 2, then `depth - 1` convolutions.
 
-    Each convolution is followed by BatchNorm and ReLU. With `residual`, the input of the later
-    ones is added to their result, which first passes a squeeze-and-excite gate.
+    Each convolution is followed by BatchNorm and the activation. With `residual`, the input of the
+    later ones is added to their result, which first passes a squeeze-and-excite gate.
 
     Pooling leaves out the last row and column of a map of odd size, so the first convolution does
     not compute them: that is a quarter of its work on the 7×7 maps of the last stage.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, depth: int, *, residual: bool, bn_momentum: float
+        self,
+        in_channels: int,
+        channels: int,
+        depth: int,
+        *,
+        residual: bool,
+        activation: nn.Module,
+        bn_momentum: float,
     ) -> None:
         super().__init__()
+        self.activation = activation
         self.conv1 = Conv2d(in_channels, channels, 3, bias=False)
         self.pool = nn.MaxPool2d(2)
         self.bn1 = UnitBatchNorm2d(channels, bn_momentum)
@@ -287,7 +295,7 @@ class PoolStage(nn.Module):
                 UnitBatchNorm2d(channels, bn_momentum),
             ]
             if index < depth - 1:
-                layers.append(nn.ReLU())
+                layers.append(activation)
         self.rest = nn.Sequential(*layers)
         self.gate = SqueezeExcite(channels) if residual else None
         for module in self.modules():
@@ -298,9 +306,9 @@ class PoolStage(nn.Module):
         """Map B×C×H×W to B×channels×(H/2)×(W/2)."""
         height, width = x.shape[-2:]
         x = F.pad(x, (1, 1 - width % 2, 1, 1 - height % 2))  # no zeros behind an odd last row
-        x = F.relu(self.bn1(self.pool(self.conv1(x))))
+        x = self.activation(self.bn1(self.pool(self.conv1(x))))
         y = self.rest(x)
-        return F.relu(y if self.gate is None else x + self.gate(y))
+        return self.activation(y if self.gate is None else x + self.gate(y))  # type: ignore[no-any-return]
 
 
 @final
@@ -311,6 +319,7 @@ class WhitenedNet(nn.Module):
         widths: channels of the stages.
         depth: convolutions in a stage.
         residual: whether stages have a shortcut and a gate.
+        activation: follows each convolution.
         bn_momentum: share of the newest batch in BatchNorm's running statistics.
         num_classes: length of the logits.
     """
@@ -322,9 +331,11 @@ class WhitenedNet(nn.Module):
         num_classes: int,
         *,
         residual: bool,
+        activation: nn.Module,
         bn_momentum: float,
     ) -> None:
         super().__init__()
+        self.activation = activation
         in_channels = 2 * 3 * WHITENING_KERNEL**2
         self.whitening = nn.Conv2d(3, in_channels, WHITENING_KERNEL)
         # with nothing to train in front of it, the largest map needs no gradient: a tenth of a step
@@ -332,8 +343,11 @@ class WhitenedNet(nn.Module):
         stages = []
         for width in widths:
             stages.append(
-                PoolStage(in_channels, width, depth, residual=residual, bn_momentum=bn_momentum)
-            )
+                PoolStage(
+                    in_channels, width, depth,
+                    residual=residual, activation=activation, bn_momentum=bn_momentum,
+                )
+            )  # fmt: skip
             in_channels = width
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(in_channels, num_classes, bias=False)
@@ -343,8 +357,8 @@ class WhitenedNet(nn.Module):
         """Set the first layer to the whitening filters of normalized images N×3×H×W.
 
         The filters are the eigenvectors of the covariance of the patches that the layer sees,
-        divided by the root of their eigenvalues; each stands there with both signs, since a ReLU
-        follows (Jordan 2024, section 3.1).
+        divided by the root of their eigenvalues; each stands there with both signs, since an
+        activation follows (Jordan 2024, section 3.1).
         """
         kernel = WHITENING_KERNEL
         patches = images.unfold(2, kernel, 1).unfold(3, kernel, 1)  # N×3×h×w×k×k
@@ -356,7 +370,7 @@ class WhitenedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images B×3×H×W to logits B×num_classes."""
-        x = self.stages(F.relu(self.whitening(x)))
+        x = self.stages(self.activation(self.whitening(x)))
         return self.head(x.amax((2, 3))) * HEAD_SCALE  # type: ignore[no-any-return]
 
     def body_modules(self) -> list[nn.Module]:
@@ -433,7 +447,9 @@ def sprint(num_classes: int, budget: int) -> WhitenedNet:
 
     def build(scale: float) -> WhitenedNet:
         widths = _scaled((32, 128, 128), scale)
-        return WhitenedNet(widths, 2, num_classes, residual=False, bn_momentum=0.4)
+        return WhitenedNet(
+            widths, 2, num_classes, residual=False, activation=nn.ReLU(), bn_momentum=0.4
+        )
 
     return _largest(build, budget)
 
@@ -443,7 +459,9 @@ def record(num_classes: int, budget: int) -> WhitenedNet:
 
     def build(scale: float) -> WhitenedNet:
         widths = _scaled((32, 88, 104), scale)
-        return WhitenedNet(widths, 3, num_classes, residual=True, bn_momentum=0.1)
+        return WhitenedNet(
+            widths, 3, num_classes, residual=True, activation=nn.SiLU(), bn_momentum=0.1
+        )
 
     return _largest(build, budget)
 
