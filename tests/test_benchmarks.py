@@ -65,7 +65,7 @@ def test_sprint(tmp_path: Path, pictures: Path) -> None:
 def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
     out = tmp_path / "gpu"
     arguments = [
-        "digits", "--out", str(out), "--device", "cpu", "--images", "128", "--epochs", "1",
+        "digits", "--out", str(out), "--device", "cpu", "--images", "520", "--epochs", "1",
         "--seeds", "2",
     ]  # fmt: skip
     outcome = benchmark("gpu", *arguments, cwd=tmp_path)

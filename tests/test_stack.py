@@ -151,9 +151,10 @@ def test_what_takes_no_stack(tmp_path: Path, few_digits) -> None:
 
 
 def test_runs_that_stand_apart_are_not_stacked(tmp_path: Path, few_digits) -> None:
-    both = tasks(seeds(2), tmp_path / "stack")
+    both = tasks(seeds(2, epochs=3), tmp_path / "stack")
+    config, folder = both[0]
     with pytest.raises(TrainingInterruptedError):
-        fit(*(both[0][0], few_digits, both[0][1]), listener=InterruptAfter(0))
+        fit(config, few_digits, folder, listener=InterruptAfter(0))
     with pytest.raises(ValueError, match="one by one"):
         train_stack(both, few_digits)
 
