@@ -320,7 +320,7 @@ def test_a_loss_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path,
         ({"crop": 32, "crop_mode": "reflect"}, "crop=32 is too wide"),
         ({"device": "cuda"}, "device=cuda is not there"),
         ({"device": "abacus"}, "device=abacus is not there; allowed here: cpu"),
-        ({"val_fraction": 0.001}, "cannot hold out"),
+        ({"val_fraction": 0.001}, "cannot hold out .*; allowed: 0, or 0.007 or more"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_path, digits) -> None:

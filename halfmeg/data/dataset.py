@@ -141,9 +141,11 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         )
     except ValueError as error:
         counts = torch.bincount(labels)
+        least = len(counts) / len(labels)  # one image of each class
+        remedy = f"; allowed: 0, or {least:.2g} or more" if fraction < least else ""
         raise ValueError(
             f"cannot hold out {fraction:g} of {len(labels)} images in {len(counts)} classes "
-            f"(the smallest has {int(counts.min())}): {error}"
+            f"(the smallest has {int(counts.min())}): {error}{remedy}"
         ) from None
     return torch.from_numpy(np.sort(first)), torch.from_numpy(np.sort(second))
 
