@@ -77,7 +77,7 @@ def train_stack(
         For each run the error that ended it, None where it was trained.
 
     Raises:
-        ValueError: the runs do not fit together.
+        ValueError: the runs do not fit together, or one is finished already.
         TrainingInterruptedError: Ctrl-C or SIGTERM; each run wrote a checkpoint.
     """
     config, listener = tasks[0][0], listener or SilentListener()
@@ -90,6 +90,8 @@ def train_stack(
     for task, folder in tasks:
         if folder.exists():
             run, checkpoint, passed_over = open_to_resume(folder, data)
+            if run.result() is not None:
+                raise ValueError(f"{folder} is finished already; leave it out of the stack")
             damaged += passed_over
         else:
             run, checkpoint = Run.create(folder, task, data), None
@@ -270,5 +272,6 @@ def _train_epoch(stack: Stack, positions: list[Position], listener: Listener, st
             stack.give_states()
         if stop.requested and not done:
             for job, at in zip(jobs, positions, strict=True):
-                job.save(at)
+                if math.isfinite(at.loss_sum):  # a seed that diverged keeps its last good one
+                    job.save(at)
             raise TrainingInterruptedError("the same command continues it", stop.requested)

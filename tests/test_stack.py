@@ -112,7 +112,10 @@ def test_an_interrupted_stack_goes_on_where_it_stopped(
             assert losses(Run.open(continued)) == pytest.approx(
                 losses(Run.open(expected)), rel=1e-4
             )
-    resume(tasks(configs, tmp_path / "again")[0][1], few_digits)  # finished: returned as it is
+    finished = (whole[0][1] / "weights.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="finished already"):
+        train_stack(whole, few_digits)
+    assert (whole[0][1] / "weights.safetensors").read_bytes() == finished
 
 
 def test_a_seed_that_diverges_leaves_the_others(
