@@ -266,7 +266,7 @@ class UnitBatchNorm2d(nn.BatchNorm2d):
 class PoolStage(nn.Module):
     """A convolution to new channels, max-pooling by 2, then `depth - 1` convolutions.
 
-    Each convolution is followed by BatchNorm and the activation. With `residual`, the input of the
+    Each convolution is followed by BatchNorm and SiLU. With `residual`, the input of the
     later ones is added to their result, which first passes a squeeze-and-excite gate.
 
     Pooling leaves out the last row and column of a map of odd size, so the first convolution does
@@ -280,11 +280,9 @@ class PoolStage(nn.Module):
         depth: int,
         *,
         residual: bool,
-        activation: nn.Module,
         bn_momentum: float,
     ) -> None:
         super().__init__()
-        self.activation = activation
         self.conv1 = Conv2d(in_channels, channels, 3, bias=False)
         self.pool = nn.MaxPool2d(2)
         self.bn1 = UnitBatchNorm2d(channels, bn_momentum)
@@ -295,7 +293,7 @@ class PoolStage(nn.Module):
                 UnitBatchNorm2d(channels, bn_momentum),
             ]
             if index < depth - 1:
-                layers.append(activation)
+                layers.append(nn.SiLU())
         self.rest = nn.Sequential(*layers)
         self.gate = SqueezeExcite(channels) if residual else None
         for module in self.modules():
@@ -306,9 +304,9 @@ class PoolStage(nn.Module):
         """Map B×C×H×W to B×channels×(H/2)×(W/2)."""
         height, width = x.shape[-2:]
         x = F.pad(x, (1, 1 - width % 2, 1, 1 - height % 2))  # no zeros behind an odd last row
-        x = self.activation(self.bn1(self.pool(self.conv1(x))))
+        x = F.silu(self.bn1(self.pool(self.conv1(x))))
         y = self.rest(x)
-        return self.activation(y if self.gate is None else x + self.gate(y))  # type: ignore[no-any-return]
+        return F.silu(y if self.gate is None else x + self.gate(y))
 
 
 @final
@@ -319,7 +317,6 @@ class WhitenedNet(nn.Module):
         widths: channels of the stages.
         depth: convolutions in a stage.
         residual: whether stages have a shortcut and a gate.
-        activation: follows each convolution.
         bn_momentum: share of the newest batch in BatchNorm's running statistics.
         num_classes: length of the logits.
     """
@@ -331,11 +328,9 @@ class WhitenedNet(nn.Module):
         num_classes: int,
         *,
         residual: bool,
-        activation: nn.Module,
         bn_momentum: float,
     ) -> None:
         super().__init__()
-        self.activation = activation
         in_channels = 2 * 3 * WHITENING_KERNEL**2
         self.whitening = nn.Conv2d(3, in_channels, WHITENING_KERNEL)
         # with nothing to train in front of it, the largest map needs no gradient: a tenth of a step
@@ -343,11 +338,8 @@ class WhitenedNet(nn.Module):
         stages = []
         for width in widths:
             stages.append(
-                PoolStage(
-                    in_channels, width, depth,
-                    residual=residual, activation=activation, bn_momentum=bn_momentum,
-                )
-            )  # fmt: skip
+                PoolStage(in_channels, width, depth, residual=residual, bn_momentum=bn_momentum)
+            )
             in_channels = width
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(in_channels, num_classes, bias=False)
@@ -370,7 +362,7 @@ class WhitenedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images B×3×H×W to logits B×num_classes."""
-        x = self.stages(self.activation(self.whitening(x)))
+        x = self.stages(F.silu(self.whitening(x)))
         return self.head(x.amax((2, 3))) * HEAD_SCALE  # type: ignore[no-any-return]
 
     def body_modules(self) -> list[nn.Module]:
@@ -447,9 +439,7 @@ def sprint(num_classes: int, budget: int) -> WhitenedNet:
 
     def build(scale: float) -> WhitenedNet:
         widths = _scaled((32, 128, 128), scale)
-        return WhitenedNet(
-            widths, 2, num_classes, residual=False, activation=nn.ReLU(), bn_momentum=0.4
-        )
+        return WhitenedNet(widths, 2, num_classes, residual=False, bn_momentum=0.4)
 
     return _largest(build, budget)
 
@@ -459,9 +449,7 @@ def record(num_classes: int, budget: int) -> WhitenedNet:
 
     def build(scale: float) -> WhitenedNet:
         widths = _scaled((32, 88, 104), scale)
-        return WhitenedNet(
-            widths, 3, num_classes, residual=True, activation=nn.SiLU(), bn_momentum=0.1
-        )
+        return WhitenedNet(widths, 3, num_classes, residual=True, bn_momentum=0.1)
 
     return _largest(build, budget)
 

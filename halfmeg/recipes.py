@@ -124,7 +124,7 @@ def he_2015() -> RunConfig:
 
 
 def sprint() -> RunConfig:
-    """The fastest road to 85%: 7 epochs of Muon, the first ones on smaller images.
+    """The fastest road to 85%: 6 epochs of Muon, half of them on smaller images.
 
     After Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU": whitening, label
     smoothing of 0.2, a crop of 2, alternating flip, a rate that falls in a straight line.
@@ -132,7 +132,7 @@ def sprint() -> RunConfig:
     return RunConfig(
         recipe="sprint",
         model="sprint",
-        epochs=7,
+        epochs=6,
         batch_size=500,
         optimizer="muon",
         lr=0.24,
@@ -147,9 +147,9 @@ def sprint() -> RunConfig:
         hflip=True,
         alternate=True,
         small_size=20,
-        small_share=0.6,
+        small_share=0.5,
         val_fraction=0.0,
-        tuning_trials=22,
+        tuning_trials=30,
     )
 
 

@@ -277,8 +277,8 @@ def test_whitening_makes_the_patches_white() -> None:
         ResBlock(4),
         BasicBlock(4, 8, 2),
         SqueezeExcite(8),
-        PoolStage(4, 8, 3, residual=True, activation=nn.SiLU(), bn_momentum=0.1),
-        PoolStage(4, 8, 2, residual=False, activation=nn.ReLU(), bn_momentum=0.1),
+        PoolStage(4, 8, 3, residual=True, bn_momentum=0.1),
+        PoolStage(4, 8, 2, residual=False, bn_momentum=0.1),
     ],
     ids=lambda block: type(block).__name__,
 )
@@ -301,11 +301,11 @@ def test_gradients_of_each_block_equal_differences_in_float64(block: nn.Module) 
 
 @pytest.mark.parametrize("size", [2, 3, 6, 7])
 def test_a_stage_leaves_out_only_what_the_pooling_does(size: int) -> None:
-    stage = PoolStage(4, 8, 2, residual=False, activation=nn.ReLU(), bn_momentum=0.1).double()
+    stage = PoolStage(4, 8, 2, residual=False, bn_momentum=0.1).double()
     nn.init.normal_(stage.conv1.weight)
     x = torch.randn(3, 4, size, size, dtype=torch.float64)
     pooled = F.max_pool2d(F.conv2d(x, stage.conv1.weight, padding=1), 2)
-    whole = F.relu(stage.rest(F.relu(stage.bn1(pooled))))
+    whole = F.silu(stage.rest(F.silu(stage.bn1(pooled))))
     assert torch.allclose(stage(x), whole)
 
 
