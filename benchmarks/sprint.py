@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -69,9 +70,12 @@ class Turns:
 
 
 class Interleaved(SilentListener):
-    """Passes the turn on after each epoch, and keeps the epochs."""
+    """Passes the turn on after each epoch, keeps the epochs and says so: it is a long wait."""
 
-    def __init__(self, number: int, turns: Turns, enough: Callable[[MetricsRow], bool]) -> None:
+    def __init__(
+        self, name: str, number: int, turns: Turns, enough: Callable[[MetricsRow], bool]
+    ) -> None:
+        self.name = name
         self.number = number
         self.turns = turns
         self.enough = enough
@@ -80,6 +84,11 @@ class Interleaved(SilentListener):
     def on_epoch(self, row: MetricsRow) -> None:
         """Keep the epoch, and stop or wait for the next turn."""
         self.rows.append(row)
+        print(
+            f"{self.name:12}  epoch {row['epoch']}  {row['val_accuracy'] or 0:.2%} of validation  "
+            f"{row['seconds'] or 0:,.0f} s",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
         if self.enough(row):
             raise Reached
         self.turns.pass_on(self.number)
@@ -129,7 +138,10 @@ def race(
             "val_accuracy"
         ]  # fmt: skip
 
-    listeners = (Interleaved(0, turns, lambda row: False), Interleaved(1, turns, there))
+    listeners = (
+        Interleaved("sprint", 0, turns, lambda row: False),
+        Interleaved("study-shared", 1, turns, there),
+    )
 
     def train(number: int, name: str, config: RunConfig, folder: str) -> None:
         turns.take(number)
