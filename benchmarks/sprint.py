@@ -2,8 +2,8 @@
 
     python benchmarks/sprint.py --data PATH [--json]
 
-Three trainings take turns, so that a change in the machine's speed meets all of them, and never run
-at the same time:
+Three trainings, each in a process of its own, take turns, so that a change in the machine's speed
+meets all of them, and never run at the same time:
 
 - `sprint`: our network and recipe, whole;
 - `study-shared`: the study's network by its published recipe, in our loop, until its validation
@@ -21,14 +21,14 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from arguments import build_parser, open_data
-from throughput import ConventionalProcess
+from throughput import conventional_loop
+from worker import Worker
 
 from halfmeg.config import RunConfig
 from halfmeg.data import DataSplits
@@ -39,59 +39,25 @@ from halfmeg.train import SilentListener, fit
 CONVENTIONAL_ROUNDS = 3
 
 
-class Reached(Exception):
-    """A training has reached what it was to reach."""
+class EpochByEpoch(SilentListener):
+    """Sends each epoch's figures, and waits for the request for the next."""
 
-
-class Turns:
-    """Lets threads run one at a time, in a fixed order."""
-
-    def __init__(self, count: int) -> None:
-        self.waiting = list(range(count))
-        self.changed = threading.Condition()
-
-    def take(self, number: int) -> None:
-        """Wait until it is this thread's turn."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.waiting[0] == number)
-
-    def pass_on(self, number: int) -> None:
-        """Give the turn to the next thread, and queue again behind all others."""
-        with self.changed:
-            self.waiting.append(self.waiting.pop(0))
-            self.changed.notify_all()
-        self.take(number)
-
-    def leave(self, number: int) -> None:
-        """Take no more turns."""
-        with self.changed:
-            self.waiting.remove(number)
-            self.changed.notify_all()
-
-
-class Interleaved(SilentListener):
-    """Passes the turn on after each epoch, keeps the epochs and says so: it is a long wait."""
-
-    def __init__(
-        self, name: str, number: int, turns: Turns, enough: Callable[[MetricsRow], bool]
-    ) -> None:
-        self.name = name
-        self.number = number
-        self.turns = turns
-        self.enough = enough
-        self.rows: list[MetricsRow] = []
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
 
     def on_epoch(self, row: MetricsRow) -> None:
-        """Keep the epoch, and stop or wait for the next turn."""
-        self.rows.append(row)
-        print(
-            f"{self.name:12}  epoch {row['epoch']}  {row['val_accuracy'] or 0:.2%} of validation  "
-            f"{row['seconds'] or 0:,.0f} s",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-        if self.enough(row):
-            raise Reached
-        self.turns.pass_on(self.number)
+        """Send, and wait."""
+        self.pipe.send(row)
+        if not self.pipe.recv():
+            raise SystemExit
+
+
+def train_by_epochs(pipe: Connection, config: RunConfig, data: DataSplits) -> None:
+    """Train an epoch for each request and send its figures; for one more, the run's result."""
+    if pipe.recv():
+        with tempfile.TemporaryDirectory() as folder:
+            run = fit(config, data, Path(folder) / "run", listener=EpochByEpoch(pipe))
+            pipe.send(run.result())
 
 
 @dataclass
@@ -105,15 +71,15 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures and their ratios."""
-        target = self.sprint["val_accuracy"]
-        best = max(self.study_rows, key=lambda row: row["val_accuracy"] or 0.0)
+        reached = first_to_reach(self.sprint, self.study_rows)
+        best = reached or max(self.study_rows, key=lambda row: row["val_accuracy"] or 0.0)
         study_seconds, epochs = best["seconds"] or 0.0, best["epoch"] or 0
         conventional = epochs * self.train_images / self.conventional_images_per_second
         return {
             "sprint": self.sprint,
             "study_shared": {
                 "val_accuracy": best["val_accuracy"],
-                "reached": (best["val_accuracy"] or 0.0) >= target,
+                "reached": reached is not None,
                 "epochs": epochs,
                 "seconds": study_seconds,
             },
@@ -130,47 +96,44 @@ def race(
     data: DataSplits, sprint: RunConfig, study: RunConfig, *, conventional_images: int
 ) -> Result:
     """Run the three trainings in turn."""
-    turns = Turns(2)
-    outcome: dict[str, Any] = {}
+    few = replace(data, train=data.train.subset(slice(conventional_images)))
+    study_rows: list[MetricsRow] = []
+    with (
+        Worker(conventional_loop, "the conventional loop", study.model, few, study) as conventional,
+        Worker(train_by_epochs, "the sprint", sprint, data) as ours,
+        Worker(train_by_epochs, "study-shared", study, data) as theirs,
+    ):
 
-    def there(row: MetricsRow) -> bool:
-        return "sprint" in outcome and (row["val_accuracy"] or 0.0) >= outcome["sprint"][
-            "val_accuracy"
-        ]  # fmt: skip
+        def study_epoch() -> None:
+            study_rows.append(show("study-shared", theirs.request()))
 
-    listeners = (
-        Interleaved("sprint", 0, turns, lambda row: False),
-        Interleaved("study-shared", 1, turns, there),
-    )
-
-    def train(number: int, name: str, config: RunConfig, folder: str) -> None:
-        turns.take(number)
-        try:
-            run = fit(config, data, Path(folder) / name, listener=listeners[number])
-            outcome[name] = run.result()
-        except Reached:
-            pass
-        finally:
-            turns.leave(number)
-
-    with tempfile.TemporaryDirectory() as folder:
-        threads = [
-            threading.Thread(target=train, args=(number, name, config, folder), daemon=True)
-            for number, (name, config) in enumerate((("sprint", sprint), ("study", study)))
-        ]
-        few = data.train.subset(slice(conventional_images))
-        conventional = ConventionalProcess(study.model, replace(data, train=few), study)
-        speeds = [conventional.images_per_second() for _ in range(1 + CONVENTIONAL_ROUNDS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        speeds += [conventional.images_per_second() for _ in range(CONVENTIONAL_ROUNDS)]
-        conventional.close()
-    if "sprint" not in outcome:
-        raise SystemExit("the sprint failed; its error stands above")
+        speeds = [conventional.request() for _ in range(1 + CONVENTIONAL_ROUNDS)]
+        for _ in range(sprint.epochs):
+            show("sprint", ours.request())
+            if len(study_rows) < study.epochs:
+                study_epoch()
+        result = ours.request()
+        while len(study_rows) < study.epochs and not first_to_reach(result, study_rows):
+            study_epoch()
+        speeds += [conventional.request() for _ in range(CONVENTIONAL_ROUNDS)]
     train_images = round(len(data.train) * (1 - study.val_fraction))
-    return Result(outcome["sprint"], listeners[1].rows, statistics.median(speeds[1:]), train_images)
+    return Result(result, study_rows, statistics.median(speeds[1:]), train_images)
+
+
+def first_to_reach(sprint: dict[str, Any], rows: list[MetricsRow]) -> MetricsRow | None:
+    """Return the first epoch that is as good as the sprint on the validation split."""
+    target = sprint["val_accuracy"]
+    return next((row for row in rows if (row["val_accuracy"] or 0.0) >= target), None)
+
+
+def show(name: str, row: MetricsRow) -> MetricsRow:
+    """Say how far a training is, since the race is long, and return its row."""
+    print(
+        f"{name:12}  epoch {row['epoch']}  {row['val_accuracy'] or 0:.2%} of validation  "
+        f"{row['seconds'] or 0:,.0f} s",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    return row
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ no part of a step, since the images are decoded once, before training.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -34,6 +33,7 @@ import torch.utils.data
 from arguments import build_parser, open_data
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
+from worker import Worker
 
 from halfmeg.augment import augment
 from halfmeg.config import RunConfig
@@ -92,7 +92,7 @@ class PerImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 def conventional_loop(
     pipe: Connection, model_name: str, data: DataSplits, config: RunConfig
 ) -> None:
-    """Train an epoch for each message from the pipe, and send back its images per second."""
+    """Train an epoch for each request; send its images per second, first batch to last step."""
     model = build_model(model_name, len(data.classes))
     betas = (config.beta1, config.beta2)
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas, foreach=False)
@@ -111,26 +111,6 @@ def conventional_loop(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         pipe.send(len(data.train) / (time.perf_counter() - started))
-
-
-class ConventionalProcess:
-    """The conventional loop in a process of its own, where our memory settings do not reach."""
-
-    def __init__(self, model: str, data: DataSplits, config: RunConfig) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=conventional_loop, args=(theirs, model, data, config))
-        self.process.start()
-
-    def images_per_second(self) -> float:
-        """Train one epoch and return its speed, from the first batch asked for to the last step."""
-        self.pipe.send(True)
-        return float(self.pipe.recv())
-
-    def close(self) -> None:
-        """End the process."""
-        self.pipe.send(False)
-        self.process.join()
 
 
 def our_images_per_second(config: RunConfig, data: DataSplits) -> float:
@@ -176,14 +156,13 @@ def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> di
          "val_fraction=0", "monitor=val"]
     )  # fmt: skip
     dtype = compute_dtype(config.precision, torch.device(config.device))
-    conventional = ConventionalProcess(model, data, config)
     ours, theirs, gemm, augmenting = [], [], [], []
-    for _ in range(1 + rounds):
-        ours.append(our_images_per_second(config, data))
-        augmenting.append(augment_seconds(config, data))
-        gemm.append(gemm_flops(dtype))
-        theirs.append(conventional.images_per_second())
-    conventional.close()
+    with Worker(conventional_loop, "the conventional loop", model, data, config) as conventional:
+        for _ in range(1 + rounds):
+            ours.append(our_images_per_second(config, data))
+            augmenting.append(augment_seconds(config, data))
+            gemm.append(gemm_flops(dtype))
+            theirs.append(conventional.request())
     our_speed, their_speed = (statistics.median(speeds[1:]) for speeds in (ours, theirs))
     rate = statistics.median(gemm[1:])
     step_seconds = batch_size / our_speed

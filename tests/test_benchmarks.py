@@ -62,6 +62,17 @@ def test_sprint(tmp_path: Path, pictures: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_training_that_fails_ends_the_race(tmp_path: Path, pictures: Path) -> None:
+    outcome = benchmark(
+        "sprint", "--data", str(pictures), "--conventional-images", "64",
+        "budget=20000", "small_size=99", cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.code == 1
+    assert "small_size=99 does not fit sprint" in outcome.err
+    assert outcome.err.rstrip().endswith("the sprint failed; its error stands above")
+    assert not list(tmp_path.iterdir())
+
+
 def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
     out = tmp_path / "gpu"
     arguments = [
