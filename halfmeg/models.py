@@ -274,13 +274,7 @@ class PoolStage(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        depth: int,
-        *,
-        residual: bool,
-        bn_momentum: float,
+        self, in_channels: int, channels: int, depth: int, *, residual: bool, bn_momentum: float
     ) -> None:
         super().__init__()
         self.conv1 = Conv2d(in_channels, channels, 3, bias=False)

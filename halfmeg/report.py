@@ -93,11 +93,23 @@ def curve_figure(curves: Sequence[tuple[str, np.ndarray]], ylabel: str, title: s
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for (label, values), colour in zip(curves, _cycle(len(curves)), strict=True):
-            axes.plot(np.arange(1, len(values) + 1), 100 * values, color=colour, label=label)
-        axes.set(title=title, xlabel="epoch", ylabel=ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, loc="lower right")
+            _draw_curve(axes, label, values, colour)
+        axes.set(title=title, ylabel=ylabel)
+        _label_epochs(axes)
     return figure
+
+
+def _draw_curve(axes: Axes, label: str, values: np.ndarray, colour: str) -> None:
+    epochs = np.arange(1, len(values) + 1)
+    # A line through one point shows nothing.
+    marker = "o" if np.isfinite(values).sum() == 1 else None
+    axes.plot(epochs, 100 * values, color=colour, label=label, marker=marker)
+
+
+def _label_epochs(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend(frameon=False, loc="lower right")
 
 
 PART_NAMES = {"test": "test", "val": "validation", "train": "training"}
@@ -113,17 +125,15 @@ def _draw_curves(axes: Axes, models: Sequence[Entrant]) -> str:
         drawn = [accuracy_curve(run) for run in model.runs]
         part = drawn[0][0]
         length = min(len(values) for _, values in drawn)
-        curves = 100 * np.stack([values[:length] for _, values in drawn])
-        epochs = np.arange(1, length + 1)
-        marker = "o" if length == 1 else None
-        axes.plot(epochs, curves.mean(0), color=colour, label=model.name, marker=marker)
-        axes.fill_between(epochs, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)
+        curves = np.stack([values[:length] for _, values in drawn])
+        _draw_curve(axes, model.name, curves.mean(0), colour)
+        low, high = 100 * curves.min(0), 100 * curves.max(0)
+        axes.fill_between(np.arange(1, length + 1), low, high, color=colour, alpha=0.2, lw=0)
     counts = sorted({len(model.runs) for model in models})
     span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     seeds = f"{span} seed{'s' if counts[-1] > 1 else ''}"
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", title=f"Mean and range over {seeds}")
-    axes.legend(frameon=False, loc="lower right")
+    axes.set_title(f"Mean and range over {seeds}")
+    _label_epochs(axes)
     return part
 
 

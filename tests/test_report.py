@@ -155,6 +155,15 @@ def test_the_published_figure_has_both_curves() -> None:
     Image.open(io.BytesIO(figure_png(figure))).verify()
 
 
+def test_a_single_epoch_is_drawn_as_a_point() -> None:
+    figure = curve_figure([("one", np.array([0.5])), ("two", np.array([0.4, 0.5]))], "%", "")
+    (axes,) = figure.axes
+    assert [line.get_marker() for line in axes.lines] == ["o", "None"]
+    (axes,) = curve_figure([("one", np.array([0.5]))], "%", "").axes
+    left, right = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [1]
+
+
 def test_a_runs_curves_are_those_that_were_measured(comparison: Comparison) -> None:
     (axes,) = run_figure(comparison.models[0].runs[0]).axes
     assert [line.get_label() for line in axes.lines] == ["validation", "training"]
