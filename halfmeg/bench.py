@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,27 +55,15 @@ class Measurement:
         return dict(vars(self))
 
 
-def _open_torch(bundle: Bundle, threads: int) -> Runner:
+def _open_torch(bundle: Bundle, threads: int, *, compiled: bool = False) -> Runner:
     model = FromPixels(fold_batchnorm(bundle.load_model()), bundle.mean, bundle.std).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward: Runner = torch.compile(model) if compiled else model
 
     def run(images: Tensor) -> Tensor:
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            return model(images)  # type: ignore[no-any-return]
-
-    return run
-
-
-def _open_torch_compiled(bundle: Bundle, threads: int) -> Runner:
-    model = FromPixels(fold_batchnorm(bundle.load_model()), bundle.mean, bundle.std).eval()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    compiled = torch.compile(model)
-
-    def run(images: Tensor) -> Tensor:
-        torch.set_num_threads(threads)
-        with torch.inference_mode():
-            return compiled(images)  # type: ignore[no-any-return]
+            return forward(images)
 
     return run
 
@@ -107,7 +96,7 @@ class Runtime:
 
 RUNTIMES: dict[str, Runtime] = {
     "torch": Runtime(_open_torch, "model.safetensors", "torch"),
-    "torch compiled": Runtime(_open_torch_compiled, "model.safetensors", "torch"),
+    "torch compiled": Runtime(partial(_open_torch, compiled=True), "model.safetensors", "torch"),
     "onnxruntime": Runtime(_open_onnxruntime("model.onnx"), "model.onnx", "onnxruntime"),
     "onnxruntime int8": Runtime(
         _open_onnxruntime("model.int8.onnx"), "model.int8.onnx", "onnxruntime"

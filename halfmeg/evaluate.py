@@ -172,10 +172,10 @@ class Calibration:
 NUM_BINS = 15
 
 
-def calibrate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Calibration:
-    """Measure the calibration of logits B×K divided by a temperature, against int64 labels B."""
-    scaled = logits.double() / temperature
-    confidence, predicted = scaled.softmax(1).max(1)
+def calibrate(logits: Tensor, labels: Tensor) -> Calibration:
+    """Measure the calibration of logits B×K against int64 labels B."""
+    logits = logits.double()
+    confidence, predicted = logits.softmax(1).max(1)
     right = (predicted == labels).double()
     bins = (confidence * NUM_BINS).ceil().long().sub(1).clamp(0, NUM_BINS - 1)
     counts = torch.bincount(bins, minlength=NUM_BINS)
@@ -192,7 +192,7 @@ def calibrate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Calib
 
     return Calibration(
         ece=ece,
-        nll=F.cross_entropy(scaled, labels).item(),
+        nll=F.cross_entropy(logits, labels).item(),
         confidence=known(confidences),
         accuracy=known(accuracies),
         share=tuple(share.tolist()),

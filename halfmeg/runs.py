@@ -187,15 +187,20 @@ class Run:
         self._write("metrics.csv", text.getvalue().encode())
 
     def read_metrics(self) -> list[MetricsRow]:
-        """Read metrics.csv; an empty list before the first epoch has ended."""
+        """Read metrics.csv; an empty list before the first epoch has ended.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         path = self.folder / "metrics.csv"
         if not path.exists():
             return []
-        with path.open(newline="") as file:
-            return [
-                {key: float(cell) if cell else None for key, cell in row.items()}
-                for row in csv.DictReader(file)
-            ]
+        try:
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            return [{key: float(row[key]) if row[key] else None for key in METRICS} for row in rows]
+        except (ValueError, KeyError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
 
     def save_checkpoint(self, state: Mapping[str, Any], epoch: int, step: int) -> Path:
         """Write a checkpoint named by the epochs and steps done, and drop the oldest ones."""

@@ -100,6 +100,6 @@ def test_the_temperature_mends_overconfidence() -> None:
     labels = torch.multinomial(honest.softmax(1), 1, generator=generator).flatten()
     temperature = fit_temperature(honest * 3, labels)
     assert temperature == pytest.approx(3, rel=0.1)
-    before, after = calibrate(honest * 3, labels), calibrate(honest * 3, labels, temperature)
+    before, after = calibrate(honest * 3, labels), calibrate(honest * 3 / temperature, labels)
     assert after.ece < 0.03 < 0.2 < before.ece
     assert after.nll < before.nll

@@ -12,6 +12,7 @@ from conftest import small_config
 
 from halfmeg.models import MODELS, build_model
 from halfmeg.runs import (
+    METRICS,
     DataFacts,
     Run,
     environment,
@@ -160,6 +161,14 @@ def test_metrics_keep_their_precision(run: Run) -> None:
     run.write_metrics([row])
     (read,) = run.read_metrics()
     assert (read["lr"], read["train_loss"], read["val_loss"]) == (1 / 3, 0.1 + 0.2, None)
+
+
+@pytest.mark.parametrize("content", ["epoch,lr\n1,0.1\n", "\xff\n1\n", "{header}\n1,many,0.5\n"])
+def test_damaged_metrics_are_named(run: Run, content: str) -> None:
+    path = run.folder / "metrics.csv"
+    path.write_text(content.replace("{header}", ",".join(METRICS)), encoding="latin-1")
+    with pytest.raises(ValueError, match=r"metrics.csv is damaged"):
+        run.read_metrics()
 
 
 def test_logits_are_plain_arrays(run: Run) -> None:
