@@ -102,10 +102,11 @@ def _build_page(bundles: Sequence[Bundle], folder: Path) -> Any:
                 )  # fmt: skip
                 # Our own decoder reads the file as it was sent, and says what is wrong with it.
                 upload.preprocess = lambda sent: None if sent is None else sent.path  # type: ignore[method-assign, assignment]
-                gradio.Examples(
-                    [str(path) for path in draw_examples(bundles[0].classes, folder)], upload,
-                    cache_examples=False, label="Drawn by the program",
-                )  # fmt: skip
+                if examples := draw_examples(bundles[0].classes, folder):
+                    gradio.Examples(
+                        [str(path) for path in examples], upload,
+                        cache_examples=False, label="Drawn by the program",
+                    )  # fmt: skip
             outputs: list[Any] = []
             for bundle in bundles:
                 with gradio.Column(min_width=280):
@@ -163,11 +164,15 @@ def _overlay(pixels: torch.Tensor, heat: torch.Tensor) -> Image.Image:
 
 
 def draw_examples(classes: Sequence[str], folder: Path) -> list[Path]:
-    """Draw a few images to try; the class's own name where it is a sign or two, as for digits."""
+    """Draw a few images to try, of classes that the network knows; there may be none.
+
+    Where each class's name is a sign or two, as for digits, the names themselves are drawn.
+    """
     if all(len(name) <= 2 for name in classes):
         drawn = {name: _draw_sign(name) for name in classes[:3]}
     else:
-        drawn = {"ship": _draw_ship(), "airplane": _draw_airplane(), "automobile": _draw_car()}
+        things = {"ship": _draw_ship, "airplane": _draw_airplane, "automobile": _draw_car}
+        drawn = {name: draw() for name, draw in things.items() if name in classes}
     paths = []
     for name, image in drawn.items():
         paths.append(folder / f"{name}.png")

@@ -99,7 +99,7 @@ class TestPage:
         message.first.wait_for(timeout=30_000)
         assert str(tmp_path) not in page.content()
         page.get_by_label("Remove Image").click()
-        good = draw_examples(["cat", "dog", "bird"], tmp_path)[0]
+        good = draw_examples(["ship", "automobile"], tmp_path)[0]
         upload(page, good)
         page.locator("[data-testid=label-output-value]").first.wait_for(timeout=30_000)
 
@@ -172,3 +172,12 @@ def test_drawn_examples_are_the_signs_themselves_for_digits(tmp_path: Path) -> N
     assert [path.stem for path in paths] == ["0", "1", "2"]
     assert find_images([str(tmp_path)]) == sorted(paths)
     assert np.asarray(Image.open(paths[1])).max() == 255
+
+
+@pytest.mark.parametrize(
+    ("classes", "drawn"), [(["cat", "ship", "automobile"], ["ship", "automobile"]), (["cat"], [])]
+)
+def test_only_things_that_the_network_knows_are_drawn(
+    classes: list[str], drawn: list[str], tmp_path: Path
+) -> None:
+    assert [path.stem for path in draw_examples(classes, tmp_path)] == drawn
