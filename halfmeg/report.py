@@ -27,7 +27,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito 2008: told apart with every kind of colour vision."""
 
 INK = "#3b3b3b"
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10.0,
     "font.family": "sans-serif",
     "axes.titlesize": 10.5,
@@ -61,7 +61,7 @@ def accuracy_curve(run: Run) -> tuple[str, np.ndarray]:
 
 def comparison_figure(comparison: Comparison) -> Figure:
     """Draw the learning curves, and beside them the final test accuracy of each seed."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         part = _draw_curves(left, comparison.models)
@@ -89,7 +89,7 @@ def curve_figure(curves: Sequence[tuple[str, np.ndarray]], ylabel: str, title: s
         curves: a label and the accuracies, 0 to 1, of the epochs from 1; NaN where there is none.
         ylabel, title: of the figure.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for (label, values), colour in zip(curves, _cycle(len(curves)), strict=True):
@@ -174,7 +174,7 @@ def figure_png(figure: Figure) -> bytes:
 def figure_svg(figure: Figure) -> str:
     """Return a figure as an SVG element that takes the colour of the text around it."""
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor")
@@ -190,7 +190,7 @@ def write_figure(figure: Figure, path: Path) -> Path:
 def differences_figure(comparison: Comparison) -> Figure:
     """Draw each pair's difference with its interval against the line of no difference."""
     pairs = comparison.pairs
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.38 * len(pairs)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=INK, lw=1)
@@ -233,7 +233,7 @@ def cost_figure(comparison: Comparison) -> Figure:
     if len(latencies) == len(models):
         axes_of.append(_Axis("latency of one image, ms", latencies))
     accuracies = [100 * m.test_accuracy.mean for m in models]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.5 * len(axes_of), 3.6), layout="constrained")
         row = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
         for axes, axis in zip(row, axes_of, strict=True):
@@ -273,7 +273,7 @@ def confusion_figure(comparison: Comparison) -> Figure:
     columns = min(3, len(models))
     rows = -(-len(models) // columns)
     classes = comparison.classes
-    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(3.5 * columns, 3.6 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(models) :]:
@@ -314,7 +314,7 @@ def calibration_figure(comparison: Comparison) -> Figure:
     if len(scaled) == len(models):
         parts.append(("after a temperature fitted on validation", scaled))
     edges = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         height = 3.9 + 0.18 * len(models)
         figure = Figure(figsize=(4.0 * len(parts), height), layout="constrained")
         row = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]

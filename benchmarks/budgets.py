@@ -1,0 +1,123 @@
+"""Accuracy by number of parameters, from finished runs: a curve for each recipe.
+
+    python benchmarks/budgets.py RUN [RUN ...] --out FILE.png
+
+Runs of one recipe and number of epochs make a curve; those of one budget in it, which differ in the
+seed, a point. Only `config.json` and `result.json` are read, so the runs of results/, which have no
+weights, can be drawn again. Intervals are 95%, over test images for one seed, else over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from halfmeg.report import COLOURS, STYLE, write_figure
+from halfmeg.runs import Run
+from halfmeg.stats import student_interval, wilson_interval
+
+
+class Point(NamedTuple):
+    """The runs of one recipe at one budget."""
+
+    params: int
+    mean: float
+    lo: float
+    hi: float
+    num_seeds: int
+
+
+def read_curves(folders: Sequence[Path]) -> dict[str, list[Point]]:
+    """Return each recipe's points, fewest parameters first.
+
+    Raises:
+        ValueError: a folder is no run, has not finished, or is of other data than the first; two
+            runs differ in nothing.
+    """
+    results: dict[str, dict[int, dict[int, dict[str, Any]]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
+    fingerprints = set()
+    for folder in folders:
+        run = Run.open(folder)
+        result = run.result()
+        if result is None:
+            raise ValueError(f"{folder} has not finished")
+        fingerprints.add(run.data.fingerprint)
+        if len(fingerprints) > 1:
+            raise ValueError(f"{folder} was trained on other data than {folders[0]}")
+        config = run.config
+        seeds = results[f"{config.recipe}, {config.epochs} epochs"][result["params"]]
+        if config.seed in seeds:
+            raise ValueError(
+                f"{folder} repeats seed {config.seed} at {result['params']:,} parameters"
+            )
+        seeds[config.seed] = result
+    return {
+        label: [_point(params, list(seeds.values())) for params, seeds in sorted(points.items())]
+        for label, points in results.items()
+    }
+
+
+def _point(params: int, results: list[dict[str, Any]]) -> Point:
+    accuracies = [result["test_accuracy"] for result in results]
+    if len(accuracies) > 1:
+        interval = student_interval(accuracies)
+    else:
+        n = results[0]["test_n"]
+        interval = wilson_interval(round(accuracies[0] * n), n)
+    assert interval.lo is not None
+    assert interval.hi is not None
+    return Point(params, interval.mean, interval.lo, interval.hi, len(accuracies))
+
+
+def draw(curves: dict[str, list[Point]]) -> Figure:
+    """Draw accuracy over parameters, these on a logarithmic scale."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for (label, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+            params, means, lows, highs, _ = zip(*points, strict=True)
+            axes.plot(params, [100 * m for m in means], color=colour, marker="o", label=label)
+            low, high = ([100 * bound for bound in bounds] for bounds in (lows, highs))
+            axes.fill_between(params, low, high, color=colour, alpha=0.2, lw=0)
+        widest = max(curves.values(), key=len)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([point.params for point in widest]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set(xlabel="parameters", ylabel="test accuracy, % (95% interval)")
+        axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def main() -> None:
+    """Print the points and draw them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder of a run")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    args = parser.parse_args()
+    try:
+        curves = read_curves(args.runs)
+        write_figure(draw(curves), args.out)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for label, points in curves.items():
+        print(label)
+        for params, mean, lo, hi, num_seeds in points:
+            print(f"  {params:9,} parameters  {mean:.2%}  {lo:.1%} to {hi:.1%}  n = {num_seeds}")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
