@@ -266,8 +266,7 @@ def _train_epoch(stack: Stack, positions: list[Position], listener: Listener, st
             ):
                 at.loss_sum, at.num_right = loss, right
                 at.epoch_seconds = seconds_before + time.perf_counter() - started
-            count = len(first.train_indices)
-            listener.on_step(report_step(positions[0], config.epochs, steps, count))
+            listener.on_step(report_step(first, positions[0]))
         if done or stop.requested:
             stack.give_states()
         if stop.requested and not done:

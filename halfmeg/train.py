@@ -477,7 +477,7 @@ def _train_epoch(job: Job, at: Position, listener: Listener, stop: Stop) -> None
                     f"step {at.step}; the checkpoints in {job.run.folder} are from before; "
                     f"try a smaller lr than {config.lr:g}"
                 )
-            listener.on_step(report_step(at, config.epochs, steps, len(job.train_indices)))
+            listener.on_step(report_step(job, at))
         if stop.requested and at.step < steps:
             job.save(at)
             raise TrainingInterruptedError(how_to_continue(job.run), stop.requested)
@@ -602,15 +602,19 @@ def _metrics_row(at: Position, lr: float) -> MetricsRow:
     }
 
 
-def report_step(at: Position, epochs: int, steps: int, images_per_epoch: int) -> StepReport:
-    """Describe where a run stands."""
+def report_step(job: Job, at: Position) -> StepReport:
+    """Describe where a run stands; in the time left an image counts by its pixels."""
+    config = job.config
+    sides = [
+        training_size(config, e) or job.data.image_size for e in range(at.epoch, config.epochs)
+    ]
     rate = at.num_seen / at.epoch_seconds
-    images_left = (epochs - at.epoch) * images_per_epoch - at.num_seen
+    images_left = len(job.train_indices) * sum((s / sides[0]) ** 2 for s in sides) - at.num_seen
     return StepReport(
         epoch=at.epoch + 1,
-        epochs=epochs,
+        epochs=config.epochs,
         step=at.step,
-        steps=steps,
+        steps=len(job.batches),
         loss=at.loss_sum / at.num_seen,
         accuracy=at.num_right / at.num_seen,
         images_per_second=rate,

@@ -361,13 +361,17 @@ def test_small_images_come_first_and_count_less(tmp_path, few_digits) -> None:
         hflip=True, alternate=True, small_size=16, small_share=0.67, cutout=4, ema=0.9,
     )  # fmt: skip
     assert [training_size(config, epoch) for epoch in range(3)] == [16, 16, 0]
-    run = fit(config, few_digits, tmp_path / "run")
+    recorder = Recorder()
+    run = fit(config, few_digits, tmp_path / "run", listener=recorder)
     result = run.result()
     model = build_model("record", 10, 32, 10_000)
     assert result["params"] == count_params(model) < 10_000
     images = 180  # a tenth of the 200 is held out
     expected = 3 * images * (2 * count_macs(model, 16) + count_macs(model, 32))
     assert result["total_macs"] == expected
+    first_epoch = next(r for r in recorder.reports if r.step == r.steps)
+    left = first_epoch.seconds_left * first_epoch.images_per_second
+    assert left == pytest.approx(images * (1 + 4))  # an image of 32 pixels counts as 4 of 16
     logits = run.evaluate(few_digits)  # rebuilt from the folder, with the same budget
     assert logits.accuracy == result["test_accuracy"]
 
