@@ -78,6 +78,8 @@ class RunConfig:
     # Training on smaller images first: their side in pixels, and the share of all epochs.
     small_size: int = 0
     small_share: float = 0.5
+    # Then, and after the first epoch, on this share of the images: those of the largest loss.
+    hard_share: float = 1.0
     # What is held out, and what the curve of each epoch is measured on.
     val_fraction: float = 0.1
     monitor: MonitorName = "val"
@@ -185,6 +187,7 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("cutout", 0, 512, True),
     ("small_size", 0, 512, True),
     ("small_share", 0, 1, True),
+    ("hard_share", 0, 1, False),
     ("val_fraction", 0, 0.9, True),
     ("tuning_trials", 0, 1_000_000, True),
     ("threads", 0, 4096, True),

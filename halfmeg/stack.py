@@ -231,16 +231,17 @@ def _train_epoch(stack: Stack, positions: list[Position], listener: Listener, st
     jobs, first = stack.jobs, stack.jobs[0]
     config, device = first.config, first.device
     images, labels = first.data.train.images.to(device), first.data.train.labels.to(device)
-    steps = len(first.batches)
+    steps = len(first.batches[positions[0].epoch])
     loss_sum = torch.tensor([at.loss_sum for at in positions], dtype=torch.float64, device=device)
     num_right = torch.tensor([at.num_right for at in positions], device=device)
     seconds_before = positions[0].epoch_seconds
     reported = started = time.perf_counter()
     draws = [job.draw_batches(replace(at), images) for job, at in zip(jobs, positions, strict=True)]
     for drawn in zip(*draws, strict=True):
-        stack.set_step(positions[0].epoch * steps + positions[0].step)
+        stack.set_step(first.first_steps[positions[0].epoch] + positions[0].step)
         batch = torch.stack([batch for batch, _ in drawn])  # S×B×3×H×W
-        targets = labels[torch.stack([indices for _, indices in drawn])]  # S×B
+        chosen = torch.stack([indices for _, indices in drawn])
+        targets = labels[chosen]  # S×B
         logits = stack.forward(batch)
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(),
@@ -249,8 +250,10 @@ def _train_epoch(stack: Stack, positions: list[Position], listener: Listener, st
         stack.optimizer.zero_grad()
         losses.sum().backward()  # type: ignore[no-untyped-call]
         stack.optimizer.step()
-        for job in jobs:
+        for job, indices, own, truth in zip(jobs, chosen, logits.detach(), targets, strict=True):
             job.average.update(job.model)
+            if job.hard:
+                job.hard.record(indices, own, truth)
 
         num_images = targets.shape[1]
         loss_sum += losses.detach().double() * num_images

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, final
@@ -35,6 +36,7 @@ from halfmeg.evaluate import autocast, compute_dtype, compute_logits, score
 from halfmeg.models import MODELS, WhitenedNet, build_model
 from halfmeg.optim import build_average, build_optimizer, build_schedule
 from halfmeg.runs import MetricsRow, Run, read_checkpoint
+from halfmeg.selection import HardImages
 from halfmeg.summary import count_macs, count_params
 
 REPORT_SECONDS = 0.2
@@ -283,7 +285,11 @@ class Job:
         self.train_indices, self.val_indices = stratified_split(
             data.train.labels, config.val_fraction, config.seed
         )
-        self.batches = _batch_bounds(len(self.train_indices), config.batch_size)
+        count, epochs = len(self.train_indices), range(config.epochs)
+        self.image_counts = [images_in(config, epoch, count) for epoch in epochs]
+        self.image_sizes = [training_size(config, epoch) or data.image_size for epoch in epochs]
+        self.batches = [_batch_bounds(n, config.batch_size) for n in self.image_counts]
+        self.first_steps = [0, *accumulate(len(bounds) for bounds in self.batches)]
         torch.manual_seed(derive_seed(config.seed))
         model = build_model(config.model, len(data.classes), data.image_size, config.budget)
         if isinstance(model, WhitenedNet):
@@ -297,14 +303,14 @@ class Job:
         self.forward = self.compiled(wrapped)
         self.runs_at_once = 1
         self.optimizer = self.build_optimizer(model.parameters())
-        steps = len(self.batches)
         self.schedule = build_schedule(
-            self.optimizer, config.schedule, lr=config.lr, total_steps=config.epochs * steps,
-            milestones=[epoch * steps for epoch in config.milestones],
+            self.optimizer, config.schedule, lr=config.lr, total_steps=self.first_steps[-1],
+            milestones=[self.first_steps[min(e, config.epochs)] for e in config.milestones],
             drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
         )  # fmt: skip
         self.average = build_average(model, config.ema)
         self.teacher = Teacher(config, data, self.device) if config.teacher else None
+        self.hard = HardImages(len(data.train), self.device) if config.hard_share < 1 else None
 
     def compiled(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Return the same function, compiled where the config says so; on a GPU as CUDA graphs."""
@@ -325,7 +331,7 @@ class Job:
         )  # fmt: skip
 
     def _stateful(self) -> dict[str, Any]:
-        names = ("model", "optimizer", "schedule", "average")
+        names = ["model", "optimizer", "schedule", "average", *(["hard"] if self.hard else [])]
         return {name: getattr(self, name) for name in names}
 
     def save(self, at: Position) -> None:
@@ -367,9 +373,14 @@ class Job:
         order = _epoch_order(self.train_indices, config.seed, at.epoch)
         mirrored = _mirrored(len(images), config.seed, at.epoch) if config.alternate else None
         size = training_size(config, at.epoch)
-        for step in range(at.step, len(self.batches)):
+        if self.hard:
+            if at.step == 0:
+                self.hard.start_epoch()
+            order = self.hard.choose(order, self.image_counts[at.epoch])
+        batches = self.batches[at.epoch]
+        for step in range(at.step, len(batches)):
             generator = _seed_step(config.seed, at.epoch, step)
-            chosen = order[self.batches[step]]
+            chosen = order[batches[step]]
             indices = chosen.to(device)
             batch = augment(
                 images[indices], augmentation, mean, std, generator=generator,
@@ -440,14 +451,14 @@ def _train_epoch(job: Job, at: Position, listener: Listener, stop: Stop) -> None
     """
     config, device, ranks = job.config, job.device, job.ranks
     images, labels = job.data.train.images.to(device), job.data.train.labels.to(device)
-    steps = len(job.batches)
+    steps = len(job.batches[at.epoch])
     loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
     num_right = torch.tensor(at.num_right, device=device)
     seconds_before = at.epoch_seconds
     reported = started = time.perf_counter()
     job.model.train()
     for whole, indices in job.draw_batches(at, images):
-        job.schedule.set_step(at.epoch * steps + at.step)
+        job.schedule.set_step(job.first_steps[at.epoch] + at.step)
         batch, targets = ranks.share(whole), ranks.share(labels[indices])
         num_own = len(range(ranks.rank, len(indices), ranks.size))
         with autocast(device, job.dtype):
@@ -460,6 +471,10 @@ def _train_epoch(job: Job, at: Position, listener: Listener, stop: Stop) -> None
         loss.backward()  # type: ignore[no-untyped-call]
         job.optimizer.step()
         job.average.update(job.model)
+        if job.hard:
+            job.hard.record(
+                indices, ranks.gather(logits.detach().float(), len(indices)), labels[indices]
+            )
 
         loss_sum += ranks.sum(loss.detach().double() * (len(indices) / ranks.size))
         num_right += ranks.sum((logits.argmax(1) == targets)[:num_own].sum())
@@ -512,11 +527,12 @@ def finish(job: Job, at: Position) -> None:
     arrays |= {"test_logits": job.logits(data.test.images), "test_labels": data.test.labels}
     test = score(arrays["test_logits"], data.test.labels)
     run.save_logits(**arrays)
-    images_trained = config.epochs * len(job.train_indices)
-    sizes = [training_size(config, epoch) or data.image_size for epoch in range(config.epochs)]
-    macs = 3 * sum(count_macs(model, size) for size in sizes)  # backward: at most twice forward
-    if job.teacher:
-        macs += sum(count_macs(job.teacher.model, size) for size in sizes)
+    total_macs = 0
+    for count, size in zip(job.image_counts, job.image_sizes, strict=True):
+        macs = 3 * count_macs(model, size)  # backward: at most twice forward
+        if job.teacher:
+            macs += count_macs(job.teacher.model, size)
+        total_macs += count * macs
     run.save_result(
         {
             "model": config.model,
@@ -524,7 +540,7 @@ def finish(job: Job, at: Position) -> None:
             "seed": config.seed,
             "params": count_params(model),
             "macs": count_macs(model, data.image_size),
-            "total_macs": macs * len(job.train_indices),
+            "total_macs": total_macs,
             "epochs": config.epochs,
             "precision": "bf16" if job.dtype == torch.bfloat16 else "fp32",  # what auto chose
             "val_accuracy": val_accuracy,
@@ -535,7 +551,7 @@ def finish(job: Job, at: Position) -> None:
             "test_curve": "monitoring only" if config.monitor == "test" else None,
             "data": run.data.name,
             "fingerprint": run.data.fingerprint,
-            "images_per_second": images_trained / at.total_seconds,
+            "images_per_second": sum(job.image_counts) / at.total_seconds,
             "seconds": at.total_seconds,
             "runs_at_once": job.runs_at_once,  # that shared these seconds, as a stack
             "weights": "weights.safetensors",
@@ -580,6 +596,16 @@ def training_size(config: RunConfig, epoch: int) -> int:
     return config.small_size if epoch < round(config.small_share * config.epochs) else 0
 
 
+def images_in(config: RunConfig, epoch: int, count: int) -> int:
+    """Return how many of `count` training images an epoch, counted from 0, trains on.
+
+    All in the first, which ranks them, and while images are small; then `hard_share` of them.
+    """
+    if epoch == 0 or training_size(config, epoch):
+        return count
+    return max(2, round(config.hard_share * count))
+
+
 def _seed_step(seed: int, epoch: int, step: int) -> torch.Generator:
     """Return the generator of a step's augmentation; dropout draws from torch's global one."""
     derived = derive_seed(seed, epoch, step)
@@ -604,21 +630,19 @@ def _metrics_row(at: Position, lr: float) -> MetricsRow:
 
 def report_step(job: Job, at: Position) -> StepReport:
     """Describe where a run stands; in the time left an image counts by its pixels."""
-    config = job.config
-    sides = [
-        training_size(config, e) or job.data.image_size for e in range(at.epoch, config.epochs)
-    ]
     rate = at.num_seen / at.epoch_seconds
-    images_left = len(job.train_indices) * sum((s / sides[0]) ** 2 for s in sides) - at.num_seen
+    sizes = job.image_sizes[at.epoch :]
+    counts = job.image_counts[at.epoch :]
+    images = sum(n * (size / sizes[0]) ** 2 for n, size in zip(counts, sizes, strict=True))
     return StepReport(
         epoch=at.epoch + 1,
-        epochs=config.epochs,
+        epochs=job.config.epochs,
         step=at.step,
-        steps=len(job.batches),
+        steps=len(job.batches[at.epoch]),
         loss=at.loss_sum / at.num_seen,
         accuracy=at.num_right / at.num_seen,
         images_per_second=rate,
-        seconds_left=max(0, images_left) / rate,
+        seconds_left=max(0, images - at.num_seen) / rate,
     )
 
 

@@ -37,7 +37,7 @@ def test_one_process_has_nothing_to_do() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [["model=cnn"], ["model=resnet20", "sync_bn=true", "epochs=1", "lr=0.002"]],
+    [["model=cnn", "hard_share=0.6"], ["model=resnet20", "sync_bn=true", "epochs=1", "lr=0.002"]],
     ids=["cnn", "synchronized BatchNorm"],
 )
 def test_two_processes_train_what_one_trains(

@@ -95,7 +95,7 @@ def test_an_interrupted_stack_goes_on_where_it_stopped(
 ) -> None:
     """As a stack, and each of its runs alone: the checkpoints are those of ordinary runs."""
     monkeypatch.setattr("halfmeg.stack.REPORT_SECONDS", 0)  # tell of every step
-    configs = seeds(2, optimizer=optimizer, lr=0.002, epochs=3)
+    configs = seeds(2, optimizer=optimizer, lr=0.002, epochs=3, hard_share=0.9)
     whole = tasks(configs, tmp_path / "whole")
     train_stack(whole, few_digits)
     for name in ("again", "alone"):

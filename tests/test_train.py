@@ -152,7 +152,9 @@ def test_the_test_set_is_read_once_unless_the_curve_is_asked_for(
 
 # --- stopping and continuing ------------------------------------------------------------------
 
-KILLED_CONFIG = {"model": "resnet", "epochs": 4, "batch_size": 128, **EVERYTHING}
+KILLED_CONFIG = {
+    "model": "resnet", "epochs": 4, "batch_size": 128, "hard_share": 0.8, **EVERYTHING,
+}  # fmt: skip
 SCRIPT = """
 import sys
 from conftest import first_digits, small_config
@@ -374,6 +376,26 @@ def test_small_images_come_first_and_count_less(tmp_path, few_digits) -> None:
     assert left == pytest.approx(images * (1 + 4))  # an image of 32 pixels counts as 4 of 16
     logits = run.evaluate(few_digits)  # rebuilt from the folder, with the same budget
     assert logits.accuracy == result["test_accuracy"]
+
+
+def test_epochs_after_the_first_take_the_hardest_images(tmp_path, few_digits) -> None:
+    config = small_config(epochs=3, batch_size=32, hard_share=0.5)
+    recorder = Recorder()
+    run = fit(config, few_digits, tmp_path / "run", listener=recorder)
+    steps = {report.epoch: report.steps for report in recorder.reports}
+    assert steps == {1: 6, 2: 3, 3: 3}  # of 180, 90 and 90 images
+    assert run.result()["total_macs"] == 3 * 360 * run.result()["macs"]
+    first = next(r for r in recorder.reports if r.step == r.steps)
+    assert first.seconds_left * first.images_per_second == pytest.approx(180)
+    assert recorder.rows[2]["lr"] < 0.01 * recorder.rows[0]["lr"]  # it falls to the last step
+    checkpoint = read_checkpoint(run.checkpoints()[0])  # after epoch 2
+    train, val = stratified_split(few_digits.train.labels, 0.1, 0)
+    hard = checkpoint["hard"]
+    assert hard["losses"][val].isinf().all()
+    renewed = hard["losses"][train] != hard["ranking"][train]
+    assert renewed.sum() == 90
+    ranking = hard["ranking"][train]
+    assert ranking[renewed].min() >= ranking[~renewed].max()
 
 
 def test_whitening_is_of_the_training_images_alone(tmp_path, few_digits) -> None:
