@@ -10,6 +10,7 @@ import torch
 from conftest import small_config
 
 from halfmeg.config import RunConfig
+from halfmeg.evaluate import has_bf16_hardware
 from halfmeg.models import MODELS
 from halfmeg.optim import orthogonalize
 from halfmeg.runs import Run
@@ -66,6 +67,10 @@ def test_stacked_runs_are_those_of_fit(model, optimizer, lr, tmp_path: Path, few
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not has_bf16_hardware(torch.device("cpu")),
+    reason="this processor has no bfloat16, and emulates it hundreds of times slower",
+)
 def test_a_stack_of_every_network_trains_in_bfloat16(tmp_path: Path, few_digits) -> None:
     configs = [
         replace(config, precision="bf16", epochs=10)  # the whitened networks start slowly
