@@ -124,7 +124,7 @@ def he_2015() -> RunConfig:
 
 
 def sprint() -> RunConfig:
-    """The fastest road to 85%: 6 epochs of Muon, half of them on smaller images.
+    """The fastest road to 85%: 6 epochs of Muon, smaller images first, then the harder ones.
 
     After Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU": whitening, label
     smoothing of 0.2, a crop of 2, alternating flip, a rate that falls in a straight line.
@@ -140,7 +140,7 @@ def sprint() -> RunConfig:
         momentum=0.6,
         weight_decay=5e-4,
         schedule="onecycle",
-        warmup=0.1,
+        warmup=0.02,
         label_smoothing=0.2,
         crop=2,
         crop_mode="reflect",
@@ -148,8 +148,9 @@ def sprint() -> RunConfig:
         alternate=True,
         small_size=20,
         small_share=0.5,
+        hard_share=0.75,
         val_fraction=0.0,
-        tuning_trials=30,
+        tuning_trials=52,
     )
 
 

@@ -73,9 +73,12 @@ def comparison_figure(comparison: Comparison) -> Figure:
 def run_figure(run: Run) -> Figure:
     """Draw a run's accuracy after each epoch: on training batches, and where it was watched."""
     rows = run.read_metrics()
+    names = dict(PART_NAMES)
+    if run.config.hard_share < 1:
+        names["train"] = "training, later on hard images alone"
     curves = {
         name: np.array([row[f"{part}_accuracy"] for row in rows], dtype=float)
-        for part, name in PART_NAMES.items()
+        for part, name in names.items()
     }
     watched = [(name, values) for name, values in curves.items() if np.isfinite(values).any()]
     title = f"{run.config.model} on {run.data.name}, seed {run.config.seed}"

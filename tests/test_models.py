@@ -229,11 +229,11 @@ def count(model: nn.Module) -> int:
 
 def test_parameters_of_sprint_and_record() -> None:
     """By hand: whitening, convolutions, two numbers for each BatchNorm channel, gates, head."""
-    stem = 24 * 3 * 2 * 2 + 24
-    sprint = stem + 9 * (24 * 32 + 32 * 32 + 32 * 128 + 128 * 128 * 3)
+    sprint = (16 * 3 * 2 * 2 + 16) + 9 * (16 * 32 + 32 * 32 + 32 * 128 + 128 * 128 * 3)
     assert count(build_model("sprint")) == sprint + 2 * 2 * (32 + 128 + 128) + 128 * 10
-    assert count(build_model("sprint")) == 498_104  # the reference's own count at these widths
-    widths, before, record = (32, 88, 104), 24, stem + 104 * 10
+    whole = WhitenedNet(12, (32, 128, 128), 2, 10, residual=False, bn_momentum=0.4)
+    assert count(whole) == 498_104  # the reference's own count at these widths
+    widths, before, record = (32, 88, 104), 24, (24 * 3 * 2 * 2 + 24) + 104 * 10
     for width in widths:
         hidden = max(8, width // 8)
         record += 9 * (before * width + 2 * width * width) + 3 * 2 * width
@@ -257,7 +257,7 @@ def test_a_budget_that_nothing_fits_or_that_does_not_apply_is_refused() -> None:
 
 
 def test_whitening_makes_the_patches_white() -> None:
-    model = build_model("sprint")
+    model = build_model("record")
     assert isinstance(model, WhitenedNet)
     noise = torch.randn(64, 3, 33, 33)
     images = noise[:, :, 1:, 1:] + noise[:, :, 1:, :-1] + 0.3 * noise[:, :, :-1, 1:]  # correlated
@@ -269,6 +269,15 @@ def test_whitening_makes_the_patches_white() -> None:
     covariance = first @ first.T / first.shape[1]
     assert torch.allclose(covariance, torch.eye(12).double(), atol=0.01)
     assert not any(parameter.requires_grad for parameter in model.whitening.parameters())
+
+    fewer = build_model("sprint")
+    assert isinstance(fewer, WhitenedNet)
+    fewer.whiten(images)  # its 8 filters are those of the largest variance
+    first = model.whitening.weight[:12].flatten(1)
+    variances = 1 / first.square().sum(1)
+    assert torch.equal(variances, variances.sort().values)
+    assert torch.equal(fewer.whitening.weight[:8], model.whitening.weight[4:12])
+    assert torch.equal(fewer.whitening.weight[8:], -model.whitening.weight[4:12])
 
 
 @pytest.mark.parametrize(

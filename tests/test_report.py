@@ -30,6 +30,7 @@ from halfmeg.report import (
     run_figure,
     write_comparison,
 )
+from halfmeg.train import fit
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,13 @@ def test_a_runs_curves_are_those_that_were_measured(comparison: Comparison) -> N
     (axes,) = run_figure(comparison.models[0].runs[0]).axes
     assert [line.get_label() for line in axes.lines] == ["validation", "training"]
     assert axes.get_ylabel() == "accuracy, %"
+
+
+def test_a_curve_of_the_hard_images_alone_says_so(tmp_path: Path, few_digits) -> None:
+    config = small_config(model="cnn", epochs=2, hard_share=0.5)
+    (axes,) = run_figure(fit(config, few_digits, tmp_path / "run")).axes
+    labels = [line.get_label() for line in axes.lines]
+    assert labels == ["validation", "training, later on hard images alone"]
 
 
 @pytest.fixture(scope="module")
