@@ -39,6 +39,7 @@ from halfmeg.train import (
     TrainingDivergedError,
     TrainingInterruptedError,
     fit,
+    on_hard_images,
 )
 from halfmeg.train import resume as resume_run
 
@@ -769,9 +770,10 @@ class _Display(Listener):
                 for part in ("val", "test")
                 if row[f"{part}_accuracy"] is not None
             )
+            trained_on = "hard images" if on_hard_images(self.config, epoch - 1) else "train"
             _print_error(
                 f"{self.name}  epoch {epoch}/{self.config.epochs}  loss {row['train_loss']:.4f}  "
-                f"train {row['train_accuracy']:.2%}{held_out}  "
+                f"{trained_on} {row['train_accuracy']:.2%}{held_out}  "
                 f"{row['images_per_second']:,.0f} images/s"
             )
         if epoch == self.config.epochs:

@@ -65,7 +65,11 @@ def comparison_figure(comparison: Comparison) -> Figure:
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         part = _draw_curves(left, comparison.models)
-        left.set_ylabel(f"{PART_NAMES[part]} accuracy, %")
+        label = f"{PART_NAMES[part]} accuracy, %"
+        runs = [run for model in comparison.models for run in model.runs]
+        if part == "train" and any(run.config.hard_share < 1 for run in runs):
+            label += f"\n({HARD_IMAGES_NOTE})"
+        left.set_ylabel(label)
         _draw_seeds(right, comparison)
     return figure
 
@@ -75,7 +79,7 @@ def run_figure(run: Run) -> Figure:
     rows = run.read_metrics()
     names = dict(PART_NAMES)
     if run.config.hard_share < 1:
-        names["train"] = "training, later on hard images alone"
+        names["train"] += f", {HARD_IMAGES_NOTE}"
     curves = {
         name: np.array([row[f"{part}_accuracy"] for row in rows], dtype=float)
         for part, name in names.items()
@@ -116,6 +120,7 @@ def _label_epochs(axes: Axes) -> None:
 
 
 PART_NAMES = {"test": "test", "val": "validation", "train": "training"}
+HARD_IMAGES_NOTE = "later on hard images alone"
 
 
 def _cycle(count: int) -> list[str]:

@@ -596,14 +596,19 @@ def training_size(config: RunConfig, epoch: int) -> int:
     return config.small_size if epoch < round(config.small_share * config.epochs) else 0
 
 
-def images_in(config: RunConfig, epoch: int, count: int) -> int:
-    """Return how many of `count` training images an epoch, counted from 0, trains on.
+def on_hard_images(config: RunConfig, epoch: int) -> bool:
+    """Return whether an epoch, counted from 0, passes over the images that are easiest.
 
-    All in the first, which ranks them, and while images are small; then `hard_share` of them.
+    None of the first, which ranks them, and none while images are small.
     """
-    if epoch == 0 or training_size(config, epoch):
-        return count
-    return max(2, round(config.hard_share * count))
+    return config.hard_share < 1 and epoch > 0 and not training_size(config, epoch)
+
+
+def images_in(config: RunConfig, epoch: int, count: int) -> int:
+    """Return how many of `count` training images an epoch, counted from 0, trains on."""
+    if on_hard_images(config, epoch):
+        return max(2, round(config.hard_share * count))
+    return count
 
 
 def _seed_step(seed: int, epoch: int, step: int) -> torch.Generator:

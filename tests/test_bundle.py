@@ -61,7 +61,7 @@ def setting(key: str, value: object) -> Change:
         (setting("format", 9), "format=9 is not known"),
         (setting("model", "vgg"), "model 'vgg' is not known"),
         (setting("model", ["cnn"]), "is not known"),
-        (setting("model", "cnn"), "does not fit the network"),
+        (setting("model", "cnn"), "does not fit the network.*another version of halfmeg"),
         (setting("classes", ["one"]), "2 to 10,000"),
         (setting("classes", [1] * 10), "names are expected"),
         (setting("classes", ["a", "b"]), "does not fit the network"),

@@ -112,6 +112,13 @@ def test_train_prints_json_alone(cli: Cli, pictures: Path) -> None:
     assert again.is_one_line("exists already and is not overwritten", "--out", "halfmeg resume")
 
 
+def test_epochs_on_hard_images_are_named_so(cli: Cli) -> None:
+    outcome = cli("train", "common", *QUICK, "hard_share=0.5")
+    first, second = (line for line in outcome.err.splitlines() if "epoch" in line)
+    assert "  train " in first
+    assert "  hard images " in second
+
+
 def test_tensorboard_files_are_written_when_it_is_installed(trained: Path) -> None:
     pytest.importorskip("tensorboard")
     assert list((trained / "run" / "tensorboard").glob("events.out.tfevents.*"))
