@@ -75,9 +75,11 @@ class RunConfig:
     alternate: bool = False  # hflip mirrors every image in every other epoch, not by chance
     vflip: bool = False
     cutout: int = 0  # side in pixels of the square set to the mean colour
-    # Training on smaller images first: their side in pixels, and the share of all epochs.
+    # Training on smaller images first: their side in pixels, the share of all epochs, and the side
+    # in the very first of these epochs if it is another one.
     small_size: int = 0
     small_share: float = 0.5
+    first_size: int = 0
     # Then, and after the first epoch, on this share of the images: those of the largest loss.
     hard_share: float = 1.0
     # What is held out, and what the curve of each epoch is measured on.
@@ -140,6 +142,11 @@ class RunConfig:
             changes[key] = _parse(key, value, _TYPES[key])
         return dataclasses.replace(self, **changes)
 
+    def small_sizes(self) -> dict[str, int]:
+        """Return the settings that make the images of some epochs smaller, and their sides."""
+        sides = {"small_size": self.small_size, "first_size": self.first_size}
+        return {name: side for name, side in sides.items() if side and self.small_size}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
@@ -187,6 +194,7 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("cutout", 0, 512, True),
     ("small_size", 0, 512, True),
     ("small_share", 0, 1, True),
+    ("first_size", 0, 512, True),
     ("hard_share", 0, 1, False),
     ("val_fraction", 0, 0.9, True),
     ("tuning_trials", 0, 1_000_000, True),

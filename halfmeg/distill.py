@@ -35,11 +35,12 @@ def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:
             f"teacher={config.teacher} takes images of {bundle.image_size} pixels; "
             f"the data has {data.image_size}"
         )
-    if config.small_size and not MODELS[bundle.model].takes(config.small_size):
-        raise ValueError(
-            f"teacher={config.teacher} is a {bundle.model}, which does not take images of "
-            f"small_size={config.small_size}; allowed with it: small_size=0"
-        )
+    for name, size in config.small_sizes().items():
+        if not MODELS[bundle.model].takes(size):
+            raise ValueError(
+                f"teacher={config.teacher} is a {bundle.model}, which does not take images of "
+                f"{name}={size}; allowed with it: {name}=0"
+            )
     return bundle
 
 

@@ -124,7 +124,7 @@ def he_2015() -> RunConfig:
 
 
 def sprint() -> RunConfig:
-    """The fastest road to 85%: 6 epochs of Muon, smaller images first, then the harder ones.
+    """The fastest road to 85%: 6 epochs of Muon, two on smaller images, four on the harder ones.
 
     After Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU": whitening, label
     smoothing of 0.2, a crop of 2, alternating flip, a rate that falls in a straight line.
@@ -146,11 +146,12 @@ def sprint() -> RunConfig:
         crop_mode="reflect",
         hflip=True,
         alternate=True,
+        first_size=16,
         small_size=20,
-        small_share=0.5,
-        hard_share=0.75,
+        small_share=0.34,
+        hard_share=0.55,
         val_fraction=0.0,
-        tuning_trials=52,
+        tuning_trials=69,
     )
 
 

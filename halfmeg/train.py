@@ -232,12 +232,12 @@ def check(config: RunConfig, data: DataSplits) -> None:
     if config.crop_mode == "reflect" and config.crop >= data.image_size:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
     model = build_model(config.model, len(data.classes), data.image_size, config.budget)
-    if config.small_size:
-        entry = MODELS[config.model]
-        if not entry.takes(config.small_size) or config.small_size > data.image_size:
+    entry = MODELS[config.model]
+    for name, size in config.small_sizes().items():
+        if not entry.takes(size) or size > data.image_size:
             smallest = entry.image_size or entry.smallest
             raise ValueError(
-                f"small_size={config.small_size} does not fit {config.model} and this data; "
+                f"{name}={size} does not fit {config.model} and this data; "
                 f"allowed: 0 for none, or from {smallest} to {data.image_size}"
             )
     if config.init:
@@ -593,7 +593,10 @@ def _mirrored(count: int, seed: int, epoch: int) -> Tensor:
 
 def training_size(config: RunConfig, epoch: int) -> int:
     """Return the side of the images in an epoch counted from 0; 0 means the data's own."""
-    return config.small_size if epoch < round(config.small_share * config.epochs) else 0
+    if epoch >= round(config.small_share * config.epochs):
+        return 0
+    sides = config.small_sizes()
+    return sides.get("first_size" if epoch == 0 else "small_size", config.small_size)
 
 
 def on_hard_images(config: RunConfig, epoch: int) -> bool:

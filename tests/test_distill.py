@@ -105,6 +105,8 @@ def test_mistakes_in_teacher(cli: Cli, teacher_folder: Path) -> None:
     named = f"teacher={teacher_folder}"
     small = cli("train", "record", "epochs=1", named)
     assert small.is_one_line("resnet-linear, which does not take images of small_size=24")
+    first = cli(*terms, "model=sprint", "small_size=32", "first_size=20", named)
+    assert first.is_one_line("which does not take images of first_size=20")
     larger = cli(*terms, "model=resnet20", "--image-size", "40", named)
     assert larger.is_one_line("takes images of 32 pixels; the data has 40")
     assert cli(*terms, named, "teacher_share=2").is_one_line("teacher_share=2.0 is out of range")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -361,19 +362,22 @@ def test_small_images_come_first_and_count_less(tmp_path, few_digits) -> None:
     config = small_config(
         model="record", budget=10_000, epochs=3, optimizer="muon", lr=0.1, momentum=0.6,
         hflip=True, alternate=True, small_size=16, small_share=0.67, cutout=4, ema=0.9,
+        first_size=12,
     )  # fmt: skip
-    assert [training_size(config, epoch) for epoch in range(3)] == [16, 16, 0]
+    assert [training_size(config, epoch) for epoch in range(3)] == [12, 16, 0]
+    assert training_size(replace(config, small_size=0), 0) == 0
+    assert training_size(replace(config, small_share=0.0), 0) == 0
     recorder = Recorder()
     run = fit(config, few_digits, tmp_path / "run", listener=recorder)
     result = run.result()
     model = build_model("record", 10, 32, 10_000)
     assert result["params"] == count_params(model) < 10_000
     images = 180  # a tenth of the 200 is held out
-    expected = 3 * images * (2 * count_macs(model, 16) + count_macs(model, 32))
+    expected = 3 * images * sum(count_macs(model, size) for size in (12, 16, 32))
     assert result["total_macs"] == expected
     first_epoch = next(r for r in recorder.reports if r.step == r.steps)
     left = first_epoch.seconds_left * first_epoch.images_per_second
-    assert left == pytest.approx(images * (1 + 4))  # an image of 32 pixels counts as 4 of 16
+    assert left == pytest.approx(images * (16**2 + 32**2) / 12**2)  # by their pixels
     logits = run.evaluate(few_digits)  # rebuilt from the folder, with the same budget
     assert logits.accuracy == result["test_accuracy"]
 
@@ -427,11 +431,13 @@ def test_compiled_training_is_the_same_within_rounding(tmp_path, few_digits) -> 
 
 
 def test_small_images_that_do_not_fit_are_refused(tmp_path, few_digits) -> None:
-    for terms in (
-        {"model": "record", "small_size": 8},
-        {"model": "record", "small_size": 40},
-        {"model": "cnn", "small_size": 24},
+    for model, setting in (
+        ("record", {"small_size": 8}),
+        ("record", {"small_size": 40}),
+        ("record", {"small_size": 16, "first_size": 8}),
+        ("cnn", {"small_size": 24}),
     ):
-        with pytest.raises(ValueError, match=f"small_size={terms['small_size']} does not fit"):
-            fit(small_config(**terms), few_digits, tmp_path / "run")
+        name, size = list(setting.items())[-1]
+        with pytest.raises(ValueError, match=f"{name}={size} does not fit"):
+            fit(small_config(model=model, **setting), few_digits, tmp_path / "run")
     assert not list(tmp_path.iterdir())
