@@ -319,6 +319,12 @@ class Run:
         return result
 
 
+OTHER_VERSION = (
+    "if another version of halfmeg wrote it, use that one "
+    "(the run's environment.json names its commit)"
+)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint without unpickling code; None when the file is damaged.
 
@@ -348,10 +354,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ValueError: the file is missing or damaged, or holds the weights of another network.
     """
-    remedy = (
-        "; if another version of halfmeg wrote it, load it with that one "
-        "(the run's environment.json names its commit)"
-    )
     expected = dict(model.named_parameters()) | dict(model.named_buffers())
     try:
         stored = safetensors.torch.load_file(path)
@@ -364,10 +366,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
             found = tuple(stored[name].shape) if name in stored else "nothing"
             raise ValueError(
                 f"{path} does not fit the network: {name} is {found}, "
-                f"expected {tuple(tensor.shape)}{remedy}"
+                f"expected {tuple(tensor.shape)}; {OTHER_VERSION}"
             )
     if unknown := sorted(set(stored) - set(expected)):
-        raise ValueError(f"{path} does not fit the network: it has no {unknown[0]}{remedy}")
+        name = unknown[0]
+        raise ValueError(f"{path} does not fit the network: it has no {name}; {OTHER_VERSION}")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(stored[name])

@@ -35,7 +35,7 @@ from halfmeg.distributed import Ranks, join_ranks
 from halfmeg.evaluate import autocast, compute_dtype, compute_logits, score
 from halfmeg.models import MODELS, WhitenedNet, build_model
 from halfmeg.optim import build_average, build_optimizer, build_schedule
-from halfmeg.runs import MetricsRow, Run, read_checkpoint
+from halfmeg.runs import OTHER_VERSION, MetricsRow, Run, read_checkpoint
 from halfmeg.selection import HardImages
 from halfmeg.summary import count_macs, count_params
 
@@ -352,7 +352,7 @@ class Job:
                 part.load_state_dict(checkpoint[name])
             return Position(**checkpoint["position"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            message = f"the checkpoint does not fit {self.config.model}: {error}"
+            message = f"the checkpoint does not fit {self.config.model}; {OTHER_VERSION}: {error}"
             raise ValueError(message) from None
 
     def draw_batches(self, at: Position, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
