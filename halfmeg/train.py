@@ -602,7 +602,7 @@ def training_size(config: RunConfig, epoch: int) -> int:
 def on_hard_images(config: RunConfig, epoch: int) -> bool:
     """Return whether an epoch, counted from 0, passes over the images that are easiest.
 
-    None of the first, which ranks them, and none while images are small.
+    The first never does, since its losses are the first to rank by, nor do those of small images.
     """
     return config.hard_share < 1 and epoch > 0 and not training_size(config, epoch)
 
