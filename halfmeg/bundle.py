@@ -80,7 +80,8 @@ class Bundle:
             described = json.loads(content)
             bundle = cls._from_description(folder, described)
         except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(f"{folder} is no bundle: it has no model.json") from None
+            missing = "it has no model.json" if folder.exists() else "it does not exist"
+            raise ValueError(f"{folder} is no bundle: {missing}") from None
         except (KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
         except ValueError as error:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, final
@@ -257,7 +257,10 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
     """
     bundle = Bundle.open(config.init)
     if bundle.model != config.model:
-        raise ValueError(f"init={config.init} holds a {bundle.model}, not a {config.model}")
+        raise ValueError(
+            f"init={config.init} holds a {bundle.model}, not a {config.model}; "
+            f"add model={bundle.model}"
+        )
     if bundle.budget != config.budget:
         raise ValueError(
             f"init={config.init} was made with budget={bundle.budget}, "
@@ -288,7 +291,7 @@ class Job:
         count, epochs = len(self.train_indices), range(config.epochs)
         self.image_counts = [images_in(config, epoch, count) for epoch in epochs]
         self.image_sizes = [training_size(config, epoch) or data.image_size for epoch in epochs]
-        self.batches = [_batch_bounds(n, config.batch_size) for n in self.image_counts]
+        self.batches = [batch_bounds(n, config.batch_size) for n in self.image_counts]
         self.first_steps = [0, *accumulate(len(bounds) for bounds in self.batches)]
         torch.manual_seed(derive_seed(config.seed))
         model = build_model(config.model, len(data.classes), data.image_size, config.budget)
@@ -568,12 +571,21 @@ def augmentation_of(config: RunConfig) -> Augmentation:
     )  # fmt: skip
 
 
-def _batch_bounds(count: int, batch_size: int) -> list[slice]:
-    """Cut an epoch into batches; a last one of a single image is left out.
+def batch_bounds(count: int, batch_size: int) -> list[slice]:
+    """Cut an epoch into batches of `batch_size` and a last one of what is left.
 
-    BatchNorm has no variance to divide by there. Every other image is used in every epoch.
+    Where that would be less than a quarter of a batch, all are made of nearly the same size: the
+    statistics of BatchNorm over a few images would spoil the running ones, which matters where an
+    epoch is a few batches. A batch of one image, possible with a `batch_size` of 2, has no
+    variance to divide by and is left out. Otherwise every image is used in every epoch.
     """
-    bounds = [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    number = math.ceil(count / batch_size)
+    left = count - (number - 1) * batch_size
+    if left < max(2, batch_size / 4):
+        edges = [count * i // number for i in range(number + 1)]
+    else:
+        edges = [*range(0, count, batch_size), count]
+    bounds = [slice(start, stop) for start, stop in pairwise(edges)]
     return [b for b in bounds if b.stop - b.start > 1 or batch_size == 1]
 
 

@@ -102,7 +102,9 @@ def test_a_damaged_file_is_refused(broken: Path, cli: Cli) -> None:
     assert cli("predict", "x", "--bundle", str(broken)).is_one_line("model.json is damaged")
     (broken / "model.json").write_bytes(b" " * (2**20 + 1))
     assert cli("predict", "x", "--bundle", str(broken)).is_one_line("larger than 1,048,576")
-    assert cli("predict", "x", "--bundle", "nowhere").is_one_line("nowhere is no bundle")
+    assert cli("predict", "x", "--bundle", "nowhere").is_one_line(
+        "nowhere is no bundle: it does not exist"
+    )
 
 
 def write_weights(folder: Path, content: bytes) -> None:
@@ -236,6 +238,6 @@ def test_training_starts_from_a_bundle(bundle_folder: Path, tmp_path: Path) -> N
 
 def test_mistakes_in_init(bundle_folder: Path, cli: Cli) -> None:
     wrong = cli("train", "common", "model=cnn", f"init={bundle_folder}")
-    assert wrong.is_one_line("holds a resnet20, not a cnn")
+    assert wrong.is_one_line("holds a resnet20, not a cnn; add model=resnet20")
     assert cli("train", "common", "init=nowhere").is_one_line("nowhere is no bundle")
     assert RunConfig(model="cnn", epochs=1).init == ""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from halfmeg.train import (
     TrainingDivergedError,
     TrainingInterruptedError,
     _mirrored,
+    batch_bounds,
     derive_seed,
     fit,
     resume,
@@ -334,13 +336,32 @@ def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path, digits) -> None:
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (450, 128, [128, 128, 128, 66]),
+        (45_000, 128, [128] * 351 + [72]),  # the published study's epochs
+        (50_000, 256, [256] * 195 + [80]),
+        (130, 128, [65, 65]),
+        (270, 128, [90, 90, 90]),
+        (5, 4, [2, 3]),
+        (5, 2, [2, 2]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_no_batch_is_too_small_for_its_statistics(count, batch_size, sizes) -> None:
+    bounds = batch_bounds(count, batch_size)
+    assert [b.stop - b.start for b in bounds] == sizes
+    assert all(first.stop == second.start for first, second in pairwise(bounds))
+
+
+def test_one_image_more_than_a_batch_trains_in_two(tmp_path: Path, digits) -> None:
     part = digits.train.subset(torch.arange(65))
     data = DataSplits("65", part, digits.test, digits.mean, digits.std, "0" * 16)
     recorder = Recorder()
     config = small_config(model="resnet", batch_size=64, val_fraction=0.0, monitor="test")
     fit(config, data, tmp_path / "run", listener=recorder)
-    assert recorder.reports[-1].steps == 1
+    assert recorder.reports[-1].steps == 2
 
 
 def test_derived_seeds_differ() -> None:
