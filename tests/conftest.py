@@ -55,7 +55,7 @@ def digits() -> DataSplits:
     return load_dataset("digits")
 
 
-NUM_TEST = 51  # odd, so that two processes do not divide them
+NUM_TEST = 31  # odd, so that two processes do not divide them
 
 
 def first_digits(count: int) -> DataSplits:

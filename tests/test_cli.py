@@ -112,8 +112,8 @@ def test_train_prints_json_alone(cli: Cli, pictures: Path) -> None:
     assert again.is_one_line("exists already and is not overwritten", "--out", "halfmeg resume")
 
 
-def test_epochs_on_hard_images_are_named_so(cli: Cli) -> None:
-    outcome = cli("train", "common", *QUICK, "hard_share=0.5")
+def test_epochs_on_hard_images_are_named_so(cli: Cli, pictures: Path) -> None:
+    outcome = cli("train", "common", *QUICK, "hard_share=0.5", "--data", str(pictures))
     first, second = (line for line in outcome.err.splitlines() if "epoch" in line)
     assert "  train " in first
     assert "  hard images " in second
@@ -253,9 +253,9 @@ def test_a_folder_that_cannot_be_made(cli: Cli, tmp_path: Path) -> None:
     assert outcome.is_one_line("cannot make the run folder file/run")
 
 
-def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_continue(tmp_path: Path, pictures: Path) -> None:
     command = [sys.executable, "-m", "halfmeg", "train", "common", "model=cnn", "epochs=500",
-               "--out", "run"]  # fmt: skip
+               "--data", str(pictures), "--out", "run"]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert process.poll() is None

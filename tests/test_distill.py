@@ -30,7 +30,7 @@ def digits() -> DataSplits:
 def teacher_folder(digits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that knows the digits well."""
     folder = tmp_path_factory.mktemp("teacher")
-    config = small_config(model="resnet-linear", epochs=12, batch_size=64)
+    config = small_config(model="resnet-linear", epochs=4, batch_size=32)
     run = fit(config, digits, folder / "run")
     assert (run.result() or {})["test_accuracy"] > 0.85
     export(run, digits, folder / "bundle")
@@ -79,7 +79,7 @@ def test_a_network_learns_from_its_teacher_alone(
     torch.manual_seed(0)
     drawn = torch.randint(0, 10, digits.train.labels.shape)
     wrong = dataclasses.replace(digits, train=dataclasses.replace(digits.train, labels=drawn))
-    terms: dict[str, Any] = {"epochs": 8, "batch_size": 64}
+    terms: dict[str, Any] = {"epochs": 4, "batch_size": 32}
     taught = fit(
         with_teacher(teacher_folder, **terms, teacher_share=1.0), wrong, tmp_path / "taught"
     )

@@ -75,6 +75,13 @@ def trained(tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Run:
+    """A run of few layers, which exports sooner."""
+    folder = tmp_path_factory.mktemp("quick") / "run"
+    return fit(small_config(batch_size=32), first_digits(600), folder)
+
+
+@pytest.fixture(scope="module")
 def exported(trained: Run, tmp_path_factory) -> tuple[Bundle, Proof]:
     folder = tmp_path_factory.mktemp("exported") / "bundle"
     return export(trained, first_digits(600), folder, allow_loss=True)
@@ -102,7 +109,7 @@ def test_a_bundle_is_proved_on_validation_images(
 
 
 def test_int8_that_loses_too_much_stops(
-    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A calibration on black images makes int8 useless: the export says so and writes nothing."""
     from halfmeg import export as module
@@ -110,22 +117,22 @@ def test_int8_that_loses_too_much_stops(
     honest = module.quantize
     monkeypatch.setattr(module, "quantize", lambda m, images: honest(m, torch.zeros_like(images)))
     with pytest.raises(ValueError, match=r"int8 loses [\d.]+ points on 60 validation images"):
-        export(trained, first_digits(600), tmp_path / "out")
+        export(quick, first_digits(600), tmp_path / "out")
     assert not list(tmp_path.iterdir())
-    bundle, proof = export(trained, first_digits(600), tmp_path / "out", allow_loss=True)
+    bundle, proof = export(quick, first_digits(600), tmp_path / "out", allow_loss=True)
     assert proof.int8_loss > 0.005
     assert f"loses {100 * proof.int8_loss:.2f} points" in (bundle.folder / "README.md").read_text()
 
 
 def test_a_wrong_onnx_file_stops(
-    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from halfmeg import export as module
 
     shifted = module.to_onnx
     monkeypatch.setattr(module, "to_onnx", lambda m, mean, std, size: shifted(m, std, std, size))
     with pytest.raises(ValueError, match="does not do what the network does"):
-        export(trained, first_digits(600), tmp_path / "out")
+        export(quick, first_digits(600), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -168,8 +175,11 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
 
 
-def test_a_bundle_of_a_network_that_scales_keeps_its_budget(cli: Cli, tmp_path: Path) -> None:
-    terms = ["record", "budget=20000", "epochs=2", "small_size=0", "ema=0.9", "batch_size=100"]
+def test_a_bundle_of_a_network_that_scales_keeps_its_budget(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    terms = ["record", "budget=20000", "epochs=2", "small_size=0", "ema=0.9", "batch_size=30",
+             "val_fraction=0.1", "--data", str(pictures)]  # fmt: skip
     assert cli("train", *terms, "--out", "run").code == 0
     made = cli("export", "run", "--out", "bundle", "--allow-loss")
     assert made.code == 0, made.err

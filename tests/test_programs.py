@@ -38,7 +38,7 @@ def program(
 
 
 def test_comparison_cnn_resnets(program: Program, tmp_path: Path) -> None:
-    done = program("comparison_cnn_resnets.py", "--epochs", "2")
+    done = program("comparison_cnn_resnets.py", "--epochs", "1")
     assert done.code == 0, done.err
     out = tmp_path / "runs" / "comparison"
     with Image.open(out / "CNN_ResNet_comparison.png") as figure:

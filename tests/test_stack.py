@@ -43,8 +43,8 @@ def losses(run: Run) -> list[float]:
     [
         ("cnn", "adam", 0.001),
         ("resnet-shared", "sgd", 0.002),
-        ("resnet20", "muon", 0.01),
-        ("sprint", "muon", 0.01),
+        pytest.param("resnet20", "muon", 0.01, marks=pytest.mark.slow),
+        pytest.param("sprint", "muon", 0.01, marks=pytest.mark.slow),
         ("record", "muon", 0.01),
     ],
 )
@@ -94,7 +94,7 @@ class InterruptAfter(SilentListener):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "muon"])
 def test_an_interrupted_stack_goes_on_where_it_stopped(
     optimizer, tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,11 +167,11 @@ def test_runs_that_stand_apart_are_not_stacked(tmp_path: Path, few_digits) -> No
         train_stack(both, few_digits)
 
 
-def test_compare_takes_a_stack(cli, tmp_path: Path) -> None:
-    settings = ["epochs=1", "batch_size=128", "optimizer=adam", "lr=0.001"]
+def test_compare_takes_a_stack(cli, tmp_path: Path, pictures: Path) -> None:
+    settings = ["epochs=1", "batch_size=50", "optimizer=adam", "lr=0.001"]
     outcome = cli(
-        "compare", "cnn", "resnet-linear", *settings, "--seeds", "2", "--stack", "--out", "both",
-        "--json",
+        "compare", "cnn", "resnet-linear", *settings, "--data", str(pictures), "--seeds", "2",
+        "--stack", "--out", "both", "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     for folder in (tmp_path / "both").glob("*-seed-*"):

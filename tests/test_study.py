@@ -207,7 +207,7 @@ def test_a_study_folder_holds_one_study(tmp_path: Path, few_digits) -> None:
 
 
 def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits) -> None:
-    terms = small_config(epochs=3, batch_size=32)
+    terms = small_config(batch_size=64)
     result = compare(
         ["resnet-linear", "cnn"], few_digits, seeds=2, out=tmp_path / "study", config=terms
     )
