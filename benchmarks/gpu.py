@@ -1,4 +1,4 @@
-"""What a GPU gives, in one command: speed of every network, the comparison, sprint, record.
+"""What a GPU gives, in one command: speed of every network, sprint, the comparison, record.
 
     python benchmarks/gpu.py DATA --out FOLDER [--device cuda] [--minutes 9]
 
@@ -26,12 +26,15 @@ import torch
 
 from halfmeg.compare import compare_runs
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits, load_dataset
+from halfmeg.data import Dataset, DataSplits, load_dataset
 from halfmeg.models import MODELS
 from halfmeg.recipes import build_recipe, common
 from halfmeg.runs import MetricsRow, environment, write_json
 from halfmeg.study import StudyListener, run_study
 from halfmeg.train import Listener, SilentListener, TrainingInterruptedError
+
+TIMED_IMAGES = 10_000
+"""How many images an epoch has that is timed: each network trains 2 epochs of them 6 times."""
 
 LONGER = 2
 """By how much the record is trained longer than its recipe says, as minutes are cheap here."""
@@ -71,19 +74,31 @@ class StopAt(SilentListener):
             raise TrainingInterruptedError(done, signal.SIGTERM)
 
 
+def shuffled(part: Dataset, count: int) -> Dataset:
+    """Return `count` images drawn from a part, the same ones each time; all if it has fewer."""
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
+    return part.subset(order[:count])
+
+
 def speeds(
-    data: DataSplits, out: Path, device: str, compiled: bool, seeds: int, deadline: Deadline
+    data: DataSplits, out: Path, device: str, seeds: int, deadline: Deadline
 ) -> dict[str, Any]:
     """Return images per second of each network, alone and of all seeds at once together.
 
-    They are those of the second of two epochs.
+    They are those of the second of two epochs of few images. Nothing is compiled: that would take
+    most of the minutes, for twice as many graphs as there are networks.
     """
+    data = replace(
+        data,
+        train=shuffled(data.train, TIMED_IMAGES),
+        test=shuffled(data.test, TIMED_IMAGES // 10),
+        fingerprint=f"{data.fingerprint}-timed",
+    )
     found: dict[str, Any] = {"failures": {}}
     for kind, count in (("alone", 1), ("stacked", seeds)):
         configs = [
             replace(
-                common(model), epochs=2, batch_size=512, device=device, compile=compiled,
-                val_fraction=0.0, seed=seed,
+                common(model), epochs=2, batch_size=500, device=device, val_fraction=0.0, seed=seed
             )
             for model in MODELS
             for seed in range(count)
@@ -126,7 +141,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="on a GPU the default"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="the trainings, not what is timed before them; on a GPU the default",
     )
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--images", type=int, help="training images, all if not given")
@@ -141,8 +158,7 @@ def main() -> None:
         parser.error(f"{out} exists already and is not overwritten; choose another --out")
     data = load_dataset(args.data)
     if args.images:
-        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-        few = data.train.subset(order[: args.images])
+        few = shuffled(data.train, args.images)
         data = replace(data, train=few, fingerprint=f"{data.fingerprint}-{len(few)}")
 
     def terms(recipe: str, *settings: str, seeds: int = args.seeds) -> list[RunConfig]:
@@ -155,17 +171,17 @@ def main() -> None:
     deadline = Deadline(args.minutes)
     record_epochs = f"epochs={LONGER * build_recipe('record').epochs}"
     trainings: dict[str, list[RunConfig]] = {
+        "sprint": terms("sprint"),
         "comparison": [
             config
             for model in ("cnn", "resnet-linear")
             for config in terms("study-compare", f"model={model}")
         ],
-        "sprint": terms("sprint"),
         "record": terms("record", seeds=min(3, args.seeds)),
         "record-longer": terms("record", record_epochs, seeds=1),
     }
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "speeds": lambda: speeds(data, out / "speeds", args.device, compiled, args.seeds, deadline)
+        "speeds": lambda: speeds(data, out / "speeds", args.device, args.seeds, deadline)
     }
     for name, configs in trainings.items():
         parts[name] = lambda name=name, configs=configs: train(  # type: ignore[misc]
