@@ -37,7 +37,7 @@ def test_a_folder_of_any_formats(cli: Cli, photos: Path) -> None:
     assert [Path(row["path"]).name for row in found.json] == [
         "a.png", "b.JPG", "c.webp", "clear.png", "d.bmp", "e.gif", "f.tiff", "gray.png",
     ]  # fmt: skip
-    assert "text.png: cannot identify image file" in found.err
+    assert "text.png: cannot identify image file; JPEG, PNG and most" in found.err
     assert "notes.txt" not in found.err
     for row in found.json:
         assert row["label"] == row["top"][0]["label"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 10**6
 MAX_TRANSPARENT_PIXELS = 16 * 10**6
@@ -57,6 +57,10 @@ def decode_image(content: bytes, image_size: int) -> tuple[np.ndarray, tuple[int
             with Image.open(io.BytesIO(content)) as opened:
                 _check_size(opened)
                 image = _to_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        raise ValueError(
+            "cannot identify image file; JPEG, PNG and most other formats can be read"
+        ) from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(str(error).partition("<")[0].strip() or type(error).__name__) from None
     except Image.DecompressionBombWarning as warning:
