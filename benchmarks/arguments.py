@@ -1,10 +1,13 @@
-"""The arguments by which the benchmarks are told their data."""
+"""The data of the benchmarks: the arguments that name it, and less of it."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
-from halfmeg.data import DataSplits, load_dataset
+import torch
+
+from halfmeg.data import Dataset, DataSplits, load_dataset
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -23,3 +26,18 @@ def open_data(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Data
         return load_dataset(args.data, data_dir=args.data_dir)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def fewer(data: DataSplits, train_images: int, test_images: int) -> DataSplits:
+    """Return data with at most so many images of each part, the same ones each time."""
+
+    def drawn(part: Dataset, count: int) -> Dataset:
+        order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
+        return part.subset(order[:count])
+
+    return replace(
+        data,
+        train=drawn(data.train, train_images),
+        test=drawn(data.test, test_images),
+        fingerprint=f"{data.fingerprint}-{train_images}-{test_images}",
+    )

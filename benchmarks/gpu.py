@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import fewer, open_data
 
 from halfmeg.compare import compare_runs
 from halfmeg.config import RunConfig
-from halfmeg.data import Dataset, DataSplits, load_dataset
+from halfmeg.data import DataSplits
 from halfmeg.models import MODELS
 from halfmeg.recipes import build_recipe, common
 from halfmeg.runs import MetricsRow, environment, write_json
@@ -34,7 +35,7 @@ from halfmeg.study import StudyListener, run_study
 from halfmeg.train import Listener, SilentListener, TrainingInterruptedError
 
 TIMED_IMAGES = 10_000
-"""How many images an epoch has that is timed: each network trains 2 epochs of them 6 times."""
+"""How many images an epoch has that is timed: few, as each network is timed alone and stacked."""
 
 LONGER = 2
 """By how much the record is trained longer than its recipe says, as minutes are cheap here."""
@@ -74,26 +75,15 @@ class StopAt(SilentListener):
             raise TrainingInterruptedError(done, signal.SIGTERM)
 
 
-def shuffled(part: Dataset, count: int) -> Dataset:
-    """Return `count` images drawn from a part, the same ones each time; all if it has fewer."""
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
-    return part.subset(order[:count])
-
-
 def speeds(
     data: DataSplits, out: Path, device: str, seeds: int, deadline: Deadline
 ) -> dict[str, Any]:
     """Return images per second of each network, alone and of all seeds at once together.
 
-    They are those of the second of two epochs of few images. Nothing is compiled: that would take
-    most of the minutes, for twice as many graphs as there are networks.
+    They are those of the second of two epochs of few images. Nothing is compiled: two graphs for
+    each network would take minutes from the trainings.
     """
-    data = replace(
-        data,
-        train=shuffled(data.train, TIMED_IMAGES),
-        test=shuffled(data.test, TIMED_IMAGES // 10),
-        fingerprint=f"{data.fingerprint}-timed",
-    )
+    data = fewer(data, TIMED_IMAGES, TIMED_IMAGES // 10)
     found: dict[str, Any] = {"failures": {}}
     for kind, count in (("alone", 1), ("stacked", seeds)):
         configs = [
@@ -137,6 +127,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", help="as --data of halfmeg train")
+    parser.add_argument("--data-dir", default="data")
     parser.add_argument("--out", required=True, help="a new folder")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seeds", type=int, default=5)
@@ -156,10 +147,9 @@ def main() -> None:
     out = Path(args.out)
     if out.exists():
         parser.error(f"{out} exists already and is not overwritten; choose another --out")
-    data = load_dataset(args.data)
+    data = open_data(parser, args)
     if args.images:
-        few = shuffled(data.train, args.images)
-        data = replace(data, train=few, fingerprint=f"{data.fingerprint}-{len(few)}")
+        data = fewer(data, args.images, len(data.test))
 
     def terms(recipe: str, *settings: str, seeds: int = args.seeds) -> list[RunConfig]:
         config = build_recipe(recipe).override([f"device={args.device}", *settings])

@@ -30,14 +30,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils.data
-from arguments import build_parser, open_data
+from arguments import build_parser, fewer, open_data
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from worker import Worker
 
 from halfmeg.augment import augment
 from halfmeg.config import RunConfig
-from halfmeg.data import Dataset, DataSplits
+from halfmeg.data import DataSplits
 from halfmeg.evaluate import compute_dtype
 from halfmeg.models import MODELS, build_model
 from halfmeg.recipes import study_shared
@@ -196,10 +196,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", dest="as_json")
     args = parser.parse_args()
     data = open_data(parser, args)
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    train: Dataset = data.train.subset(order[: args.images])
-    test = data.test.subset(slice(100))
-    data = DataSplits(data.name, train, test, data.mean, data.std, "benchmark")
+    data = fewer(data, args.images, 100)
     rows = [
         measure(model, data, batch_size=args.batch_size, rounds=args.rounds)
         for model in args.models
