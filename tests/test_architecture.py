@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -62,3 +63,15 @@ def test_no_pickle_is_loaded_without_limits() -> None:
         assert "allow_pickle=True" not in text
         for call in re.findall(r"torch\.load\([^)]*\)", text):
             assert "weights_only=True" in call
+
+
+def test_every_committed_json_file_can_be_read() -> None:
+    files = [*ROOT.glob("results/**/*.json"), *ROOT.glob("results/**/*.jsonl")]
+    assert files
+    for path in files:
+        text = path.read_text()
+        for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            try:
+                json.loads(part)
+            except ValueError as error:
+                pytest.fail(f"{path.relative_to(ROOT)}: {error}")
