@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data", help="where cifar10 is found or put")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or more seeds")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the cores")
     parser.add_argument("--out", default="runs/comparison", help="the study's folder")
     args = parser.parse_args()
     try:
@@ -35,7 +36,7 @@ def main() -> None:
             for model in ("cnn", "resnet", "resnet-linear")
         ]
         data = load_dataset(args.data, data_dir=args.data_dir)
-        study = run_study(configs, data, args.out)
+        study = run_study(configs, data, args.out, workers=args.workers)
         comparison = compare_study(study, data)
     except TrainingInterruptedError:
         parser.exit(130, f"{parser.prog}: stopped; the same command continues it\n")
