@@ -9,12 +9,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from halfmeg.compare import compare_study
-from halfmeg.data import load_dataset
-from halfmeg.recipes import study_compare
-from halfmeg.report import accuracy_curve, curve_figure, write_comparison, write_figure
-from halfmeg.study import run_study
-from halfmeg.train import TrainingInterruptedError
+from halfmeg.data.load import load_dataset
+from halfmeg.studies.compare import compare_study
+from halfmeg.studies.figures import accuracy_curve, curve_figure, write_figure
+from halfmeg.studies.page import write_comparison
+from halfmeg.studies.study import run_study
+from halfmeg.training.recipes import study_compare
+from halfmeg.training.stopping import TrainingInterruptedError
 
 
 def main() -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from halfmeg.data import load_dataset
-from halfmeg.recipes import study_shared
-from halfmeg.report import accuracy_curve, curve_figure, write_figure
-from halfmeg.runs import MetricsRow, Run
-from halfmeg.train import SilentListener, TrainingInterruptedError, fit
+from halfmeg.artifacts.run import MetricsRow, Run
+from halfmeg.data.load import load_dataset
+from halfmeg.studies.figures import accuracy_curve, curve_figure, write_figure
+from halfmeg.training.fit import fit
+from halfmeg.training.listen import SilentListener
+from halfmeg.training.recipes import study_shared
+from halfmeg.training.stopping import TrainingInterruptedError
 
 CHECKPOINTS = Path("save/ResNet2_accuracy-85_checkpoints")
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from halfmeg.data import Dataset, DataSplits, load_dataset
+from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.data.load import load_dataset
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:

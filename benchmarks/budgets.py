@@ -20,9 +20,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from halfmeg.report import COLOURS, STYLE, write_figure
-from halfmeg.runs import Run
-from halfmeg.stats import student_interval, wilson_interval
+from halfmeg.artifacts.run import Run
+from halfmeg.studies.figures import COLOURS, STYLE, write_figure
+from halfmeg.studies.stats import student_interval, wilson_interval
 
 
 class Point(NamedTuple):

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from arguments import build_parser, open_data
 
-from halfmeg.compare import compare_runs
-from halfmeg.data import Dataset, DataSplits, build_splits
-from halfmeg.export import export
-from halfmeg.recipes import common
-from halfmeg.report import write_comparison
-from halfmeg.runs import Run
-from halfmeg.study import run_study
+from halfmeg.artifacts.run import Run
+from halfmeg.data.dataset import Dataset, DataSplits, build_splits
+from halfmeg.shipping.export import export
+from halfmeg.studies.compare import compare_runs
+from halfmeg.studies.page import write_comparison
+from halfmeg.studies.study import run_study
+from halfmeg.training.recipes import common
 
 
 def only_classes(data: DataSplits, classes: list[int], per_class: int | None) -> DataSplits:

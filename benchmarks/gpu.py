@@ -25,14 +25,17 @@ from typing import Any
 import torch
 from arguments import fewer, open_data
 
-from halfmeg.compare import compare_runs
+from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.files import write_json
+from halfmeg.artifacts.run import MetricsRow
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits
-from halfmeg.models import MODELS
-from halfmeg.recipes import build_recipe, common
-from halfmeg.runs import MetricsRow, environment, write_json
-from halfmeg.study import StudyListener, run_study
-from halfmeg.train import Listener, SilentListener, TrainingInterruptedError
+from halfmeg.data.dataset import DataSplits
+from halfmeg.networks.table import MODELS
+from halfmeg.studies.compare import compare_runs
+from halfmeg.studies.study import StudyListener, run_study
+from halfmeg.training.listen import Listener, SilentListener
+from halfmeg.training.recipes import build_recipe, common
+from halfmeg.training.stopping import TrainingInterruptedError
 
 TIMED_IMAGES = 10_000
 """How many images an epoch has that is timed: few, as each network is timed alone and stacked."""

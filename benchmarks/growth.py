@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from arguments import build_parser, open_data
 
-from halfmeg.data import Dataset, DataSplits, open_splits, save_splits
-from halfmeg.models import MODELS
-from halfmeg.recipes import common
-from halfmeg.runs import environment
-from halfmeg.train import fit
+from halfmeg.artifacts.environment import environment
+from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.data.source import open_splits, save_splits
+from halfmeg.networks.table import MODELS
+from halfmeg.training.fit import fit
+from halfmeg.training.recipes import common
 
 
 def repeat(data: DataSplits, count: int, folder: Path) -> None:

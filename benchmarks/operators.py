@@ -23,12 +23,14 @@ from typing import Any
 from arguments import build_parser, open_data
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits
-from halfmeg.models import MODELS
-from halfmeg.recipes import RECIPES, build_recipe, common
-from halfmeg.runs import Run, environment
-from halfmeg.train import Listener, SilentListener, StepReport, fit
+from halfmeg.data.dataset import DataSplits
+from halfmeg.networks.table import MODELS
+from halfmeg.training.fit import fit
+from halfmeg.training.listen import Listener, SilentListener, StepReport
+from halfmeg.training.recipes import RECIPES, build_recipe, common
 
 
 class OperatorClock(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -30,11 +30,13 @@ from arguments import build_parser, open_data
 from throughput import conventional_loop
 from worker import Worker
 
+from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.run import MetricsRow
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits
-from halfmeg.recipes import build_recipe
-from halfmeg.runs import MetricsRow, environment
-from halfmeg.train import SilentListener, fit
+from halfmeg.data.dataset import DataSplits
+from halfmeg.training.fit import fit
+from halfmeg.training.listen import SilentListener
+from halfmeg.training.recipes import build_recipe
 
 CONVENTIONAL_ROUNDS = 3
 

@@ -35,15 +35,16 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from worker import Worker
 
-from halfmeg.augment import augment
+from halfmeg.artifacts.environment import environment
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits
-from halfmeg.evaluate import compute_dtype
-from halfmeg.models import MODELS, build_model
-from halfmeg.recipes import study_shared
-from halfmeg.runs import environment
-from halfmeg.summary import count_macs
-from halfmeg.train import augmentation_of, fit
+from halfmeg.data.augment import augment
+from halfmeg.data.dataset import DataSplits
+from halfmeg.evaluation.precision import compute_dtype
+from halfmeg.networks.summary import count_macs
+from halfmeg.networks.table import MODELS, build_model
+from halfmeg.training.fit import fit
+from halfmeg.training.plan import augmentation_of
+from halfmeg.training.recipes import study_shared
 
 
 def uniform(low: float, high: float) -> float:

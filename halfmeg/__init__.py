@@ -1,15 +1,23 @@
-"""Train, compare and ship image classifiers of fewer than 500,000 parameters."""
+"""Find, train, compare and ship image classifiers of fewer than 500,000 parameters.
+
+The public names are imported when they are first used, so that a command that needs none of them
+does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from halfmeg.artifacts.run import Run
+    from halfmeg.config import RunConfig
+    from halfmeg.data.load import load_dataset
+    from halfmeg.evaluation.evaluate import evaluate
+    from halfmeg.networks.table import build_model
+    from halfmeg.studies.compare import compare
+    from halfmeg.training.fit import fit, resume
+    from halfmeg.training.recipes import build_recipe
 
 __version__ = "0.1.0"
-
-from halfmeg.compare import compare
-from halfmeg.config import RunConfig
-from halfmeg.data import load_dataset
-from halfmeg.evaluate import evaluate
-from halfmeg.models import build_model
-from halfmeg.recipes import build_recipe
-from halfmeg.runs import Run
-from halfmeg.train import fit, resume
 
 __all__ = [
     "Run",
@@ -22,3 +30,25 @@ __all__ = [
     "load_dataset",
     "resume",
 ]
+
+_HOMES = {
+    "Run": "artifacts.run",
+    "RunConfig": "config",
+    "build_model": "networks.table",
+    "build_recipe": "training.recipes",
+    "compare": "studies.compare",
+    "evaluate": "evaluation.evaluate",
+    "fit": "training.fit",
+    "load_dataset": "data.load",
+    "resume": "training.fit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'halfmeg' has no attribute {name!r}")
+    return getattr(import_module(f"halfmeg.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -21,27 +21,25 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 import halfmeg
-from halfmeg.bundle import BUNDLED, Bundle, is_bundle
-from halfmeg.compare import Comparison, compare_runs, measure
-from halfmeg.compare import compare as compare_models
+from halfmeg.artifacts.bundle import BUNDLED, Bundle, is_bundle
+from halfmeg.artifacts.run import MetricsRow, Run
 from halfmeg.config import BUDGET, RunConfig
-from halfmeg.data import DataSplits, inspect_data, load_dataset
-from halfmeg.distributed import is_first_process
-from halfmeg.models import MODELS, build_model
-from halfmeg.recipes import RECIPES, build_recipe, describe
-from halfmeg.runs import MetricsRow, Run
-from halfmeg.stats import Interval, wilson_interval
-from halfmeg.study import StudyListener, open_runs
-from halfmeg.summary import ModelSummary, format_table, summarize
-from halfmeg.train import (
-    Listener,
-    StepReport,
-    TrainingDivergedError,
-    TrainingInterruptedError,
-    fit,
-    on_hard_images,
-)
-from halfmeg.train import resume as resume_run
+from halfmeg.data.dataset import DataSplits
+from halfmeg.data.load import inspect_data, load_dataset
+from halfmeg.networks.summary import ModelSummary, format_table, summarize
+from halfmeg.networks.table import MODELS, build_model
+from halfmeg.studies.compare import Comparison, compare_runs
+from halfmeg.studies.compare import compare as compare_models
+from halfmeg.studies.measure import measure
+from halfmeg.studies.stats import Interval, wilson_interval
+from halfmeg.studies.study import StudyListener, open_runs
+from halfmeg.training.distributed import is_first_process
+from halfmeg.training.fit import fit
+from halfmeg.training.fit import resume as resume_run
+from halfmeg.training.listen import Listener, StepReport
+from halfmeg.training.plan import on_hard_images
+from halfmeg.training.recipes import RECIPES, build_recipe, describe
+from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
 app = typer.Typer(
     help="Train, compare and ship image classifiers of fewer than 500,000 parameters.",
@@ -324,7 +322,10 @@ def resume(
 def _print_result(run: Run, as_json: bool) -> None:
     if not run.writes:
         return  # another process of this run prints
-    from halfmeg.report import run_figure, write_figure  # matplotlib: half a second for others
+    from halfmeg.studies.figures import (  # matplotlib: half a second for others
+        run_figure,
+        write_figure,
+    )
 
     figure = write_figure(run_figure(run), run.folder / "curves.png")
     result = run.result() or {}
@@ -476,7 +477,7 @@ def report(
 def _write_and_print(
     result: Comparison, folder: Path, data: DataSplits | None, as_json: bool
 ) -> None:
-    from halfmeg.report import write_comparison  # matplotlib: half a second for others
+    from halfmeg.studies.page import write_comparison  # matplotlib: half a second for others
 
     page, figure = write_comparison(result, folder, data)
     if as_json:
@@ -533,7 +534,7 @@ def export(
 
     All is proved before it is written.
     """
-    from halfmeg.export import export as export_run
+    from halfmeg.shipping.export import export as export_run
 
     opened = Run.open(run)
     loaded = _load(data or opened.data.source, data_dir, opened.data.image_size, quiet=as_json)
@@ -564,8 +565,8 @@ def predict(
 
     Exits with 1 when one of them could not be read.
     """
-    from halfmeg.predict import find_images
-    from halfmeg.predict import predict as predict_images
+    from halfmeg.shipping.predict import find_images
+    from halfmeg.shipping.predict import predict as predict_images
 
     opened = Bundle.open(bundle or BUNDLED)
     predictions = list(predict_images(opened, find_images(images), top=top))
@@ -598,7 +599,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure speed and memory of a bundle in each installed runtime."""
-    from halfmeg.bench import bench as bench_bundle
+    from halfmeg.shipping.bench import bench as bench_bundle
 
     try:
         counts = [int(text) for text in threads.split(",")]
@@ -636,7 +637,7 @@ def demo(
     ] = 0,
 ) -> None:
     """Serve a page on this machine: drop an image, see the classes."""
-    from halfmeg.demo import serve
+    from halfmeg.shipping.demo import serve
 
     with serve(
         [Bundle.open(path) for path in bundles or [str(BUNDLED)]], host=host, port=port
@@ -656,7 +657,7 @@ def push(
 
     With the token of `hf auth login`.
     """
-    from halfmeg.hub import push as push_bundle
+    from halfmeg.artifacts.hub import push as push_bundle
 
     _print(push_bundle(Bundle.open(bundle), repo, private=private))
 
@@ -672,7 +673,7 @@ def pull(
 
     It is checked before it gets its name.
     """
-    from halfmeg.hub import pull as pull_bundle
+    from halfmeg.artifacts.hub import pull as pull_bundle
 
     bundle = pull_bundle(repo, out, revision=revision)
     if as_json:

@@ -24,7 +24,8 @@ from PIL import Image
 
 from halfmeg.cli import main
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits, load_dataset
+from halfmeg.data.dataset import DataSplits
+from halfmeg.data.load import load_dataset
 
 ROOT = Path(__file__).parent.parent
 CIFAR_JPEG = ROOT.parent / "shared" / "data" / "cifar10-jpeg"

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, small_config
 
 import halfmeg
-from halfmeg.data import DataSplits
+from halfmeg.data.dataset import DataSplits
 
 SLOW = ("compare",)  # measures 30 corruptions of each run
 

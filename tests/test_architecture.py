@@ -1,10 +1,11 @@
-"""The module order of docs/design.md, and habits that hold for every file."""
+"""The rooms of docs/design.md, and habits that hold for every file."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,39 +15,70 @@ PACKAGE = ROOT / "halfmeg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def module_order() -> list[str]:
+def room_order() -> list[str]:
     """Read the order, bottom to top, from the table in docs/design.md."""
     text = (ROOT / "docs" / "design.md").read_text()
-    table = text[text.index("## Modules") :]
+    table = text[text.index("## Rooms") : text.index("## Invariants")]
     return re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)
 
 
-def top_module(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def module_name(path: Path) -> str:
+    """Name a file as it is imported: `halfmeg.training.fit`; a room by its `__init__.py`."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
 
 
 def imported_modules(path: Path) -> set[str]:
+    """Return the modules of halfmeg that a file imports, anywhere in it."""
+    known = {module_name(other) for other in MODULES}
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("halfmeg."):
-            found.add((node.module or "").split(".")[1])
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            found |= names or {node.module or ""}
         if isinstance(node, ast.Import):
-            found |= {n.name.split(".")[1] for n in node.names if n.name.startswith("halfmeg.")}
+            found |= {alias.name for alias in node.names if alias.name.startswith("halfmeg.")}
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_modules_below_it(path: Path) -> None:
-    name = top_module(path)
-    if name in ("__init__", "__main__"):
-        return
-    order = module_order()
-    assert name in order, f"{name} is missing in docs/design.md"
-    allowed = {*order[: order.index(name)], *({name} if path.parent != PACKAGE else ())}
-    assert imported_modules(path) <= allowed
+IN_ROOMS = [path for path in MODULES if path.stem not in ("__init__", "__main__")]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", IN_ROOMS, ids=module_name)
+def test_a_module_imports_only_from_its_room_and_those_below(path: Path) -> None:
+    order = room_order()
+    own = room(module_name(path))
+    assert own in order, f"{own} is missing in docs/design.md"
+    assert {room(module) for module in imported_modules(path)} <= {*order[: order.index(own) + 1]}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Also within a room: its files have an order of their own."""
+    graph = {module_name(path): imported_modules(path) for path in IN_ROOMS}
+    assert all(imported in graph for imports in graph.values() for imported in imports)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.stem != "cli"], ids=module_name)
+def test_a_file_is_read_in_one_sitting(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= (40 if path.stem == "__init__" and path.parent != PACKAGE else 400)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=module_name)
+def test_a_room_says_what_it_holds(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert [type(node) for node in tree.body] == [ast.Expr]  # a docstring, nothing handed on
+    listed = set(re.findall(r"`(\w+)`", (ast.get_docstring(tree) or "")))
+    modules = {other.stem for other in path.parent.glob("*.py")} - {"__init__"}
+    assert modules <= listed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_only_the_command_line_prints(path: Path) -> None:
     calls = [
         node.func.id

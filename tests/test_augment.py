@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from halfmeg.augment import Augmentation, augment, cutout, jitter_colour, normalize, warp
+from halfmeg.data.augment import Augmentation, augment, cutout, jitter_colour, normalize, warp
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
 

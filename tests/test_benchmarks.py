@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Outcome
 
-from halfmeg.models import MODELS
+from halfmeg.networks.table import MODELS
 
 pytestmark = pytest.mark.slow
 

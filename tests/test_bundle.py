@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from conftest import Cli, first_digits, small_config
 
-from halfmeg.bundle import BUNDLED, FILES, Bundle, checksum
+from halfmeg.artifacts.bundle import BUNDLED, FILES, Bundle, checksum
 from halfmeg.config import RunConfig
-from halfmeg.export import export
-from halfmeg.models import MODELS, build_model
-from halfmeg.train import fit
+from halfmeg.networks.table import MODELS, build_model
+from halfmeg.shipping.export import export
+from halfmeg.training.fit import fit
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,8 @@ import io, json, random, shutil, sys, time
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from halfmeg.bundle import Bundle
-from halfmeg.data import decode_image
+from halfmeg.artifacts.bundle import Bundle
+from halfmeg.data.decode import decode_image
 from test_bundle import write_weights
 
 kind, folder = sys.argv[1], Path(sys.argv[2])

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from halfmeg.data import cifar, load_dataset
+from halfmeg.data import cifar
+from halfmeg.data.load import load_dataset
 
 PER_FILE = 20
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import halfmeg
 from halfmeg.cli import main
-from halfmeg.study import run_study
+from halfmeg.studies.study import run_study
 
 QUICK = ("model=cnn", "epochs=2", "batch_size=256")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_study import configs, weights
 
-from halfmeg.study import StudyListener, run_study
+from halfmeg.studies.study import StudyListener, run_study
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 

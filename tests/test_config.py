@@ -6,7 +6,7 @@ import pytest
 from conftest import small_config
 
 from halfmeg.config import RunConfig
-from halfmeg.recipes import RECIPES, build_recipe
+from halfmeg.training.recipes import RECIPES, build_recipe
 
 
 def test_override_types_each_value_by_its_field() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from halfmeg.corrupt import CORRUPTIONS, STRENGTHS, corrupt
+from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from halfmeg.cost import measure_costs
-from halfmeg.models import build_model
+from halfmeg.evaluation.cost import measure_costs
+from halfmeg.networks.table import build_model
 
 
 def test_costs_are_measured_of_each_network() -> None:

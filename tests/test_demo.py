@@ -18,11 +18,11 @@ import torch
 from conftest import CHROMIUM, CHROMIUM_FLAGS, Cli
 from PIL import Image
 
-from halfmeg.bundle import BUNDLED, Bundle
-from halfmeg.demo import draw_examples
-from halfmeg.explain import grad_cam
-from halfmeg.models import MODELS, build_model
-from halfmeg.predict import find_images, predict
+from halfmeg.artifacts.bundle import BUNDLED, Bundle
+from halfmeg.evaluation.explain import grad_cam
+from halfmeg.networks.table import MODELS, build_model
+from halfmeg.shipping.demo import draw_examples
+from halfmeg.shipping.predict import find_images, predict
 
 browser_needed = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),

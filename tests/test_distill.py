@@ -8,15 +8,15 @@ import pytest
 import torch
 from conftest import Cli, first_digits, small_config
 
-from halfmeg.bundle import Bundle
+from halfmeg.artifacts.bundle import Bundle
 from halfmeg.config import RunConfig
-from halfmeg.data import DataSplits
-from halfmeg.distill import Teacher
-from halfmeg.evaluate import compute_logits
-from halfmeg.export import export
-from halfmeg.models import build_model
-from halfmeg.summary import count_macs
-from halfmeg.train import fit
+from halfmeg.data.dataset import DataSplits
+from halfmeg.evaluation.evaluate import compute_logits
+from halfmeg.networks.summary import count_macs
+from halfmeg.networks.table import build_model
+from halfmeg.shipping.export import export
+from halfmeg.training.distill import Teacher
+from halfmeg.training.fit import fit
 
 CPU = torch.device("cpu")
 

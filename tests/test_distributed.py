@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import NUM_TEST, Cli
 
-from halfmeg.distributed import Ranks, join_ranks
-from halfmeg.runs import Run
+from halfmeg.artifacts.run import Run
+from halfmeg.training.distributed import Ranks, join_ranks
 
 TERMS = [
     "train", "common", "epochs=2", "precision=fp32", "optimizer=sgd", "lr=0.02", "weight_decay=0",
@@ -72,7 +72,7 @@ def test_two_processes_train_what_one_trains(
 RANKS = """
 import torch
 from torch import nn
-from halfmeg.distributed import SynchronizedBatchNorm, TorchRanks, join_ranks
+from halfmeg.training.distributed import SynchronizedBatchNorm, TorchRanks, join_ranks
 
 def check(ranks):
     rows = torch.arange(7 * 2).view(7, 2)

@@ -7,15 +7,10 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
-from halfmeg.evaluate import (
-    calibrate,
-    compute_dtype,
-    compute_logits,
-    evaluate,
-    fit_temperature,
-    score,
-)
-from halfmeg.models import build_model
+from halfmeg.evaluation.calibration import calibrate, fit_temperature
+from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
+from halfmeg.evaluation.precision import compute_dtype
+from halfmeg.networks.table import build_model
 
 
 def test_score_equals_scikit_learn() -> None:

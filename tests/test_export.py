@@ -11,12 +11,13 @@ import torch
 from conftest import Cli, first_digits, small_config
 from torch import nn
 
-from halfmeg.bundle import Bundle
-from halfmeg.evaluate import compute_logits
-from halfmeg.export import Proof, export, fold_batchnorm, onnx_logits, to_onnx
-from halfmeg.models import MODELS, build_model
-from halfmeg.runs import Run
-from halfmeg.train import fit
+from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.run import Run
+from halfmeg.evaluation.evaluate import compute_logits
+from halfmeg.networks.table import MODELS, build_model
+from halfmeg.shipping.export import Proof, export
+from halfmeg.shipping.onnx import fold_batchnorm, onnx_logits, to_onnx
+from halfmeg.training.fit import fit
 
 
 def unsettled(name: str, size: int = 32) -> nn.Module:
@@ -112,7 +113,7 @@ def test_int8_that_loses_too_much_stops(
     quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A calibration on black images makes int8 useless: the export says so and writes nothing."""
-    from halfmeg import export as module
+    from halfmeg.shipping import export as module
 
     honest = module.quantize
     monkeypatch.setattr(module, "quantize", lambda m, images: honest(m, torch.zeros_like(images)))
@@ -127,7 +128,7 @@ def test_int8_that_loses_too_much_stops(
 def test_a_wrong_onnx_file_stops(
     quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from halfmeg import export as module
+    from halfmeg.shipping import export as module
 
     shifted = module.to_onnx
     monkeypatch.setattr(module, "to_onnx", lambda m, mean, std, size: shifted(m, std, std, size))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli, Outcome
 
-from halfmeg.bundle import BUNDLED, Bundle
+from halfmeg.artifacts.bundle import BUNDLED, Bundle
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

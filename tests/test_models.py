@@ -5,20 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from halfmeg.models import (
-    MODELS,
+from halfmeg.networks.he2015 import (
     BasicBlock,
     CifarResNet,
-    Conv2d,
-    PoolStage,
-    ResBlock,
-    SqueezeExcite,
-    UnitBatchNorm2d,
-    WhitenedNet,
-    build_model,
     convert_public_resnet,
+    load_public_resnet,
 )
-from halfmeg.runs import load_public_resnet
+from halfmeg.networks.layers import Conv2d, SqueezeExcite, UnitBatchNorm2d
+from halfmeg.networks.study import ResBlock
+from halfmeg.networks.table import MODELS, build_model
+from halfmeg.networks.whitened import PoolStage, WhitenedNet
 
 PUBLISHED = {  # name: (body parameters as published, all parameters)
     "cnn": (65_568, 81_578),

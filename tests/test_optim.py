@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
-from halfmeg.optim import (
+from halfmeg.training.optim import (
     build_average,
     build_optimizer,
     build_schedule,

@@ -10,9 +10,9 @@ import torch
 from conftest import Cli
 from PIL import Image
 
-from halfmeg.bundle import BUNDLED, Bundle
-from halfmeg.data import load_dataset
-from halfmeg.predict import find_images, predict
+from halfmeg.artifacts.bundle import BUNDLED, Bundle
+from halfmeg.data.load import load_dataset
+from halfmeg.shipping.predict import find_images, predict
 
 
 @pytest.fixture

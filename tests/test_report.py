@@ -15,8 +15,8 @@ import pytest
 from conftest import CHROMIUM, CHROMIUM_FLAGS, small_config
 from PIL import Image
 
-from halfmeg.compare import Comparison, compare
-from halfmeg.report import (
+from halfmeg.studies.compare import Comparison, compare
+from halfmeg.studies.figures import (
     calibration_figure,
     comparison_figure,
     confusion_figure,
@@ -26,11 +26,10 @@ from halfmeg.report import (
     figure_png,
     figure_svg,
     pareto_front,
-    render_page,
     run_figure,
-    write_comparison,
 )
-from halfmeg.train import fit
+from halfmeg.studies.page import render_page, write_comparison
+from halfmeg.training.fit import fit
 
 
 @pytest.fixture(scope="module")

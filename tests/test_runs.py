@@ -10,17 +10,11 @@ import pytest
 import torch
 from conftest import small_config
 
-from halfmeg.models import MODELS, build_model
-from halfmeg.runs import (
-    METRICS,
-    DataFacts,
-    Run,
-    environment,
-    load_weights,
-    read_checkpoint,
-    weights_to_bytes,
-    write_atomically,
-)
+from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.files import write_atomically
+from halfmeg.artifacts.run import METRICS, DataFacts, Run
+from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_bytes
+from halfmeg.networks.table import MODELS, build_model
 
 
 @pytest.fixture

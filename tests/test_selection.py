@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from halfmeg.selection import HardImages
+from halfmeg.training.selection import HardImages
 
 LABELS = torch.tensor([0, 1, 0, 1])
 

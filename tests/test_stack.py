@@ -9,14 +9,17 @@ import pytest
 import torch
 from conftest import small_config
 
+from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
-from halfmeg.evaluate import has_bf16_hardware
-from halfmeg.models import MODELS
-from halfmeg.optim import orthogonalize
-from halfmeg.runs import Run
-from halfmeg.stack import train_stack
-from halfmeg.study import run_study
-from halfmeg.train import Job, SilentListener, TrainingInterruptedError, fit, resume
+from halfmeg.evaluation.precision import has_bf16_hardware
+from halfmeg.networks.table import MODELS
+from halfmeg.studies.study import run_study
+from halfmeg.training.fit import fit, resume
+from halfmeg.training.job import Job
+from halfmeg.training.listen import SilentListener
+from halfmeg.training.optim import orthogonalize
+from halfmeg.training.stack import train_stack
+from halfmeg.training.stopping import TrainingInterruptedError
 
 # Each way to augment and to average, in float32, where rounding is all that tells the two apart.
 TERMS = {
@@ -99,7 +102,7 @@ def test_an_interrupted_stack_goes_on_where_it_stopped(
     optimizer, tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a stack, and each of its runs alone: the checkpoints are those of ordinary runs."""
-    monkeypatch.setattr("halfmeg.stack.REPORT_SECONDS", 0)  # tell of every step
+    monkeypatch.setattr("halfmeg.training.stack.REPORT_SECONDS", 0)  # tell of every step
     configs = seeds(2, optimizer=optimizer, lr=0.002, epochs=3, hard_share=0.9)
     whole = tasks(configs, tmp_path / "whole")
     train_stack(whole, few_digits)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from halfmeg.stats import (
+from halfmeg.studies.stats import (
     CrossedVariance,
     combined_mcnemar_p,
     difference_interval,

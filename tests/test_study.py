@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import NUM_TEST, small_config
 
-from halfmeg.compare import PairResult, compare, compare_runs
-from halfmeg.corrupt import CORRUPTIONS
-from halfmeg.report import accuracy_curve
-from halfmeg.stats import Interval
-from halfmeg.study import StudyListener, make_configs, open_runs, run_study
-from halfmeg.train import Listener, SilentListener
+from halfmeg.data.corrupt import CORRUPTIONS
+from halfmeg.studies.compare import compare, compare_runs
+from halfmeg.studies.figures import accuracy_curve
+from halfmeg.studies.stats import Interval
+from halfmeg.studies.study import StudyListener, make_configs, open_runs, run_study
+from halfmeg.studies.verdict import PairResult
+from halfmeg.training.listen import Listener, SilentListener
 
 
 def configs(seeds: int = 2, **changes):
@@ -85,7 +86,7 @@ def test_an_interrupted_study_trains_only_what_is_missing(
 KILLED_STUDY = """
 import sys
 from conftest import first_digits
-from halfmeg.study import run_study
+from halfmeg.studies.study import run_study
 from test_study import configs
 if __name__ == "__main__":
     run_study(configs(), first_digits(200), sys.argv[1], workers=2)

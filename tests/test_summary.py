@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchsummary
 
-from halfmeg.models import MODELS, build_model
-from halfmeg.summary import count_macs, format_table, summarize
+from halfmeg.networks.summary import count_macs, format_table, summarize
+from halfmeg.networks.table import MODELS, build_model
 
 # name: (published parameters, published mult-adds, true multiply-accumulates)
 COUNTS = {

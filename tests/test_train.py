@@ -15,23 +15,17 @@ import pytest
 import torch
 from conftest import first_digits, small_config
 
-from halfmeg.augment import normalize
-from halfmeg.data import DataSplits, stratified_split
-from halfmeg.evaluate import has_bf16_hardware
-from halfmeg.models import MODELS, build_model
-from halfmeg.runs import Run, read_checkpoint
-from halfmeg.summary import count_macs, count_params
-from halfmeg.train import (
-    SilentListener,
-    TrainingDivergedError,
-    TrainingInterruptedError,
-    _mirrored,
-    batch_bounds,
-    derive_seed,
-    fit,
-    resume,
-    training_size,
-)
+from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.weights import read_checkpoint
+from halfmeg.data.augment import normalize
+from halfmeg.data.dataset import DataSplits, stratified_split
+from halfmeg.evaluation.precision import has_bf16_hardware
+from halfmeg.networks.summary import count_macs, count_params
+from halfmeg.networks.table import MODELS, build_model
+from halfmeg.training.fit import fit, resume
+from halfmeg.training.listen import SilentListener
+from halfmeg.training.plan import batch_bounds, derive_seed, mirrored_images, training_size
+from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
 EVERYTHING = {
     "rotation": 10.0, "crop": 3, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1,
@@ -161,8 +155,9 @@ KILLED_CONFIG = {
 SCRIPT = """
 import sys
 from conftest import first_digits, small_config
-from halfmeg.evaluate import has_bf16_hardware
-from halfmeg.train import SilentListener, fit
+from halfmeg.evaluation.precision import has_bf16_hardware
+from halfmeg.training.listen import SilentListener
+from halfmeg.training.fit import fit
 
 class Tell(SilentListener):
     def on_epoch(self, row):
@@ -372,11 +367,11 @@ def test_derived_seeds_differ() -> None:
 
 
 def test_alternating_flip_shows_both_forms_in_two_epochs() -> None:
-    first, second, third = (_mirrored(1000, seed=3, epoch=epoch) for epoch in range(3))
+    first, second, third = (mirrored_images(1000, seed=3, epoch=epoch) for epoch in range(3))
     assert torch.equal(first, ~second)
     assert torch.equal(first, third)
     assert 400 < first.sum() < 600
-    assert not torch.equal(first, _mirrored(1000, seed=4, epoch=0))
+    assert not torch.equal(first, mirrored_images(1000, seed=4, epoch=0))
 
 
 def test_small_images_come_first_and_count_less(tmp_path, few_digits) -> None:

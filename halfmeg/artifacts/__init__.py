@@ -1,0 +1,11 @@
+"""What lies on disk, written whole or not at all, and read without trust.
+
+| module | holds |
+|---|---|
+| `files` | atomic writes |
+| `environment` | command, commit, versions, machine |
+| `weights` | weights and checkpoints |
+| `run` | the run folder |
+| `bundle` | a trained network as a folder that needs nothing else |
+| `hub` | bundles to and from the Hugging Face hub |
+"""

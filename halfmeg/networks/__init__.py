@@ -1,0 +1,11 @@
+"""The networks: what `model=` may name, built, counted and described.
+
+| module | holds |
+|---|---|
+| `layers` | layers that several families share |
+| `study` | the four networks of the published study |
+| `he2015` | ResNet-20 and ResNet-32, and public checkpoints of them |
+| `whitened` | `sprint` and `record` |
+| `table` | `MODELS` and `build_model` |
+| `summary` | layer table, parameters, multiply-accumulates |
+"""

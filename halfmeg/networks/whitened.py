@@ -1,0 +1,181 @@
+"""`sprint` and `record`, the project's own networks: a whitening first layer, early pooling.
+
+After Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498): few and
+wide layers behind a first layer that is computed from the training images.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halfmeg.networks.layers import Conv2d, SqueezeExcite, UnitBatchNorm2d
+
+WHITENING_KERNEL = 2
+
+
+WHITENING_EPSILON = 5e-4
+
+
+HEAD_SCALE = 1 / 9  # of Jordan 2024: the first logits are small
+
+
+@final
+class PoolStage(nn.Module):
+    """A convolution to new channels, max-pooling by 2, then `depth - 1` convolutions.
+
+    Each convolution is followed by BatchNorm and SiLU. With `residual`, the input of the
+    later ones is added to their result, which first passes a squeeze-and-excite gate.
+
+    Pooling leaves out the last row and column of a map of odd size, so the first convolution does
+    not compute them: that is a quarter of its work on the 7×7 maps of the last stage.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, depth: int, *, residual: bool, bn_momentum: float
+    ) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(in_channels, channels, 3, bias=False)
+        self.pool = nn.MaxPool2d(2)
+        self.bn1 = UnitBatchNorm2d(channels, bn_momentum)
+        layers: list[nn.Module] = []
+        for index in range(1, depth):
+            layers += [
+                Conv2d(channels, channels, 3, padding=1, bias=False),
+                UnitBatchNorm2d(channels, bn_momentum),
+            ]
+            if index < depth - 1:
+                layers.append(nn.SiLU())
+        self.rest = nn.Sequential(*layers)
+        self.gate = SqueezeExcite(channels) if residual else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # passes its input on at first
+                nn.init.dirac_(module.weight[: module.in_channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B×C×H×W to B×channels×(H/2)×(W/2)."""
+        height, width = x.shape[-2:]
+        x = F.pad(x, (1, 1 - width % 2, 1, 1 - height % 2))  # no zeros behind an odd last row
+        x = F.silu(self.bn1(self.pool(self.conv1(x))))
+        y = self.rest(x)
+        return F.silu(y if self.gate is None else x + self.gate(y))
+
+
+@final
+class WhitenedNet(nn.Module):
+    """Stages behind a first layer that is computed from the training images and stays as it is.
+
+    Args:
+        filters: whitening filters, of the 12 that there are: those of the largest variance.
+        widths: channels of the stages.
+        depth: convolutions in a stage.
+        residual: whether stages have a shortcut and a gate.
+        bn_momentum: share of the newest batch in BatchNorm's running statistics.
+        num_classes: length of the logits.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        widths: tuple[int, ...],
+        depth: int,
+        num_classes: int,
+        *,
+        residual: bool,
+        bn_momentum: float,
+    ) -> None:
+        super().__init__()
+        in_channels = 2 * filters
+        self.whitening = nn.Conv2d(3, in_channels, WHITENING_KERNEL)
+        # with nothing to train in front of it, the largest map needs no gradient: a tenth of a step
+        self.whitening.requires_grad_(False)
+        stages = []
+        for width in widths:
+            stages.append(
+                PoolStage(in_channels, width, depth, residual=residual, bn_momentum=bn_momentum)
+            )
+            in_channels = width
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(in_channels, num_classes, bias=False)
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Set the first layer to the whitening filters of normalized images N×3×H×W.
+
+        The filters are the eigenvectors of the covariance of the patches that the layer sees,
+        divided by the root of their eigenvalues; each stands there with both signs, since an
+        activation follows (Jordan 2024, section 3.1).
+        """
+        kernel = WHITENING_KERNEL
+        patches = images.unfold(2, kernel, 1).unfold(3, kernel, 1)  # N×3×h×w×k×k
+        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * kernel**2).double()
+        values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))  # the smallest first
+        kept = self.whitening.out_channels // 2
+        values, vectors = values[-kept:], vectors[:, -kept:]
+        filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T.reshape(-1, 3, kernel, kernel)
+        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+        self.whitening.bias.zero_()  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalized images B×3×H×W to logits B×num_classes."""
+        x = self.stages(F.silu(self.whitening(x)))
+        return self.head(x.amax((2, 3))) * HEAD_SCALE  # type: ignore[no-any-return]
+
+    def body_modules(self) -> list[nn.Module]:
+        """Return all but the head."""
+        return [self.whitening, self.stages]
+
+    def last_map(self) -> nn.Module:
+        """Return the last layer whose map is finer than a few positions."""
+        return self.stages[-2]
+
+
+def sprint(num_classes: int, budget: int) -> WhitenedNet:
+    """Build the network of the speed run: three stages of two convolutions.
+
+    It leaves out the four whitening filters of least variance, which tell how colour changes from
+    one pixel to the next. In photographs that is little, and JPEG averages it away.
+    """
+
+    def build(scale: float) -> WhitenedNet:
+        widths = _scaled((32, 128, 128), scale)
+        return WhitenedNet(8, widths, 2, num_classes, residual=False, bn_momentum=0.4)
+
+    return _largest(build, budget)
+
+
+def record(num_classes: int, budget: int) -> WhitenedNet:
+    """Build the most accurate network: three stages of three convolutions, shortcuts, gates."""
+
+    def build(scale: float) -> WhitenedNet:
+        widths = _scaled((32, 88, 104), scale)
+        return WhitenedNet(12, widths, 3, num_classes, residual=True, bn_momentum=0.1)
+
+    return _largest(build, budget)
+
+
+def _scaled(widths: tuple[int, ...], scale: float) -> tuple[int, ...]:
+    return tuple(max(8, 8 * round(width * scale / 8)) for width in widths)  # whole vectors of 8
+
+
+def _largest(build: Callable[[float], WhitenedNet], budget: int) -> WhitenedNet:
+    """Return the widest network with fewer than `budget` parameters.
+
+    Raises:
+        ValueError: the narrowest has more.
+    """
+
+    def count(scale: float) -> int:
+        with torch.device("meta"):  # shapes without memory, and without drawing random numbers
+            return sum(p.numel() for p in build(scale).parameters())
+
+    scales = [0.02 * step for step in range(1, 2 + int(0.1 * budget**0.5))]
+    position = bisect.bisect_left(scales, budget, key=count)  # the first that does not fit
+    if position == 0:
+        raise ValueError(f"budget={budget} is too small; allowed: above {count(scales[0])}")
+    return build(scales[position - 1])

@@ -1,0 +1,229 @@
+"""From a run folder to a bundle: ONNX and int8, each proved before it gets its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from torch import Tensor, nn
+
+from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
+from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.files import json_bytes
+from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.weights import weights_to_bytes
+from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
+from halfmeg.evaluation.calibration import fit_temperature
+from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
+from halfmeg.networks.summary import count_macs, count_params
+from halfmeg.shipping.onnx import onnx_logits, quantize, to_onnx
+
+NUM_CALIBRATION = 512
+
+
+MAX_PROOF_IMAGES = 5_000
+
+
+LOGIT_TOLERANCE = 1e-3
+"""Largest difference of a logit that rounding in another order of sums explains."""
+
+
+ALLOWED_LOSS = 0.005
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked before the files got their names.
+
+    Attributes:
+        images: which images, "validation" or "training" where the run held none out.
+        n: number of them.
+        max_difference: largest difference between a logit of the ONNX file and torch's.
+        accuracy, onnx_accuracy, int8_accuracy: of torch in float32 and of the two files.
+    """
+
+    images: str
+    n: int
+    max_difference: float
+    accuracy: float
+    onnx_accuracy: float
+    int8_accuracy: float
+
+    @property
+    def int8_loss(self) -> float:
+        """Accuracy lost by int8, as a share."""
+        return self.accuracy - self.int8_accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return dict(vars(self)) | {"int8_loss": self.int8_loss}
+
+
+def export(
+    run: Run, data: DataSplits, out: str | Path, *, allow_loss: bool = False
+) -> tuple[Bundle, Proof]:
+    """Export a finished run as a bundle, proved on the run's validation images.
+
+    Reads the test set once, for the accuracy that the bundle states.
+
+    Args:
+        run: a finished run.
+        data: its data.
+        out: the bundle's folder, which must not exist.
+        allow_loss: keep an int8 file that loses more than half a point.
+
+    Raises:
+        ValueError: `out` exists, other data than the run's, the `ship` extra is missing, or a
+            file that does not do what the network does.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
+    if run.result() is None:
+        raise ValueError(f"{run.folder} has not finished; continue it with `halfmeg resume`")
+    if data.fingerprint != run.data.fingerprint:
+        raise ValueError(f"{run.folder} was trained on other data than {data.name}")
+    _require_ship_extra()
+    model = run.load_model().eval()
+    mean, std = run.data.mean, run.data.std
+    held_out, kind = _proof_images(run, data)
+    onnx_model = to_onnx(model, mean, std, run.data.image_size)
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+    int8_model = quantize(onnx_model, data.train.images[order[:NUM_CALIBRATION]])
+    proof, reference = _prove(model, run, held_out, kind, onnx_model, int8_model)
+    if proof.int8_loss > ALLOWED_LOSS and not allow_loss:
+        raise ValueError(
+            f"int8 loses {100 * proof.int8_loss:.2f} points on {proof.n:,} {kind} images, more "
+            f"than {100 * ALLOWED_LOSS:g}; with --allow-loss it is exported all the same"
+        )
+    # Without held-out images the confidence of training images would be fitted, so it is left.
+    temperature = fit_temperature(reference, held_out.labels) if kind == "validation" else 1.0
+    run.log_test_reading("export: the accuracy that the bundle states")
+    measured = evaluate(model, data.test, mean, std, precision="fp32")
+    contents = {
+        "model.safetensors": weights_to_bytes(model),
+        "model.onnx": onnx_model,
+        "model.int8.onnx": int8_model,
+    }
+    facts = {
+        "format": FORMAT,
+        "model": run.config.model,
+        "budget": run.config.budget,
+        "params": count_params(model),
+        "macs": count_macs(model, run.data.image_size),
+        "classes": list(run.data.classes),
+        "image_size": run.data.image_size,
+        "mean": list(mean),
+        "std": list(std),
+        "temperature": temperature,
+        "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
+        "accuracy": {
+            "test_accuracy": measured.accuracy,
+            "test_n": measured.n,
+            "data": run.data.name,
+            "precision": "float32",
+        },
+        "proof": proof.to_dict(),
+        "recipe": run.config.to_dict(),
+        "exported": _versions(),
+    }
+    contents["README.md"] = _model_card(facts, measured.per_class, contents).encode()
+    facts["files"] = {name: checksum(content) for name, content in contents.items()}
+    contents["model.json"] = json_bytes(facts)
+    _write_folder(out, contents)
+    return Bundle.open(out), proof
+
+
+def _require_ship_extra() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
+
+
+def _proof_images(run: Run, data: DataSplits) -> tuple[Dataset, str]:
+    fraction, kind = run.config.val_fraction, "validation"
+    if fraction == 0:
+        fraction, kind = 0.1, "training"
+    _, indices = stratified_split(data.train.labels, fraction, run.config.seed)
+    return data.train.subset(indices[:MAX_PROOF_IMAGES]), kind
+
+
+def _prove(
+    model: nn.Module, run: Run, held_out: Dataset, kind: str, onnx_model: bytes, int8_model: bytes
+) -> tuple[Proof, Tensor]:
+    """Compare both files with torch in float32.
+
+    Raises:
+        ValueError: the ONNX file differs by more than rounding.
+    """
+    images, labels = held_out.images, held_out.labels
+    reference = compute_logits(model, images, run.data.mean, run.data.std, precision="fp32")
+    logits = onnx_logits(onnx_model, images)
+    difference = (logits - reference).abs().max().item()
+    scale = max(1.0, reference.abs().max().item())
+    for batch in (1, 2, 7):  # an exporter may freeze the batch, or be wrong at some sizes
+        part = onnx_logits(onnx_model, images[:7], batch_size=batch)
+        difference = max(difference, (part - reference[:7]).abs().max().item())
+    proof = Proof(
+        images=kind,
+        n=len(labels),
+        max_difference=difference,
+        accuracy=score(reference, labels).accuracy,
+        onnx_accuracy=score(logits, labels).accuracy,
+        int8_accuracy=score(onnx_logits(int8_model, images), labels).accuracy,
+    )
+    if not difference <= LOGIT_TOLERANCE * scale or proof.onnx_accuracy != proof.accuracy:
+        raise ValueError(
+            f"the ONNX file does not do what the network does: logits differ by {difference:g}, "
+            f"accuracy {proof.onnx_accuracy:.2%} instead of {proof.accuracy:.2%}"
+        )
+    return proof, reference
+
+
+def _versions() -> dict[str, Any]:
+    import onnx
+    import onnxruntime
+
+    facts = environment()
+    kept = ("command", "halfmeg", "commit", "torch", "processor")
+    versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    return {key: facts[key] for key in kept} | versions
+
+
+def _model_card(
+    facts: dict[str, Any], per_class: tuple[float | None, ...], contents: dict[str, bytes]
+) -> str:
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("halfmeg.shipping"), trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, autoescape=False,
+    )  # fmt: skip
+    return templates.get_template("card.md").render(
+        facts=facts,
+        classes=list(zip(facts["classes"], per_class, strict=True)),
+        sizes={name: len(content) for name, content in contents.items()},
+    )
+
+
+def _write_folder(out: Path, contents: dict[str, bytes]) -> None:
+    """Write a folder whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+    try:
+        for name, content in contents.items():
+            with (partial / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        partial.chmod(0o755)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,160 @@
+"""A network as ONNX, in float32 and int8, and its logits by onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode with each BatchNorm folded into the layer before it.
+
+    The layer before it is the child before it: so all networks of `MODELS` are written. A max-pool
+    between the two may stay where BatchNorm's scale is positive, as a maximum then moves with it.
+    """
+    folded = copy.deepcopy(model).eval()
+    for module in list(folded.modules()):
+        before: tuple[str, nn.Module] | None = None
+        pooled = False
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.MaxPool2d):
+                pooled = True
+                continue
+            movable = not pooled or (isinstance(child, nn.BatchNorm2d) and child.weight.min() > 0)
+            if not (before and movable):
+                pass
+            elif isinstance(child, nn.BatchNorm2d) and isinstance(before[1], nn.Conv2d):
+                setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.BatchNorm1d) and isinstance(before[1], nn.Linear):
+                setattr(module, before[0], fuse_linear_bn_eval(before[1], child))
+                setattr(module, name, nn.Identity())
+            before, pooled = (name, child), False
+    return folded
+
+
+class FromPixels(nn.Module):
+    """A network that takes pixels: uint8 B×3×H×W to logits B×K."""
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.scale: Tensor
+        self.offset: Tensor
+        self.register_buffer("scale", (1 / 255 / torch.tensor(std)).view(1, 3, 1, 1))
+        self.register_buffer("offset", (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalize and classify."""
+        return self.model(pixels.float() * self.scale + self.offset)  # type: ignore[no-any-return]
+
+
+def to_onnx(
+    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], image_size: int
+) -> bytes:
+    """Return a network as ONNX: input `pixels` uint8 B×3×H×W, output `logits` B×K, any B."""
+    deployed = FromPixels(fold_batchnorm(model), mean, std).eval()
+    # A batch of 1 in the example would be taken for a constant.
+    example = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
+    with quiet():
+        program = torch.onnx.export(
+            deployed,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=65_536)}},
+        )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def quantize(onnx_model: bytes, calibration: Tensor) -> bytes:
+    """Return an ONNX model in int8, calibrated on uint8 images B×3×H×W.
+
+    Static, in QDQ form: weights in 7 of 8 bits for each channel, since processors with AVX2 but
+    without VNNI overflow at 8, activations in 8 bits between the largest and smallest seen.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(calibration.split(64))  # type: ignore[no-untyped-call]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"pixels": batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        plain, prepared, small = (Path(folder) / f"{n}.onnx" for n in ("plain", "prepared", "int8"))
+        plain.write_bytes(onnx_model)
+        quant_pre_process(str(plain), str(prepared))
+        quantize_static(
+            str(prepared),
+            str(small),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+        )
+        return small.read_bytes()
+
+
+def onnx_logits(onnx_model: bytes, images: Tensor, *, batch_size: int = 250) -> Tensor:
+    """Return the logits of an ONNX model for uint8 images, by onnxruntime on the processor."""
+    session = open_session(onnx_model)
+    chunks = images.split(batch_size)  # type: ignore[no-untyped-call]
+    return torch.cat(
+        [torch.from_numpy(session.run(None, {"pixels": chunk.numpy()})[0]) for chunk in chunks]
+    )
+
+
+def open_session(onnx_model: bytes, threads: int = 0) -> Any:
+    """Return an onnxruntime session on the processor; 0 threads means as many as there are."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' own chatter from the user's screen."""
+    from contextlib import redirect_stderr, redirect_stdout
+
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

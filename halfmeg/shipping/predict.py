@@ -1,0 +1,142 @@
+"""Classes of a user's own images, by a bundle."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from halfmeg.artifacts.bundle import Bundle
+from halfmeg.data.decode import decode_image
+from halfmeg.evaluation.evaluate import compute_logits
+from halfmeg.shipping.onnx import open_session
+
+BATCH_SIZE = 64
+MAX_BYTES = 64 * 2**20
+"""A larger file is refused before it is read."""
+
+Runner = Callable[[Tensor], Tensor]
+"""Maps uint8 B×3×H×W to float32 logits B×K."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image, or why there is none.
+
+    Attributes:
+        top: classes with their calibrated probabilities, the likeliest first; empty on an error.
+        error: why the image could not be read; None where it could.
+    """
+
+    path: str
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        label, probability = self.top[0]
+        return {
+            "path": self.path,
+            "label": label,
+            "probability": probability,
+            "top": [{"label": name, "probability": p} for name, p in self.top],
+        }
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Return the files that paths, folders and patterns such as `*.jpg` stand for.
+
+    A folder stands for the images anywhere below it, known by their suffix.
+
+    Raises:
+        ValueError: something that does not exist, or a folder or pattern without an image.
+    """
+    suffixes = set(Image.registered_extensions())
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            found[path] = None
+            continue
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes]
+            matches = [p for p in inside if p.is_file()]
+        else:
+            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+            matches = [p for p in matches if p.is_file()]
+        if not matches:
+            kind = "folder without images" if path.is_dir() else "file that does not exist"
+            raise ValueError(f"{pattern} is a {kind}")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def open_runner(bundle: Bundle) -> Runner:
+    """Return the fastest exact way to run a bundle here: onnxruntime, or without it torch.
+
+    Exact is float32; `halfmeg bench` shows the times (docs/performance.md).
+    """
+    if bundle.has("model.onnx") and find_spec("onnxruntime") is not None:
+        session = open_session((bundle.folder / "model.onnx").read_bytes())
+        return lambda images: torch.from_numpy(session.run(None, {"pixels": images.numpy()})[0])
+    model = bundle.load_model()
+    mean, std = bundle.mean, bundle.std
+    return lambda images: compute_logits(model, images, mean, std, precision="fp32")
+
+
+def predict(bundle: Bundle, paths: Sequence[Path], *, top: int = 3) -> Iterator[Prediction]:
+    """Classify images one batch after another; a broken one gets its error and the rest go on.
+
+    Args:
+        bundle: the network.
+        paths: image files of any format and size that Pillow reads.
+        top: how many classes to name.
+
+    Raises:
+        ValueError: top below 1.
+    """
+    if top < 1:
+        raise ValueError(f"top={top} is out of range; allowed: 1 or more")
+    run = open_runner(bundle)
+    for start in range(0, len(paths), BATCH_SIZE):
+        decoded = {path: _read(path, bundle.image_size) for path in paths[start:][:BATCH_SIZE]}
+        pixels = [image for image in decoded.values() if isinstance(image, np.ndarray)]
+        tops: Iterator[tuple[tuple[str, float], ...]] = iter(())
+        if pixels:
+            tops = iter(top_classes(bundle, run(torch.from_numpy(np.stack(pixels))), top))
+        for path, image in decoded.items():
+            if isinstance(image, str):
+                yield Prediction(str(path), (), image)
+            else:
+                yield Prediction(str(path), next(tops))
+
+
+def top_classes(bundle: Bundle, logits: Tensor, top: int) -> list[tuple[tuple[str, float], ...]]:
+    """Return for each row of logits B×K the likeliest classes with calibrated probabilities."""
+    probs = (logits.double() / bundle.temperature).softmax(1)
+    values, indices = probs.topk(min(top, len(bundle.classes)))
+    return [
+        tuple((bundle.classes[i], p) for i, p in zip(row_indices, row_values, strict=True))
+        for row_indices, row_values in zip(indices.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _read(path: Path, image_size: int) -> np.ndarray | str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return f"larger than {MAX_BYTES:,} bytes"
+        return decode_image(path.read_bytes(), image_size)[0]
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)

@@ -1,0 +1,126 @@
+"""What needs the trained networks themselves: robustness to corruption, and costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfmeg.artifacts.files import write_json
+from halfmeg.artifacts.run import Run
+from halfmeg.config import BUDGET
+from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt
+from halfmeg.data.dataset import DataSplits
+from halfmeg.evaluation.cost import Cost, measure_costs
+from halfmeg.evaluation.evaluate import evaluate
+from halfmeg.networks.table import build_model
+
+ROBUSTNESS_IMAGES = 2_000
+
+
+Robustness = dict[str, list[float]]
+
+
+def measure(runs: Sequence[Run], data: DataSplits, out: Path) -> None:
+    """Measure what needs the networks themselves, and store it.
+
+    Writes `robustness.json` into each run folder that has weights and lacks it, and the costs of
+    all networks, timed together, as `costs.json` into `out`.
+
+    Raises:
+        ValueError: data other than the runs'.
+    """
+    for run in runs:
+        if run.data.fingerprint != data.fingerprint:
+            raise ValueError(f"{run.folder} was trained on other data than {data.name}")
+        has_weights = (run.folder / "weights.safetensors").exists()
+        if has_weights and not (run.folder / "robustness.json").exists():
+            run.log_test_reading("robustness: corrupted test images")
+            write_json(run.folder / "robustness.json", measure_robustness(run, data))
+    first = runs[0].data
+    shapes = sorted({(run.config.model, run.config.budget) for run in runs})
+    networks = {
+        shape_name(name, budget): build_model(name, len(first.classes), first.image_size, budget)
+        for name, budget in shapes
+    }
+    costs = measure_costs(networks, first.image_size)
+    write_json(out / "costs.json", {name: cost.to_dict() for name, cost in costs.items()})
+
+
+def shape_name(model: str, budget: int) -> str:
+    """Name a network by what decides its costs, as `costs.json` does."""
+    return model if budget == BUDGET else f"{model} budget={budget}"
+
+
+def measure_robustness(run: Run, data: DataSplits) -> dict[str, Any]:
+    """Return accuracy by kind of corruption at strengths 1 to 3, on at most 2,000 test images."""
+    count = len(data.test)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    part = data.test.subset(order[:ROBUSTNESS_IMAGES].sort().values)
+    model = run.load_model()
+
+    def accuracy(images: Tensor) -> float:
+        corrupted = replace(part, images=images)
+        mean, std = run.data.mean, run.data.std
+        return evaluate(model, corrupted, mean, std, precision=run.config.precision).accuracy
+
+    return {
+        "n": len(part),
+        "clean": accuracy(part.images),
+        "accuracy": {
+            name: [accuracy(corrupt(part.images, name, strength)) for strength in STRENGTHS]
+            for name in CORRUPTIONS
+        },
+    }
+
+
+def mean_robustness(runs: Sequence[Run]) -> Robustness | None:
+    """Return the mean of what the runs have stored; None where one of them has not.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    measured = [_read_json(run.folder / "robustness.json") for run in runs]
+    stored = [m for m in measured if m is not None]
+    if len(stored) < len(runs):
+        return None
+    try:
+        clean = float(np.mean([m["clean"] for m in stored]))
+        rows = {
+            name: np.mean([m["accuracy"][name] for m in stored], axis=0).tolist()
+            for name in CORRUPTIONS
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"{runs[0].folder / 'robustness.json'} is damaged: {error}"
+        raise ValueError(message) from None
+    return {"clean": [clean]} | rows
+
+
+def read_costs(folder: Path | None) -> dict[str, Cost]:
+    """Read `costs.json`; empty where it does not exist.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = (folder or Path()) / "costs.json"
+    stored = _read_json(path) if folder is not None else None
+    try:
+        return {name: Cost(**cost) for name, cost in (stored or {}).items()}
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return value

@@ -1,0 +1,198 @@
+"""Figures and pages from run folders; nothing here trains or evaluates."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from halfmeg.artifacts.files import write_atomically, write_json
+from halfmeg.artifacts.run import Run
+from halfmeg.config import BUDGET
+from halfmeg.data.dataset import DataSplits
+from halfmeg.studies.compare import Comparison
+from halfmeg.studies.figures import (
+    calibration_figure,
+    comparison_figure,
+    confusion_figure,
+    cost_figure,
+    differences_figure,
+    figure_svg,
+    write_figure,
+)
+
+
+def _alternative(figure_name: str, comparison: Comparison) -> str:
+    """Return the alternative text of a figure: what it shows, in numbers."""
+    models = comparison.models
+    accuracies = ", ".join(f"{m.name} {100 * m.test_accuracy.mean:.1f}%" for m in models)
+    return {
+        "curves": f"Learning curves, and mean test accuracy: {accuracies}.",
+        "differences": "Differences: " + "; ".join(pair.verdict for pair in comparison.pairs),
+        "costs": "Accuracy against costs: "
+        + "; ".join(f"{m.name} {m.params:,} parameters, {m.macs / 1e6:.1f} M MACs" for m in models),
+        "confusion": "Confusion matrices of " + ", ".join(m.name for m in models) + ".",
+        "calibration": "Reliability diagrams; expected calibration error: "
+        + ", ".join(f"{m.name} {100 * m.calibration.ece:.1f}%" for m in models)
+        + ".",
+    }[figure_name]
+
+
+def write_comparison(
+    comparison: Comparison, out: str | Path, data: DataSplits | None = None
+) -> tuple[Path, Path]:
+    """Write page, figures and Markdown of a comparison; return the paths of page and figure.
+
+    `comparison.html` holds everything; `comparison.md` and the PNG files beside it are the same
+    for a README; `comparison.json` holds the numbers.
+
+    Args:
+        comparison: what to write.
+        out: a folder.
+        data: shows the images on which the networks disagree.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    figures = {"curves": comparison_figure(comparison)}
+    if comparison.pairs:
+        figures["differences"] = differences_figure(comparison)
+    figures["costs"] = cost_figure(comparison)
+    figures["confusion"] = confusion_figure(comparison)
+    figures["calibration"] = calibration_figure(comparison)
+    names = {name: "comparison.png" if name == "curves" else f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        write_figure(figure, out / names[name])
+    page = out / "comparison.html"
+    write_atomically(page, render_page(comparison, figures, data).encode())
+    write_atomically(out / "comparison.md", render_markdown(comparison, names).encode())
+    write_json(out / "comparison.json", comparison.to_dict())
+    return page, out / names["curves"]
+
+
+def _templates() -> jinja2.Environment:
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("halfmeg.studies"), trim_blocks=True, lstrip_blocks=True,
+        autoescape=jinja2.select_autoescape(["html"]), undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    templates.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
+    templates.filters["thousands"] = lambda number: f"{number:,}"
+    templates.filters["p_value"] = lambda p: "<0.001" if p < 0.001 else f"{p:.3f}"
+    return templates
+
+
+def _context(comparison: Comparison) -> dict[str, Any]:
+    runs = [run for model in comparison.models for run in model.runs]
+    environments = [_environment(run) for run in runs]
+
+    def each(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(item.get(key)) for item in environments))
+
+    return {
+        "comparison": comparison,
+        "budget": BUDGET,
+        "notes": _notes(comparison),
+        "settings": _settings(comparison),
+        "commands": list(dict.fromkeys(str(item.get("command")) for item in environments)),
+        "versions": {key: each(key) for key in ("halfmeg", "commit", "torch", "numpy", "python")},
+        "machine": {key: each(key) for key in ("platform", "processor", "cores", "threads")},
+    }
+
+
+def render_page(
+    comparison: Comparison, figures: dict[str, Figure], data: DataSplits | None = None
+) -> str:
+    """Return a self-contained HTML page: verdicts first, then figures, tables and terms."""
+    pictures: dict[int, str] = {}
+    if data is not None and data.fingerprint == comparison.fingerprint:
+        pictures = {
+            item.index: _picture(data.test.images[item.index].numpy())
+            for item in comparison.disagreements
+        }
+    return (
+        _templates()
+        .get_template("comparison.html")
+        .render(
+            _context(comparison),
+            figures={name: figure_svg(figure) for name, figure in figures.items()},
+            texts={name: _alternative(name, comparison) for name in figures},
+            pictures=pictures,
+        )
+    )
+
+
+def render_markdown(comparison: Comparison, pictures: dict[str, str]) -> str:
+    """Return the comparison as Markdown; `pictures` are the file names of the figures."""
+    return (
+        _templates()
+        .get_template("comparison.md")
+        .render(
+            _context(comparison),
+            pictures=pictures,
+            texts={name: _alternative(name, comparison) for name in pictures},
+        )
+    )
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """Return uint8 3×H×W as a PNG data address, whole pixels enlarged to 96 or more."""
+    times = max(1, -(-96 // pixels.shape[-1]))
+    enlarged = pixels.transpose(1, 2, 0).repeat(times, 0).repeat(times, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(enlarged).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """Return what a reader has to know beside the verdicts."""
+    notes = [
+        f"{model.name} has {model.params:,} parameters: over the budget of {BUDGET:,}."
+        for model in comparison.models
+        if not model.within_budget
+    ]
+    sizes = [model.params for model in comparison.models]
+    if max(sizes) > 2 * min(sizes):
+        notes.append(
+            f"The networks differ in size by a factor of {max(sizes) / min(sizes):.0f}: "
+            "a difference between them is one of size as well as of kind."
+        )
+    if any(1 < pair.num_seeds < 5 for pair in comparison.pairs):
+        notes.append(
+            "Fewer than 5 seeds: the intervals rest on a rough estimate of the chance between "
+            "seeds. With 2 seeds they hold less often than stated."
+        )
+    if any(run.config.monitor == "test" for model in comparison.models for run in model.runs):
+        notes.append(
+            "The test set was read after every epoch, for the curves only; "
+            "each figure is of the last epoch, never the best."
+        )
+    notes += [
+        f"The run {name} failed and is not in the figures: {error}"
+        for name, error in comparison.failures.items()
+    ]
+    return notes
+
+
+def _settings(comparison: Comparison) -> dict[str, Any]:
+    """Return the settings that all runs share."""
+    configs = [run.config.to_dict() for model in comparison.models for run in model.runs]
+    return {
+        key: value
+        for key, value in configs[0].items()
+        if all(config[key] == value for config in configs)
+    }
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    path = run.folder / "environment.json"
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is missing or damaged: {error}") from None
+    return stored

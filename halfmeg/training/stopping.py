@@ -1,0 +1,59 @@
+"""How a run ends before its time: a signal, or a loss that is no number any more."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from halfmeg.artifacts.run import Run
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class TrainingInterruptedError(RuntimeError):
+    """A signal stopped the run after a checkpoint was written."""
+
+    def __init__(self, advice: str, signal_number: int) -> None:
+        super().__init__(f"stopped; {advice}")
+        self.signal_number = signal_number
+
+
+def how_to_continue(run: Run) -> str:
+    """Return what to say of a run that was stopped."""
+    return f"continue with `halfmeg resume {run.folder}`"
+
+
+@dataclass
+class Stop:
+    """Whether a signal asked a run to stop."""
+
+    requested: int = 0  # the signal's number
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C stops at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may set handlers
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = number
+
+    previous = {
+        number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
