@@ -1,5 +1,5 @@
 """Run the command line as `python -m halfmeg`."""
 
-from halfmeg.cli import main
+from halfmeg.cli.main import main
 
 main()

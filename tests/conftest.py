@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmeg.cli import main
+from halfmeg.cli.main import main
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.load import load_dataset

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -63,7 +65,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.stem != "cli"], ids=module_name)
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_a_file_is_read_in_one_sitting(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     lines = len(path.read_text().splitlines())
@@ -87,6 +89,15 @@ def test_only_the_command_line_prints(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
     assert "print" not in calls
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    """`--help`, `--version` and a mistyped command import no torch, rich, scipy or pyarrow."""
+    program = "import halfmeg.cli.main, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "typer" in loaded
+    assert not loaded & {"torch", "numpy", "rich", "scipy", "pyarrow", "PIL", "matplotlib"}
 
 
 def test_no_pickle_is_loaded_without_limits() -> None:

@@ -18,7 +18,7 @@ from conftest import CIFAR_JPEG, Cli, small_config
 from PIL import Image
 
 import halfmeg
-from halfmeg.cli import main
+from halfmeg.cli.main import main
 from halfmeg.studies.study import run_study
 
 QUICK = ("model=cnn", "epochs=2", "batch_size=256")

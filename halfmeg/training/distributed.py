@@ -131,11 +131,6 @@ def _group_device() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def is_first_process() -> bool:
-    """Return whether this process speaks for the run; torchrun numbers its processes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
     """Join the process group that torchrun has prepared, if it has started this process."""

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from halfmeg.artifacts.run import Run
+if TYPE_CHECKING:
+    from halfmeg.artifacts.run import Run
 
 
 class TrainingDivergedError(RuntimeError):

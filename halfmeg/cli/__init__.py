@@ -1,0 +1,12 @@
+"""The command line: the only room that parses arguments and prints.
+
+| module | holds |
+|---|---|
+| `main` | the app, its commands, and what becomes of errors |
+| `look` | `models`, `summary`, `recipes`, `data` |
+| `train` | `train`, `resume`, `evaluate` |
+| `compare` | `compare`, `report` |
+| `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |
+| `show` | common options, text, tables, JSON |
+| `progress` | bars and lines while a command works |
+"""

@@ -1,0 +1,156 @@
+"""What is shown while a command works: bars on a screen, lines in a pipe, TensorBoard's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from halfmeg.artifacts.run import MetricsRow, Run
+from halfmeg.cli.show import print_error, screen
+from halfmeg.config import RunConfig
+from halfmeg.data.dataset import DataSplits
+from halfmeg.data.load import load_dataset
+from halfmeg.studies.study import StudyListener
+from halfmeg.training.listen import Listener, StepReport
+from halfmeg.training.plan import on_hard_images
+
+
+def load(source: str, data_dir: str, image_size: int, *, quiet: bool) -> DataSplits:
+    """Load data; what takes long is shown."""
+    with progress_bars(quiet=quiet) as progress:
+        return load_dataset(source, data_dir=data_dir, image_size=image_size, progress=progress)
+
+
+@contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function that shows what is being done as bars on the error stream."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(), console=screen(stderr=True), transient=True, disable=quiet,
+    ) as bars:  # fmt: skip
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield progress
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _has_tensorboard() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("tensorboard") is not None
+
+
+class StudyDisplay(StudyListener):
+    """Shows the run under way, or one line for each run where they train elsewhere."""
+
+    def __init__(
+        self, display: Callable[[RunConfig], Listener], *, quiet: bool, apart: bool
+    ) -> None:
+        self.display = display
+        self.quiet = quiet
+        self.apart = apart
+
+    def of_run(self, config: RunConfig) -> Listener:
+        """Return the display of a run in this process."""
+        return self.display(config)
+
+    def on_run(self, config: RunConfig, error: str | None, done: int, total: int) -> None:
+        """Print how a run has ended that was not shown."""
+        if self.quiet or not (self.apart or error):
+            return
+        outcome = f"failed: {error}" if error else "done"
+        print_error(f"{config.model} {config.recipe} seed {config.seed}  {outcome}  {done}/{total}")
+
+
+class _Display(Listener):
+    """Shows a run as a progress bar, and as one line for each epoch where there is no screen."""
+
+    def __init__(self, bars: Progress, config: RunConfig) -> None:
+        self.bars = bars
+        self.config = config
+        self.name = f"{config.model} seed {config.seed}"
+        self.task = bars.add_task(self.name, total=None, numbers="")
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        for path in damaged:
+            print_error(f"damaged checkpoint passed over: {path}")
+
+    def on_step(self, report: StepReport) -> None:
+        self.bars.update(
+            self.task,
+            total=report.epochs * report.steps,
+            completed=(report.epoch - 1) * report.steps + report.step,
+            numbers=f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  "
+            f"accuracy {report.accuracy:.1%}  {report.images_per_second:,.0f} images/s  "
+            f"{_duration(report.seconds_left)} left",
+        )
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        epoch = int(row["epoch"] or 0)
+        if not screen(stderr=True).is_terminal:
+            held_out = "".join(
+                f"  {part} {row[f'{part}_accuracy']:.2%}"
+                for part in ("val", "test")
+                if row[f"{part}_accuracy"] is not None
+            )
+            trained_on = "hard images" if on_hard_images(self.config, epoch - 1) else "train"
+            print_error(
+                f"{self.name}  epoch {epoch}/{self.config.epochs}  loss {row['train_loss']:.4f}  "
+                f"{trained_on} {row['train_accuracy']:.2%}{held_out}  "
+                f"{row['images_per_second']:,.0f} images/s"
+            )
+        if epoch == self.config.epochs:
+            self.bars.remove_task(self.task)
+
+
+class _TensorBoard(Listener):
+    """Writes the metrics of each epoch to the run folder's `tensorboard/` too."""
+
+    def __init__(self, display: _Display) -> None:
+        self.display = display
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.display.on_start(run, damaged)
+        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"))
+
+    def on_step(self, report: StepReport) -> None:
+        self.display.on_step(report)
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                self.writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        self.writer.flush()
+        self.display.on_epoch(row)
+
+
+@contextmanager
+def training_display(*, quiet: bool) -> Iterator[Callable[[RunConfig], Listener]]:
+    """Yield a function that returns the display of a run; TensorBoard too, where installed."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20),
+        TextColumn("{task.fields[numbers]}"), console=screen(stderr=True), transient=True,
+        disable=quiet or not screen(stderr=True).is_terminal,
+    ) as bars:  # fmt: skip
+
+        def listener(config: RunConfig) -> Listener:
+            display = _Display(bars, config)
+            return _TensorBoard(display) if _has_tensorboard() else display
+
+        yield listener

@@ -1,0 +1,91 @@
+"""What all commands share: their common options, and how text, tables and JSON are printed.
+
+rich is imported when something is drawn with it, so that `--help` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from halfmeg.studies.stats import Interval
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+
+DataOption = Annotated[
+    str,
+    typer.Option(help="digits, cifar10, or a path to Parquet files or to a folder of images."),
+]
+
+DataDirOption = Annotated[
+    str, typer.Option(help="The folder in which cifar10 is looked for and downloaded to.")
+]
+
+ImageSizeOption = Annotated[int, typer.Option(help="Side in pixels to which images are brought.")]
+
+SettingsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),
+]
+
+SPEAKS = os.environ.get("RANK", "0") == "0"
+"""Whether this process speaks for the run: torchrun numbers its processes."""
+
+
+@functools.cache
+def screen(*, stderr: bool = False) -> Console:
+    """Return rich's console on one of the two streams."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, quiet=not SPEAKS)
+
+
+def print_json(value: object) -> None:
+    """Print JSON for a machine; NaN and infinity are refused."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def print_line(text: str) -> None:
+    """Print text as it is."""
+    if SPEAKS:
+        sys.stdout.write(text + "\n")
+
+
+def print_error(text: str) -> None:
+    """Print text on the error stream; a bar that is drawn there moves down."""
+    screen(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+TEXT_COLUMNS = ("description", "most often taken for", "class", "then")
+
+
+def build_table(*columns: str) -> Table:
+    """Return an empty table, its numbers to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        is_text = index == 0 or column in TEXT_COLUMNS
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=index == 0)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as the screen."""
+    screen().print(table)
+
+
+def format_range(interval: Interval) -> str:
+    """Write an interval of shares in percent."""
+    if interval.lo is None or interval.hi is None:
+        return "–"
+    return f"{100 * interval.lo:.1f} to {100 * interval.hi:.1f}%"
