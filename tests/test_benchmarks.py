@@ -35,6 +35,14 @@ def test_throughput(tmp_path: Path, pictures: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_startup(tmp_path: Path) -> None:
+    outcome = benchmark("startup", "--rounds", "1", "--json", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    seconds = outcome.json
+    slowest = max(median for name, median in seconds.items() if name.startswith("halfmeg"))
+    assert slowest < seconds["Python with torch, scipy, pyarrow"]
+
+
 def test_finetune(tmp_path: Path) -> None:
     outcome = benchmark(
         "finetune", "--model", "cnn", "--seeds", "2", "--first-epochs", "2", "--epochs", "2",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from importlib.metadata import version as installed_version
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -96,6 +95,8 @@ def _print_plainly(text: str) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version as installed_version
+
         print_line(f"halfmeg {halfmeg.__version__}, torch {installed_version('torch')}")
         raise typer.Exit
 
