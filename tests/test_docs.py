@@ -1,0 +1,125 @@
+"""What README and docs/ say: links and anchors, the trials, and the Python that they show."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import unicodedata
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PAGES = [
+    *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md"),
+]  # fmt: skip
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+NUM_TRIALS = 105
+
+
+def prose(page: Path) -> str:
+    """Return a page without its code, in which brackets are no links and # is no heading."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^(?: {4}|\t).*$", "", text, flags=re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        kept = [c for c in text if c in " -_" or unicodedata.category(c)[0] in "LN"]
+        anchor = "".join(kept).replace(" ", "-")
+        count = sum(
+            re.fullmatch(rf"{re.escape(anchor)}(-\d+)?", other) is not None for other in found
+        )
+        found.add(f"{anchor}-{count}" if count else anchor)
+    return found
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link} does not exist"
+        assert target.is_relative_to(ROOT), f"{link} leaves the repository"
+        if anchor:
+            assert anchor in anchors(target), f"{link} has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_of_docs_named_in_code_spans_exist(page: Path) -> None:
+    for path in re.findall(r"`((?:docs|results|tests|benchmarks)/[\w/.-]+)`", page.read_text()):
+        assert (ROOT / path).exists(), f"{path} does not exist"
+
+
+def test_what_code_says_of_docs_exists() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py", "*.html", "*.md", "*.toml"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    for name in listed:
+        path = ROOT / name
+        for found in re.findall(r"\bdocs/[\w-]+\.(?:md|csv|ipynb)\b", path.read_text()):
+            assert (ROOT / found).exists(), f"{name} names {found}"
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_headline_links_to_its_run() -> None:
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index("## What it has measured") :]
+    rows = re.findall(r"^\| (?!\|)(.+) \|$", section[: section.index("\n## ")], flags=re.MULTILINE)
+    assert 1 <= len(rows) <= 8
+    for row in rows:
+        (link,) = LINK.findall(row)
+        assert link.startswith("results/"), row
+
+
+def test_all_trials_stand_in_the_table() -> None:
+    with (ROOT / "docs" / "experiments.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    assert list(rows[0]) == [
+        "trial", "question", "change", "prediction", "setting", "MACs", "result", "n", "outcome",
+    ]  # fmt: skip
+    assert [int(row["trial"]) for row in rows] == list(range(1, NUM_TRIALS + 1))
+    for row in rows:
+        assert None not in row, row["trial"]
+        assert None not in row.values(), row["trial"]
+        for key in ("question", "setting", "result", "n", "outcome"):
+            assert row[key], f"trial {row['trial']} has no {key}"
+        for macs in re.findall(r"[^,\s]+", row["MACs"].replace(" and ", " ")):
+            assert 1e12 < float(macs) < 1e15, row["trial"]
+        for other in re.findall(r"\btrial (\d+)", " ".join(row.values())):
+            assert 1 <= int(other) <= NUM_TRIALS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_trials_that_pages_name_exist(page: Path) -> None:
+    for numbers in re.findall(r"\btrials? ([\d ,;toand]*\d)", page.read_text()):
+        assert all(1 <= int(n) <= NUM_TRIALS for n in re.findall(r"\d+", numbers)), numbers
+
+
+@pytest.mark.parametrize("part", ["fast", pytest.param("all", marks=pytest.mark.slow)])
+def test_the_python_of_the_page_runs(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), flags=re.DOTALL
+    )
+    assert len(blocks) >= 3
+    for code in blocks:
+        if part == "all" or "compare(" not in code:  # a comparison measures 30 corruptions a run
+            exec(code, {})
+            assert capsys.readouterr().out.strip()

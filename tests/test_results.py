@@ -1,0 +1,132 @@
+"""The committed runs: what is kept, and that the figures of README follow from them."""
+
+from __future__ import annotations
+
+import json
+import re
+from statistics import mean
+from typing import Any
+
+import pytest
+from conftest import ROOT, Cli
+
+RESULTS = ROOT / "results"
+README = (ROOT / "README.md").read_text()
+MOST_BYTES = 12_000_000
+
+
+def accuracy(pattern: str) -> float:
+    """Return the mean test accuracy in percent of the runs whose folders match."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob(f"{pattern}/result.json")]
+    assert found, pattern
+    return 100 * mean(result["test_accuracy"] for result in found)
+
+
+def headline(words: str) -> str:
+    (row,) = [line for line in README.splitlines() if line.startswith("|") and words in line]
+    return row
+
+
+def test_results_stay_small() -> None:
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MOST_BYTES
+    kinds = {path.suffix for path in files}
+    assert kinds <= {".json", ".jsonl", ".csv", ".md", ".npz", ".png"}, kinds
+
+
+def test_everything_kept_is_named_on_the_page() -> None:
+    page = (RESULTS / "README.md").read_text()
+    for path in RESULTS.iterdir():
+        name = f"{path.name}/" if path.is_dir() else path.name
+        assert path.name == "README.md" or f"({name}" in page, name
+
+
+def test_every_figure_in_results_is_shown() -> None:
+    pages = [RESULTS / "README.md", ROOT / "README.md", *RESULTS.glob("*/*.md")]
+    shown = {
+        (page.parent / link).resolve()
+        for page in pages
+        for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())
+    }
+    for path in RESULTS.rglob("*.png"):
+        assert path in shown, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        ("`resnet32`", "common-terms-he/resnet32-seed-?"),
+        ("`record`", "record"),
+        ("100,000 parameters", "budgets/record-100000"),
+        ("`sprint`", "sprint/sprint-seed-?"),
+    ],
+)
+def test_an_accuracy_in_readme_is_that_of_its_runs(words: str, pattern: str) -> None:
+    assert f"[{accuracy(pattern):.1f}%]" in headline(words)
+
+
+def test_the_sprints_seconds_are_those_of_its_runs() -> None:
+    runs = RESULTS.glob("sprint/sprint-seed-?/result.json")
+    seconds = mean(json.loads(path.read_text())["seconds"] for path in runs)
+    assert f"in {seconds:.0f} seconds" in headline("`sprint`")
+
+
+def test_the_speed_in_readme_is_that_of_its_file() -> None:
+    stored = json.loads((RESULTS / "throughput.json").read_text())
+    row = headline("speed of training")
+    for entry in stored:
+        assert f"{entry['ratio']:.1f} times (`{entry['model']}`)" in row
+
+
+def verdicts(cli: Cli, *studies: str) -> dict[tuple[str, str], dict[str, Any]]:
+    folders = [str(RESULTS / name) for name in studies]
+    outcome = cli("report", *folders, "--out", "again", "--json")
+    assert outcome.code == 0, outcome.err
+    return {(pair["a"], pair["b"]): pair for pair in outcome.json["pairs"]}
+
+
+def stored_verdicts(study: str) -> dict[tuple[str, str], dict[str, Any]]:
+    stored = json.loads((RESULTS / study / "comparison.json").read_text())
+    return {(pair["a"], pair["b"]): pair for pair in stored["pairs"]}
+
+
+def assert_same(
+    found: dict[tuple[str, str], dict[str, Any]], stored: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    assert found.keys() == stored.keys()
+    for names, pair in found.items():
+        for key in ("verdict", "num_seeds", "num_images", "told_apart"):
+            assert pair[key] == stored[names][key], names
+        assert pair["p_adjusted"] == pytest.approx(stored[names]["p_adjusted"])
+
+
+def assert_row_states(row: str, pair: dict[str, Any]) -> None:
+    difference = {key: 100 * pair["difference"][key] for key in ("mean", "lo", "hi")}
+    assert f"{difference['mean']:.1f} points" in row
+    assert f"({difference['lo']:.1f} to {difference['hi']:.1f})" in row
+
+
+def test_the_verdict_on_the_published_terms_comes_out_again(cli: Cli) -> None:
+    found = verdicts(cli, "published-terms")
+    assert_same(found, stored_verdicts("published-terms"))
+    assert_row_states(headline("as published"), found["resnet-linear", "cnn"])
+
+
+@pytest.mark.slow
+def test_the_verdicts_by_one_recipe_come_out_again(cli: Cli) -> None:
+    found = verdicts(cli, "common-terms", "common-terms-he")
+    assert_same(found, stored_verdicts("common-terms"))
+
+
+def test_the_other_verdicts_in_readme_are_those_stored() -> None:
+    common = stored_verdicts("common-terms")
+    assert_row_states(headline("the same two"), common["resnet-linear", "cnn"])
+    (pair,) = stored_verdicts("finetune").values()
+    assert_row_states(headline("50 images a class"), pair)
+
+
+def test_every_run_that_is_kept_is_whole() -> None:
+    for config in RESULTS.rglob("config.json"):
+        names = {path.name for path in config.parent.iterdir()}
+        whole = {"environment.json", "metrics.csv", "result.json", "test_readings.jsonl"}
+        assert whole <= names, config.parent.relative_to(ROOT)
