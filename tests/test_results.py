@@ -109,7 +109,7 @@ def assert_row_states(row: str, pair: dict[str, Any]) -> None:
 def test_the_verdict_on_the_published_terms_comes_out_again(cli: Cli) -> None:
     found = verdicts(cli, "published-terms")
     assert_same(found, stored_verdicts("published-terms"))
-    assert_row_states(headline("as published"), found["resnet-linear", "cnn"])
+    assert_row_states(headline("published study"), found["resnet-linear", "cnn"])
 
 
 @pytest.mark.slow
