@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Cli
 
 PAGES = [
     *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md"),
@@ -57,7 +57,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_pages_of_docs_named_in_code_spans_exist(page: Path) -> None:
-    for path in re.findall(r"`((?:docs|results|tests|benchmarks)/[\w/.-]+)`", page.read_text()):
+    folders = "docs|results|tests|benchmarks|halfmeg"
+    for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", page.read_text()):
         assert (ROOT / path).exists(), f"{path} does not exist"
 
 
@@ -72,6 +73,35 @@ def test_what_code_says_of_docs_exists() -> None:
             assert (ROOT / found).exists(), f"{name} names {found}"
 
 
+def test_readme_shows_the_rooms_of_the_design() -> None:
+    def rooms(text: str) -> list[str]:
+        table = text[text.index("| room | holds |") :]
+        return re.findall(r"^\| `(\w+)/?`", table[: table.index("\n\n")], flags=re.MULTILINE)
+
+    design = rooms((ROOT / "docs" / "design.md").read_text())
+    assert len(design) > 5
+    assert rooms((ROOT / "README.md").read_text()) == design
+
+
+def commands_shown() -> dict[str, set[str]]:
+    """Return the options that the pages show for each command of halfmeg."""
+    found: dict[str, set[str]] = {}
+    for page in PAGES:
+        for line in re.findall(r"^(?:    |\$ )halfmeg (.+)$", page.read_text(), flags=re.MULTILINE):
+            command, *words = re.sub(r" {2,}#.*", "", line).split()
+            options = {word for word in words if word.startswith("--")}
+            found[command] = found.get(command, set()) | options
+    return found
+
+
+@pytest.mark.parametrize("command", sorted(commands_shown()))
+def test_the_commands_on_the_pages_exist(command: str, cli: Cli) -> None:
+    outcome = cli("data", "check", "--help") if command == "data" else cli(command, "--help")
+    assert outcome.code == 0, outcome.err
+    for option in commands_shown()[command]:
+        assert option in outcome.out, f"halfmeg {command} has no {option}"
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
@@ -79,7 +109,7 @@ def test_readme_is_short() -> None:
 def test_every_headline_links_to_its_run() -> None:
     text = (ROOT / "README.md").read_text()
     section = text[text.index("## What it has measured") :]
-    rows = re.findall(r"^\| (?!\|)(.+) \|$", section[: section.index("\n## ")], flags=re.MULTILINE)
+    _, *rows = re.findall(r"^\| (.+) \|$", section[: section.index("\n## ")], flags=re.MULTILINE)
     assert 1 <= len(rows) <= 8
     for row in rows:
         (link,) = LINK.findall(row)
