@@ -423,7 +423,7 @@ def test_whitening_is_of_the_training_images_alone(tmp_path, few_digits) -> None
     train, _ = stratified_split(few_digits.train.labels, 0.1, 0)
     expected = build_model("sprint", 10, 32, 10_000)
     mean, std = torch.tensor(few_digits.mean), torch.tensor(few_digits.std)
-    expected.whiten(normalize(few_digits.train.images[train], mean, std))
+    expected.prepare(normalize(few_digits.train.images[train], mean, std))
     trained = run.load_model()
     assert torch.equal(trained.whitening.weight, expected.whitening.weight)
 

@@ -21,11 +21,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
+from torch import nn
+
 from halfmeg.artifacts.weights import load_weights
 from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
-from halfmeg.networks.table import Model, build_model
+from halfmeg.networks.table import build_model
 
 FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
@@ -144,7 +146,7 @@ class Bundle:
             if checksum(content) != stated:
                 raise ValueError(f"{path} is damaged or was altered: its checksum is another")
 
-    def load_model(self) -> Model:
+    def load_model(self) -> nn.Module:
         """Rebuild the network, in evaluation mode.
 
         Raises:

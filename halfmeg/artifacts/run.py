@@ -36,7 +36,7 @@ from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
-from halfmeg.networks.table import Model, build_model
+from halfmeg.networks.table import build_model
 
 METRICS = (
     "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -212,7 +212,7 @@ class Run:
         """Write the weights; those that a network uses twice stand there once."""
         self._write("weights.safetensors", weights_to_bytes(model))
 
-    def load_model(self) -> Model:
+    def load_model(self) -> nn.Module:
         """Rebuild the trained network from the folder alone.
 
         Raises:

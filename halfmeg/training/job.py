@@ -18,8 +18,8 @@ from halfmeg.data.augment import augment, normalize
 from halfmeg.data.dataset import DataSplits, stratified_split
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.evaluation.precision import compute_dtype
+from halfmeg.networks.protocol import preparation
 from halfmeg.networks.table import MODELS, build_model
-from halfmeg.networks.whitened import WhitenedNet
 from halfmeg.training.distill import Teacher, open_teacher
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.optim import build_average, build_optimizer, build_schedule
@@ -35,7 +35,7 @@ from halfmeg.training.plan import (
 )
 from halfmeg.training.selection import HardImages
 
-WHITENING_IMAGES = 5_000
+PREPARATION_IMAGES = 5_000
 
 
 @dataclass
@@ -123,9 +123,9 @@ class Job:
         self.first_steps = [0, *accumulate(len(bounds) for bounds in self.batches)]
         torch.manual_seed(derive_seed(config.seed))
         model = build_model(config.model, len(data.classes), data.image_size, config.budget)
-        if isinstance(model, WhitenedNet):
-            some = data.train.images[self.train_indices[:WHITENING_IMAGES]]
-            model.whiten(normalize(some, torch.tensor(data.mean), torch.tensor(data.std)))
+        if prepare := preparation(model):
+            some = data.train.images[self.train_indices[:PREPARATION_IMAGES]]
+            prepare(normalize(some, torch.tensor(data.mean), torch.tensor(data.std)))
         if config.init:
             load_initial_weights(model, config)
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
