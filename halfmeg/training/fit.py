@@ -149,7 +149,7 @@ def _train(
             train_epoch(job, [at], listener, stop)
             at = end_epoch(job, at)
             listener.on_epoch(at.metrics[-1])
-            if stop.requested and at.epoch < run.config.epochs:
+            if stop.poll() and at.epoch < run.config.epochs:
                 raise TrainingInterruptedError(how_to_continue(run), stop.requested)
     finish(job, at)
     return run

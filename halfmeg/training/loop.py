@@ -7,7 +7,6 @@ trained as one is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -20,12 +19,7 @@ from halfmeg.training.distributed import Ranks
 from halfmeg.training.listen import Listener
 from halfmeg.training.plan import Epoch, Plan
 from halfmeg.training.state import Position, State
-from halfmeg.training.stopping import (
-    Stop,
-    TrainingDivergedError,
-    TrainingInterruptedError,
-    how_it_diverged,
-)
+from halfmeg.training.stopping import Stop, TrainingInterruptedError
 from halfmeg.training.totals import Totals, report_step
 
 
@@ -69,7 +63,7 @@ def train_epoch(
     """
     state, at = trainee.state, positions[0]
     epoch = trainee.plan.epochs[at.epoch]
-    totals = Totals(positions, trainee.ranks, trainee.device)
+    totals = Totals(trainee.run, positions, trainee.ranks, trainee.device)
     state.model.train()
     for batch in trainee.draw(epoch, at.step):
         state.schedule.set_step(epoch.first_step + at.step)
@@ -81,12 +75,11 @@ def train_epoch(
         trainee.after_step(batch, logits.detach())
         totals.add(batch, logits, loss)
 
-        stopped, done = stop.poll(), at.step == len(epoch.batches)
-        if totals.are_old() or stopped or done:
+        done = at.step == len(epoch.batches)
+        if totals.are_old() or done:
             totals.read()  # waits for the device
-            if not any(math.isfinite(each.loss_sum) for each in positions):
-                raise TrainingDivergedError(how_it_diverged(trainee.run, at))
             listener.on_step(report_step(trainee.plan, at))
-        if stopped and not done:
+        if stop.poll() and not done:
+            totals.read()
             trainee.save(positions)
-            raise TrainingInterruptedError(trainee.advice, stopped)
+            raise TrainingInterruptedError(trainee.advice, stop.requested)

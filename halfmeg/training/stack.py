@@ -116,7 +116,7 @@ def train_stack(
             if all(failures):
                 return failures
             listener.on_epoch(next(at for at in positions if at.metrics).metrics[-1])
-            if stop.requested and positions[0].epoch < config.epochs:
+            if stop.poll() and positions[0].epoch < config.epochs:
                 raise TrainingInterruptedError(stack.advice, stop.requested)
     for job, at, failure in zip(jobs, positions, failures, strict=True):
         if failure is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import final
@@ -9,11 +10,13 @@ from typing import final
 import torch
 from torch import Tensor
 
+from halfmeg.artifacts.run import Run
 from halfmeg.training.batches import Batch
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.listen import StepReport
 from halfmeg.training.plan import Plan
 from halfmeg.training.state import Position
+from halfmeg.training.stopping import TrainingDivergedError, how_it_diverged
 
 REPORT_SECONDS = 0.2
 
@@ -23,12 +26,16 @@ class Totals:
     """The sums of the epoch under way, which stay on the device until they are asked for.
 
     Args:
+        run: whose they are, of a stack the first.
         positions: where the networks stand that are trained together; moved along.
         ranks: the processes of the run.
         device: where the networks are.
     """
 
-    def __init__(self, positions: Sequence[Position], ranks: Ranks, device: torch.device) -> None:
+    def __init__(
+        self, run: Run, positions: Sequence[Position], ranks: Ranks, device: torch.device
+    ) -> None:
+        self.run = run
         self.positions = positions
         self.ranks = ranks
         sums = [at.loss_sum for at in positions]
@@ -52,12 +59,18 @@ class Totals:
         return time.perf_counter() - self.read_last > REPORT_SECONDS
 
     def read(self) -> None:
-        """Bring the positions up to date; waits for the device."""
+        """Bring the positions up to date; waits for the device.
+
+        Raises:
+            TrainingDivergedError: the loss, of a stack each of them, is NaN or infinite.
+        """
         sums, rights = self.loss_sum.tolist(), self.num_right.tolist()
         self.read_last = time.perf_counter()
         for at, loss_sum, num_right in zip(self.positions, sums, rights, strict=True):
             at.loss_sum, at.num_right = loss_sum, num_right
             at.epoch_seconds = self.read_last - self.started
+        if not any(math.isfinite(loss_sum) for loss_sum in sums):
+            raise TrainingDivergedError(how_it_diverged(self.run, self.positions[0]))
 
 
 def report_step(plan: Plan, at: Position) -> StepReport:
