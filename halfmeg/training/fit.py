@@ -20,7 +20,6 @@ from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.outcome import end_epoch, finish
 from halfmeg.training.process import prepare_process
-from halfmeg.training.state import Position
 from halfmeg.training.stopping import TrainingInterruptedError, how_to_continue, stop_signals
 
 RUN_FAILURES = (RuntimeError, ValueError, OSError, MemoryError)
@@ -142,7 +141,7 @@ def _train(
     """Train from a checkpoint, or from random weights, to the end."""
     prepare_process(run.config.threads)
     job = set_up(run, data, ranks)
-    at = job.load(checkpoint) if checkpoint is not None else Position()
+    at = job.load(checkpoint)
     listener.on_start(run, damaged)
     with stop_signals(ranks) as stop:
         while at.epoch < run.config.epochs:

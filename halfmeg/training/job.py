@@ -138,12 +138,14 @@ class Job:
         content = self.state.state_dict() | {"position": asdict(at)}
         self.run.save_checkpoint(content, at.epoch, at.step)
 
-    def load(self, checkpoint: dict[str, Any]) -> Position:
-        """Continue from a checkpoint.
+    def load(self, checkpoint: dict[str, Any] | None) -> Position:
+        """Continue from a checkpoint, or without one from the start.
 
         Raises:
             ValueError: it is of another network.
         """
+        if checkpoint is None:
+            return Position()
         try:
             self.state.load_state_dict(checkpoint)
             return Position(**checkpoint["position"])

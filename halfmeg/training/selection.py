@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfmeg.training.distributed import Ranks
+from halfmeg.training.stateful import Stateful, Stateless
 
 
-class Selection(Protocol):
+class Selection(Stateful, Protocol):
     """Chooses the images that an epoch trains on."""
 
     def start_epoch(self) -> None:
@@ -29,15 +30,9 @@ class Selection(Protocol):
             labels: theirs.
         """
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-
 
 @final
-class AllImages:
+class AllImages(Stateless):
     """Every image in every epoch."""
 
     def start_epoch(self) -> None:
@@ -49,13 +44,6 @@ class AllImages:
 
     def record(self, indices: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Do nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore nothing."""
 
 
 @final

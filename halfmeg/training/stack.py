@@ -96,7 +96,7 @@ def train_stack(
             run, checkpoint = Run.create(folder, task, data), None
         job = set_up(run, data, Ranks())
         jobs.append(job)
-        positions.append(job.load(checkpoint) if checkpoint is not None else Position())
+        positions.append(job.load(checkpoint))
     if len({(at.epoch, at.step) for at in positions}) > 1:
         raise ValueError("the runs of the stack stand at different steps; continue them one by one")
     stack = Stack(jobs)

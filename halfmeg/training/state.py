@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from halfmeg.artifacts.run import MetricsRow
 from halfmeg.training.optim import Schedule, WeightAverage
 from halfmeg.training.selection import Selection
+from halfmeg.training.stateful import Stateful
 
 
 @dataclass
@@ -25,16 +26,6 @@ class Position:
     epoch_seconds: float = 0.0  # of training alone, evaluation excluded
     total_seconds: float = 0.0
     metrics: list[MetricsRow] = field(default_factory=list)
-
-
-class Stateful(Protocol):
-    """A part of a run that goes on from what it was."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Restore what `state_dict` returned."""
 
 
 @final
