@@ -283,6 +283,21 @@ def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, half_digits, unint
         fit(small_config(), half_digits, tmp_path / "cnn", start=whole.checkpoints()[1])
 
 
+def test_a_checkpoint_from_before_there_was_a_selection_goes_on(tmp_path, half_digits) -> None:
+    config = small_config(epochs=2, keep_checkpoints=0)
+    whole = fit(config, half_digits, tmp_path / "whole")
+    state = read_checkpoint(whole.checkpoints()[0])
+    assert state is not None
+    assert state.keys() == {"model", "optimizer", "schedule", "average", "hard", "position"}
+    del state["hard"]
+    torch.save(state, tmp_path / "old.pt")
+    continued = fit(config, half_digits, tmp_path / "more", start=tmp_path / "old.pt")
+    assert weights_of(continued) == weights_of(whole)
+    needed = small_config(epochs=2, hard_share=0.5)
+    with pytest.raises(ValueError, match=r"does not fit cnn.*'losses'"):
+        fit(needed, half_digits, tmp_path / "hard", start=tmp_path / "old.pt")
+
+
 # --- what goes wrong --------------------------------------------------------------------------
 
 
