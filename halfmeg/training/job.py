@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -113,9 +114,15 @@ class Job:
         """What to do when it was stopped."""
         return how_to_continue(self.run)
 
+    @cached_property
+    def train(self) -> Dataset:
+        """All training images and labels, on the device."""
+        train = self.data.train
+        return Dataset(train.images.to(self.device), train.labels.to(self.device), train.classes)
+
     def draw(self, epoch: Epoch, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `first` on."""
-        return self.batches.draw(on_device(self.data.train, self.device), epoch, first)
+        return self.batches.draw(self.train, epoch, first)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images B×3×H×W to logits B×num_classes."""
@@ -238,8 +245,3 @@ def compiled(
         return forward
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     return torch.compile(forward, mode=mode, dynamic=False)
-
-
-def on_device(dataset: Dataset, device: torch.device) -> Dataset:
-    """Return images and labels on a device."""
-    return Dataset(dataset.images.to(device), dataset.labels.to(device), dataset.classes)

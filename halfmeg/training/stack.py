@@ -29,7 +29,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.training.batches import Batch
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
-from halfmeg.training.job import Job, check, compiled, on_device, optimizer_of, schedule_of, set_up
+from halfmeg.training.job import Job, check, compiled, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.optim import LastWeights
@@ -166,7 +166,7 @@ class Stack:
 
     def draw(self, epoch: Epoch, first: int) -> Iterator[Batch]:
         """Yield each network's own batches as one, S×B×3×H×W."""
-        train = on_device(self.jobs[0].data.train, self.device)
+        train = self.jobs[0].train  # the same for all
         draws = [job.batches.draw(train, job.plan.epochs[epoch.number], first) for job in self.jobs]
         for drawn in zip(*draws, strict=True):
             yield Batch(
