@@ -210,8 +210,8 @@ def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) ->
         try:
             prepare(normalize(some, torch.tensor(data.mean), torch.tensor(data.std)))
         except Exception as error:  # of a network that is a user's own it may be anything
-            message = f"{type(model).__name__}.prepare failed: {type(error).__name__}: {error}"
-            raise ValueError(message) from None
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{type(model).__name__}.prepare failed: {told}") from None
     if config.init:
         load_initial_weights(model, config)
     return model
