@@ -20,6 +20,7 @@ from PIL import Image
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle
 from halfmeg.evaluation.explain import grad_cam
+from halfmeg.networks.protocol import last_map
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.shipping.demo import draw_examples
 from halfmeg.shipping.predict import find_images, predict
@@ -144,7 +145,7 @@ def test_a_taken_port_is_named(process: Cli) -> None:
 def test_a_heat_map_has_the_images_shape_and_range(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name).eval().requires_grad_(False)
-    heat = grad_cam(model, torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 9]))
+    heat = grad_cam(model, last_map(model, 32), torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 9]))
     assert heat.shape == (3, 32, 32)
     assert heat.min() >= 0
     assert heat.max() <= 1
@@ -163,7 +164,7 @@ def test_the_heat_lies_where_the_only_evidence_is() -> None:
     head.weight[3, :25] = 1.0  # the first channel's 5×5 map
     image = torch.zeros(1, 3, 32, 32)
     image[:, 0, :12, :12] = 1
-    heat = grad_cam(model, image, torch.tensor([3]))[0]
+    heat = grad_cam(model, last_map(model, 32), image, torch.tensor([3]))[0]
     assert heat[:12, :12].mean() > 10 * heat[16:, 16:].mean()
 
 

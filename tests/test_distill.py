@@ -17,6 +17,7 @@ from halfmeg.networks.table import build_model
 from halfmeg.shipping.export import export
 from halfmeg.training.distill import Teacher
 from halfmeg.training.fit import fit
+from halfmeg.training.loss import build_loss
 
 CPU = torch.device("cpu")
 
@@ -53,6 +54,9 @@ def test_the_loss_is_that_of_the_paper(digits: DataSplits, teacher_folder: Path)
     assert mixed.item() == pytest.approx(expected.item(), rel=1e-4)
     mixed.backward()
     assert logits.grad is not None
+    labels, taught = torch.arange(8), build_loss(config, digits, CPU)
+    of_labels = torch.nn.functional.cross_entropy(logits, labels)
+    assert torch.equal(taught(logits, labels, images), teacher.mix(of_labels, images, logits))
     same = teacher.mix(torch.tensor(2.5), images, teacher.answers(images))
     assert same.item() == pytest.approx(0.3 * 2.5, abs=1e-5)
 

@@ -31,6 +31,8 @@ def test_one_process_has_nothing_to_do() -> None:
         assert type(ranks) is Ranks
         batch = torch.arange(5)
         assert ranks.share(batch) is batch
+        assert ranks.weigh(batch, 5) is batch
+        assert ranks.num_own(5) == 5
         assert ranks.first(lambda: 3) == 3
 
 
@@ -71,13 +73,32 @@ def test_two_processes_train_what_one_trains(
 
 RANKS = """
 import torch
+import torch.nn.functional as F
 from torch import nn
 from halfmeg.training.distributed import SynchronizedBatchNorm, TorchRanks, join_ranks
+from halfmeg.training.selection import HardImages
+from halfmeg.training.stopping import stop_signals
 
 def check(ranks):
     rows = torch.arange(7 * 2).view(7, 2)
     assert torch.equal(ranks.gather(ranks.share(rows), 7), rows)
     assert torch.equal(ranks.gather(ranks.share(rows[:1]), 1), rows[:1])
+    for count in (1, 7):
+        parts = ranks.sum(torch.tensor(ranks.num_own(count)))
+        assert int(parts) == count
+        values = torch.arange(count, dtype=torch.float64)
+        means = ranks.weigh(ranks.share(values).mean(), count)
+        assert torch.allclose(ranks.sum(means) / ranks.size, values.mean())
+    with stop_signals(ranks) as stop:
+        assert stop.poll() == 0
+        stop.requested = 15 * (ranks.rank == ranks.size - 1)  # a signal to one of them
+        assert stop.poll() == stop.requested == 15
+    hard = HardImages(8, torch.device("cpu"), ranks)
+    logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(7) % 3
+    hard.record(torch.arange(7), ranks.share(logits), ranks.share(labels))
+    assert torch.allclose(hard.losses[:7], F.cross_entropy(logits, labels, reduction="none"))
+
     assert ranks.largest(ranks.rank * 5) == 5 * (ranks.size - 1)
     try:
         ranks.first(lambda: int("x"))

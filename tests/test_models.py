@@ -12,6 +12,7 @@ from halfmeg.networks.he2015 import (
     load_public_resnet,
 )
 from halfmeg.networks.layers import Conv2d, SqueezeExcite, UnitBatchNorm2d
+from halfmeg.networks.protocol import body_parameters
 from halfmeg.networks.study import ResBlock
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.networks.whitened import PoolStage, WhitenedNet
@@ -42,8 +43,8 @@ def test_output_shape_and_a_gradient_for_every_parameter(name: str, num_classes:
 @pytest.mark.parametrize(("name", "counts"), PUBLISHED.items())
 def test_parameters_of_the_study(name: str, counts: tuple[int, int]) -> None:
     model = build_model(name)
-    body = {id(p): p.numel() for module in model.body_modules() for p in module.parameters()}
-    assert (sum(body.values()), sum(p.numel() for p in model.parameters())) == counts
+    body = sum(parameter.numel() for parameter in body_parameters(model, 32))
+    assert (body, sum(p.numel() for p in model.parameters())) == counts
 
 
 @pytest.mark.parametrize(("name", "count"), HE_2015.items())
@@ -257,7 +258,7 @@ def test_whitening_makes_the_patches_white() -> None:
     assert isinstance(model, WhitenedNet)
     noise = torch.randn(64, 3, 33, 33)
     images = noise[:, :, 1:, 1:] + noise[:, :, 1:, :-1] + 0.3 * noise[:, :, :-1, 1:]  # correlated
-    model.whiten(images)
+    model.prepare(images)
     with torch.no_grad():
         responses = model.whitening(images).transpose(0, 1).flatten(1).double()  # 24 × positions
     first, second = responses[:12], responses[12:]
@@ -268,7 +269,7 @@ def test_whitening_makes_the_patches_white() -> None:
 
     fewer = build_model("sprint")
     assert isinstance(fewer, WhitenedNet)
-    fewer.whiten(images)  # its 8 filters are those of the largest variance
+    fewer.prepare(images)  # its 8 filters are those of the largest variance
     first = model.whitening.weight[:12].flatten(1)
     variances = 1 / first.square().sum(1)
     assert torch.equal(variances, variances.sort().values)

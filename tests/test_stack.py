@@ -14,8 +14,8 @@ from halfmeg.config import RunConfig
 from halfmeg.evaluation.precision import has_bf16_hardware
 from halfmeg.networks.table import MODELS
 from halfmeg.studies.study import run_study
+from halfmeg.training.batches import Batches
 from halfmeg.training.fit import fit, resume
-from halfmeg.training.job import Job
 from halfmeg.training.listen import SilentListener
 from halfmeg.training.optim import orthogonalize
 from halfmeg.training.stack import train_stack
@@ -102,7 +102,7 @@ def test_an_interrupted_stack_goes_on_where_it_stopped(
     optimizer, tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a stack, and each of its runs alone: the checkpoints are those of ordinary runs."""
-    monkeypatch.setattr("halfmeg.training.stack.REPORT_SECONDS", 0)  # tell of every step
+    monkeypatch.setattr("halfmeg.training.totals.REPORT_SECONDS", 0)  # tell of every step
     configs = seeds(2, optimizer=optimizer, lr=0.002, epochs=3, hard_share=0.9)
     whole = tasks(configs, tmp_path / "whole")
     train_stack(whole, few_digits)
@@ -130,13 +130,13 @@ def test_a_seed_that_diverges_leaves_the_others(
     tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = seeds(2, optimizer="sgd", lr=0.01)
-    original = Job.draw_batches
+    original = Batches.draw
 
-    def broken(self, at, images):
-        for batch, indices in original(self, at, images):
-            yield (batch * float("nan") if self.config.seed == 1 else batch), indices
+    def broken(self, train, epoch, first):
+        for batch in original(self, train, epoch, first):
+            yield replace(batch, images=batch.images * (float("nan") if epoch.seed == 1 else 1))
 
-    monkeypatch.setattr(Job, "draw_batches", broken)
+    monkeypatch.setattr(Batches, "draw", broken)
     fine, failed = train_stack(tasks(configs, tmp_path / "stack"), few_digits)
     assert fine is None
     assert failed is not None

@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,6 @@ from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.training.fit import fit, resume
 from halfmeg.training.listen import SilentListener
-from halfmeg.training.plan import batch_bounds, derive_seed, mirrored_images, training_size
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
 EVERYTHING = {
@@ -286,6 +283,21 @@ def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, half_digits, unint
         fit(small_config(), half_digits, tmp_path / "cnn", start=whole.checkpoints()[1])
 
 
+def test_a_checkpoint_from_before_there_was_a_selection_goes_on(tmp_path, half_digits) -> None:
+    config = small_config(epochs=2, keep_checkpoints=0)
+    whole = fit(config, half_digits, tmp_path / "whole")
+    state = read_checkpoint(whole.checkpoints()[0])
+    assert state is not None
+    assert state.keys() == {"model", "optimizer", "schedule", "average", "hard", "position"}
+    del state["hard"]
+    torch.save(state, tmp_path / "old.pt")
+    continued = fit(config, half_digits, tmp_path / "more", start=tmp_path / "old.pt")
+    assert weights_of(continued) == weights_of(whole)
+    needed = small_config(epochs=2, hard_share=0.5)
+    with pytest.raises(ValueError, match=r"does not fit cnn.*'losses'"):
+        fit(needed, half_digits, tmp_path / "hard", start=tmp_path / "old.pt")
+
+
 # --- what goes wrong --------------------------------------------------------------------------
 
 
@@ -331,25 +343,6 @@ def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("count", "batch_size", "sizes"),
-    [
-        (450, 128, [128, 128, 128, 66]),
-        (45_000, 128, [128] * 351 + [72]),  # the published study's epochs
-        (50_000, 256, [256] * 195 + [80]),
-        (130, 128, [65, 65]),
-        (270, 128, [90, 90, 90]),
-        (5, 4, [2, 3]),
-        (5, 2, [2, 2]),
-        (3, 1, [1, 1, 1]),
-    ],
-)
-def test_no_batch_is_too_small_for_its_statistics(count, batch_size, sizes) -> None:
-    bounds = batch_bounds(count, batch_size)
-    assert [b.stop - b.start for b in bounds] == sizes
-    assert all(first.stop == second.start for first, second in pairwise(bounds))
-
-
 def test_one_image_more_than_a_batch_trains_in_two(tmp_path: Path, digits) -> None:
     part = digits.train.subset(torch.arange(65))
     data = DataSplits("65", part, digits.test, digits.mean, digits.std, "0" * 16)
@@ -359,30 +352,12 @@ def test_one_image_more_than_a_batch_trains_in_two(tmp_path: Path, digits) -> No
     assert recorder.reports[-1].steps == 2
 
 
-def test_derived_seeds_differ() -> None:
-    numbers = ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
-    seeds = {derive_seed(*parts) for parts in numbers}
-    assert len(seeds) == len(numbers)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_alternating_flip_shows_both_forms_in_two_epochs() -> None:
-    first, second, third = (mirrored_images(1000, seed=3, epoch=epoch) for epoch in range(3))
-    assert torch.equal(first, ~second)
-    assert torch.equal(first, third)
-    assert 400 < first.sum() < 600
-    assert not torch.equal(first, mirrored_images(1000, seed=4, epoch=0))
-
-
 def test_small_images_come_first_and_count_less(tmp_path, few_digits) -> None:
     config = small_config(
         model="record", budget=10_000, epochs=3, optimizer="muon", lr=0.1, momentum=0.6,
         hflip=True, alternate=True, small_size=16, small_share=0.67, cutout=4, ema=0.9,
         first_size=12,
     )  # fmt: skip
-    assert [training_size(config, epoch) for epoch in range(3)] == [12, 16, 0]
-    assert training_size(replace(config, small_size=0), 0) == 0
-    assert training_size(replace(config, small_share=0.0), 0) == 0
     recorder = Recorder()
     run = fit(config, few_digits, tmp_path / "run", listener=recorder)
     result = run.result()
@@ -423,7 +398,7 @@ def test_whitening_is_of_the_training_images_alone(tmp_path, few_digits) -> None
     train, _ = stratified_split(few_digits.train.labels, 0.1, 0)
     expected = build_model("sprint", 10, 32, 10_000)
     mean, std = torch.tensor(few_digits.mean), torch.tensor(few_digits.std)
-    expected.whiten(normalize(few_digits.train.images[train], mean, std))
+    expected.prepare(normalize(few_digits.train.images[train], mean, std))
     trained = run.load_model()
     assert torch.equal(trained.whitening.weight, expected.whitening.weight)
 

@@ -2,9 +2,10 @@
 
 | module | holds |
 |---|---|
-| `files` | atomic writes |
+| `files` | atomic writes, JSON |
 | `environment` | command, commit, versions, machine |
 | `weights` | weights and checkpoints |
+| `rebuild` | a trained network from its weights and what is said of it |
 | `run` | the run folder |
 | `bundle` | a trained network as a folder that needs nothing else |
 | `hub` | bundles to and from the Hugging Face hub |

@@ -21,11 +21,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
-from halfmeg.artifacts.weights import load_weights
+from torch import nn
+
+from halfmeg.artifacts.rebuild import check_classes, rebuild
 from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
-from halfmeg.networks.table import Model, build_model
+from halfmeg.networks.table import build_model
 
 FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
@@ -144,15 +146,14 @@ class Bundle:
             if checksum(content) != stated:
                 raise ValueError(f"{path} is damaged or was altered: its checksum is another")
 
-    def load_model(self) -> Model:
+    def load_model(self) -> nn.Module:
         """Rebuild the network, in evaluation mode.
 
         Raises:
             ValueError: weights of another network.
         """
-        model = build_model(self.model, len(self.classes), self.image_size, self.budget)
-        load_weights(model, self.folder / "model.safetensors")
-        return model.eval()
+        weights = self.folder / "model.safetensors"
+        return rebuild(self.model, self.classes, self.image_size, self.budget, weights)
 
     def has(self, name: str) -> bool:
         """Return whether the bundle holds a file."""
@@ -164,11 +165,7 @@ class Bundle:
         Raises:
             ValueError: other classes, or another size.
         """
-        if data.classes != self.classes:
-            raise ValueError(
-                f"data {data.name} has the classes {', '.join(data.classes)}; "
-                f"the bundle knows {', '.join(self.classes)}"
-            )
+        check_classes(data, self.classes, "bundle")
         return evaluate(self.load_model(), data.test, self.mean, self.std, precision="fp32")
 
 

@@ -31,12 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.files import json_bytes, write_atomically, write_json
-from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_bytes
+from halfmeg.artifacts.files import json_bytes, read_json, write_atomically, write_json
+from halfmeg.artifacts.rebuild import check_classes, rebuild
+from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
-from halfmeg.networks.table import Model, build_model
 
 METRICS = (
     "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -212,19 +212,15 @@ class Run:
         """Write the weights; those that a network uses twice stand there once."""
         self._write("weights.safetensors", weights_to_bytes(model))
 
-    def load_model(self) -> Model:
+    def load_model(self) -> nn.Module:
         """Rebuild the trained network from the folder alone.
 
         Raises:
             ValueError: the weights are missing, damaged, or of another network.
         """
-        path = self.folder / "weights.safetensors"
-        model = build_model(
-            self.config.model, len(self.data.classes), self.data.image_size, self.config.budget
-        )
-        load_weights(model, path)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model
+        path, facts = self.folder / "weights.safetensors", self.data
+        config = self.config
+        return rebuild(config.model, facts.classes, facts.image_size, config.budget, path)
 
     def evaluate(self, data: DataSplits) -> Evaluation:
         """Evaluate the trained weights on the test part of `data`; the reading is logged.
@@ -233,11 +229,7 @@ class Run:
             ValueError: other classes than the run's, or weights that cannot be loaded.
         """
         model = self.load_model()
-        if data.classes != self.data.classes:
-            raise ValueError(
-                f"data {data.name} has the classes {', '.join(data.classes)}; "
-                f"the run knows {', '.join(self.data.classes)}"
-            )
+        check_classes(data, self.data.classes, "run")
         self.log_test_reading(f"evaluation on {data.name}")
         mean, std = self.data.mean, self.data.std
         return evaluate(model, data.test, mean, std, precision=self.config.precision)
@@ -278,11 +270,4 @@ class Run:
         Raises:
             ValueError: the file is damaged.
         """
-        path = self.folder / "result.json"
-        try:
-            result: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-        return result
+        return read_json(self.folder / "result.json")

@@ -87,6 +87,8 @@ def augment(
 
 def shrink(images: Tensor, size: int) -> Tensor:
     """Shrink float images B×C×H×W to size×size, each new pixel a mean of those it covers."""
+    if images.shape[-1] == size:
+        return images
     small = F.interpolate(
         images.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )

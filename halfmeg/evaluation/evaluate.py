@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from halfmeg.data.augment import normalize
 from halfmeg.data.dataset import Dataset
 from halfmeg.evaluation.precision import autocast, compute_dtype
+from halfmeg.networks.protocol import evaluating
 
 BATCH_SIZE = 500
 
@@ -63,14 +64,11 @@ def compute_logits(
     dtype = compute_dtype(precision, device)
     mean_tensor = torch.tensor(mean, device=device)
     std_tensor = torch.tensor(std, device=device)
-    was_training = model.training
-    model.eval()
     chunks = []
-    with autocast(device, dtype):
+    with evaluating(model), autocast(device, dtype):
         for batch in images.split(BATCH_SIZE):  # type: ignore[no-untyped-call]
             inputs = normalize(batch.to(device), mean_tensor, std_tensor, dtype=dtype)
             chunks.append(model(inputs).float().cpu())
-    model.train(was_training)
     return torch.cat(chunks)
 
 

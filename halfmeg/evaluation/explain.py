@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from halfmeg.networks.table import Model
+from torch import Tensor, nn
 
 
-def grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
+def grad_cam(model: nn.Module, layer: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Return how much each place spoke for a class, 0 to 1, as B×H×W.
 
-    The channels of the network's last map are weighted by the mean gradient of the class's logit,
+    The channels of the layer's map are weighted by the mean gradient of the class's logit,
     summed, and cut off below 0; the result is enlarged to the image and divided by its maximum.
     Source: Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via
     Gradient-based Localization", equations 1 and 2. A map without any positive place is all 0.
 
     Args:
         model: in evaluation mode; its weights collect no gradient.
+        layer: a part of it that gives a map B×C×h×w, as `networks.protocol.last_map` finds.
         images: normalized B×3×H×W.
         classes: int64 of length B.
     """
@@ -27,7 +26,7 @@ def grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
     def keep(module: object, inputs: object, output: Tensor) -> None:
         maps.append(output)
 
-    handle = model.last_map().register_forward_hook(keep)
+    handle = layer.register_forward_hook(keep)
     try:
         # From the images on, so that there is a gradient where no weight asks for one.
         logits = model(images.detach().requires_grad_())

@@ -6,6 +6,7 @@
 | `study` | the four networks of the published study |
 | `he2015` | ResNet-20 and ResNet-32, and public checkpoints of them |
 | `whitened` | `sprint` and `record` |
+| `protocol` | what a network may say about itself, and what holds where it does not |
 | `table` | `MODELS` and `build_model` |
 | `summary` | layer table, parameters, multiply-accumulates |
 """

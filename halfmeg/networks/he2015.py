@@ -78,14 +78,6 @@ class CifarResNet(nn.Module):
             x = stage(x)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
-    def body_modules(self) -> list[nn.Module]:
-        """Return all but the head."""
-        return [self.stem, self.stem_bn, self.stages]
-
-    def last_map(self) -> nn.Module:
-        """Return the last stage."""
-        return self.stages[-1]
-
 
 def resnet20(num_classes: int) -> CifarResNet:
     """Build ResNet-20 of He et al. 2015."""

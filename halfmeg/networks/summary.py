@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.config import BUDGET
-from halfmeg.networks.table import Model
+from halfmeg.networks.protocol import body_parameters, run_once
 
 SHOWN_DEPTH = 3
 
@@ -87,29 +87,26 @@ def count_macs(model: nn.Module, image_size: int = 32) -> int:
     """Count the true multiply-accumulates of one 3×image_size×image_size image."""
     total = 0
 
-    def add(module: nn.Module, inputs: object, output: Tensor) -> None:
+    def add(layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
         nonlocal total
-        assert isinstance(module, nn.Conv2d | nn.Linear)
-        positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
-        total += module.weight.numel() * positions
+        positions = output[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
+        total += layer.weight.numel() * positions
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    _run_once(model, image_size)
-    for handle in handles:
-        handle.remove()
+    with torch.no_grad():
+        run_once(model, image_size, add, nn.Conv2d, nn.Linear)
     return total
 
 
-def summarize(model: Model, image_size: int = 32) -> ModelSummary:
+def summarize(model: nn.Module, image_size: int = 32) -> ModelSummary:
     """Run one blank image through a network and count; the network is left as it was."""
     table = _LayerTable(model)
-    _run_once(model, image_size)
+    with torch.no_grad():
+        run_once(model, image_size, lambda module, output: None)
     table.remove_hooks()
     return ModelSummary(
         params=count_params(model),
         trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        body_params=sum(count_params(module) for module in set(model.body_modules())),
+        body_params=sum(p.numel() for p in body_parameters(model, image_size)),
         macs=count_macs(model, image_size),
         published_params=table.total_params,
         published_mult_adds=table.total_mult_adds,
@@ -157,15 +154,6 @@ def _format_params(row: LayerRow) -> str:
 
 def _format_row(name: str, shape: str, params: str) -> str:
     return f"{name:<40} {shape:<25} {params:<25}".rstrip()
-
-
-def _run_once(model: nn.Module, image_size: int) -> None:
-    weight = next(model.parameters())
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        model(torch.zeros(1, 3, image_size, image_size, device=weight.device))
-    model.train(was_training)
 
 
 class _LayerTable:

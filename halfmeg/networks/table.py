@@ -13,12 +13,12 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from halfmeg.config import BUDGET
-from halfmeg.networks.he2015 import CifarResNet, resnet20, resnet32
-from halfmeg.networks.study import StudyNet, cnn, resnet, resnet_linear, resnet_shared
-from halfmeg.networks.whitened import WhitenedNet, record, sprint
+from torch import nn
 
-Model = StudyNet | CifarResNet | WhitenedNet
+from halfmeg.config import BUDGET
+from halfmeg.networks.he2015 import resnet20, resnet32
+from halfmeg.networks.study import cnn, resnet, resnet_linear, resnet_shared
+from halfmeg.networks.whitened import record, sprint
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ModelEntry:
     `build` takes the number of classes, and where the network is `scalable` a budget too.
     """
 
-    build: Callable[..., Model]
+    build: Callable[..., nn.Module]
     description: str
     image_size: int | None = None  # None: any size from `smallest` up
     smallest: int = 8
@@ -53,7 +53,7 @@ MODELS: dict[str, ModelEntry] = {
 
 def build_model(
     name: str, num_classes: int = 10, image_size: int = 32, budget: int = BUDGET
-) -> Model:
+) -> nn.Module:
     """Build a network by its name, randomly initialized from torch's current random state.
 
     Args:

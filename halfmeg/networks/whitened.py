@@ -104,7 +104,7 @@ class WhitenedNet(nn.Module):
         self.head = nn.Linear(in_channels, num_classes, bias=False)
 
     @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
+    def prepare(self, images: Tensor) -> None:
         """Set the first layer to the whitening filters of normalized images N×3×H×W.
 
         The filters are the eigenvectors of the covariance of the patches that the layer sees,
@@ -125,10 +125,6 @@ class WhitenedNet(nn.Module):
         """Map normalized images B×3×H×W to logits B×num_classes."""
         x = self.stages(F.silu(self.whitening(x)))
         return self.head(x.amax((2, 3))) * HEAD_SCALE  # type: ignore[no-any-return]
-
-    def body_modules(self) -> list[nn.Module]:
-        """Return all but the head."""
-        return [self.whitening, self.stages]
 
     def last_map(self) -> nn.Module:
         """Return the last layer whose map is finer than a few positions."""

@@ -19,6 +19,7 @@ from halfmeg.artifacts.bundle import BUNDLED, Bundle
 from halfmeg.data.augment import normalize
 from halfmeg.data.decode import decode_image
 from halfmeg.evaluation.explain import grad_cam
+from halfmeg.networks.protocol import last_map
 from halfmeg.shipping.predict import open_runner, top_classes
 
 MAX_UPLOAD = "10mb"
@@ -139,12 +140,15 @@ def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], Image
     """Return a function from a file's content to class probabilities and a heat map."""
     run = open_runner(bundle)
     model = bundle.load_model().requires_grad_(False)
+    layer = last_map(model, bundle.image_size)
     mean, std = torch.tensor(bundle.mean), torch.tensor(bundle.std)
 
     def answer(content: bytes) -> tuple[dict[str, float], Image.Image]:
         pixels = torch.from_numpy(decode_image(content, bundle.image_size)[0].copy())[None]
         logits = run(pixels)
-        heat = grad_cam(model, normalize(pixels, mean, std), logits.argmax(1))[0]
+        heat = torch.zeros(pixels.shape[2:])  # of a network without a map: the image alone
+        if layer is not None:
+            heat = grad_cam(model, layer, normalize(pixels, mean, std), logits.argmax(1))[0]
         return dict(top_classes(bundle, logits, MAX_BARS)[0]), _overlay(pixels[0], heat)
 
     return answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfmeg.artifacts.files import write_json
+from halfmeg.artifacts.files import read_json, write_json
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt
@@ -86,7 +85,7 @@ def mean_robustness(runs: Sequence[Run]) -> Robustness | None:
     Raises:
         ValueError: a file is damaged.
     """
-    measured = [_read_json(run.folder / "robustness.json") for run in runs]
+    measured = [read_json(run.folder / "robustness.json") for run in runs]
     stored = [m for m in measured if m is not None]
     if len(stored) < len(runs):
         return None
@@ -109,18 +108,8 @@ def read_costs(folder: Path | None) -> dict[str, Cost]:
         ValueError: the file is damaged.
     """
     path = (folder or Path()) / "costs.json"
-    stored = _read_json(path) if folder is not None else None
+    stored = read_json(path) if folder is not None else None
     try:
         return {name: Cost(**cost) for name, cost in (stored or {}).items()}
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    return value

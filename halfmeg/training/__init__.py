@@ -5,11 +5,16 @@
 | `recipes` | functions that return configs |
 | `plan` | order, sizes, batches and seeds of every epoch, from config and counts alone |
 | `optim` | optimizers, schedules, averaged weights |
-| `selection` | the images that an epoch trains on, where that is not all |
-| `distill` | a teacher's answers, learned beside the labels |
 | `distributed` | one run over several processes |
+| `selection` | the images that an epoch trains on: all, or the hardest |
+| `batches` | images and labels of each step |
+| `distill`, `loss` | a teacher's answers; the loss of labels, with or without them |
+| `stateful`, `state` | what a checkpoint holds |
 | `listen`, `stopping`, `process` | who is told, how a run is stopped, settings of the process |
-| `job` | a run set up |
-| `fit` | `fit` and `resume`: the loop |
-| `stack` | several seeds at once in one process |
+| `totals` | loss, right answers and time of an epoch |
+| `job` | a run set up, of these parts |
+| `loop` | the training loop, on one screen |
+| `outcome` | what is measured after an epoch and at the end |
+| `fit` | `fit` and `resume`: a run from its start or a checkpoint to its end |
+| `stack` | several seeds at once in one process, through the same loop |
 """

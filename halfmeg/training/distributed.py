@@ -39,6 +39,14 @@ class Ranks:
         """Return this rank's images of a batch, at least one."""
         return batch
 
+    def num_own(self, count: int) -> int:
+        """Return how many images of a batch of `count` are this rank's; none of a too small one."""
+        return count
+
+    def weigh(self, loss: Tensor, count: int) -> Tensor:
+        """Return the mean loss of this rank's images so that the ranks' mean is the batch's."""
+        return loss
+
     def sum(self, value: Tensor) -> Tensor:
         """Add up over the ranks."""
         return value
@@ -91,6 +99,14 @@ class TorchRanks(Ranks):
         part = batch[self.rank :: self.size]
         return part if len(part) else batch[:1]
 
+    def num_own(self, count: int) -> int:
+        """Return how many images of a batch of `count` are this rank's."""
+        return len(range(self.rank, count, self.size))
+
+    def weigh(self, loss: Tensor, count: int) -> Tensor:
+        """Weigh this rank's mean by its part of the images; what stands in for none weighs 0."""
+        return loss * (self.num_own(count) * self.size / count)
+
     def sum(self, value: Tensor) -> Tensor:
         """Add up over the ranks."""
         dist.all_reduce(value)
@@ -106,7 +122,7 @@ class TorchRanks(Ranks):
         """Return the `count` rows of all ranks, each once."""
         longest = -(-count // self.size)
         padded = rows.new_zeros(longest, *rows.shape[1:])
-        own = len(range(self.rank, count, self.size))
+        own = self.num_own(count)
         padded[:own] = rows[:own]
         device = _group_device()
         parts = [torch.empty_like(padded, device=device) for _ in range(self.size)]

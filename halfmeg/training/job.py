@@ -1,55 +1,36 @@
-"""A run set up: its data's parts, its network, and the state that a checkpoint holds."""
+"""A run set up: the plan of its epochs, its network, and what is done with both in a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.run import MetricsRow, Run
+from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import OTHER_VERSION
 from halfmeg.config import RunConfig
-from halfmeg.data.augment import augment, normalize
-from halfmeg.data.dataset import DataSplits, stratified_split
+from halfmeg.data.augment import normalize
+from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.evaluation.evaluate import compute_logits
-from halfmeg.evaluation.precision import compute_dtype
+from halfmeg.evaluation.precision import autocast, compute_dtype
+from halfmeg.networks.protocol import preparation
 from halfmeg.networks.table import MODELS, build_model
-from halfmeg.networks.whitened import WhitenedNet
-from halfmeg.training.distill import Teacher, open_teacher
+from halfmeg.training.batches import Batch, Batches
+from halfmeg.training.distill import open_teacher
 from halfmeg.training.distributed import Ranks
-from halfmeg.training.optim import build_average, build_optimizer, build_schedule
-from halfmeg.training.plan import (
-    augmentation_of,
-    batch_bounds,
-    derive_seed,
-    epoch_order,
-    images_in,
-    mirrored_images,
-    seed_step,
-    training_size,
-)
-from halfmeg.training.selection import HardImages
+from halfmeg.training.loss import Loss, build_loss
+from halfmeg.training.optim import Schedule, build_average, build_optimizer, build_schedule
+from halfmeg.training.plan import Epoch, Plan, augmentation_of, derive_seed
+from halfmeg.training.selection import build_selection
+from halfmeg.training.state import Position, State
+from halfmeg.training.stopping import how_to_continue
 
-WHITENING_IMAGES = 5_000
-
-
-@dataclass
-class Position:
-    """Where in the run the loop stands, and what it has added up."""
-
-    epoch: int = 0  # epochs done
-    step: int = 0  # steps done in the epoch under way
-    loss_sum: float = 0.0  # over the images of the epoch under way
-    num_right: int = 0
-    num_seen: int = 0
-    epoch_seconds: float = 0.0  # of training alone, evaluation excluded
-    total_seconds: float = 0.0
-    metrics: list[MetricsRow] = field(default_factory=list)
+PREPARATION_IMAGES = 5_000
 
 
 def check(config: RunConfig, data: DataSplits) -> None:
@@ -101,128 +82,166 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
 
 
 @final
+@dataclass
 class Job:
-    """A run set up: the data's parts, the network, and what changes it."""
+    """A run set up.
 
-    def __init__(self, run: Run, data: DataSplits, ranks: Ranks) -> None:
-        config = run.config
-        run.writes = ranks.rank == 0
-        self.run = run
-        self.ranks = ranks
-        self.config = config
-        self.data = data
-        self.device = ranks.device(config.device)
-        self.dtype = compute_dtype(config.precision, self.device)
-        self.train_indices, self.val_indices = stratified_split(
-            data.train.labels, config.val_fraction, config.seed
-        )
-        count, epochs = len(self.train_indices), range(config.epochs)
-        self.image_counts = [images_in(config, epoch, count) for epoch in epochs]
-        self.image_sizes = [training_size(config, epoch) or data.image_size for epoch in epochs]
-        self.batches = [batch_bounds(n, config.batch_size) for n in self.image_counts]
-        self.first_steps = [0, *accumulate(len(bounds) for bounds in self.batches)]
-        torch.manual_seed(derive_seed(config.seed))
-        model = build_model(config.model, len(data.classes), data.image_size, config.budget)
-        if isinstance(model, WhitenedNet):
-            some = data.train.images[self.train_indices[:WHITENING_IMAGES]]
-            model.whiten(normalize(some, torch.tensor(data.mean), torch.tensor(data.std)))
-        if config.init:
-            load_initial_weights(model, config)
-        model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = model
-        wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
-        self.forward = self.compiled(wrapped)
-        self.runs_at_once = 1
-        self.optimizer = self.build_optimizer(model.parameters())
-        self.schedule = build_schedule(
-            self.optimizer, config.schedule, lr=config.lr, total_steps=self.first_steps[-1],
-            milestones=[self.first_steps[min(e, config.epochs)] for e in config.milestones],
-            drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
-        )  # fmt: skip
-        self.average = build_average(model, config.ema)
-        self.teacher = Teacher(config, data, self.device) if config.teacher else None
-        self.hard = HardImages(len(data.train), self.device) if config.hard_share < 1 else None
+    Attributes:
+        device, dtype: where and in what its network is computed.
+        plan: what its epochs do.
+        val_indices: the training images that are held out.
+        state: its network, and what changes with it.
+        network: maps normalized images B×3×H×W to logits; compiled, and over several processes.
+        criterion: the loss of a batch.
+        runs_at_once: how many runs share its time, as a stack.
+    """
 
-    def compiled(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Return the same function, compiled where the config says so; on a GPU as CUDA graphs."""
-        if not self.config.compile:
-            return forward
-        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-        return torch.compile(forward, mode=mode, dynamic=False)
+    run: Run
+    data: DataSplits
+    ranks: Ranks
+    device: torch.device
+    dtype: torch.dtype
+    plan: Plan
+    val_indices: Tensor
+    state: State
+    batches: Batches
+    network: Callable[[Tensor], Tensor]
+    criterion: Loss
+    runs_at_once: int = 1
 
-    def build_optimizer(
-        self, parameters: Iterable[Tensor], *, stacked: bool = False
-    ) -> torch.optim.Optimizer:
-        """Build the config's optimizer."""
-        config = self.config
-        return build_optimizer(
-            parameters, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
-            momentum=config.momentum, weight_decay=config.weight_decay,
-            head_lr=config.head_lr, dtype=self.dtype, stacked=stacked,
-        )  # fmt: skip
+    @property
+    def advice(self) -> str:
+        """What to do when it was stopped."""
+        return how_to_continue(self.run)
 
-    def _stateful(self) -> dict[str, Any]:
-        names = ["model", "optimizer", "schedule", "average", *(["hard"] if self.hard else [])]
-        return {name: getattr(self, name) for name in names}
+    @cached_property
+    def train(self) -> Dataset:
+        """All training images and labels, on the device."""
+        train = self.data.train
+        return Dataset(train.images.to(self.device), train.labels.to(self.device), train.classes)
 
-    def save(self, at: Position) -> None:
+    def draw(self, epoch: Epoch, first: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch from step `first` on."""
+        return self.batches.draw(self.train, epoch, first)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalized images B×3×H×W to logits B×num_classes."""
+        with autocast(self.device, self.dtype):
+            return self.network(images)
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch, a scalar."""
+        loss = self.criterion(logits, batch.labels, batch.images)
+        return self.ranks.weigh(loss, batch.num_images)
+
+    def after_step(self, batch: Batch, logits: Tensor) -> None:
+        """Take the new weights into their average, and the losses into the next selection."""
+        self.state.average.update(self.state.model)
+        self.state.selection.record(batch.indices, logits, batch.labels)
+
+    def save(self, positions: Sequence[Position]) -> None:
         """Write a checkpoint."""
-        states = {name: part.state_dict() for name, part in self._stateful().items()}
-        # a view would bring the whole stack of seeds that it is a part of into the file
-        states["model"] = {key: value.clone() for key, value in states["model"].items()}
-        self.run.save_checkpoint(states | {"position": asdict(at)}, at.epoch, at.step)
+        (at,) = positions
+        content = self.state.state_dict() | {"position": asdict(at)}
+        self.run.save_checkpoint(content, at.epoch, at.step)
 
-    def load(self, checkpoint: dict[str, Any]) -> Position:
-        """Continue from a checkpoint.
+    def load(self, checkpoint: dict[str, Any] | None) -> Position:
+        """Continue from a checkpoint, or without one from the start.
 
         Raises:
             ValueError: it is of another network.
         """
+        if checkpoint is None:
+            return Position()
         try:
-            for name, part in self._stateful().items():
-                part.load_state_dict(checkpoint[name])
+            self.state.load_state_dict(checkpoint)
             return Position(**checkpoint["position"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            message = f"the checkpoint does not fit {self.config.model}; {OTHER_VERSION}: {error}"
+            model = self.run.config.model
+            message = f"the checkpoint does not fit {model}; {OTHER_VERSION}: {error}"
             raise ValueError(message) from None
-
-    def draw_batches(self, at: Position, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the rest of an epoch, augmented, and the indices of their images.
-
-        They are whole on every rank, so that the draws do not depend on the number of ranks. Each
-        also seeds torch's global generator, which dropout draws from.
-
-        Args:
-            at: where the epoch stands.
-            images: all training images, uint8 N×3×H×W on the job's device.
-        """
-        config, device = self.config, self.device
-        mean, std = (
-            torch.tensor(value, device=device) for value in (self.data.mean, self.data.std)
-        )
-        augmentation = augmentation_of(config)
-        order = epoch_order(self.train_indices, config.seed, at.epoch)
-        mirrored = mirrored_images(len(images), config.seed, at.epoch) if config.alternate else None
-        size = training_size(config, at.epoch)
-        if self.hard:
-            if at.step == 0:
-                self.hard.start_epoch()
-            order = self.hard.choose(order, self.image_counts[at.epoch])
-        batches = self.batches[at.epoch]
-        for step in range(at.step, len(batches)):
-            generator = seed_step(config.seed, at.epoch, step)
-            chosen = order[batches[step]]
-            indices = chosen.to(device)
-            batch = augment(
-                images[indices], augmentation, mean, std, generator=generator,
-                mirrored=None if mirrored is None else mirrored[chosen],
-                size=size, dtype=self.dtype,
-            )  # fmt: skip
-            yield batch, indices
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the evaluated network's logits of uint8 images; each rank does its share."""
-        network = self.ranks.agree(self.average.evaluated(self.model))
-        mean, std, precision = self.data.mean, self.data.std, self.config.precision
+        network = self.ranks.agree(self.state.average.evaluated(self.state.model))
+        mean, std, precision = self.data.mean, self.data.std, self.run.config.precision
         own = compute_logits(network, self.ranks.share(images), mean, std, precision=precision)
         return self.ranks.gather(own, len(images))
+
+
+def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
+    """Set up a run, with its network as training starts from it."""
+    config, run.writes = run.config, ranks.rank == 0
+    device = ranks.device(config.device)
+    dtype = compute_dtype(config.precision, device)
+    train_indices, val_indices = stratified_split(
+        data.train.labels, config.val_fraction, config.seed
+    )
+    plan = Plan.of(config, len(train_indices), data.image_size)
+    model = build_network(config, data, train_indices)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = compiled(ranks.wrap(model, synchronize_batchnorm=config.sync_bn), config, device)
+    optimizer = optimizer_of(config, model.parameters(), dtype)
+    selection = build_selection(config.hard_share, len(data.train), device, ranks)
+    state = State(
+        model, optimizer, schedule_of(config, optimizer, plan),
+        build_average(model, config.ema), selection,
+    )  # fmt: skip
+    mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
+    batches = Batches(
+        train_indices, augmentation_of(config), mean, std, dtype, selection, ranks
+    )  # fmt: skip
+    criterion = build_loss(config, data, device)
+    return Job(
+        run, data, ranks, device, dtype, plan, val_indices, state, batches, network, criterion
+    )
+
+
+def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) -> nn.Module:
+    """Build a config's network with the weights that training starts from.
+
+    Raises:
+        ValueError: it cannot be prepared from images, or `init` does not fit.
+    """
+    torch.manual_seed(derive_seed(config.seed))
+    model = build_model(config.model, len(data.classes), data.image_size, config.budget)
+    if prepare := preparation(model):
+        some = data.train.images[train_indices[:PREPARATION_IMAGES]]
+        try:
+            prepare(normalize(some, torch.tensor(data.mean), torch.tensor(data.std)))
+        except Exception as error:  # of a network that is a user's own it may be anything
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{type(model).__name__}.prepare failed: {told}") from None
+    if config.init:
+        load_initial_weights(model, config)
+    return model
+
+
+def optimizer_of(
+    config: RunConfig, parameters: Iterable[Tensor], dtype: torch.dtype, *, stacked: bool = False
+) -> torch.optim.Optimizer:
+    """Build the config's optimizer."""
+    return build_optimizer(
+        parameters, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
+        momentum=config.momentum, weight_decay=config.weight_decay,
+        head_lr=config.head_lr, dtype=dtype, stacked=stacked,
+    )  # fmt: skip
+
+
+def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, plan: Plan) -> Schedule:
+    """Build the config's schedule for an optimizer."""
+    return build_schedule(
+        optimizer, config.schedule, lr=config.lr, total_steps=plan.num_steps,
+        milestones=[plan.steps_before(epoch) for epoch in config.milestones],
+        drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
+    )  # fmt: skip
+
+
+def compiled(
+    forward: Callable[[Tensor], Tensor], config: RunConfig, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return the same function, compiled where the config says so; on a GPU as CUDA graphs."""
+    if not config.compile:
+        return forward
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    return torch.compile(forward, mode=mode, dynamic=False)

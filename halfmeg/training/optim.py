@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
+from halfmeg.training.stateful import Stateful, Stateless
+
 
 def build_optimizer(
     parameters: Iterable[Tensor],
@@ -119,7 +121,7 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-class Schedule(Protocol):
+class Schedule(Stateful, Protocol):
     """Sets the learning rate of an optimizer: before each step, and after each epoch."""
 
     def set_step(self, step: int) -> None:
@@ -128,15 +130,9 @@ class Schedule(Protocol):
     def end_epoch(self, loss: float | None) -> None:
         """Take in the monitored loss of an epoch; None where nothing was measured."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-
 
 @final
-class FactorSchedule:
+class FactorSchedule(Stateless):
     """The learning rate times a factor that depends on the step alone, so it keeps no state."""
 
     def __init__(
@@ -153,13 +149,6 @@ class FactorSchedule:
 
     def end_epoch(self, loss: float | None) -> None:
         """Do nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore nothing."""
 
 
 @final
@@ -238,7 +227,7 @@ def onecycle_factor(step: int, total_steps: int, warmup: float) -> float:
     return 1 + (last - 1) * (step - peak) / max(1e-9, total_steps - 1 - peak)
 
 
-class WeightAverage(Protocol):
+class WeightAverage(Stateful, Protocol):
     """The weights that are evaluated and stored."""
 
     def update(self, model: nn.Module) -> None:
@@ -247,15 +236,9 @@ class WeightAverage(Protocol):
     def evaluated(self, model: nn.Module) -> nn.Module:
         """Return the network to evaluate."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-
 
 @final
-class LastWeights:
+class LastWeights(Stateless):
     """No average: the network itself is evaluated."""
 
     def update(self, model: nn.Module) -> None:
@@ -264,13 +247,6 @@ class LastWeights:
     def evaluated(self, model: nn.Module) -> nn.Module:
         """Return the network itself."""
         return model
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore nothing."""
 
 
 @final

@@ -7,7 +7,9 @@ was killed continues to the same bits as one that was not.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import final
 
 import numpy as np
 import torch
@@ -53,21 +55,6 @@ def batch_bounds(count: int, batch_size: int) -> list[slice]:
     return [b for b in bounds if b.stop - b.start > 1 or batch_size == 1]
 
 
-def epoch_order(indices: Tensor, seed: int, epoch: int) -> Tensor:
-    """Return indices in the order in which an epoch, counted from 0, sees them."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    return indices[torch.randperm(len(indices), generator=generator)]
-
-
-def mirrored_images(count: int, seed: int, epoch: int) -> Tensor:
-    """Return which images are mirrored: a random half, and in the next epoch the other half.
-
-    So each image is seen in both forms within two epochs (Jordan 2024, section 3.6).
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, 0, 0, 0))
-    return (torch.randint(0, 2, (count,), generator=generator) + epoch) % 2 == 1
-
-
 def training_size(config: RunConfig, epoch: int) -> int:
     """Return the side of the images in an epoch counted from 0; 0 means the data's own."""
     if epoch >= round(config.small_share * config.epochs):
@@ -91,8 +78,97 @@ def images_in(config: RunConfig, epoch: int, count: int) -> int:
     return count
 
 
-def seed_step(seed: int, epoch: int, step: int) -> torch.Generator:
-    """Return the generator of a step's augmentation; dropout draws from torch's global one."""
-    derived = derive_seed(seed, epoch, step)
-    torch.manual_seed(derived)
-    return torch.Generator().manual_seed(derived)
+@final
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch does.
+
+    Attributes:
+        seed: of the run.
+        number: counted from 0.
+        num_images: how many it trains on.
+        size: their side in pixels.
+        batches: the places of each step's images in the epoch's order.
+        first_step: how many steps come before it.
+        alternate: whether `mirrored` says which images are mirrored, and not chance.
+    """
+
+    seed: int
+    number: int
+    num_images: int
+    size: int
+    batches: tuple[slice, ...]
+    first_step: int
+    alternate: bool
+
+    def order(self, indices: Tensor) -> Tensor:
+        """Return indices of images in the order in which the epoch sees them."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.number))
+        return indices[torch.randperm(len(indices), generator=generator)]
+
+    def mirrored(self, count: int) -> Tensor | None:
+        """Return which of `count` images are mirrored; None where chance decides.
+
+        That is a random half, and in the next epoch the other half, so each image is seen in both
+        forms within two epochs (Jordan 2024, section 3.6).
+        """
+        if not self.alternate:
+            return None
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 0, 0, 0))
+        return (torch.randint(0, 2, (count,), generator=generator) + self.number) % 2 == 1
+
+    def step_seed(self, step: int) -> int:
+        """Return the seed of a step's augmentation and dropout."""
+        return derive_seed(self.seed, self.number, step)
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """All epochs of a run."""
+
+    epochs: tuple[Epoch, ...]
+
+    @classmethod
+    def of(cls, config: RunConfig, count: int, image_size: int) -> Plan:
+        """Plan a run on `count` training images with sides of `image_size` pixels."""
+        numbers = range(config.epochs)
+        counts = [images_in(config, epoch, count) for epoch in numbers]
+        batches = [tuple(batch_bounds(n, config.batch_size)) for n in counts]
+        first_steps = accumulate((len(bounds) for bounds in batches), initial=0)
+        return cls(
+            tuple(
+                Epoch(
+                    seed=config.seed,
+                    number=epoch,
+                    num_images=counts[epoch],
+                    size=training_size(config, epoch) or image_size,
+                    batches=batches[epoch],
+                    first_step=first_step,
+                    alternate=config.alternate,
+                )
+                for epoch, first_step in zip(numbers, first_steps, strict=False)
+            )
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the whole run."""
+        return self.epochs[-1].first_step + len(self.epochs[-1].batches)
+
+    @property
+    def num_images(self) -> int:
+        """The images of the whole run, each as often as it is trained on."""
+        return sum(epoch.num_images for epoch in self.epochs)
+
+    def steps_before(self, epoch: int) -> int:
+        """Return how many steps come before an epoch; before one after the last, all."""
+        return self.epochs[epoch].first_step if epoch < len(self.epochs) else self.num_steps
+
+    def images_left(self, epoch: int) -> float:
+        """Return how many images are left from an epoch on, in images of that epoch's size.
+
+        An image counts by its pixels, as does the time it takes.
+        """
+        size = self.epochs[epoch].size
+        return sum(e.num_images * (e.size / size) ** 2 for e in self.epochs[epoch:])

@@ -5,6 +5,15 @@ from __future__ import annotations
 import ctypes
 import platform
 
+import torch
+
+
+def prepare_process(threads: int) -> None:
+    """Make a process ready to train, on so many threads; 0 leaves torch's number."""
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)
+
 
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next step instead of returning it to the system.

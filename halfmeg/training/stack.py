@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -26,12 +26,24 @@ from torch.overrides import TorchFunctionMode
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.training.batches import Batch
 from halfmeg.training.distributed import Ranks
-from halfmeg.training.fit import REPORT_SECONDS, end_epoch, finish, open_to_resume, report_step
-from halfmeg.training.job import Job, Position, check
+from halfmeg.training.fit import open_to_resume
+from halfmeg.training.job import Job, check, compiled, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
-from halfmeg.training.process import keep_freed_memory
-from halfmeg.training.stopping import Stop, TrainingInterruptedError, stop_signals
+from halfmeg.training.loop import train_epoch
+from halfmeg.training.optim import LastWeights
+from halfmeg.training.outcome import end_epoch, finish
+from halfmeg.training.plan import Epoch
+from halfmeg.training.process import prepare_process
+from halfmeg.training.selection import AllImages
+from halfmeg.training.state import Position, State
+from halfmeg.training.stopping import (
+    TrainingDivergedError,
+    TrainingInterruptedError,
+    how_it_diverged,
+    stop_signals,
+)
 
 Tensors = dict[str, Tensor]
 
@@ -72,9 +84,7 @@ def train_stack(
     config, listener = tasks[0][0], listener or SilentListener()
     check_stack([config for config, _ in tasks])
     check(config, data)
-    keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    prepare_process(config.threads)
     jobs, positions, damaged = [], [], []
     for task, folder in tasks:
         if folder.exists():
@@ -84,31 +94,30 @@ def train_stack(
             damaged += passed_over
         else:
             run, checkpoint = Run.create(folder, task, data), None
-        job = Job(run, data, Ranks())
+        job = set_up(run, data, Ranks())
         jobs.append(job)
-        positions.append(job.load(checkpoint) if checkpoint is not None else Position())
+        positions.append(job.load(checkpoint))
     if len({(at.epoch, at.step) for at in positions}) > 1:
         raise ValueError("the runs of the stack stand at different steps; continue them one by one")
     stack = Stack(jobs)
     failures: list[str | None] = [None] * len(jobs)
-    listener.on_start(jobs[0].run, damaged)
-    with stop_signals() as stop:
+    listener.on_start(stack.run, damaged)
+    with stop_signals(stack.ranks) as stop:
         while positions[0].epoch < config.epochs:
-            _train_epoch(stack, positions, listener, stop)
+            with suppress(TrainingDivergedError):  # all of them; each is told of below
+                train_epoch(stack, positions, listener, stop)
+            stack.give_states()
             for index, (job, at) in enumerate(zip(jobs, positions, strict=True)):
                 if failures[index] is None and math.isfinite(at.loss_sum):
                     positions[index] = end_epoch(job, at)
                 else:  # the others go on, and so does the count of its epochs
-                    failures[index] = failures[index] or (
-                        f"the loss became {at.loss_sum} in epoch {at.epoch + 1}; "
-                        f"try a smaller lr than {config.lr:g}"
-                    )
+                    failures[index] = failures[index] or how_it_diverged(job.run, at)
                     positions[index] = Position(epoch=at.epoch + 1)
             if all(failures):
                 return failures
             listener.on_epoch(next(at for at in positions if at.metrics).metrics[-1])
-            if stop.requested and positions[0].epoch < config.epochs:
-                raise TrainingInterruptedError("the same command continues it", stop.requested)
+            if stop.poll() and positions[0].epoch < config.epochs:
+                raise TrainingInterruptedError(stack.advice, stop.requested)
     for job, at, failure in zip(jobs, positions, failures, strict=True):
         if failure is None:
             finish(job, at)
@@ -124,19 +133,47 @@ class Stack:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
+        first = jobs[0]
         self.jobs = jobs
+        self.run, self.plan, self.ranks, self.device = (
+            first.run, first.plan, first.ranks, first.device
+        )  # fmt: skip
+        self.dtype = first.dtype
+        config = first.run.config
         for job in jobs:
             job.runs_at_once = len(jobs)
-        self.network = copy.deepcopy(jobs[0].model)  # the layers, to hold all networks' tensors
+        # the layers, to hold all networks' tensors
+        self.network = copy.deepcopy(first.state.model)
         for kind in (nn.Module.named_parameters, nn.Module.named_buffers):
-            stacked = _share([dict(kind(job.model)) for job in jobs])
+            stacked = _share([dict(kind(job.state.model)) for job in jobs])
             for name, tensor in kind(self.network):
                 tensor.data = stacked[name]
         self.parameters: Tensors = dict(self.network.named_parameters())
         self.buffers: Tensors = dict(self.network.named_buffers())
-        self.optimizer = jobs[0].build_optimizer(self.parameters.values(), stacked=True)
+        optimizer = optimizer_of(config, self.parameters.values(), self.dtype, stacked=True)
+        # each job averages its own weights, and selects its own images
+        self.state = State(
+            self.network, optimizer, schedule_of(config, optimizer, self.plan),
+            LastWeights(), AllImages(),
+        )  # fmt: skip
         self._take_states()
-        self.forward = jobs[0].compiled(self._forward)
+        self.forward = compiled(self._forward, config, self.device)
+
+    @property
+    def advice(self) -> str:
+        """What to do when it was stopped."""
+        return "the same command continues it"
+
+    def draw(self, epoch: Epoch, first: int) -> Iterator[Batch]:
+        """Yield each network's own batches as one, S×B×3×H×W."""
+        train = self.jobs[0].train  # the same for all
+        draws = [job.batches.draw(train, job.plan.epochs[epoch.number], first) for job in self.jobs]
+        for drawn in zip(*draws, strict=True):
+            yield Batch(
+                torch.stack([batch.images for batch in drawn]),
+                torch.stack([batch.labels for batch in drawn]),
+                torch.stack([batch.indices for batch in drawn]),
+            )
 
     def _forward(self, images: Tensor) -> Tensor:
         """Map normalized images S×B×3×H×W, each network's own, to logits S×B×num_classes."""
@@ -144,43 +181,63 @@ class Stack:
         def of_one(parameters: Tensors, buffers: Tensors, batch: Tensor) -> Any:
             return torch.func.functional_call(self.network, (parameters, buffers), (batch,))
 
-        with _Products(self.jobs[0].dtype):
+        with _Products(self.dtype):
             logits: Tensor = torch.func.vmap(of_one, randomness="different")(
                 self.parameters, self.buffers, images
             )
         return logits
 
-    def set_step(self, step: int) -> None:
-        """Set the learning rate of a step."""
-        for job in self.jobs:
-            job.schedule.set_step(step)
-        for group, own in zip(
-            self.optimizer.param_groups, self.jobs[0].optimizer.param_groups, strict=True
-        ):
-            group["lr"] = own["lr"]
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of each network's batch, S values."""
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), batch.labels.flatten(),
+            reduction="none", label_smoothing=self.run.config.label_smoothing,
+        ).view(batch.labels.shape).mean(1)  # fmt: skip
+
+    def after_step(self, batch: Batch, logits: Tensor) -> None:
+        """Let each job take in its own weights and losses."""
+        parts = zip(batch.images, batch.labels, batch.indices, strict=True)
+        for job, part, own in zip(self.jobs, parts, logits, strict=True):
+            job.after_step(Batch(*part), own)
+
+    def save(self, positions: Sequence[Position]) -> None:
+        """Write a checkpoint of each network; one that diverged keeps its last good one."""
+        self.give_states()
+        for job, at in zip(self.jobs, positions, strict=True):
+            if math.isfinite(at.loss_sum):
+                job.save([at])
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.state.optimizer, *(job.state.optimizer for job in self.jobs)]
 
     def _pairs(self) -> list[tuple[Tensor, list[Tensor]]]:
         """Return each trained parameter of the stack with those of the jobs that view it."""
-        optimizers = [self.optimizer, *(job.optimizer for job in self.jobs)]
-        flat = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
+        flat = [
+            [p for group in o.param_groups for p in group["params"]] for o in self._optimizers()
+        ]
         return [(stacked, list(own)) for stacked, *own in zip(*flat, strict=True)]
 
     def _take_states(self) -> None:
         """Start from the states of the jobs' optimizers, where they come from checkpoints."""
+        together, *single = (optimizer.state for optimizer in self._optimizers())
         for stacked, own in self._pairs():
-            states = [job.optimizer.state[p] for job, p in zip(self.jobs, own, strict=True)]
+            states = [state[p] for state, p in zip(single, own, strict=True)]
             for key, value in states[0].items():  # a scalar is the count of the steps
-                together = torch.stack([state[key] for state in states]) if value.ndim else value
-                self.optimizer.state[stacked][key] = together.clone()
+                merged = torch.stack([state[key] for state in states]) if value.ndim else value
+                together[stacked][key] = merged.clone()
 
     def give_states(self) -> None:
-        """Give the jobs' optimizers their parts of the stack's state, for their checkpoints."""
+        """Give the jobs' optimizers their parts of the stack's, for checkpoints and metrics."""
+        together, *single = self._optimizers()
         for stacked, own in self._pairs():
-            for index, (job, parameter) in enumerate(zip(self.jobs, own, strict=True)):
-                job.optimizer.state[parameter] = {
+            for index, (optimizer, parameter) in enumerate(zip(single, own, strict=True)):
+                optimizer.state[parameter] = {
                     key: value[index].clone() if value.ndim else value
-                    for key, value in self.optimizer.state[stacked].items()
+                    for key, value in together.state[stacked].items()
                 }
+        for optimizer in single:
+            for group, own_group in zip(together.param_groups, optimizer.param_groups, strict=True):
+                own_group["lr"] = group["lr"]
 
 
 class _Products(TorchFunctionMode):
@@ -209,60 +266,3 @@ def _share(tensors: Sequence[Tensors]) -> Tensors:
         for name, tensor in own.items():
             tensor.data = stacked[name][index]
     return stacked
-
-
-def _train_epoch(stack: Stack, positions: list[Position], listener: Listener, stop: Stop) -> None:
-    """Do the rest of an epoch for every network, and move the positions along.
-
-    Raises:
-        TrainingInterruptedError: a signal came; checkpoints were written.
-    """
-    jobs, first = stack.jobs, stack.jobs[0]
-    config, device = first.config, first.device
-    images, labels = first.data.train.images.to(device), first.data.train.labels.to(device)
-    steps = len(first.batches[positions[0].epoch])
-    loss_sum = torch.tensor([at.loss_sum for at in positions], dtype=torch.float64, device=device)
-    num_right = torch.tensor([at.num_right for at in positions], device=device)
-    seconds_before = positions[0].epoch_seconds
-    reported = started = time.perf_counter()
-    draws = [job.draw_batches(replace(at), images) for job, at in zip(jobs, positions, strict=True)]
-    for drawn in zip(*draws, strict=True):
-        stack.set_step(first.first_steps[positions[0].epoch] + positions[0].step)
-        batch = torch.stack([batch for batch, _ in drawn])  # S×B×3×H×W
-        chosen = torch.stack([indices for _, indices in drawn])
-        targets = labels[chosen]  # S×B
-        logits = stack.forward(batch)
-        losses = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(),
-            reduction="none", label_smoothing=config.label_smoothing,
-        ).view(targets.shape).mean(1)  # fmt: skip
-        stack.optimizer.zero_grad()
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        stack.optimizer.step()
-        for job, indices, own, truth in zip(jobs, chosen, logits.detach(), targets, strict=True):
-            job.average.update(job.model)
-            if job.hard:
-                job.hard.record(indices, own, truth)
-
-        num_images = targets.shape[1]
-        loss_sum += losses.detach().double() * num_images
-        num_right += (logits.argmax(2) == targets).sum(1)
-        for at in positions:
-            at.step += 1
-            at.num_seen += num_images
-        now, done = time.perf_counter(), positions[0].step == steps
-        if now - reported > REPORT_SECONDS or done or stop.requested:
-            reported = now
-            for at, loss, right in zip(  # waits for the device
-                positions, loss_sum.tolist(), num_right.tolist(), strict=True
-            ):
-                at.loss_sum, at.num_right = loss, right
-                at.epoch_seconds = seconds_before + time.perf_counter() - started
-            listener.on_step(report_step(first, positions[0]))
-        if done or stop.requested:
-            stack.give_states()
-        if stop.requested and not done:
-            for job, at in zip(jobs, positions, strict=True):
-                if math.isfinite(at.loss_sum):  # a seed that diverged keeps its last good one
-                    job.save(at)
-            raise TrainingInterruptedError("the same command continues it", stop.requested)

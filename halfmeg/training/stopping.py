@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from halfmeg.artifacts.run import Run
+    from halfmeg.training.distributed import Ranks
+    from halfmeg.training.state import Position
 
 
 class TrainingDivergedError(RuntimeError):
@@ -31,17 +33,32 @@ def how_to_continue(run: Run) -> str:
     return f"continue with `halfmeg resume {run.folder}`"
 
 
+def how_it_diverged(run: Run, at: Position) -> str:
+    """Return what to say of a run whose loss is no number any more."""
+    return (
+        f"the loss became {at.loss_sum / at.num_seen} in epoch {at.epoch + 1}, step {at.step}; "
+        f"the checkpoints in {run.folder} are from before; "
+        f"try a smaller lr than {run.config.lr:g}"
+    )
+
+
 @dataclass
 class Stop:
     """Whether a signal asked a run to stop."""
 
+    ranks: Ranks
     requested: int = 0  # the signal's number
+
+    def poll(self) -> int:
+        """Return the number of a signal that came to any process of the run; 0 without one."""
+        self.requested = self.ranks.largest(self.requested)
+        return self.requested
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(ranks: Ranks) -> Iterator[Stop]:
     """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C stops at once."""
-    stop = Stop()
+    stop = Stop(ranks)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may set handlers
         return

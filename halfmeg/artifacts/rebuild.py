@@ -1,0 +1,40 @@
+"""A trained network, rebuilt from what a run folder or a bundle says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from halfmeg.artifacts.weights import load_weights
+from halfmeg.data.dataset import DataSplits
+from halfmeg.networks.table import build_model
+
+
+def rebuild(
+    name: str, classes: Sequence[str], image_size: int, budget: int, weights: Path
+) -> nn.Module:
+    """Build a network by its name and load its weights; it is in evaluation mode.
+
+    Raises:
+        ValueError: the weights are missing, damaged, or of another network.
+    """
+    model = build_model(name, len(classes), image_size, budget)
+    load_weights(model, weights)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval()
+
+
+def check_classes(data: DataSplits, classes: Sequence[str], whose: str) -> None:
+    """Raise where a network knows other classes than those of the data.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if data.classes != tuple(classes):
+        raise ValueError(
+            f"data {data.name} has the classes {', '.join(data.classes)}; "
+            f"the {whose} knows {', '.join(classes)}"
+        )

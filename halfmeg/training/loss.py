@@ -1,0 +1,71 @@
+"""What training makes small: the cross-entropy with the labels, and a teacher's part in it."""
+
+from __future__ import annotations
+
+from typing import Protocol, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halfmeg.config import RunConfig
+from halfmeg.data.dataset import DataSplits
+from halfmeg.networks.summary import count_macs
+from halfmeg.training.distill import Teacher
+
+
+class Loss(Protocol):
+    """The mean loss of a batch."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """Return a scalar.
+
+        Args:
+            logits: B×num_classes.
+            labels: int64 B.
+            images: normalized B×3×H×W, as the network saw them.
+        """
+
+    def macs(self, image_size: int) -> int:
+        """Return the multiply-accumulates that the loss of one image costs beside the network."""
+
+
+@final
+class LabelLoss:
+    """Cross-entropy with the labels, in float32."""
+
+    def __init__(self, label_smoothing: float) -> None:
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """Return the mean over the batch."""
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+
+    def macs(self, image_size: int) -> int:
+        """Return 0: no network runs."""
+        return 0
+
+
+@final
+class TaughtLoss:
+    """Another loss with a teacher's part in it."""
+
+    def __init__(self, of_labels: Loss, teacher: Teacher) -> None:
+        self.of_labels = of_labels
+        self.teacher = teacher
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """Return the mean over the batch."""
+        return self.teacher.mix(self.of_labels(logits, labels, images), images, logits)
+
+    def macs(self, image_size: int) -> int:
+        """Return what the teacher's answer costs."""
+        return self.of_labels.macs(image_size) + count_macs(self.teacher.model, image_size)
+
+
+def build_loss(config: RunConfig, data: DataSplits, device: torch.device) -> Loss:
+    """Return the config's loss."""
+    of_labels = LabelLoss(config.label_smoothing)
+    if not config.teacher:
+        return of_labels
+    return TaughtLoss(of_labels, Teacher(config, data, device))

@@ -1,0 +1,100 @@
+"""What a run has come to: measured after an epoch and at its end, and written to its folder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfmeg.artifacts.run import MetricsRow
+from halfmeg.evaluation.evaluate import score
+from halfmeg.networks.summary import count_macs, count_params
+from halfmeg.training.job import Job
+from halfmeg.training.state import Position
+
+
+def end_epoch(job: Job, at: Position) -> Position:
+    """Measure after an epoch, write metrics and a checkpoint, and return the next one's start."""
+    row = _metrics_row(at, job.state.optimizer.param_groups[0]["lr"]) | _held_out_metrics(job, at)
+    job.state.schedule.end_epoch(row[f"{job.run.config.monitor}_loss"])
+    at = Position(
+        epoch=at.epoch + 1,
+        total_seconds=at.total_seconds + at.epoch_seconds,
+        metrics=[*at.metrics, row],
+    )
+    job.save([at])
+    job.run.write_metrics(at.metrics)
+    return at
+
+
+def finish(job: Job, at: Position) -> None:
+    """Write weights, logits and result; this reads the test set once."""
+    run, config, data = job.run, job.run.config, job.data
+    model = job.state.average.evaluated(job.state.model)
+    run.save_weights(model)
+    arrays: dict[str, Tensor] = {}
+    val_accuracy = None
+    if len(job.val_indices):
+        val = data.train.subset(job.val_indices)
+        arrays |= {"val_logits": job.logits(val.images), "val_labels": val.labels}
+        val_accuracy = score(arrays["val_logits"], val.labels).accuracy
+    run.log_test_reading("final evaluation")
+    arrays |= {"test_logits": job.logits(data.test.images), "test_labels": data.test.labels}
+    test = score(arrays["test_logits"], data.test.labels)
+    run.save_logits(**arrays)
+    total_macs = sum(  # backward: at most twice forward
+        epoch.num_images * (3 * count_macs(model, epoch.size) + job.criterion.macs(epoch.size))
+        for epoch in job.plan.epochs
+    )
+    run.save_result(
+        {
+            "model": config.model,
+            "recipe": config.recipe,
+            "seed": config.seed,
+            "params": count_params(model),
+            "macs": count_macs(model, data.image_size),
+            "total_macs": total_macs,
+            "epochs": config.epochs,
+            "precision": "bf16" if job.dtype == torch.bfloat16 else "fp32",  # what auto chose
+            "val_accuracy": val_accuracy,
+            "val_n": len(job.val_indices),
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "test_n": test.n,
+            "test_curve": "monitoring only" if config.monitor == "test" else None,
+            "data": run.data.name,
+            "fingerprint": run.data.fingerprint,
+            "images_per_second": job.plan.num_images / at.total_seconds,
+            "seconds": at.total_seconds,
+            "runs_at_once": job.runs_at_once,  # that shared these seconds, as a stack
+            "weights": "weights.safetensors",
+        }
+    )
+
+
+def _held_out_metrics(job: Job, at: Position) -> MetricsRow:
+    """Measure the validation split, and the test set where the recipe draws its curve."""
+    measured: MetricsRow = {}
+    if len(job.val_indices):
+        val = job.data.train.subset(job.val_indices)
+        result = score(job.logits(val.images), val.labels)
+        measured |= {"val_loss": result.loss, "val_accuracy": result.accuracy}
+    if job.run.config.monitor == "test":
+        job.run.log_test_reading(f"epoch {at.epoch + 1}: test curve, monitoring only")
+        result = score(job.logits(job.data.test.images), job.data.test.labels)
+        measured |= {"test_loss": result.loss, "test_accuracy": result.accuracy}
+    return measured
+
+
+def _metrics_row(at: Position, lr: float) -> MetricsRow:
+    return {
+        "epoch": at.epoch + 1,
+        "lr": lr,
+        "train_loss": at.loss_sum / at.num_seen,
+        "train_accuracy": at.num_right / at.num_seen,
+        "val_loss": None,
+        "val_accuracy": None,
+        "test_loss": None,
+        "test_accuracy": None,
+        "images_per_second": at.num_seen / at.epoch_seconds,
+        "seconds": at.total_seconds + at.epoch_seconds,
+    }

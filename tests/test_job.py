@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import small_config
+from torch import Tensor, nn
+
+from halfmeg.data.augment import normalize
+from halfmeg.networks.table import MODELS, ModelEntry
+from halfmeg.training.job import PREPARATION_IMAGES, build_network
+
+
+class Looking(nn.Module):
+    """A network of no family of ours that starts from the images."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def prepare(self, images: Tensor) -> None:
+        self.seen = images
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.mean((2, 3)))
+
+
+class Failing(Looking):
+    def prepare(self, images: Tensor) -> None:
+        raise RuntimeError("no\nfilters")
+
+
+def test_a_network_of_any_family_is_prepared_from_normalized_training_images(
+    monkeypatch, few_digits
+) -> None:
+    monkeypatch.setitem(MODELS, "looking", ModelEntry(Looking, ""))
+    train = torch.arange(50, 90)
+    model = build_network(small_config(model="looking"), few_digits, train)
+    mean, std = torch.tensor(few_digits.mean), torch.tensor(few_digits.std)
+    assert torch.equal(model.seen, normalize(few_digits.train.images[train], mean, std))
+    many = torch.zeros(PREPARATION_IMAGES + 1, dtype=torch.int64)
+    assert len(build_network(small_config(model="looking"), few_digits, many).seen) == 5_000
+
+
+def test_what_a_network_raises_while_it_is_prepared_is_one_line(monkeypatch, few_digits) -> None:
+    monkeypatch.setitem(MODELS, "failing", ModelEntry(Failing, ""))
+    with pytest.raises(ValueError, match=r"^Failing\.prepare failed: RuntimeError: no filters$"):
+        build_network(small_config(model="failing"), few_digits, torch.arange(9))
+
+
+def test_the_first_weights_come_from_the_seed_alone(few_digits) -> None:
+    first, again, other = (
+        build_network(small_config(seed=seed), few_digits, torch.arange(9)).state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
