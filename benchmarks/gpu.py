@@ -1,13 +1,19 @@
-"""What a GPU gives, in one command: speed of every network, sprint, the comparison, record.
+"""What half an hour of a GPU gives: the comparison, sprint, and the candidates for the record.
 
-    python benchmarks/gpu.py DATA --out FOLDER [--device cuda] [--minutes 9]
+    python benchmarks/gpu.py DATA --out FOLDER [--steps STEP…] [--minutes STEP=12…] [--bring TO]
+    python benchmarks/gpu.py DATA --split PARTS
 
 DATA is what `--data` takes: a folder with the Parquet files, say. All seeds of a network train at
-once, their weights stacked, since one small network leaves a large card idle; how much that gives
-is measured first, for each network alone and for its seeds. Parts are done in order until
-`--minutes` are over: the part under way then stops after an epoch, and later ones are left out.
-FOLDER holds `gpu.json`, written anew after each part, and for each part its study's folder, weights
-included; a run that was stopped goes on with `halfmeg resume`.
+once, their weights stacked, since one small network leaves a large card idle.
+
+Each step has minutes of its own. When they are over, it stops after an epoch with a checkpoint; the
+same command goes on where it stopped, and passes over the steps that are done. FOLDER holds
+`gpu.json`, written anew after each step, and for each step its study's folder, weights included.
+`--bring` packs for each step one archive of its runs, without checkpoints, and a copy of
+`gpu.json` into another folder, to take home what may be lost with the machine.
+
+`--split` cuts Parquet files into parts of at most 24 MiB in the same order, for a machine that takes
+little at a time; a folder of all parts is DATA again, with the same fingerprint.
 
 It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut it to size.
 """
@@ -15,13 +21,16 @@ It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import signal
+import tarfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from arguments import fewer, open_data
 
@@ -40,12 +49,24 @@ from halfmeg.training.stopping import TrainingInterruptedError
 TIMED_IMAGES = 10_000
 """How many images an epoch has that is timed: few, as each network is timed alone and stacked."""
 
-LONGER = 2
-"""By how much the record is trained longer than its recipe says, as minutes are cheap here."""
+PART_BYTES = 24 * 2**20
+
+STEPS: dict[str, tuple[float, list[tuple[str, tuple[str, ...], int]]]] = {
+    # name: minutes, and its recipes with their settings and the most seeds worth their time
+    "sprint": (2, [("sprint", (), 5)]),
+    "record": (8, [("record", (), 3)]),
+    "record-longer": (8, [("record", ("epochs=500",), 1)]),
+    "small": (6, [("record", ("budget=100000", "epochs=500"), 5)]),
+    "smallest": (4, [("record", ("budget=50000", "epochs=500"), 3)]),
+    "comparison": (5, [("study-compare", (f"model={m}",), 5) for m in ("cnn", "resnet-linear")]),
+    "common": (6, [("common", (f"model={m}",), 5) for m in ("resnet20", "resnet32")]),
+    "speeds": (3, []),
+}
+"""In the order in which they are worth it; those of the record's recipe choose on validation."""
 
 
 class Deadline(StudyListener):
-    """Stops a study after the epoch in which the time is over."""
+    """Stops a study after the epoch in which its time is over."""
 
     def __init__(self, minutes: float) -> None:
         self.started = time.perf_counter()
@@ -110,10 +131,8 @@ def train(
     configs: list[RunConfig], data: DataSplits, out: Path, deadline: Deadline
 ) -> dict[str, Any]:
     """Train all seeds of a network at once; return their results, and the time that all took."""
-    started = time.perf_counter()
     study = run_study(configs, data, out, stack=True, listener=deadline)
-    seconds = time.perf_counter() - started
-    found: dict[str, Any] = {"seconds": seconds, "failures": study.failures}
+    found: dict[str, Any] = {"failures": study.failures}
     if study.runs:
         comparison = compare_runs(study.runs)
         found |= {
@@ -124,75 +143,114 @@ def train(
     return found
 
 
+def bring(step: str, out: Path, home: Path) -> None:
+    """Pack the runs of a step, without checkpoints, and copy what was found so far."""
+    home.mkdir(parents=True, exist_ok=True)
+
+    def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if "checkpoints" in Path(member.name).parts else member
+
+    with tarfile.open(home / f"{step}.tar.xz", "w:xz") as archive:
+        archive.add(out / step, step, filter=wanted)
+    shutil.copyfile(out / "gpu.json", home / "gpu.json")
+
+
+def split(source: Path, parts: Path) -> None:
+    """Cut each Parquet file of a folder into files of at most `PART_BYTES`, in the same order."""
+    parts.mkdir(parents=True)
+    for path in sorted(source.glob("*.parquet")):
+        table = pq.read_table(path)
+        number = -(-path.stat().st_size // PART_BYTES)
+        kind = path.name.split("-")[0]
+        edges = [len(table) * i // number for i in range(number + 1)]
+        for index in range(number):
+            rows = table.slice(edges[index], edges[index + 1] - edges[index])
+            part = parts / f"{kind}-{index:05d}-of-{number:05d}.parquet"
+            pq.write_table(rows, part, compression="none")
+            print(part)
+
+
 def main() -> None:
-    """Do all parts for which there is time."""
+    """Do all steps for which there is time."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", help="as --data of halfmeg train")
     parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--out", required=True, help="a new folder")
+    parser.add_argument("--out", type=Path, help="a folder; what it holds is gone on with")
+    parser.add_argument("--split", type=Path, metavar="PARTS", help="cut DATA and do nothing else")
+    parser.add_argument("--bring", type=Path, metavar="TO", help="a folder to pack the runs into")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
+    parser.add_argument("--minutes", nargs="+", default=[], metavar="STEP=MINUTES")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, help="of every step, instead of its own number")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="the trainings, not what is timed before them; on a GPU the default",
+        help="the trainings, not what is timed alone; on a GPU the default",
     )
-    parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--images", type=int, help="training images, all if not given")
     parser.add_argument("--epochs", type=int, help="of every run, instead of its recipe's")
     args = parser.parse_args()
+    if args.split:
+        if args.split.exists():
+            parser.error(f"{args.split} exists already and is not overwritten")
+        split(Path(args.data), args.split)
+        return
+    if args.out is None:
+        parser.error("--out is missing: the folder to train into")
     on_gpu = args.device.startswith("cuda")
     compiled = on_gpu if args.compile is None else args.compile
     if on_gpu and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu runs on the processor")
-    out = Path(args.out)
-    if out.exists():
-        parser.error(f"{out} exists already and is not overwritten; choose another --out")
+    minutes = {name: STEPS[name][0] for name in STEPS}
+    for text in args.minutes:
+        name, _, number = text.partition("=")
+        try:
+            minutes[name] = float(number)
+        except ValueError:
+            parser.error(f"--minutes {text} is not allowed; write STEP=MINUTES, as in record=12")
+        if name not in STEPS:
+            parser.error(f"--minutes {text}: no such step; allowed: {', '.join(STEPS)}")
     data = open_data(parser, args)
     if args.images:
         data = fewer(data, args.images, len(data.test))
 
-    def terms(recipe: str, *settings: str, seeds: int = args.seeds) -> list[RunConfig]:
-        config = build_recipe(recipe).override([f"device={args.device}", *settings])
-        config = replace(config, compile=compiled)
-        if args.epochs:
-            config = replace(config, epochs=args.epochs)
-        return [replace(config, seed=seed) for seed in range(seeds)]
+    def configs(step: str) -> list[RunConfig]:
+        found = []
+        for recipe, settings, seeds in STEPS[step][1]:
+            config = build_recipe(recipe).override([f"device={args.device}", *settings])
+            config = replace(config, compile=compiled, epochs=args.epochs or config.epochs)
+            found += [replace(config, seed=seed) for seed in range(args.seeds or seeds)]
+        return found
 
-    deadline = Deadline(args.minutes)
-    record_epochs = f"epochs={LONGER * build_recipe('record').epochs}"
-    trainings: dict[str, list[RunConfig]] = {
-        "sprint": terms("sprint"),
-        "comparison": [
-            config
-            for model in ("cnn", "resnet-linear")
-            for config in terms("study-compare", f"model={model}")
-        ],
-        "record": terms("record", seeds=min(3, args.seeds)),
-        "record-longer": terms("record", record_epochs, seeds=1),
-    }
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "speeds": lambda: speeds(data, out / "speeds", args.device, args.seeds, deadline)
-    }
-    for name, configs in trainings.items():
-        parts[name] = lambda name=name, configs=configs: train(  # type: ignore[misc]
-            configs, data, out / name, deadline
-        )
-    found: dict[str, Any] = {"machine": environment(), "data": data.name, "skipped": []}
-    out.mkdir(parents=True)
-    for name, part in parts.items():
-        if deadline.is_over():
-            found["skipped"].append(name)
-        else:
-            print(f"{deadline.passed():6.0f} s  {name}", flush=True)
-            try:
-                found[name] = part()
-            except TrainingInterruptedError as stopped:
-                found[name] = {"stopped": str(stopped), "failures": {}}
-        write_json(out / "gpu.json", found)
-    print(f"{deadline.passed():6.0f} s  done: {out / 'gpu.json'}")
+    log = args.out / "gpu.json"
+    found: dict[str, Any] = {"machine": environment(), "data": data.name, "done": []}
+    if log.exists():
+        found = json.loads(log.read_text())
+    elif args.out.exists() and any(args.out.iterdir()):
+        parser.error(f"{args.out} holds something else; choose another --out")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for step in args.steps:
+        if step in found["done"]:
+            continue
+        print(f"{step}: at most {minutes[step]:g} minutes", flush=True)
+        deadline = Deadline(minutes[step])
+        seconds = found.get(step, {}).get("seconds", 0.0)
+        folder = args.out / step
+        try:
+            if step == "speeds":
+                found[step] = speeds(data, folder, args.device, args.seeds or 5, deadline)
+            else:
+                found[step] = train(configs(step), data, folder, deadline)
+            found["done"].append(step)
+        except TrainingInterruptedError as stopped:
+            found[step] = {"stopped": str(stopped), "failures": {}}
+        found[step]["seconds"] = seconds + deadline.passed()
+        write_json(log, found)
+        if args.bring:
+            bring(step, args.out, args.bring)
+    print(log)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Outcome
 
+from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS
 
 pytestmark = pytest.mark.slow
@@ -81,34 +83,65 @@ def test_a_training_that_fails_ends_the_race(tmp_path: Path, pictures: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+GPU = ("gpu", "digits", "--device", "cpu", "--images", "520", "--seeds", "2", "--out", "gpu")
+GPU_STEPS = ("sprint", "comparison", "small", "speeds")
+
+
 def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
-    out = tmp_path / "gpu"
-    arguments = [
-        "digits", "--out", str(out), "--device", "cpu", "--images", "520", "--epochs", "1",
-        "--seeds", "2",
-    ]  # fmt: skip
-    outcome = benchmark("gpu", *arguments, cwd=tmp_path)
+    command = (*GPU, "--epochs", "1", "--steps", *GPU_STEPS, "--bring", "home")
+    outcome = benchmark(*command, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
-    found = json.loads((out / "gpu.json").read_text())
-    assert found["skipped"] == []
-    assert found["speeds"]["failures"] == {}
+    found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
+    assert found["done"] == [*GPU_STEPS]
     assert set(found["speeds"]["alone"]) == set(found["speeds"]["stacked"]) == set(MODELS)
-    for part in ("comparison", "sprint", "record", "record-longer"):
-        assert found[part]["failures"] == {}
-        for result in found[part]["runs"]:
-            (folder,) = (out / part).glob(f"{result['model']}*seed-{result['seed']}")
+    for step in GPU_STEPS:
+        assert found[step]["failures"] == {}
+        for result in found[step].get("runs", ()):
+            (folder,) = (tmp_path / "gpu" / step).glob(f"{result['model']}*seed-{result['seed']}")
             assert (folder / "weights.safetensors").exists()
-    again = benchmark("gpu", *arguments, cwd=tmp_path)
-    assert again.code == 2
-    assert "exists already" in again.err
+        with tarfile.open(tmp_path / "home" / f"{step}.tar.xz") as archive:
+            names = archive.getnames()
+        assert any(name.endswith("weights.safetensors") for name in names)
+        assert not any("checkpoints" in name for name in names)
+    before = (tmp_path / "gpu" / "gpu.json").stat().st_mtime_ns
+    assert benchmark(*command, cwd=tmp_path).code == 0
+    assert (tmp_path / "gpu" / "gpu.json").stat().st_mtime_ns == before  # nothing was left to do
 
 
-def test_gpu_stops_in_time(tmp_path: Path) -> None:
-    arguments = ["digits", "--out", "short", "--device", "cpu", "--epochs", "1000"]
-    assert benchmark("gpu", *arguments, "--minutes", "0.01", cwd=tmp_path).code == 0
-    found = json.loads((tmp_path / "short" / "gpu.json").read_text())
-    assert "epochs" in found["speeds"]["stopped"]
-    assert found["skipped"] == ["sprint", "comparison", "record", "record-longer"]
+def test_gpu_stops_in_time_and_goes_on(tmp_path: Path) -> None:
+    command = (*GPU, "--epochs", "6", "--steps", "comparison")
+    assert benchmark(*command, "--minutes", "comparison=0.02", cwd=tmp_path).code == 0
+    stopped = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
+    assert stopped["done"] == []
+    assert "epochs" in stopped["comparison"]["stopped"]
+    assert benchmark(*command, cwd=tmp_path).code == 0
+    found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
+    assert found["done"] == ["comparison"]
+    assert len(found["comparison"]["runs"]) == 4
+    assert found["comparison"]["seconds"] > stopped["comparison"]["seconds"]
+
+
+def test_gpu_takes_its_data_in_parts(tmp_path: Path, cifar_jpeg: Path) -> None:
+    outcome = benchmark("gpu", str(cifar_jpeg), "--split", "parts", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert len(parts) > 2
+    assert max(part.stat().st_size for part in parts) < 30 * 2**20
+    whole, again = load_dataset(str(cifar_jpeg)), load_dataset(str(tmp_path / "parts"))
+    assert whole.fingerprint == again.fingerprint
+    assert benchmark("gpu", str(cifar_jpeg), "--split", "parts", cwd=tmp_path).code == 2
+
+
+def test_gpu_names_what_is_wrong(tmp_path: Path) -> None:
+    for arguments, words in (
+        (("digits",), "--out is missing"),
+        ((*GPU[1:], "--minutes", "record"), "STEP=MINUTES"),
+        ((*GPU[1:], "--minutes", "rekord=3"), "allowed: sprint"),
+        ((*GPU[1:], "--steps", "rekord"), "rekord"),
+    ):
+        outcome = benchmark("gpu", *arguments, cwd=tmp_path)
+        assert outcome.code == 2
+        assert words in outcome.err
 
 
 def test_budgets(tmp_path: Path) -> None:
