@@ -12,8 +12,8 @@ same command goes on where it stopped, and passes over the steps that are done. 
 `--bring` packs for each step one archive of its runs, without checkpoints, and a copy of
 `gpu.json` into another folder, to take home what may be lost with the machine.
 
-`--split` cuts Parquet files into parts of at most 24 MiB in the same order, for a machine that takes
-little at a time; a folder of all parts is DATA again, with the same fingerprint.
+`--split` cuts Parquet files into parts of at most 12 MiB in the same order, for a machine that
+takes little at a time; a folder of all parts is DATA again, with the same fingerprint.
 
 It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut it to size.
 """
@@ -49,7 +49,7 @@ from halfmeg.training.stopping import TrainingInterruptedError
 TIMED_IMAGES = 10_000
 """How many images an epoch has that is timed: few, as each network is timed alone and stacked."""
 
-PART_BYTES = 24 * 2**20
+PART_BYTES = 12 * 2**20
 
 STEPS: dict[str, tuple[float, list[tuple[str, tuple[str, ...], int]]]] = {
     # name: minutes, and its recipes with their settings and the most seeds worth their time
