@@ -1,4 +1,4 @@
-"""ResNet-20 and ResNet-32 for small images, and public checkpoints of them.
+"""ResNet-20, ResNet-32 and ResNet-56 for small images, and public checkpoints of them.
 
 Source: He et al. 2015, "Deep Residual Learning for Image Recognition", section 4.2.
 """
@@ -89,8 +89,13 @@ def resnet32(num_classes: int) -> CifarResNet:
     return CifarResNet(32, num_classes)
 
 
+def resnet56(num_classes: int) -> CifarResNet:
+    """Build ResNet-56 of He et al. 2015, which has more parameters than the budget."""
+    return CifarResNet(56, num_classes)
+
+
 def convert_public_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a public CIFAR ResNet-20/32 to the names of `CifarResNet`.
+    """Rename the weights of a public CIFAR ResNet-20/32/56 to the names of `CifarResNet`.
 
     Several public projects store He et al.'s networks under the names `conv1`, `bn1`,
     `layer1.0.conv1` …, `linear` (some with `module.` in front, left by DataParallel):
@@ -118,20 +123,20 @@ def convert_public_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_public_resnet(path: str | Path, name: str, num_classes: int = 10) -> CifarResNet:
-    """Load a checkpoint of ResNet-20/32 that another project has stored.
+    """Load a checkpoint of ResNet-20/32/56 that another project has stored.
 
     The file is safetensors, or torch's format read without unpickling code; the weights may stand
     under the key `state_dict`. Names are mapped as `convert_public_resnet` documents.
 
     Args:
         path: the file.
-        name: `resnet20` or `resnet32`.
+        name: `resnet20`, `resnet32` or `resnet56`.
         num_classes: of its head.
 
     Raises:
         ValueError: no CIFAR ResNet, unreadable, or names and shapes that do not fit.
     """
-    builders = {"resnet20": resnet20, "resnet32": resnet32}
+    builders = {"resnet20": resnet20, "resnet32": resnet32, "resnet56": resnet56}
     if name not in builders:
         raise ValueError(f"model {name!r} is no CIFAR ResNet; allowed: {', '.join(builders)}")
     model = builders[name](num_classes)

@@ -1,14 +1,20 @@
-"""Layers that several families of networks are made of."""
+"""What several families of networks share: layers, and the widest that a budget allows."""
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Callable
 from functools import partial
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
+
+M = TypeVar("M", bound=nn.Module)
+
+SCALE_STEP = 0.02
 
 
 class _StridedConvolution(torch.autograd.Function):
@@ -101,3 +107,28 @@ class UnitBatchNorm2d(nn.BatchNorm2d):
     def __init__(self, channels: int, momentum: float) -> None:
         super().__init__(channels, momentum=momentum)
         self.weight.requires_grad_(False)
+
+
+def largest_within(build: Callable[[float], M], budget: int) -> M:
+    """Return the widest network with fewer than `budget` parameters.
+
+    Args:
+        build: makes a network of a scale; a larger scale never has fewer parameters.
+        budget: that it has to stay below.
+
+    Raises:
+        ValueError: the narrowest has more.
+    """
+
+    def count(step: int) -> int:
+        with torch.device("meta"):  # shapes without memory, and without drawing random numbers
+            return sum(p.numel() for p in build(SCALE_STEP * step).parameters())
+
+    top = 1
+    while count(top) < budget:
+        top *= 2
+    # the first that does not fit, counted from 0, is the last that fits, counted from 1
+    step = bisect.bisect_left(range(1, top + 1), budget, key=count)
+    if step == 0:
+        raise ValueError(f"budget={budget} is too small; allowed: above {count(1)}")
+    return build(SCALE_STEP * step)

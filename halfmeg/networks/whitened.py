@@ -6,15 +6,13 @@ wide layers behind a first layer that is computed from the training images.
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable
 from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halfmeg.networks.layers import Conv2d, SqueezeExcite, UnitBatchNorm2d
+from halfmeg.networks.layers import Conv2d, SqueezeExcite, UnitBatchNorm2d, largest_within
 
 WHITENING_KERNEL = 2
 
@@ -142,7 +140,7 @@ def sprint(num_classes: int, budget: int) -> WhitenedNet:
         widths = _scaled((32, 128, 128), scale)
         return WhitenedNet(8, widths, 2, num_classes, residual=False, bn_momentum=0.4)
 
-    return _largest(build, budget)
+    return largest_within(build, budget)
 
 
 def record(num_classes: int, budget: int) -> WhitenedNet:
@@ -152,26 +150,8 @@ def record(num_classes: int, budget: int) -> WhitenedNet:
         widths = _scaled((32, 88, 104), scale)
         return WhitenedNet(12, widths, 3, num_classes, residual=True, bn_momentum=0.1)
 
-    return _largest(build, budget)
+    return largest_within(build, budget)
 
 
 def _scaled(widths: tuple[int, ...], scale: float) -> tuple[int, ...]:
     return tuple(max(8, 8 * round(width * scale / 8)) for width in widths)  # whole vectors of 8
-
-
-def _largest(build: Callable[[float], WhitenedNet], budget: int) -> WhitenedNet:
-    """Return the widest network with fewer than `budget` parameters.
-
-    Raises:
-        ValueError: the narrowest has more.
-    """
-
-    def count(scale: float) -> int:
-        with torch.device("meta"):  # shapes without memory, and without drawing random numbers
-            return sum(p.numel() for p in build(scale).parameters())
-
-    scales = [0.02 * step for step in range(1, 2 + int(0.1 * budget**0.5))]
-    position = bisect.bisect_left(scales, budget, key=count)  # the first that does not fit
-    if position == 0:
-        raise ValueError(f"budget={budget} is too small; allowed: above {count(scales[0])}")
-    return build(scales[position - 1])
