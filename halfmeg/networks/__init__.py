@@ -4,9 +4,17 @@
 |---|---|
 | `layers` | layers that several families share |
 | `study` | the four networks of the published study |
-| `he2015` | ResNet-20 and ResNet-32, and public checkpoints of them |
+| `he2015` | ResNet-20, ResNet-32 and ResNet-56, and public checkpoints of them |
+| `banbury2021` | ResNet-8 of MLPerf Tiny |
+| `huang2017` | DenseNet-BC-40 |
+| `sandler2018` | MobileNetV2 |
+| `trockman2022` | ConvMixer |
+| `gated` | the depthwise-gated family |
+| `hassani2021` | CCT-2, a small vision transformer |
+| `floors` | logistic regression and a perceptron |
 | `whitened` | `sprint` and `record` |
 | `protocol` | what a network may say about itself, and what holds where it does not |
 | `table` | `MODELS` and `build_model` |
+| `macs` | multiply-accumulates, operator by operator |
 | `summary` | layer table, parameters, multiply-accumulates |
 """

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.config import BUDGET
+from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.protocol import body_parameters, run_once
 
 SHOWN_DEPTH = 3
@@ -58,8 +59,8 @@ class ModelSummary:
         params: all parameters: head, normalization and frozen ones included.
         trainable_params: those that take a gradient.
         body_params: all but the head's.
-        macs: true multiply-accumulates for one image: weights of convolutions and linear layers
-            times output positions, once for each use.
+        macs: true multiply-accumulates for one image, once for each use of a weight.
+        unknown_macs: layers whose multiply-accumulates are not known, and so not in `macs`.
         published_params, published_mult_adds: by the published table's rules.
         layers: the published table.
     """
@@ -68,6 +69,7 @@ class ModelSummary:
     trainable_params: int
     body_params: int
     macs: int
+    unknown_macs: tuple[str, ...]
     published_params: int
     published_mult_adds: int
     layers: tuple[LayerRow, ...]
@@ -84,17 +86,11 @@ def count_params(module: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, image_size: int = 32) -> int:
-    """Count the true multiply-accumulates of one 3×image_size×image_size image."""
-    total = 0
+    """Count the true multiply-accumulates of one 3×image_size×image_size image.
 
-    def add(layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
-        nonlocal total
-        positions = output[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
-        total += layer.weight.numel() * positions
-
-    with torch.no_grad():
-        run_once(model, image_size, add, nn.Conv2d, nn.Linear)
-    return total
+    Those of an operator without a formula are left out; `measure_macs` names it.
+    """
+    return measure_macs(model, image_size).count
 
 
 def summarize(model: nn.Module, image_size: int = 32) -> ModelSummary:
@@ -103,11 +99,13 @@ def summarize(model: nn.Module, image_size: int = 32) -> ModelSummary:
     with torch.no_grad():
         run_once(model, image_size, lambda module, output: None)
     table.remove_hooks()
+    macs = measure_macs(model, image_size)
     return ModelSummary(
         params=count_params(model),
         trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         body_params=sum(p.numel() for p in body_parameters(model, image_size)),
-        macs=count_macs(model, image_size),
+        macs=macs.count,
+        unknown_macs=macs.unknown,
         published_params=table.total_params,
         published_mult_adds=table.total_mult_adds,
         layers=tuple(table.rows),
@@ -139,6 +137,7 @@ def format_table(summary: ModelSummary) -> str:
             f"Trainable parameters: {summary.trainable_params:,}",
             f"Body without head: {summary.body_params:,}",
             f"Multiply-accumulates (M): {summary.macs / 1e6:.6f}",
+            *(f"Not known and not counted: {name}" for name in summary.unknown_macs),
             line,
         ]
     )

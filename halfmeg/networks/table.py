@@ -1,23 +1,28 @@
-"""The networks: blocks, the `MODELS` table and `build_model`.
+"""The networks that go by a name: the `MODELS` table and `build_model`.
 
-The four networks of the published study are built exactly as published: every convolution has a
-bias, and the modules are nested so that torch-summary prints the published tables. ResNet-20 and
-ResNet-32 follow He et al. 2015, "Deep Residual Learning for Image Recognition", section 4.2.
-`sprint` and `record` are this project's own, after Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on
-a Single GPU" (arXiv 2404.00498): a whitening first layer, few and wide layers, early pooling.
+The four networks of the published study are built exactly as published. The others follow the
+papers that their files name. `sprint` and `record` are this project's own.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
 from halfmeg.config import BUDGET
-from halfmeg.networks.he2015 import resnet20, resnet32
+from halfmeg.networks.banbury2021 import resnet8
+from halfmeg.networks.floors import logistic, mlp
+from halfmeg.networks.gated import gated
+from halfmeg.networks.hassani2021 import cct2
+from halfmeg.networks.he2015 import resnet20, resnet32, resnet56
+from halfmeg.networks.huang2017 import densenet_bc_40
+from halfmeg.networks.sandler2018 import mobilenetv2
 from halfmeg.networks.study import cnn, resnet, resnet_linear, resnet_shared
+from halfmeg.networks.trockman2022 import convmixer
 from halfmeg.networks.whitened import record, sprint
 
 
@@ -25,29 +30,82 @@ from halfmeg.networks.whitened import record, sprint
 class ModelEntry:
     """A row of `MODELS`: how to build a network, what it is, and the sizes it takes.
 
-    `build` takes the number of classes, and where the network is `scalable` a budget too.
+    Attributes:
+        build: takes `num_classes`, and `image_size` and `budget` where its signature has them.
+        group: the heading that it stands under.
+        description: one line.
+        image_size: the only side of the images that it takes; None for any from `smallest` up.
+        smallest: the smallest side.
     """
 
     build: Callable[..., nn.Module]
+    group: str
     description: str
-    image_size: int | None = None  # None: any size from `smallest` up
+    image_size: int | None = None
     smallest: int = 8
-    scalable: bool = False
+
+    @property
+    def scalable(self) -> bool:
+        """Whether a budget chooses its widths."""
+        return "budget" in inspect.signature(self.build).parameters
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a network, once built, takes images of one size only."""
+        return "image_size" in inspect.signature(self.build).parameters
+
+    @property
+    def sizes(self) -> str:
+        """The sides that it takes, in words."""
+        return str(self.image_size or f"{self.smallest} or more")
 
     def takes(self, size: int) -> bool:
-        """Whether the network takes square images of this side in pixels."""
+        """Whether it is built for square images of this side in pixels."""
         return size == self.image_size if self.image_size else size >= self.smallest
 
 
+STUDY, RESIDUAL, MOBILE, OTHERS, FLOORS, OWN = (
+    "the study", "residual networks", "depthwise networks", "other kinds", "floors", "halfmeg's own"
+)  # fmt: skip
+
 MODELS: dict[str, ModelEntry] = {
-    "cnn": ModelEntry(cnn, "the study's plain CNN", 32),
-    "resnet": ModelEntry(resnet, "the study's ResNet with its hidden head (over the budget)", 32),
-    "resnet-linear": ModelEntry(resnet_linear, "the same body with a linear head", 32),
-    "resnet-shared": ModelEntry(resnet_shared, "each block applied twice, shared weights", 32),
-    "resnet20": ModelEntry(resnet20, "ResNet-20 of He et al. 2015, option A shortcuts"),
-    "resnet32": ModelEntry(resnet32, "ResNet-32 of He et al. 2015, option A shortcuts"),
-    "sprint": ModelEntry(sprint, "soonest at 85%; takes budget=", smallest=9, scalable=True),
-    "record": ModelEntry(record, "the most accurate; takes budget=", smallest=9, scalable=True),
+    "cnn": ModelEntry(cnn, STUDY, "the study's plain CNN", 32),
+    "resnet": ModelEntry(
+        resnet, STUDY, "the study's ResNet with its hidden head (over the budget)", 32
+    ),
+    "resnet-linear": ModelEntry(resnet_linear, STUDY, "the same body with a linear head", 32),
+    "resnet-shared": ModelEntry(
+        resnet_shared, STUDY, "each block applied twice, shared weights", 32
+    ),
+    "resnet8": ModelEntry(resnet8, RESIDUAL, "ResNet-8 of MLPerf Tiny (Banbury et al. 2021)"),
+    "resnet20": ModelEntry(
+        resnet20, RESIDUAL, "ResNet-20 of He et al. 2015, option A shortcuts"
+    ),
+    "resnet32": ModelEntry(
+        resnet32, RESIDUAL, "ResNet-32 of He et al. 2015, option A shortcuts"
+    ),
+    "resnet56": ModelEntry(
+        resnet56, RESIDUAL, "ResNet-56 of He et al. 2015 (over the budget, as a reference)"
+    ),
+    "densenet-bc-40": ModelEntry(
+        densenet_bc_40, RESIDUAL, "DenseNet-BC of 40 layers (Huang et al. 2017), growth rate 12"
+    ),
+    "mobilenetv2": ModelEntry(
+        mobilenetv2, MOBILE, "MobileNetV2 (Sandler et al. 2018) at CIFAR strides; takes budget="
+    ),
+    "convmixer": ModelEntry(
+        convmixer, MOBILE, "ConvMixer-w/8 (Trockman and Kolter 2022); takes budget="
+    ),
+    "gated": ModelEntry(
+        gated, MOBILE, "depthwise filters on quarters, a gated pair; takes budget="
+    ),
+    "cct2": ModelEntry(
+        cct2, OTHERS, "CCT-2/3×2, a small vision transformer (Hassani et al. 2021)"
+    ),
+    "mlp": ModelEntry(mlp, FLOORS, "two hidden layers on the pixels; takes budget="),
+    "logistic": ModelEntry(logistic, FLOORS, "logistic regression on the pixels"),
+    "sprint": ModelEntry(sprint, OWN, "soonest at 85%; takes budget=", smallest=9),
+    "record": ModelEntry(record, OWN, "the most accurate; takes budget=", smallest=9),
 }
 
 
@@ -79,11 +137,10 @@ def build_model(
         raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
     entry = MODELS[name]
     if not entry.takes(image_size):
-        allowed = entry.image_size or f"{entry.smallest} or more"
-        raise ValueError(f"image_size={image_size} does not fit {name}; allowed: {allowed}")
-    if entry.scalable:
-        return entry.build(num_classes, budget)
-    if budget != BUDGET:
+        raise ValueError(f"image_size={image_size} does not fit {name}; allowed: {entry.sizes}")
+    if budget != BUDGET and not entry.scalable:
         scalable = ", ".join(key for key, other in MODELS.items() if other.scalable)
         raise ValueError(f"budget={budget} is not for {name}, of one size; allowed: {scalable}")
-    return entry.build(num_classes)
+    settings = {"num_classes": num_classes, "image_size": image_size, "budget": budget}
+    taken = inspect.signature(entry.build).parameters
+    return entry.build(**{key: value for key, value in settings.items() if key in taken})
