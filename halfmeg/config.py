@@ -8,7 +8,10 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
+
+from halfmeg.places import hand_over, is_place
 
 OptimizerName = Literal["adam", "adamw", "sgd", "muon"]
 ScheduleName = Literal["constant", "step", "plateau", "cosine", "onecycle"]
@@ -24,6 +27,9 @@ BUDGET = 500_000
 class RunConfig:
     """Everything that decides what a run computes, but the data and the place it is stored.
 
+    `model`, `loss`, `augment` and `optimizer` take Python of one's own too: a place such as
+    `FILE.py:NAME` (`halfmeg.places`), or from Python the object itself.
+
     Durations are in epochs here and become steps once, before the loop. A value of 0 turns an
     augmentation, the weight average or the validation split off.
 
@@ -38,7 +44,7 @@ class RunConfig:
     """
 
     recipe: str = "custom"
-    model: str
+    model: str  # a name of `MODELS`, or a place
     budget: int = BUDGET  # networks that scale take the widest shape with fewer parameters
     epochs: int
     batch_size: int = 128
@@ -63,6 +69,7 @@ class RunConfig:
     patience: int = 10  # epochs without a better monitored loss before `plateau` drops
     warmup: float = 0.3  # share of all steps in which `onecycle` rises; `cosine` uses a tenth
     label_smoothing: float = 0.0
+    loss: str = ""  # a place; without one it is cross-entropy
     ema: float = 0.0  # decay per step of the averaged weights that are evaluated and stored
     # Augmentation, drawn anew for every image.
     rotation: float = 0.0  # degrees; an angle is drawn from [-rotation, rotation]
@@ -75,6 +82,7 @@ class RunConfig:
     alternate: bool = False  # hflip mirrors every image in every other epoch, not by chance
     vflip: bool = False
     cutout: int = 0  # side in pixels of the square set to the mean colour
+    augment: str = ""  # a place of a transform that follows all of these
     # Training on smaller images first: their side in pixels, the share of all epochs, and the side
     # in the very first of these epochs if it is another one.
     small_size: int = 0
@@ -95,10 +103,13 @@ class RunConfig:
     keep_checkpoints: int = 2  # the newest ones kept; 0 keeps all
 
     def __post_init__(self) -> None:
+        for name in PLACES:
+            object.__setattr__(self, name, hand_over(getattr(self, name)))
         for field in dataclasses.fields(self):
             allowed = _literal_values(_TYPES[field.name])
             value = getattr(self, field.name)
-            if allowed and value not in allowed:
+            of_ones_own = field.name in PLACES and is_place(value)
+            if allowed and value not in allowed and not of_ones_own:
                 raise ValueError(
                     f"{field.name}={value!r} is not known; allowed: {', '.join(allowed)}"
                 )
@@ -142,6 +153,11 @@ class RunConfig:
             changes[key] = _parse(key, value, _TYPES[key])
         return dataclasses.replace(self, **changes)
 
+    def places(self) -> dict[str, str]:
+        """Return the settings that name Python of the user's own, and its places."""
+        named = {name: getattr(self, name) for name in (*PLACES, "recipe")}
+        return {name: place for name, place in named.items() if is_place(place)}
+
     def small_sizes(self) -> dict[str, int]:
         """Return the settings that make the images of some epochs smaller, and their sides."""
         sides = {"small_size": self.small_size, "first_size": self.first_size}
@@ -150,6 +166,30 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read a config from a JSON file: an object of settings, or a run folder's config.json.
+
+        Raises:
+            ValueError: the file cannot be read, or a setting that is not known or allowed.
+        """
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is no JSON: {error}") from None
+        if isinstance(values, dict) and isinstance(values.get("config"), dict):
+            values = values["config"]
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds no settings; an object such as {{...}} is expected")
+        try:
+            return cls.from_dict(values)
+        except (ValueError, TypeError) as error:
+            text = str(error).replace("RunConfig.__init__() ", "").replace("keyword-only ", "")
+            raise ValueError(f"{path}: {text}") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -164,6 +204,9 @@ class RunConfig:
         typed = {key: _from_json(key, value, _TYPES[key]) for key, value in values.items()}
         return cls(**typed)
 
+
+PLACES = ("model", "loss", "augment", "optimizer")
+"""Settings that may name Python of the user's own."""
 
 _TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
 

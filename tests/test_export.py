@@ -16,7 +16,8 @@ from halfmeg.artifacts.run import Run
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.shipping.export import Proof, export
-from halfmeg.shipping.onnx import fold_batchnorm, onnx_logits, to_onnx
+from halfmeg.artifacts.graph import onnx_logits
+from halfmeg.shipping.onnx import fold_batchnorm, to_onnx
 from halfmeg.training.fit import fit
 
 
@@ -33,7 +34,7 @@ def unsettled(name: str, size: int = 32) -> nn.Module:
 @pytest.mark.parametrize("name", MODELS)
 def test_folding_changes_nothing(name: str) -> None:
     model = unsettled(name)
-    folded = fold_batchnorm(model)
+    folded = fold_batchnorm(model, 32)
     kinds = (nn.BatchNorm2d, nn.BatchNorm1d)
     left = [module for module in folded.modules() if isinstance(module, kinds)]
     assert len(left) == (2 if name == "resnet" else 0)  # its head has one behind an activation

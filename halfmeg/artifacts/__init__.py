@@ -5,8 +5,10 @@
 | `files` | atomic writes, JSON |
 | `environment` | command, commit, versions, machine |
 | `weights` | weights and checkpoints |
+| `sources` | Python of the user's own, kept as text in the run folder |
 | `rebuild` | a trained network from its weights and what is said of it |
 | `run` | the run folder |
+| `graph` | an exported graph run by onnxruntime |
 | `bundle` | a trained network as a folder that needs nothing else |
 | `hub` | bundles to and from the Hugging Face hub |
 """

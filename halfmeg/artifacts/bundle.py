@@ -7,6 +7,9 @@
 | `model.onnx`, `model.int8.onnx` | the network for other runtimes, where they were exported |
 | `README.md` | the model card |
 
+A bundle of a network of one's own names it, but does not hold its Python: it predicts from the
+exported graphs.
+
 Nothing in it is unpickled, every file is checked against its checksum before it is read, and every
 number of `model.json` against what it may be.
 """
@@ -21,13 +24,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
-from torch import nn
+import safetensors.torch
+from torch import Tensor, nn
 
+from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.rebuild import check_classes, rebuild
 from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
-from halfmeg.evaluation.evaluate import Evaluation, evaluate
+from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
 from halfmeg.networks.table import build_model
+from halfmeg.places import is_place
 
 FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
@@ -49,7 +55,7 @@ class Bundle:
     """An opened bundle, its files checked.
 
     Attributes:
-        model: a key of `MODELS`.
+        model: a key of `MODELS`, or the name of a network of one's own.
         budget: what chose its widths, for a network that scales.
         mean, std: of pixels scaled to [0, 1].
         temperature: what the logits are divided by for calibrated probabilities.
@@ -122,7 +128,10 @@ class Bundle:
         budget = described.get("budget", BUDGET)
         if type(budget) is not int or not 0 < budget <= MAX_BUDGET:
             raise ValueError(f"budget={budget!r} is out of range; allowed: [1, {MAX_BUDGET:,}]")
-        build_model(model, len(classes), image_size, budget)  # raises for an unknown or unfit one
+        if not is_place(model):
+            build_model(model, len(classes), image_size, budget)  # raises for an unfit one
+        elif "model.onnx" not in described["files"]:
+            raise ValueError("files: model.onnx is missing, which a network of one's own needs")
         return cls(
             folder=folder,
             model=model,
@@ -146,14 +155,36 @@ class Bundle:
             if checksum(content) != stated:
                 raise ValueError(f"{path} is damaged or was altered: its checksum is another")
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it holds a network of one's own, which only the exported graphs can run."""
+        return is_place(self.model)
+
     def load_model(self) -> nn.Module:
         """Rebuild the network, in evaluation mode.
 
         Raises:
-            ValueError: weights of another network.
+            ValueError: weights of another network, or a network of one's own.
         """
+        if self.is_own:
+            raise ValueError(
+                f"{self.folder} holds {self.model}, a network of one's own, without its Python; "
+                f"its exported graphs run it"
+            )
         weights = self.folder / "model.safetensors"
         return rebuild(self.model, self.classes, self.image_size, self.budget, weights)
+
+    def load_state(self) -> dict[str, Tensor]:
+        """Return the weights by their names.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.folder / "model.safetensors"
+        try:
+            return safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
 
     def has(self, name: str) -> bool:
         """Return whether the bundle holds a file."""
@@ -166,6 +197,9 @@ class Bundle:
             ValueError: other classes, or another size.
         """
         check_classes(data, self.classes, "bundle")
+        if self.is_own:
+            graph = (self.folder / "model.onnx").read_bytes()
+            return score(onnx_logits(graph, data.test.images), data.test.labels)
         return evaluate(self.load_model(), data.test, self.mean, self.std, precision="fp32")
 
 

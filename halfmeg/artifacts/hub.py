@@ -67,7 +67,9 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> Bundle:
             raise ValueError(f"{repo} cannot be read: {_reason(error)}") from None
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # of the download itself
         try:
-            Bundle.open(partial).load_model()
+            bundle = Bundle.open(partial)
+            if not bundle.is_own:
+                bundle.load_model()
         except ValueError as error:
             raise ValueError(str(error).replace(str(partial), repo)) from None
         partial.chmod(0o755)

@@ -10,6 +10,7 @@
 | `result.json` | the outcome |
 | `logits.npz` | logits and labels of the held-out images |
 | `test_readings.jsonl` | when and for what the test set was read |
+| `source.json`, `source/` | Python of the user's own, as text, with its hash (`artifacts.sources`) |
 
 Every file is written whole or not at all: to a temporary name, flushed to disk, then renamed.
 """
@@ -33,10 +34,12 @@ from torch import Tensor, nn
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.files import json_bytes, read_json, write_atomically, write_json
 from halfmeg.artifacts.rebuild import check_classes, rebuild
+from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
 from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
+from halfmeg.places import provide
 
 METRICS = (
     "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -117,13 +120,19 @@ class Run:
         threads = config.threads or torch.get_num_threads()
         write_json(partial / "environment.json", environment() | {"threads": threads})
         stored = {"config": config.to_dict(), "data": vars(facts)}
+        write_sources(partial, config.places())
         write_json(partial / "config.json", stored)
         partial.rename(folder)  # a run killed here leaves no folder that cannot be resumed
         return cls(folder, config, facts)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def open(cls, folder: str | Path, *, model: Any = None) -> Run:
         """Open a run folder.
+
+        Args:
+            folder: of the run.
+            model: the class, function or instance that the run was trained with, where it was
+                handed over from Python and stands in no file.
 
         Raises:
             ValueError: no run folder, or its config.json is damaged.
@@ -137,11 +146,16 @@ class Run:
                 key: tuple(value) if key in lists else value
                 for key, value in stored["data"].items()
             }
-            return cls(folder, RunConfig.from_dict(stored["config"]), DataFacts(**facts))
+            config = RunConfig.from_dict(stored["config"])
+            run = cls(folder, config, DataFacts(**facts))
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{folder} is no run folder: it has no config.json") from None
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+        find_sources(folder)
+        if model is not None:
+            provide(config.model, model)
+        return run
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:
@@ -213,11 +227,17 @@ class Run:
         self._write("weights.safetensors", weights_to_bytes(model))
 
     def load_model(self) -> nn.Module:
-        """Rebuild the trained network from the folder alone.
+        """Rebuild the trained network from the folder, and one's own from its place too.
 
         Raises:
-            ValueError: the weights are missing, damaged, or of another network.
+            ValueError: the weights are missing, damaged, or of another network; or nothing can be
+                built at the place of a network of one's own.
+
+        Warns:
+            PlaceWarning: what stands there has changed since the run was made.
         """
+        places = {key: place for key, place in self.config.places().items() if key == "model"}
+        check_sources(self.folder, places)
         path, facts = self.folder / "weights.safetensors", self.data
         config = self.config
         return rebuild(config.model, facts.classes, facts.image_size, config.budget, path)

@@ -20,20 +20,27 @@ from halfmeg.cli.show import (
     print_table,
 )
 
+from halfmeg.places import file_name
+
 if TYPE_CHECKING:
     from halfmeg.data.dataset import DataSplits
     from halfmeg.studies.compare import Comparison
 
 
 def compare(
-    arguments: Annotated[list[str], typer.Argument(help="Networks, and settings as key=value.")],
+    arguments: Annotated[list[str], typer.Argument(
+            help="Networks by name, FILE.py:NAME or timm:NAME, and settings as key=value."
+        ),],
     data: DataOption = "digits",
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
     seeds: Annotated[int, typer.Option(help="Runs for each network and recipe.")] = 3,
     recipe: Annotated[
         list[str] | None,
-        typer.Option(help="The terms for all networks; may be repeated.", show_default="common"),
+        typer.Option(
+            help="The terms for all networks, a name or FILE.py:NAME; may be repeated.",
+            show_default="common",
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Runs at once; they share the cores.")] = 1,
     cluster: Annotated[
@@ -69,7 +76,7 @@ def compare(
     loaded = load(data, data_dir, image_size, quiet=as_json)
     for name in names:
         build_model(name, len(loaded.classes), loaded.image_size, recipes[0].budget)
-    folder = Path(out or f"runs/compare-{loaded.name}-{'-'.join(names)}")
+    folder = Path(out or f"runs/compare-{loaded.name}-{'-'.join(map(file_name, names))}")
     with training_display(quiet=as_json) as display:
         result = compare_models(
             names, loaded, seeds=seeds, out=folder, config=recipes, workers=workers,

@@ -32,7 +32,10 @@ def models(as_json: JsonOption = False) -> None:
             [
                 {
                     "name": name,
+                    "group": entry.group,
                     "description": entry.description,
+                    "image_sizes": entry.sizes,
+                    "takes_budget": entry.scalable,
                     "params": summary.params,
                     "macs": summary.macs,
                     "within_budget": summary.within_budget,
@@ -41,17 +44,31 @@ def models(as_json: JsonOption = False) -> None:
             ]
         )
         return
-    table = build_table("network", "parameters", f"fits {BUDGET:,}", "MACs, M", "description")
-    for name, entry, summary in rows:
-        fits = "yes" if summary.within_budget else "no"
-        macs = f"{summary.macs / 1e6:.2f}"
-        table.add_row(name, f"{summary.params:,}", fits, macs, entry.description)
+    table = build_table(
+        "network", "parameters", f"fits {BUDGET:,}", "MACs, M", "sides", "description"
+    )
+    groups = dict.fromkeys(entry.group for _, entry, _ in rows)
+    for group in groups:
+        table.add_section()
+        table.add_row(group)
+        for name, entry, summary in rows:
+            if entry.group != group:
+                continue
+            fits = "yes" if summary.within_budget else "no"
+            macs = f"{summary.macs / 1e6:.2f}"
+            sides = entry.sizes.replace(" or more", "+")
+            params = f"{summary.params:,}"
+            table.add_row(f"  {name}", params, fits, macs, sides, entry.description)
     print_table(table)
     print_line("All parameters count; MACs are for one image of 32×32 pixels and 10 classes.")
+    print_line("Sides of square images in pixels; 8+ means 8 or more. A network of your own is named")
+    print_line("FILE.py:NAME, package.module:NAME or timm:NAME; `halfmeg new network` writes an example.")
 
 
 def summary(
-    model: Annotated[str, typer.Argument(help="A network's name; `halfmeg models` lists them.")],
+    model: Annotated[
+        str, typer.Argument(help="A network that `halfmeg models` lists, or FILE.py:NAME.")
+    ],
     num_classes: Annotated[int, typer.Option(help="Length of the logits.")] = 10,
     image_size: ImageSizeOption = 32,
     budget: Annotated[
@@ -76,6 +93,7 @@ def _summary_json(result: ModelSummary) -> dict[str, Any]:
         "trainable_params": result.trainable_params,
         "body_params": result.body_params,
         "macs": result.macs,
+        "unknown_macs": list(result.unknown_macs),
         "published_params": result.published_params,
         "published_mult_adds": result.published_mult_adds,
         "within_budget": result.within_budget,

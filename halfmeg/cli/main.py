@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 import halfmeg
 from halfmeg.cli import compare, look, ship, train
 from halfmeg.cli.show import SPEAKS, print_line
+from halfmeg.places import PlaceWarning
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
 app = typer.Typer(
@@ -39,6 +40,8 @@ app.add_typer(data_app, name="data")
 def main() -> NoReturn:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
     warnings.simplefilter("ignore", UserWarning)
+    warnings.simplefilter("always", PlaceWarning)
+    warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -62,6 +65,10 @@ def main() -> NoReturn:
         _fail(f"{where}{error.strerror or error}", 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    _print_plainly(f"halfmeg: note: {' '.join(str(message).split())}")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -19,13 +19,20 @@ from halfmeg.cli.show import (
     print_table,
 )
 
+from halfmeg.places import file_name
+
 if TYPE_CHECKING:
     from halfmeg.artifacts.bundle import Bundle
     from halfmeg.artifacts.run import Run
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe; `halfmeg recipes` lists them.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe that `halfmeg recipes` lists, FILE.py:NAME, or a JSON file of settings."
+        ),
+    ],
     settings: SettingsArgument = None,
     data: DataOption = "digits",
     data_dir: DataDirOption = "data",
@@ -42,7 +49,8 @@ def train(
 
     config = build_recipe(recipe).override(settings or [])
     loaded = load(data, data_dir, image_size, quiet=as_json)
-    folder = out or f"runs/{config.recipe}-{config.model}-seed-{config.seed}"
+    names = (file_name(config.recipe), file_name(config.model), f"seed-{config.seed}")
+    folder = out or f"runs/{'-'.join(names)}"
     with training_display(quiet=as_json) as listener:
         run = fit(config, loaded, folder, listener=listener(config))
     _print_result(run, as_json)

@@ -14,6 +14,8 @@
 | `floors` | logistic regression and a perceptron |
 | `whitened` | `sprint` and `record` |
 | `protocol` | what a network may say about itself, and what holds where it does not |
+| `own` | a network of the user's own, built from its place |
+| `trial` | such a network tried out, each fault one line |
 | `table` | `MODELS` and `build_model` |
 | `macs` | multiply-accumulates, operator by operator |
 | `summary` | layer table, parameters, multiply-accumulates |

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -20,10 +21,13 @@ from halfmeg.networks.gated import gated
 from halfmeg.networks.hassani2021 import cct2
 from halfmeg.networks.he2015 import resnet20, resnet32, resnet56
 from halfmeg.networks.huang2017 import densenet_bc_40
+from halfmeg.networks.own import build_own
 from halfmeg.networks.sandler2018 import mobilenetv2
 from halfmeg.networks.study import cnn, resnet, resnet_linear, resnet_shared
 from halfmeg.networks.trockman2022 import convmixer
+from halfmeg.networks.trial import accepts
 from halfmeg.networks.whitened import record, sprint
+from halfmeg.places import hand_over, is_place
 
 
 @dataclass(frozen=True)
@@ -110,31 +114,37 @@ MODELS: dict[str, ModelEntry] = {
 
 
 def build_model(
-    name: str, num_classes: int = 10, image_size: int = 32, budget: int = BUDGET
+    name: Any, num_classes: int = 10, image_size: int = 32, budget: int = BUDGET
 ) -> nn.Module:
     """Build a network by its name, randomly initialized from torch's current random state.
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `MODELS`, or a network of one's own: its place, such as `FILE.py:NAME`, or
+            the class, function or instance itself.
         num_classes: length of the logits, 2 or more.
         image_size: side of the square images in pixels.
         budget: a network that scales becomes the widest with fewer parameters than this.
 
     Raises:
         ValueError: unknown name, too few classes, a size that the network does not take, or a
-            budget of its own for a network that comes in one size.
+            budget of its own for a network that comes in one size; or what is wrong at a place.
 
     Example:
         >>> from halfmeg import build_model
         >>> sum(weight.numel() for weight in build_model("resnet-shared").parameters())
         491082
     """
+    name = hand_over(name)
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
+    if is_place(name):
+        return build_own(name, num_classes, image_size, budget)
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"model {name!r} is not known; {hint}allowed: {', '.join(MODELS)}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
+        raise ValueError(
+            f"model {name!r} is not known; {hint}allowed: {', '.join(MODELS)}, or FILE.py:NAME"
+        )
     entry = MODELS[name]
     if not entry.takes(image_size):
         raise ValueError(f"image_size={image_size} does not fit {name}; allowed: {entry.sizes}")
@@ -144,3 +154,11 @@ def build_model(
     settings = {"num_classes": num_classes, "image_size": image_size, "budget": budget}
     taken = inspect.signature(entry.build).parameters
     return entry.build(**{key: value for key, value in settings.items() if key in taken})
+
+
+def other_sizes(name: str, model: nn.Module, num_classes: int, sizes: Iterable[int]) -> list[int]:
+    """Return those of some sides of images that a network, built for another, takes too."""
+    if is_place(name):
+        return [size for size in sizes if accepts(model, num_classes, size)]
+    entry = MODELS[name]
+    return [size for size in sizes if entry.takes(size) and not entry.fixed]

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.graph import open_session
 from halfmeg.shipping.export import LOGIT_TOLERANCE
-from halfmeg.shipping.onnx import FromPixels, fold_batchnorm, open_session
+from halfmeg.shipping.onnx import FromPixels, fold_batchnorm
 from halfmeg.shipping.predict import Runner
 
 BATCH_SIZE = 128
@@ -37,7 +38,8 @@ class Measurement:
         file_bytes: of what the runtime loads.
         peak_memory_bytes: what loading the network and running one batch of 128 adds to the peak
             of a process of its own, the libraries left out.
-        max_difference: largest difference of a logit from torch's.
+        max_difference: largest difference of a logit from torch's; from onnxruntime's where the
+            bundle is of a network of one's own.
         exact: whether that difference is rounding.
     """
 
@@ -57,7 +59,8 @@ class Measurement:
 
 
 def _open_torch(bundle: Bundle, threads: int, *, compiled: bool = False) -> Runner:
-    model = FromPixels(fold_batchnorm(bundle.load_model()), bundle.mean, bundle.std).eval()
+    network = fold_batchnorm(bundle.load_model(), bundle.image_size)
+    model = FromPixels(network, bundle.mean, bundle.std).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward: Runner = torch.compile(model) if compiled else model
 
@@ -113,6 +116,7 @@ def available_runtimes(bundle: Bundle) -> list[str]:
         for name, runtime in RUNTIMES.items()
         if find_spec(runtime.needs) is not None
         and bundle.has(runtime.file)
+        and not (bundle.is_own and runtime.needs == "torch")  # its Python is not in the bundle
         and (name != "torch compiled" or _has_compiler())
     ]
 
@@ -151,7 +155,7 @@ def bench(
     size = (BATCH_SIZE, 3, bundle.image_size, bundle.image_size)
     batch = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     one = batch[:1].clone()
-    reference = _open_torch(bundle, 1)(batch)
+    reference = RUNTIMES["onnxruntime" if bundle.is_own else "torch"].open(bundle, 1)(batch)
     scale = max(1.0, reference.abs().max().item())
     before = torch.get_num_threads()
     differences = {}

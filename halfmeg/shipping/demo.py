@@ -139,15 +139,17 @@ def _describe(bundle: Bundle) -> str:
 def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], Image.Image]]:
     """Return a function from a file's content to class probabilities and a heat map."""
     run = open_runner(bundle)
-    model = bundle.load_model().requires_grad_(False)
-    layer = last_map(model, bundle.image_size)
+    model, layer = None, None
+    if not bundle.is_own:  # whose maps are not to be had without its Python
+        model = bundle.load_model().requires_grad_(False)
+        layer = last_map(model, bundle.image_size)
     mean, std = torch.tensor(bundle.mean), torch.tensor(bundle.std)
 
     def answer(content: bytes) -> tuple[dict[str, float], Image.Image]:
         pixels = torch.from_numpy(decode_image(content, bundle.image_size)[0].copy())[None]
         logits = run(pixels)
         heat = torch.zeros(pixels.shape[2:])  # of a network without a map: the image alone
-        if layer is not None:
+        if model is not None and layer is not None:
             heat = grad_cam(model, layer, normalize(pixels, mean, std), logits.argmax(1))[0]
         return dict(top_classes(bundle, logits, MAX_BARS)[0]), _overlay(pixels[0], heat)
 

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.files import json_bytes
+from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
 from halfmeg.networks.summary import count_macs, count_params
-from halfmeg.shipping.onnx import onnx_logits, quantize, to_onnx
+from halfmeg.places import is_place, short_name
+from halfmeg.shipping.onnx import quantize, to_onnx
 
 NUM_CALIBRATION = 512
 
@@ -113,7 +116,7 @@ def export(
     }
     facts = {
         "format": FORMAT,
-        "model": run.config.model,
+        "model": short_name(run.config.model),
         "budget": run.config.budget,
         "params": count_params(model),
         "macs": count_macs(model, run.data.image_size),
@@ -133,6 +136,8 @@ def export(
         "recipe": run.config.to_dict(),
         "exported": _versions(),
     }
+    if is_place(run.config.model):  # named, not carried: a bundle holds no Python
+        facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
     contents["README.md"] = _model_card(facts, measured.per_class, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.graph import open_session
 from halfmeg.data.decode import decode_image
 from halfmeg.evaluation.evaluate import compute_logits
-from halfmeg.shipping.onnx import open_session
 
 BATCH_SIZE = 64
 MAX_BYTES = 64 * 2**20
@@ -85,8 +85,11 @@ def open_runner(bundle: Bundle) -> Runner:
     """Return the fastest exact way to run a bundle here: onnxruntime, or without it torch.
 
     Exact is float32; `halfmeg bench` shows the times (docs/performance.md).
+
+    Raises:
+        ValueError: only onnxruntime could run it, and it is not installed.
     """
-    if bundle.has("model.onnx") and find_spec("onnxruntime") is not None:
+    if bundle.is_own or (bundle.has("model.onnx") and find_spec("onnxruntime") is not None):
         session = open_session((bundle.folder / "model.onnx").read_bytes())
         return lambda images: torch.from_numpy(session.run(None, {"pixels": images.numpy()})[0])
     model = bundle.load_model()

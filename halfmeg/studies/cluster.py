@@ -23,6 +23,7 @@ import torch
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.places import TIMM, Source, load, read_source, settle
 from halfmeg.training.fit import train_run
 
 CONNECT_SECONDS = 5.0
@@ -39,7 +40,7 @@ def train_on_cluster(
 ) -> Iterator[tuple[tuple[RunConfig, Path], str | None]]:
     """Train runs on the nodes of a Ray cluster, each asking for its threads as CPUs.
 
-    The images are put into the cluster's object store once and shared by the runs of a node.
+    Python of the user's own that the configs name travels as text. The images are put into the cluster's object store once and shared by the runs of a node.
 
     Args:
         address: of the cluster, such as "10.0.0.1:6379", or "auto" for the one of this machine.
@@ -71,7 +72,8 @@ def train_on_cluster(
             options = train.options(
                 num_cpus=max(1, config.threads), num_gpus=gpus_per_run, max_retries=RETRIES
             )
-            task = options.remote(config, shared, facts, _read_files(folder))
+            sources = _sources_of(config)
+            task = options.remote(config, shared, facts, _read_files(folder), sources)
             waiting[task] = (config, folder)
         while waiting:
             (finished,), _ = ray.wait(list(waiting), num_returns=1)
@@ -111,8 +113,9 @@ def _check_answers(address: str) -> None:
 
 
 def _train_on_node(
-    config: RunConfig, arrays: dict[str, Any], facts: DataSplits, files: dict[str, bytes]
-) -> dict[str, bytes] | str:
+    config: RunConfig, arrays: dict[str, Any], facts: DataSplits, files: dict[str, bytes],
+    sources: Sequence[Source],
+) -> dict[str, bytes] | str:  # fmt: skip
     """Train one run on a node; return its files, or the error."""
     torch.set_num_threads(max(1, config.threads))
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -127,6 +130,8 @@ def _train_on_node(
     data = replace(facts, train=parts["train"], test=parts["test"])
     with tempfile.TemporaryDirectory(prefix="halfmeg-") as temporary:
         folder = Path(temporary) / "run"
+        for index, source in enumerate(sources):
+            settle(source, Path(temporary) / f"source-{index}")
         if files:
             _write_files(folder, files)
             (folder / "checkpoints").mkdir(exist_ok=True)
@@ -135,6 +140,16 @@ def _train_on_node(
             return error
         shutil.rmtree(folder / "checkpoints")
         return _read_files(folder)
+
+
+def _sources_of(config: RunConfig) -> list[Source]:
+    """Return what stands at a config's places; what is in no file has to be on the nodes."""
+    sources = []
+    for place in config.places().values():
+        if not place.startswith(TIMM):
+            load(place)
+            sources.append(read_source(place))
+    return sources
 
 
 def _collect(ray: Any, finished: Any, folder: Path) -> str | None:

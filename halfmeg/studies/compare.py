@@ -85,7 +85,7 @@ class Comparison:
 
 
 def compare(
-    models: Sequence[str],
+    models: Sequence[Any],
     data: DataSplits,
     *,
     seeds: int,
@@ -100,7 +100,8 @@ def compare(
     """Train models × recipes × seeds and compare them; what is trained already is kept.
 
     Args:
-        models: names from `MODELS`.
+        models: names of `MODELS`; networks of one's own by their place, such as `FILE.py:NAME`, or
+            as a class, function or instance.
         data: what all are trained and tested on.
         seeds: seeds 0 to seeds - 1 for every model; a seed pairs the runs of all models.
         out: the study's folder.

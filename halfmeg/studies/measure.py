@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.cost import Cost, measure_costs
 from halfmeg.evaluation.evaluate import evaluate
 from halfmeg.networks.table import build_model
+from halfmeg.places import PlaceWarning, is_place
 
 ROBUSTNESS_IMAGES = 2_000
 
@@ -32,24 +35,40 @@ def measure(runs: Sequence[Run], data: DataSplits, out: Path) -> None:
     Writes `robustness.json` into each run folder that has weights and lacks it, and the costs of
     all networks, timed together, as `costs.json` into `out`.
 
+    A network of one's own that does not stand at its place any more is left out.
+
     Raises:
         ValueError: data other than the runs'.
+
+    Warns:
+        PlaceWarning: a network was left out.
     """
     for run in runs:
         if run.data.fingerprint != data.fingerprint:
             raise ValueError(f"{run.folder} was trained on other data than {data.name}")
         has_weights = (run.folder / "weights.safetensors").exists()
         if has_weights and not (run.folder / "robustness.json").exists():
-            run.log_test_reading("robustness: corrupted test images")
-            write_json(run.folder / "robustness.json", measure_robustness(run, data))
+            with _unless_lost(run.config.model, f"no robustness of {run.folder}"):
+                write_json(run.folder / "robustness.json", measure_robustness(run, data))
     first = runs[0].data
-    shapes = sorted({(run.config.model, run.config.budget) for run in runs})
-    networks = {
-        shape_name(name, budget): build_model(name, len(first.classes), first.image_size, budget)
-        for name, budget in shapes
-    }
+    networks = {}
+    for name, budget in sorted({(run.config.model, run.config.budget) for run in runs}):
+        with _unless_lost(name, f"no costs of {name}"):
+            model = build_model(name, len(first.classes), first.image_size, budget)
+            networks[shape_name(name, budget)] = model
     costs = measure_costs(networks, first.image_size)
     write_json(out / "costs.json", {name: cost.to_dict() for name, cost in costs.items()})
+
+
+@contextmanager
+def _unless_lost(model: str, what: str) -> Iterator[None]:
+    """Go on without a network of one's own that cannot be built any more, and say so."""
+    try:
+        yield
+    except ValueError as error:
+        if not is_place(model):
+            raise
+        warnings.warn(f"{what}: {error}", PlaceWarning, stacklevel=3)
 
 
 def shape_name(model: str, budget: int) -> str:
@@ -63,6 +82,7 @@ def measure_robustness(run: Run, data: DataSplits) -> dict[str, Any]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     part = data.test.subset(order[:ROBUSTNESS_IMAGES].sort().values)
     model = run.load_model()
+    run.log_test_reading("robustness: corrupted test images")
 
     def accuracy(images: Tensor) -> float:
         corrupted = replace(part, images=images)

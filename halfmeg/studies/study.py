@@ -28,6 +28,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.source import open_splits, save_splits
+from halfmeg.places import check_in_file, file_name, hand_over
 from halfmeg.studies.cluster import train_on_cluster
 from halfmeg.training.fit import RUN_FAILURES, one_line, train_run
 from halfmeg.training.listen import Listener
@@ -56,13 +57,16 @@ class StudyListener:
 
 
 def make_configs(
-    models: Sequence[str], recipes: Sequence[RunConfig], seeds: int
+    models: Sequence[Any], recipes: Sequence[RunConfig], seeds: int
 ) -> list[RunConfig]:
     """Return models × recipes × seeds 0 to `seeds` - 1, seed by seed.
+
+    A model is a name of `MODELS`, a place, or a network handed over from Python.
 
     Raises:
         ValueError: a model or recipe twice, none of them, or fewer than one seed.
     """
+    models = [hand_over(model) for model in models]
     if len(set(models)) < max(1, len(models)):
         raise ValueError(f"models={', '.join(models)} is not allowed; name each model once")
     names = [recipe.recipe for recipe in recipes]
@@ -122,6 +126,9 @@ def run_study(
         cores = os.cpu_count() or 1
         threads = 1 if cluster is not None else max(1, cores // workers)
         configs = [c if c.threads else replace(c, threads=threads) for c in configs]
+    if workers > 1 or cluster is not None:
+        for config in configs:
+            check_in_file(config.places().values(), "other processes")
     folders = _folder_names(configs)
     if stack:
         for seeds in _by_all_but_seed((config, out) for config in configs):
@@ -178,7 +185,7 @@ Outcomes = Iterator[tuple[Task, str | None]]
 def _folder_names(configs: Sequence[RunConfig]) -> list[str]:
     several = len({config.recipe for config in configs}) > 1
     names = [
-        f"{c.model}-{c.recipe}-seed-{c.seed}" if several else f"{c.model}-seed-{c.seed}"
+        file_name(c.model) + (f"-{file_name(c.recipe)}" if several else "") + f"-seed-{c.seed}"
         for c in configs
     ]
     if len(set(names)) < len(names):

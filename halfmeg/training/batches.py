@@ -12,6 +12,7 @@ from torch import Tensor
 from halfmeg.data.augment import Augmentation, augment
 from halfmeg.data.dataset import Dataset
 from halfmeg.training.distributed import Ranks
+from halfmeg.training.own import Transform
 from halfmeg.training.plan import Epoch
 from halfmeg.training.selection import Selection
 
@@ -45,6 +46,7 @@ class Batches:
     Attributes:
         indices: of the images to train on, among all training images.
         augmentation: what is done to them.
+        transform: what is done to them then.
         mean, std: float32 of length 3, on the device, of pixels scaled to [0, 1].
         dtype: of the batches.
         selection: chooses the images of an epoch.
@@ -53,6 +55,7 @@ class Batches:
 
     indices: Tensor
     augmentation: Augmentation
+    transform: Transform
     mean: Tensor
     std: Tensor
     dtype: torch.dtype
@@ -79,11 +82,12 @@ class Batches:
             indices = chosen.to(train.images.device)
             seed = epoch.step_seed(step)
             torch.manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed)
             images = augment(
-                train.images[indices], self.augmentation, self.mean, self.std,
-                generator=torch.Generator().manual_seed(seed),
+                train.images[indices], self.augmentation, self.mean, self.std, generator=generator,
                 mirrored=None if mirrored is None else mirrored[chosen],
                 size=epoch.size, dtype=self.dtype,
             )  # fmt: skip
+            images = self.transform(images, generator)
             labels = self.ranks.share(train.labels[indices])
             yield Batch(self.ranks.share(images), labels, indices)

@@ -16,6 +16,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.networks.table import MODELS
+from halfmeg.places import is_place
 
 
 def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:
@@ -25,6 +26,11 @@ def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:
         ValueError: no bundle, or one of other classes or image sizes.
     """
     bundle = Bundle.open(config.teacher)
+    if is_place(bundle.model):
+        raise ValueError(
+            f"teacher={config.teacher} holds a network of one's own, which answers to whole pixels "
+            f"only, and not to augmented images; a teacher is a network of the table"
+        )
     if bundle.classes != data.classes:
         raise ValueError(
             f"teacher={config.teacher} knows the classes {', '.join(bundle.classes)}; "
@@ -36,7 +42,7 @@ def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:
             f"the data has {data.image_size}"
         )
     for name, size in config.small_sizes().items():
-        if not MODELS[bundle.model].takes(size):
+        if not MODELS[bundle.model].takes(size) or MODELS[bundle.model].fixed:
             raise ValueError(
                 f"teacher={config.teacher} is a {bundle.model}, which does not take images of "
                 f"{name}={size}; allowed with it: {name}=0"

@@ -7,10 +7,12 @@ killed continues to the same bits as one that was not, on the same machine and v
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.sources import check_sources
 from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
@@ -31,6 +33,10 @@ def fit(
     data: DataSplits,
     out: str | Path,
     *,
+    model: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    augment: Any = None,
     listener: Listener | None = None,
     start: str | Path | None = None,
 ) -> Run:
@@ -42,6 +48,9 @@ def fit(
         config: what to train and how.
         data: what to train on; its test part is read as `config.monitor` says, and at the end.
         out: the run folder, which must not exist.
+        model, loss, optimizer, augment: in place of the config's: a place such as `FILE.py:NAME`,
+            or from Python the thing itself. A network is a class, function or instance; the
+            others are what `halfmeg.training.own` says.
         listener: is told how it goes.
         start: a checkpoint file of a run of the same network, to continue from its epoch.
 
@@ -57,6 +66,8 @@ def fit(
         >>> run.result()["params"], run.result()["test_n"]
         (81578, 360)
     """
+    own = {"model": model, "loss": loss, "optimizer": optimizer, "augment": augment}
+    config = replace(config, **{key: value for key, value in own.items() if value is not None})
     check(config, data)
     checkpoint = None
     if start is not None:
@@ -68,8 +79,20 @@ def fit(
         return _train(run, data, listener or SilentListener(), checkpoint, [], ranks)
 
 
-def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = None) -> Run:
+def resume(
+    folder: str | Path,
+    data: DataSplits,
+    *,
+    model: Any = None,
+    listener: Listener | None = None,
+) -> Run:
     """Continue a run to its end; a finished one is returned as it is.
+
+    Args:
+        folder: of the run.
+        data: what it was trained on.
+        model: what the run was trained with, where it stands in no file (`Run.open`).
+        listener: is told how it goes.
 
     Raises:
         ValueError: no run folder, other data than the run's, or no readable checkpoint.
@@ -80,7 +103,7 @@ def resume(folder: str | Path, data: DataSplits, *, listener: Listener | None = 
         >>> len(run.read_metrics()) == run.config.epochs
         True
     """
-    with join_ranks(Run.open(folder).config.device) as ranks:
+    with join_ranks(Run.open(folder, model=model).config.device) as ranks:
         run, checkpoint, damaged = ranks.first(lambda: open_to_resume(folder, data))
         if run.result() is not None:
             return run
@@ -106,6 +129,9 @@ def open_to_resume(
     checkpoint, damaged = run.load_checkpoint()
     if checkpoint is None and damaged:
         raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
+    if places := run.config.places():
+        check_sources(run.folder, places)
+        check(run.config, data)
     return run, checkpoint, damaged
 
 

@@ -18,13 +18,23 @@ from halfmeg.data.augment import normalize
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.evaluation.precision import autocast, compute_dtype
+from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.protocol import preparation
-from halfmeg.networks.table import MODELS, build_model
+from halfmeg.networks.table import MODELS, build_model, other_sizes
+from halfmeg.networks.trial import try_out
+from halfmeg.places import is_place, short_name
 from halfmeg.training.batches import Batch, Batches
 from halfmeg.training.distill import open_teacher
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.loss import Loss, build_loss
-from halfmeg.training.optim import Schedule, build_average, build_optimizer, build_schedule
+from halfmeg.training.optim import (
+    Schedule,
+    build_average,
+    build_optimizer,
+    build_schedule,
+    decay_groups,
+)
+from halfmeg.training.own import build_own_optimizer, build_transform, try_own
 from halfmeg.training.plan import Epoch, Plan, augmentation_of, derive_seed
 from halfmeg.training.selection import build_selection
 from halfmeg.training.state import Position, State
@@ -40,15 +50,20 @@ def check(config: RunConfig, data: DataSplits) -> None:
         raise ValueError(f"device={config.device} is not there; allowed here: {', '.join(allowed)}")
     if config.crop_mode == "reflect" and config.crop >= data.image_size:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
-    model = build_model(config.model, len(data.classes), data.image_size, config.budget)
-    entry = MODELS[config.model]
-    for name, size in config.small_sizes().items():
-        if not entry.takes(size) or size > data.image_size:
-            smallest = entry.image_size or entry.smallest
+    num_classes = len(data.classes)
+    if is_place(config.model):
+        dtype = compute_dtype(config.precision, torch.device(config.device))
+        try_out(config.model, num_classes, data.image_size, config.budget, dtype)
+    model = build_model(config.model, num_classes, data.image_size, config.budget)
+    small = config.small_sizes()
+    fitting = other_sizes(config.model, model, num_classes, small.values())
+    for name, size in small.items():
+        if size not in fitting or size > data.image_size:
             raise ValueError(
                 f"{name}={size} does not fit {config.model} and this data; "
-                f"allowed: 0 for none, or from {smallest} to {data.image_size}"
+                f"allowed: {_small_sizes_of(config.model, data.image_size)}"
             )
+    try_own(config, num_classes, data.image_size)
     if config.init:
         load_initial_weights(model, config)
     if config.teacher:
@@ -58,6 +73,15 @@ def check(config: RunConfig, data: DataSplits) -> None:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
 
 
+def _small_sizes_of(model: str, largest: int) -> str:
+    if is_place(model):
+        return "0 for none, or a side that it takes"
+    entry = MODELS[model]
+    if entry.fixed:
+        return "0 for none"
+    return f"0 for none, or from {entry.image_size or entry.smallest} to {largest}"
+
+
 def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
     """Copy a bundle's weights into a network of the same kind; a head of other classes is left.
 
@@ -65,7 +89,7 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
         ValueError: no bundle, or one of another network.
     """
     bundle = Bundle.open(config.init)
-    if bundle.model != config.model:
+    if bundle.model != short_name(config.model):
         raise ValueError(
             f"init={config.init} holds a {bundle.model}, not a {config.model}; "
             f"add model={bundle.model}"
@@ -75,9 +99,13 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
             f"init={config.init} was made with budget={bundle.budget}, "
             f"not {config.budget}; add budget={bundle.budget}"
         )
-    stored = bundle.load_model().state_dict()
+    stored = bundle.load_state()
     own = model.state_dict()
-    fitting = {name: value for name, value in stored.items() if own[name].shape == value.shape}
+    fitting = {
+        name: value
+        for name, value in stored.items()
+        if name in own and own[name].shape == value.shape
+    }
     model.load_state_dict(own | fitting)
 
 
@@ -179,7 +207,8 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     )
     plan = Plan.of(config, len(train_indices), data.image_size)
     model = build_network(config, data, train_indices)
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device=device)
+    use_channels_last(model)
     network = compiled(ranks.wrap(model, synchronize_batchnorm=config.sync_bn), config, device)
     optimizer = optimizer_of(config, model.parameters(), dtype)
     selection = build_selection(config.hard_share, len(data.train), device, ranks)
@@ -189,7 +218,8 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     )  # fmt: skip
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
     batches = Batches(
-        train_indices, augmentation_of(config), mean, std, dtype, selection, ranks
+        train_indices, augmentation_of(config), build_transform(config), mean, std, dtype,
+        selection, ranks,
     )  # fmt: skip
     criterion = build_loss(config, data, device)
     return Job(
@@ -221,6 +251,8 @@ def optimizer_of(
     config: RunConfig, parameters: Iterable[Tensor], dtype: torch.dtype, *, stacked: bool = False
 ) -> torch.optim.Optimizer:
     """Build the config's optimizer."""
+    if is_place(config.optimizer):
+        return build_own_optimizer(config, decay_groups(parameters, config.weight_decay))
     return build_optimizer(
         parameters, config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2),
         momentum=config.momentum, weight_decay=config.weight_decay,

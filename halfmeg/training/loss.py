@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, final
 
 import torch
@@ -12,6 +13,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.summary import count_macs
 from halfmeg.training.distill import Teacher
+from halfmeg.training.own import build_own_loss
 
 
 class Loss(Protocol):
@@ -47,6 +49,22 @@ class LabelLoss:
 
 
 @final
+class OwnLoss:
+    """A user's own loss of logits and labels, in float32."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """Return the mean over the batch."""
+        return self.function(logits.float(), labels)
+
+    def macs(self, image_size: int) -> int:
+        """Return 0: no network is known to run."""
+        return 0
+
+
+@final
 class TaughtLoss:
     """Another loss with a teacher's part in it."""
 
@@ -65,7 +83,9 @@ class TaughtLoss:
 
 def build_loss(config: RunConfig, data: DataSplits, device: torch.device) -> Loss:
     """Return the config's loss."""
-    of_labels = LabelLoss(config.label_smoothing)
+    of_labels: Loss = LabelLoss(config.label_smoothing)
+    if config.loss:
+        of_labels = OwnLoss(build_own_loss(config))
     if not config.teacher:
         return of_labels
     return TaughtLoss(of_labels, Teacher(config, data, device))

@@ -14,6 +14,27 @@ from torch.optim.swa_utils import AveragedModel
 from halfmeg.training.stateful import Stateful, Stateless
 
 
+def decay_groups(
+    parameters: Iterable[Tensor], weight_decay: float, *, stacked: bool = False
+) -> list[dict[str, Any]]:
+    """Return the parameters that take a gradient in two groups: those that decay, and the rest.
+
+    Weight decay acts on the weights of convolutions and linear layers; biases, normalization and
+    other vectors, such as a scale of 1×C×1×1, are left out of it.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    decaying = {id(p) for p in trained if not _is_vector(p, stacked)}
+    return [
+        {"params": [p for p in trained if id(p) in decaying], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in decaying], "weight_decay": 0.0},
+    ]
+
+
+def _is_vector(parameter: Tensor, stacked: bool) -> bool:
+    """Return whether a network's parameter has at most one dimension that is not 1."""
+    return sum(size > 1 for size in parameter.shape[int(stacked) :]) <= 1
+
+
 def build_optimizer(
     parameters: Iterable[Tensor],
     name: Literal["adam", "adamw", "sgd", "muon"],
@@ -35,11 +56,7 @@ def build_optimizer(
     `head_lr` times the rate in linear layers. With `stacked`, each parameter holds those of several
     networks along its first dimension, and each network is trained as it would be alone.
     """
-    trained = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim - stacked > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim - stacked <= 1], "weight_decay": 0.0},
-    ]
+    groups = decay_groups(parameters, weight_decay, stacked=stacked)
     if name == "muon":
         return Muon(groups, lr=lr, momentum=momentum, head_lr=head_lr, dtype=dtype, stacked=stacked)
     if name == "sgd":
@@ -87,14 +104,15 @@ class Muon(torch.optim.Optimizer):
             lr, momentum = group["lr"], group["momentum"]
             for weight in group["params"]:
                 grad, ndim = weight.grad, weight.ndim - self.stacked
-                if ndim < 4:
+                is_filter = ndim == 4 and not _is_vector(weight, self.stacked)
+                if not is_filter:
                     grad = grad.add(weight, alpha=group["weight_decay"])
                 buffer = self.state[weight].setdefault("momentum", torch.zeros_like(grad))
                 buffer.mul_(momentum).add_(grad)
                 grad = grad.add(buffer, alpha=momentum)
-                if ndim == 4:
+                if is_filter:
                     norm = torch.linalg.vector_norm(weight, dim=(-4, -3, -2, -1), keepdim=True)
-                    weight.mul_(weight.shape[-4] ** 0.5 / norm)
+                    weight.mul_(weight.shape[-4] ** 0.5 / norm.clamp_min(1e-12))  # 0 stays 0
                     grad = orthogonalize(grad.flatten(-3), self.dtype).view(grad.shape)
                 weight.add_(grad, alpha=-lr * (self.head_lr if ndim == 2 else 1))
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from halfmeg.artifacts.run import MetricsRow
 from halfmeg.evaluation.evaluate import score
+from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.training.job import Job
 from halfmeg.training.state import Position
@@ -41,18 +42,20 @@ def finish(job: Job, at: Position) -> None:
     arrays |= {"test_logits": job.logits(data.test.images), "test_labels": data.test.labels}
     test = score(arrays["test_logits"], data.test.labels)
     run.save_logits(**arrays)
-    total_macs = sum(  # backward: at most twice forward
-        epoch.num_images * (3 * count_macs(model, epoch.size) + job.criterion.macs(epoch.size))
-        for epoch in job.plan.epochs
-    )
+    macs = measure_macs(model, data.image_size)
+    by_size = {  # backward: at most twice forward
+        size: 3 * count_macs(model, size) + job.criterion.macs(size)
+        for size in {epoch.size for epoch in job.plan.epochs}
+    }
     run.save_result(
         {
             "model": config.model,
             "recipe": config.recipe,
             "seed": config.seed,
             "params": count_params(model),
-            "macs": count_macs(model, data.image_size),
-            "total_macs": total_macs,
+            "macs": macs.count,
+            "unknown_macs": list(macs.unknown),  # layers that the counts leave out
+            "total_macs": sum(e.num_images * by_size[e.size] for e in job.plan.epochs),
             "epochs": config.epochs,
             "precision": "bf16" if job.dtype == torch.bfloat16 else "fp32",  # what auto chose
             "val_accuracy": val_accuracy,

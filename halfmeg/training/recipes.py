@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from halfmeg.config import RunConfig
+from halfmeg.places import call, is_place, load
 
 
 def study_compare(model: str = "cnn") -> RunConfig:
@@ -199,8 +202,12 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 def build_recipe(name: str) -> RunConfig:
     """Return the config of a recipe.
 
+    Args:
+        name: a key of `RECIPES`; the place of a function that returns a `RunConfig`, such as
+            `FILE.py:NAME`; or a JSON file of settings.
+
     Raises:
-        ValueError: the name is not known.
+        ValueError: the name is not known, or what is wrong with the function or the file.
 
     Example:
         >>> from halfmeg import build_recipe
@@ -208,11 +215,27 @@ def build_recipe(name: str) -> RunConfig:
         >>> config.model, config.epochs, config.optimizer
         ('resnet20', 30, 'muon')
     """
+    if is_place(name):
+        return _own_recipe(name)
+    if name.endswith(".json"):
+        config = RunConfig.from_json(name)
+        return replace(config, recipe=Path(name).stem) if config.recipe == "custom" else config
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"recipe {name!r} is not known; {hint}allowed: {', '.join(RECIPES)}")
+        raise ValueError(
+            f"recipe {name!r} is not known; {hint}allowed: {', '.join(RECIPES)}, FILE.py:NAME "
+            f"or FILE.json"
+        )
     return RECIPES[name]()
+
+
+def _own_recipe(place: str) -> RunConfig:
+    config = call(place, load(place))
+    if not isinstance(config, RunConfig):
+        kind = type(config).__name__
+        raise ValueError(f"{place} returns a {kind}; a halfmeg.RunConfig is expected")
+    return replace(config, recipe=place)
 
 
 ALWAYS_SHOWN = ("model", "epochs", "batch_size", "optimizer", "lr")

@@ -27,6 +27,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.training.batches import Batch
+from halfmeg.places import is_place
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
 from halfmeg.training.job import Job, check, compiled, optimizer_of, schedule_of, set_up
@@ -59,6 +60,9 @@ def check_stack(configs: Sequence[RunConfig]) -> None:
         raise ValueError("runs trained as a stack may differ in their seed only")
     if first.schedule == "plateau":
         raise ValueError("schedule=plateau differs from seed to seed; it takes no stack")
+    if is_place(first.optimizer) or first.loss:
+        name = "loss" if first.loss else "optimizer"
+        raise ValueError(f"{name}={getattr(first, name)} takes no stack; leave one of them out")
     if first.teacher:
         raise ValueError(f"teacher={first.teacher} takes no stack; leave one of them out")
 

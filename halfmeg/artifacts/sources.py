@@ -1,0 +1,107 @@
+"""The Python of the user's own that a run was made with: kept as text, with its hash.
+
+`source.json` says for each setting that named a place what stood there, and `source/SETTING/` holds
+the texts, to read. Nothing is ever loaded from them: a run is continued and evaluated with what
+stands at the place that the user named, and where that has changed since, the user is told.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halfmeg.artifacts.files import write_atomically, write_json
+from halfmeg.places import TIMM, PlaceWarning, load, locate, read_source, remember
+
+DESCRIBED = "source.json"
+TEXTS = "source"
+
+
+def write_sources(folder: Path, places: Mapping[str, str]) -> None:
+    """Write what stands at the places of a config into a run folder.
+
+    Args:
+        folder: of the run.
+        places: by setting, as `RunConfig.places` returns them.
+    """
+    described = {}
+    for setting, place in places.items():
+        source = read_source(place)
+        described[setting] = source.to_dict()
+        for name, text in source.texts.items():
+            path = folder / TEXTS / setting / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text.encode())
+    if described:
+        write_json(folder / DESCRIBED, described)
+
+
+def read_sources(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what `source.json` says, by setting; empty where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / DESCRIBED
+    try:
+        described = json.loads(path.read_text())
+        return {
+            str(setting): {"place": str(d["place"]), "file": str(d["file"]), "sha256": d["sha256"]}
+            for setting, d in described.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def find_sources(folder: Path) -> None:
+    """Let the places of a run be found where they were, if not from the folder worked in now."""
+    for described in read_sources(folder).values():
+        if described["file"] and not _within(folder, Path(described["file"])):
+            remember(described["place"], described["file"])
+
+
+def check_sources(folder: Path, places: Mapping[str, str]) -> None:
+    """Load what stands at places, and compare it with what a run was made with.
+
+    Raises:
+        ValueError: a place is within the run folder, from which no Python is run; or nothing can
+            be loaded there.
+
+    Warns:
+        PlaceWarning: a text has changed since.
+    """
+    described = read_sources(folder)
+    for setting, place in places.items():
+        check_outside(folder, place)
+        if setting not in described:
+            continue
+        if not place.startswith(TIMM):
+            load(place)
+        source, then = read_source(place), described[setting]["sha256"]
+        if source.sha256 != then:
+            warnings.warn(
+                f"{place} has changed since {folder} was made: its hash is {source.sha256[:12]}, "
+                f"then it was {str(then)[:12]} ({folder / TEXTS / setting} keeps that text)",
+                PlaceWarning,
+                stacklevel=2,
+            )
+
+
+def check_outside(folder: Path, place: str) -> None:
+    """Refuse a place within a run folder.
+
+    Raises:
+        ValueError: it is, or its file does not exist.
+    """
+    path = locate(place)
+    if path is not None and _within(folder, path):
+        raise ValueError(f"{place} is within {folder}; no Python of a run folder is run")
+
+
+def _within(folder: Path, path: Path) -> bool:
+    return folder.resolve() in path.resolve().parents

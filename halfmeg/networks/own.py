@@ -1,0 +1,119 @@
+"""A network of the user's own: built from its place, in the memory order that it needs.
+
+NAME is a class or function that is called with `num_classes`, and with `in_channels`, `image_size`
+and `budget` where its signature has them; handed over from Python it may be an instance too, of
+which every run trains a copy. Nothing has to be inherited, registered or renamed.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfmeg.config import BUDGET
+from halfmeg.places import TIMM, call, load, read_source, running, takes
+
+IN_CHANNELS = 3
+
+
+def build_own(place: str, num_classes: int, image_size: int, budget: int = BUDGET) -> nn.Module:
+    """Build the network at a place, initialized from torch's current random state.
+
+    A network that cannot work with the memory order channels_last, as one that calls `view` on a
+    map, gets its images in the plain order; `use_channels_last` leaves it alone.
+
+    Raises:
+        ValueError: nothing can be built; in one line that says why.
+    """
+    model = _build(place, num_classes, image_size, budget)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{place} returns a {type(model).__name__}; a torch.nn.Module is expected")
+    key = (place, read_source(place).sha256, num_classes, image_size, budget)
+    if key not in _needs_plain_order:
+        _needs_plain_order[key] = _fails_in_channels_last(model, image_size)
+    if _needs_plain_order[key]:
+        model.register_forward_pre_hook(_in_plain_order)
+    return model
+
+
+_needs_plain_order: dict[tuple[str, str, int, int, int], bool] = {}
+
+
+def _build(place: str, num_classes: int, image_size: int, budget: int) -> Any:
+    if place.startswith(TIMM):
+        return _build_timm(place, num_classes, image_size)
+    found = load(place)
+    if isinstance(found, nn.Module):
+        with running(place, "cannot be copied"):
+            return copy.deepcopy(found)
+    if callable(found) and not takes(found, "num_classes"):
+        raise ValueError(
+            f"{place} takes no num_classes; it is called with the number of classes, "
+            f"as in {place.rpartition(':')[2]}(num_classes={num_classes})"
+        )
+    if budget != BUDGET and not takes(found, "budget"):
+        raise ValueError(f"budget={budget} is not for {place}, whose signature has no budget")
+    return call(
+        place, found,
+        num_classes=num_classes, in_channels=IN_CHANNELS, image_size=image_size, budget=budget,
+    )  # fmt: skip
+
+
+def _build_timm(place: str, num_classes: int, image_size: int) -> Any:
+    name = place.removeprefix(TIMM)
+    try:
+        with running(place, "cannot be had, as timm cannot be imported"):
+            import timm
+    except ValueError as error:
+        raise ValueError(f"{error}; pip install -e '.[timm]'") from None
+    with running(place, "cannot be had"):
+        known = list(timm.list_models())
+    if name.partition(".")[0] not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {TIMM}{close[0]}?" if close else ""
+        raise ValueError(f"{place}: timm has no network {name!r}{hint}")
+    settings = {"pretrained": False, "num_classes": num_classes, "in_chans": IN_CHANNELS}
+    with running(place, "cannot be built"):
+        try:  # a transformer has to know the size
+            return timm.create_model(name, **settings, img_size=image_size)
+        except TypeError:
+            return timm.create_model(name, **settings)
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Bring a network's weights into the memory order that is fastest for its images."""
+    if not needs_plain_order(model):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def needs_plain_order(model: nn.Module) -> bool:
+    """Return whether a network asks for its images in the plain order of memory."""
+    return _in_plain_order in model._forward_pre_hooks.values()
+
+
+def _in_plain_order(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous() for x in inputs)
+
+
+def _fails_in_channels_last(model: nn.Module, image_size: int) -> bool:
+    """Return whether a network works in the plain order of memory only; False where in neither."""
+    plain = torch.zeros(2, IN_CHANNELS, image_size, image_size)
+    with torch.random.fork_rng(devices=[]):
+        return not _runs(model, plain, torch.channels_last) and _runs(
+            model, plain, torch.contiguous_format
+        )
+
+
+def _runs(model: nn.Module, images: Tensor, order: torch.memory_format) -> bool:
+    try:
+        trial = copy.deepcopy(model)
+        trial.to(memory_format=order)  # type: ignore[call-overload]
+        with torch.no_grad():
+            trial(images.to(memory_format=order))
+    except Exception:  # whatever a user's code raises; `trial` says what
+        return False
+    return True

@@ -1,0 +1,262 @@
+"""A user's network tried out before anything is trained, so that each fault is one line."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halfmeg.networks.macs import measure_macs
+from halfmeg.networks.own import IN_CHANNELS, build_own
+from halfmeg.networks.protocol import evaluating
+from halfmeg.places import PlaceWarning, describe, read_source
+
+BATCH = 7
+TOLERANCE = 1e-3
+"""Largest difference of a logit, in parts of the largest, that the order of sums explains."""
+
+_tried: set[tuple[Any, ...]] = set()
+
+
+def try_out(
+    place: str, num_classes: int, image_size: int, budget: int, dtype: torch.dtype = torch.float32
+) -> None:
+    """Try a network once for each text, size and type; later calls return at once.
+
+    Args:
+        place: where it stands.
+        num_classes, image_size, budget: what it is built with.
+        dtype: what its products are computed in, bfloat16 by autocast.
+
+    Raises:
+        ValueError: a fault, by name.
+
+    Warns:
+        PlaceWarning: it cannot be exported, or its multiply-accumulates are not all known.
+    """
+    model = build_own(place, num_classes, image_size, budget)
+    key = (place, read_source(place).sha256, num_classes, image_size, budget, dtype)
+    if key in _tried:
+        return
+    trial = _Trial(place, model, num_classes, image_size)
+    with torch.random.fork_rng(devices=[]):
+        trial.check_parameters()
+        trial.check_training(torch.float32)
+        trial.check_evaluation()
+        trial.check_rebuilding(build_own(place, num_classes, image_size, budget))
+        if dtype != torch.float32:
+            trial.check_training(dtype)
+        trial.warn_of_costs()
+        trial.warn_of_export()
+    _tried.add(key)
+
+
+def accepts(model: nn.Module, num_classes: int, image_size: int) -> bool:
+    """Return whether a network, once built, takes images of another size."""
+    images = torch.zeros(2, IN_CHANNELS, image_size, image_size)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(model):
+        try:
+            return tuple(model(images).shape) == (2, num_classes)
+        except Exception:  # whatever a user's code raises
+            return False
+
+
+class _Trial:
+    """One network under trial; each check raises a ValueError that names the fault."""
+
+    def __init__(self, place: str, model: nn.Module, num_classes: int, image_size: int) -> None:
+        self.place = place
+        self.model = model
+        self.num_classes = num_classes
+        self.image_size = image_size
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(BATCH, IN_CHANNELS, image_size, image_size, generator=generator)
+
+    def fault(self, text: str) -> ValueError:
+        return ValueError(f"{self.place} {text}")
+
+    def logits(self, model: nn.Module, images: Tensor, mode: str) -> Tensor:
+        """Run the network and look at what comes back."""
+        shape = "×".join(map(str, images.shape))
+        try:
+            logits = model(images)
+        except (Exception, SystemExit) as error:
+            raise self.fault(
+                f"raises in {mode} on images of {shape}: {describe(error, self.place)}"
+            ) from None
+        if not isinstance(logits, Tensor):
+            kind = type(logits).__name__
+            raise self.fault(f"returns a {kind} in {mode}; the logits alone are expected")
+        expected = (len(images), self.num_classes)
+        if tuple(logits.shape) != expected:
+            found = "×".join(map(str, logits.shape)) or "a single number"
+            raise self.fault(
+                f"returns {found} in {mode}; logits of {expected[0]}×{expected[1]} are expected"
+            )
+        if not logits.is_floating_point():
+            raise self.fault(f"returns {logits.dtype} in {mode}; logits are real numbers")
+        if not logits.isfinite().all():
+            raise self.fault(f"returns logits in {mode} that are not finite")
+        return logits
+
+    def check_parameters(self) -> None:
+        """Something to train, each number once."""
+        named = dict(self.model.named_parameters())
+        if not any(p.requires_grad for p in named.values()):
+            raise self.fault("has no parameters to train")
+        homes: dict[int, str] = {}
+        for name, parameter in named.items():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise self.fault(
+                    f"leaves {name} without a shape until it runs; give its layer its sizes"
+                )
+            if not parameter.numel():
+                continue
+            other = homes.setdefault(parameter.untyped_storage().data_ptr(), name)
+            if other != name:
+                raise self.fault(
+                    f"has two parameters on the same memory, {other} and {name}; "
+                    f"to share weights, assign the parameter itself"
+                )
+
+    def check_training(self, dtype: torch.dtype) -> None:
+        """In training mode: logits, and a gradient for each parameter, none of them hidden."""
+        mode = "training" if dtype == torch.float32 else "training in bfloat16"
+        model = copy.deepcopy(self.model).train()
+        labels = torch.arange(BATCH) % self.num_classes
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            logits = self.logits(model, self.images.to(dtype), mode)
+        if not logits.requires_grad:
+            raise self.fault("gives logits that no gradient comes back from")
+        loss = F.cross_entropy(logits.float(), labels)
+        hidden = [t for t in _leaves(loss) if id(t) not in {id(p) for p in model.parameters()}]
+        if hidden:
+            names = [_name_of(model, t) for t in hidden]
+            raise self.fault(
+                f"has weights outside parameters(): {', '.join(names)}; "
+                f"register them, as by nn.Parameter or nn.ModuleList"
+            )
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise self.fault(f"raises in {mode}, backward: {describe(error, self.place)}") from None
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if unreached := [name for name, p in named.items() if p.grad is None]:
+            raise self.fault(
+                f"has parameters that no gradient reaches: {', '.join(unreached)}; "
+                f"remove them, or set requires_grad to False"
+            )
+        for name, parameter in named.items():
+            assert parameter.grad is not None
+            if not parameter.grad.isfinite().all():
+                raise self.fault(f"has a gradient that is not finite in {mode}: {name}")
+
+    def check_evaluation(self) -> None:
+        """In evaluation mode: the same image gives the same logits, whenever and beside whatever."""
+        before = {key: value.clone() for key, value in self.model.state_dict().items()}
+        with torch.no_grad(), evaluating(self.model):
+            torch.manual_seed(1)
+            logits = self.logits(self.model, self.images, "evaluation")
+            torch.manual_seed(2)
+            again = self.logits(self.model, self.images, "evaluation")
+            if not torch.equal(logits, again):
+                raise self.fault(
+                    "draws at evaluation: the same images give other logits; "
+                    "a functional dropout needs training=self.training"
+                )
+            for index in range(BATCH):
+                alone = self.logits(self.model, self.images[index : index + 1], "evaluation")
+                if not _agree(alone, logits[index : index + 1]):
+                    raise self.fault(
+                        f"gives an image other logits alone than in a batch of {BATCH}; "
+                        f"at evaluation it must not look at the other images"
+                    )
+        for key, value in self.model.state_dict().items():
+            if not torch.equal(value, before[key]):
+                raise self.fault(f"changes {key} at evaluation")
+
+    def check_rebuilding(self, other: nn.Module) -> None:
+        """What is stored, parameters and buffers, is all that the logits depend on."""
+        stored = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        own = dict(other.named_parameters()) | dict(other.named_buffers())
+        if {k: v.shape for k, v in stored.items()} != {k: v.shape for k, v in own.items()}:
+            raise self.fault("has other parameters when it is built again")
+        with torch.no_grad(), evaluating(self.model), evaluating(other):
+            for name, tensor in own.items():
+                tensor.copy_(stored[name])
+            logits = self.logits(self.model, self.images, "evaluation")
+            if not _agree(self.logits(other, self.images, "evaluation"), logits):
+                raise self.fault(
+                    "gives other logits when it is built again with the same weights; "
+                    "register its constants, as by register_buffer"
+                )
+
+    def warn_of_costs(self) -> None:
+        """Say which layers the count of multiply-accumulates leaves out."""
+        if unknown := measure_macs(self.model, self.image_size).unknown:
+            names = ", ".join(unknown)
+            self.warn(f"runs layers whose multiply-accumulates are not known: {names}")
+
+    def warn_of_export(self) -> None:
+        """Say where the exporter would not take it."""
+        batch = torch.export.Dim("batch", min=1, max=65_536)
+        model = copy.deepcopy(self.model).eval()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.export.export(model, (self.images[:2],), dynamic_shapes=({0: batch},))
+        except Exception as error:  # the exporter's errors have no common base
+            self.warn(f"cannot be exported: {describe(error, self.place)}")
+
+    def warn(self, text: str) -> None:
+        warnings.warn(f"{self.place} {text}", PlaceWarning, stacklevel=3)
+
+
+def _agree(some: Tensor, others: Tensor) -> bool:
+    scale = max(1.0, others.abs().max().item())
+    return bool((some - others).abs().max() <= TOLERANCE * scale)
+
+
+def _leaves(loss: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors that a gradient is collected in."""
+    seen, nodes = set(), [loss.grad_fn]
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        nodes += [following for following, _ in node.next_functions]
+
+
+def _name_of(model: nn.Module, tensor: Tensor) -> str:
+    """Return where a network keeps a tensor that it has not registered, or its shape."""
+    for prefix, module in model.named_modules():
+        for key, value in vars(module).items():
+            name = f"{prefix}.{key}" if prefix else key
+            if key.startswith("_") or value is None:
+                continue
+            for place, item in _items(name, value):
+                if item is tensor:
+                    return place
+    return f"a tensor of {'×'.join(map(str, tensor.shape))}"
+
+
+def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors within lists, dicts and modules, each with its name."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module):
+        yield from ((f"{name}.{key}", item) for key, item in value.named_parameters())
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _items(f"{name}[{index}]", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _items(f"{name}[{key!r}]", item)

@@ -1,0 +1,140 @@
+"""A loss, an optimizer, a transform of the user's own, each a function at a place.
+
+| setting | called as | returns |
+|---|---|---|
+| `loss` | `(logits, labels)`: float32 B×K, int64 B | the mean loss of the batch, a scalar |
+| `augment` | `(images, generator)`: normalized B×3×H×W, after the recipe's own augmentation | the same shape |
+| `optimizer` | `(params, lr, …)`: groups of parameters as torch takes them | a torch optimizer |
+
+A loss gets `label_smoothing` where its signature has it, an optimizer `betas`, `momentum` and
+`weight_decay`; the groups hold the weight decay of each too. A transform draws from the generator,
+or from torch's own, which is seeded anew for each step, so that a run resumes to the same bits. The
+schedule sets the learning rate of all groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfmeg.config import RunConfig
+from halfmeg.places import call, is_place, load, running, takes
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+TRIAL_BATCH = 7
+
+
+def same_images(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images as they are: the transform of a recipe without one."""
+    return images
+
+
+def build_transform(config: RunConfig) -> Transform:
+    """Return the config's transform, which follows the recipe's own augmentation.
+
+    Raises:
+        ValueError: there is none at its place.
+    """
+    place = config.augment
+    if not place:
+        return same_images
+    function = _function(place)
+    wants_generator = takes(function, "generator")
+
+    def transform(images: Tensor, generator: torch.Generator) -> Tensor:
+        with running(place, "raises"):
+            changed = function(images, generator) if wants_generator else function(images)
+        if not isinstance(changed, Tensor) or changed.shape != images.shape:
+            found = "×".join(map(str, getattr(changed, "shape", [type(changed).__name__])))
+            expected = "×".join(map(str, images.shape))
+            raise ValueError(f"{place} returns {found}; images of {expected} are expected")
+        return changed.to(images.dtype)
+
+    return transform
+
+
+def build_own_loss(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss at the config's place.
+
+    Raises:
+        ValueError: there is none, or it has no use for the recipe's label smoothing.
+    """
+    place = config.loss
+    function = _function(place)
+    settings = {}
+    if takes(function, "label_smoothing"):
+        settings["label_smoothing"] = config.label_smoothing
+    elif config.label_smoothing:
+        raise ValueError(
+            f"label_smoothing={config.label_smoothing:g} is of no use to loss={place}; add "
+            f"label_smoothing=0, or give its signature a label_smoothing"
+        )
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        with running(place, "raises"):
+            value = function(logits, labels, **settings)
+        if not isinstance(value, Tensor) or value.ndim:
+            found = "×".join(map(str, getattr(value, "shape", [type(value).__name__])))
+            raise ValueError(f"{place} returns {found}; a scalar, the mean loss, is expected")
+        return value
+
+    return loss
+
+
+def build_own_optimizer(
+    config: RunConfig, groups: list[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """Return the optimizer at the config's place for groups of parameters.
+
+    Raises:
+        ValueError: there is none, or it leaves parameters out.
+    """
+    place = config.optimizer
+    optimizer = call(
+        place, load(place), params=groups, lr=config.lr, betas=(config.beta1, config.beta2),
+        momentum=config.momentum, weight_decay=config.weight_decay,
+    )  # fmt: skip
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        kind = type(optimizer).__name__
+        raise ValueError(f"{place} returns a {kind}; a torch.optim.Optimizer is expected")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if left_out := sum(id(p) not in held for group in groups for p in group["params"]):
+        raise ValueError(f"{place} leaves {left_out} of the parameters out")
+    return optimizer
+
+
+def try_own(config: RunConfig, num_classes: int, image_size: int) -> None:
+    """Try what a config has of the user's own on a small batch, before anything is trained.
+
+    Raises:
+        ValueError: a fault, by name.
+    """
+    with torch.random.fork_rng(devices=[]):
+        generator = torch.Generator().manual_seed(0)
+        if config.augment:
+            images = torch.randn(TRIAL_BATCH, 3, image_size, image_size, generator=generator)
+            changed = build_transform(config)(images.clone(), generator)
+            if not changed.isfinite().all():
+                raise ValueError(f"{config.augment} returns images that are not finite")
+        if config.loss:
+            logits = torch.randn(TRIAL_BATCH, num_classes, generator=generator).requires_grad_()
+            loss = build_own_loss(config)(logits, torch.arange(TRIAL_BATCH) % num_classes)
+            if not (loss.isfinite() and loss.requires_grad):
+                raise ValueError(f"{config.loss} returns a loss that is not finite, or constant")
+        if is_place(config.optimizer):
+            weight = torch.zeros(2, 2, requires_grad=True)
+            build_own_optimizer(config, [{"params": [weight], "weight_decay": 0.0}])
+
+
+def _function(place: str) -> Callable[..., Any]:
+    """Return what is called: a function or instance, or a new instance of a class."""
+    found = load(place)
+    if isinstance(found, type):
+        found = call(place, found)
+    if not callable(found):
+        raise ValueError(f"{place} is a {type(found).__name__}; a function is expected")
+    return found  # type: ignore[no-any-return]
