@@ -105,11 +105,11 @@ def hand_over(obj: Any) -> str:
     """
     if isinstance(obj, str):
         return obj
-    for place, known in _handed_over.items():
-        if known is obj:
-            return place
     place = _place_in_file(obj)
     if not place:
+        for place, known in _handed_over.items():
+            if known is obj:
+                return place
         name = getattr(obj, "__name__", type(obj).__name__)
         name = re.sub(r"\W", "", name) or "object"
         taken = [p for p in _handed_over if re.fullmatch(rf"{HANDED_OVER}{name}(_\d+)?", p)]
@@ -166,9 +166,7 @@ def load(place: str) -> Any:
         ValueError: nothing does, or the Python there cannot be imported; in one line.
     """
     found = IN_FILE.fullmatch(place)
-    if place in _handed_over and (
-        not found or _file_of(_handed_over[place]) == Path(found["file"]).resolve()
-    ):
+    if place in _handed_over and (not found or locate(place) == _file_of(_handed_over[place])):
         return _handed_over[place]
     if place.startswith(HANDED_OVER):
         raise ValueError(
@@ -203,7 +201,7 @@ def locate(place: str) -> Path | None:
         return _file_of(_handed_over.get(place))
     if found := IN_FILE.fullmatch(place):
         path = Path(found["file"])
-        remembered = _remembered.get(place, path)
+        remembered = _remembered.get(place) or _file_of(_handed_over.get(place)) or path
         for candidate in (remembered, path) if place in _sources else (path, remembered):
             if candidate.is_file():
                 return candidate.resolve()

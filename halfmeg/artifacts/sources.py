@@ -77,16 +77,20 @@ def check_sources(folder: Path, places: Mapping[str, str]) -> None:
     """
     described = read_sources(folder)
     for setting, place in places.items():
-        check_outside(folder, place)
+        kept = folder / TEXTS / setting
+        try:
+            check_outside(folder, place)
+            if not place.startswith(TIMM):
+                load(place)
+        except ValueError as error:
+            raise ValueError(f"{error}; {kept} keeps the text of {folder.name}") from None
         if setting not in described:
             continue
-        if not place.startswith(TIMM):
-            load(place)
         source, then = read_source(place), described[setting]["sha256"]
         if source.sha256 != then:
             warnings.warn(
                 f"{place} has changed since {folder} was made: its hash is {source.sha256[:12]}, "
-                f"then it was {str(then)[:12]} ({folder / TEXTS / setting} keeps that text)",
+                f"then it was {str(then)[:12]} ({kept} keeps that text)",
                 PlaceWarning,
                 stacklevel=2,
             )

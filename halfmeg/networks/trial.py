@@ -56,6 +56,28 @@ def try_out(
     _tried.add(key)
 
 
+def try_stack(place: str, num_classes: int, image_size: int, budget: int) -> None:
+    """Try whether several networks of a place can be trained at once, by `torch.func.vmap`.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    with torch.random.fork_rng(devices=[]):
+        models = [build_own(place, num_classes, image_size, budget).train() for _ in range(2)]
+        state = torch.func.stack_module_state(models)
+        images = torch.zeros(2, BATCH, IN_CHANNELS, image_size, image_size)
+
+        def of_one(parameters: Any, buffers: Any, batch: Tensor) -> Any:
+            return torch.func.functional_call(models[0], (parameters, buffers), (batch,))
+
+        try:
+            torch.func.vmap(of_one, randomness="different")(*state, images)
+        except Exception as error:  # whatever a user's code or vmap raises
+            raise ValueError(
+                f"{place} takes no stack, leave it out: {describe(error, place)}"
+            ) from None
+
+
 def accepts(model: nn.Module, num_classes: int, image_size: int) -> bool:
     """Return whether a network, once built, takes images of another size."""
     images = torch.zeros(2, IN_CHANNELS, image_size, image_size)
@@ -211,7 +233,10 @@ class _Trial:
                 warnings.simplefilter("ignore")
                 torch.export.export(model, (self.images[:2],), dynamic_shapes=({0: batch},))
         except Exception as error:  # the exporter's errors have no common base
-            self.warn(f"cannot be exported: {describe(error, self.place)}")
+            reason = describe(error, self.place)
+            if "specialized it to be a constant" in reason:
+                reason = "the size of the batch becomes a constant; take x.size(0), not len(x)"
+            self.warn(f"cannot be exported: {reason}")
 
     def warn(self, text: str) -> None:
         warnings.warn(f"{self.place} {text}", PlaceWarning, stacklevel=3)

@@ -27,6 +27,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.training.batches import Batch
+from halfmeg.networks.trial import try_stack
 from halfmeg.places import is_place
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
@@ -88,6 +89,8 @@ def train_stack(
     config, listener = tasks[0][0], listener or SilentListener()
     check_stack([config for config, _ in tasks])
     check(config, data)
+    if is_place(config.model):
+        try_stack(config.model, len(data.classes), data.image_size, config.budget)
     prepare_process(config.threads)
     jobs, positions, damaged = [], [], []
     for task, folder in tasks:

@@ -1,0 +1,406 @@
+"""Networks of the user's own: found at their place, tried out, and kept as text."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cli, small_config
+from torch import nn
+
+from halfmeg import Run, RunConfig, build_model, compare, fit, resume
+from halfmeg.data.dataset import DataSplits
+from halfmeg.networks.own import build_own, needs_plain_order
+from halfmeg.networks.trial import try_out
+from halfmeg.places import PlaceWarning, file_name, hand_over, is_place, load, read_source
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, width=8):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, 4, 1)
+        self.bn = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width * 64, num_classes)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.bn(self.conv(x))).flatten(1))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "net.py") -> str:
+    (folder / name).write_text(textwrap.dedent(text))
+    return name
+
+
+def network(init: str, forward: str, before: str = "", arguments: str = "num_classes") -> str:
+    """The text of a network from the lines of its two methods."""
+    return "\n".join(
+        [
+            "import torch, random", "from torch import nn", "import torch.nn.functional as F",
+            before, "class Net(nn.Module):", f"    def __init__(self, {arguments}):",
+            "        super().__init__()",
+            textwrap.indent(textwrap.dedent(init).strip(), 8 * " "),
+            "    def forward(self, x):",
+            textwrap.indent(textwrap.dedent(forward).strip(), 8 * " "),
+        ]
+    )  # fmt: skip
+
+
+HEAD = "self.head = nn.Linear(3072, num_classes)"
+RUN = "return self.head(x.flatten(1))"
+
+FAULTS: dict[str, tuple[str, list[str]]] = {
+    "no Python": ("class Net(:\n    pass", ["net.py:Net is no Python", "line 1"]),
+    "not text": ("\0", ["net.py:Net is no Python"]),
+    "raises on import": ("x = 1\ny = x / 0", ["raises on import", "ZeroDivisionError", "(line 2)"]),
+    "leaves on import": ("import sys\nsys.exit(3)", ["raises on import", "SystemExit"]),
+    "misses a module": ("import nosuchmodule", ["raises on import", "nosuchmodule"]),
+    "another name": (network(HEAD, RUN).replace("Net", "Nett"), ["no 'Net'", "'Nett'?"]),
+    "nothing to call": ("Net = 3", ["int", "nothing to call"]),
+    "no num_classes": (network(HEAD, RUN, arguments="classes=10").replace("num_classes)", "classes)"),
+                       ["takes no num_classes"]),
+    "other arguments": (network(HEAD, RUN, arguments="num_classes, depth"),
+                        ["needs the argument 'depth'"]),
+    "raises when built": (network("raise RuntimeError('no\\nway')", RUN),
+                          ["raises when it is called", "RuntimeError: no way", "(line 8)"]),
+    "no module": ("def Net(num_classes): return {}", ["returns a dict", "nn.Module"]),
+    "raises in forward": (network(HEAD, "return self.head(x)"), ["raises in training", "7×3×32×32"]),
+    "a tuple": (network(HEAD, "return self.head(x.flatten(1)), x"), ["returns a tuple", "alone"]),
+    "another shape": (network("self.head = nn.Linear(3072, 100)", RUN), ["7×100", "7×10"]),
+    "not finite": (network(HEAD, "return self.head(x.flatten(1)) / 0"), ["not finite"]),
+    "whole numbers": (network(HEAD, "return self.head(x.flatten(1)).argmax(1, keepdim=True)"
+                              ".repeat(1, 10)"), ["int64", "real numbers"]),
+    "no parameters": (network("self.n = num_classes", "return x.flatten(1)[:, :self.n]"),
+                      ["no parameters to train"]),
+    "no gradient": (network(HEAD, "return self.head(x.flatten(1)).detach()"), ["no gradient"]),
+    "unreached": (network(HEAD + "\nself.spare = nn.Linear(3, 4)", RUN),
+                  ["no gradient reaches", "spare.weight, spare.bias"]),
+    "hidden in a list": (network(HEAD + "\nself.layers = [nn.Linear(3072, 3072, bias=False)]",
+                                 "return self.head(self.layers[0](x.flatten(1)))"),
+                         ["outside parameters()", "layers[0].weight"]),
+    "hidden in a value": (network(HEAD + "\nself.scale = torch.ones(1, requires_grad=True)",
+                                  "return self.head(x.flatten(1)) * self.scale"),
+                          ["outside parameters()", "scale"]),
+    "constants drawn": (network(HEAD + "\nself.mask = torch.rand(3072)",
+                                "return self.head(x.flatten(1) * self.mask)"),
+                        ["built again", "register_buffer"]),
+    "draws": (network(HEAD, "return self.head(F.dropout(x.flatten(1)))"), ["draws at evaluation"]),
+    "draws otherwise": (network(HEAD, "return self.head(x.flatten(1)) + random.random()"),
+                        ["draws at evaluation"]),
+    "looks at others": (network(HEAD, "return self.head((x - x.mean(0)).flatten(1))"),
+                        ["alone than in a batch of 7"]),
+    "changes itself": (network(HEAD + "\nself.register_buffer('calls', torch.zeros(1))",
+                               "self.calls += 1; return self.head(x.flatten(1))"),
+                       ["changes calls at evaluation"]),
+    "another size": (network("self.head = nn.Linear(768, num_classes)", RUN),
+                     ["raises in training", "7×3×32×32"]),
+    "memory of two": (network(HEAD + "\nself.a = nn.Linear(3072, 3072, bias=False)\n"
+                              "self.b = nn.Linear(3072, 3072, bias=False)\n"
+                              "self.b.weight = nn.Parameter(self.a.weight.data)",
+                              "return self.head(self.b(self.a(x.flatten(1))))"),
+                      ["same memory", "a.weight and b.weight"]),
+    "lazy": (network("self.head = nn.LazyLinear(num_classes)", RUN), ["without a shape"]),
+    "only in training": (network(HEAD, "if not self.training: return None\n" + RUN),
+                         ["returns a NoneType in evaluation"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_has_its_line(folder: Path, fault: str) -> None:
+    text, parts = FAULTS[fault]
+    write(folder, text)
+    with pytest.raises(ValueError, match=r"^net\.py:Net") as caught:
+        try_out("net.py:Net", 10, 32, 500_000)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("place", "parts"),
+    [
+        ("missing.py:Net", ["missing.py does not exist"]),
+        ("nosuch.module:Net", ["no module 'nosuch'"]),
+        ("os.nosuch:Net", ["no module 'os.nosuch'"]),
+        ("net.py:", ["is no place", "FILE.py:NAME"]),
+        (":Net", ["is no place"]),
+        ("python:Net", ["another", "hand it over again"]),
+        ("json:loads", ["takes no num_classes"]),
+    ],
+)
+def test_places_where_nothing_stands(folder: Path, place: str, parts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        build_model(place)
+    assert all(part in str(caught.value) for part in parts if part != "another")
+
+
+def test_the_command_line_says_it_in_one_line(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, FAULTS["a tuple"][0])
+    done = cli("train", "common", "model=net.py:Net", "epochs=1")
+    assert done.code == 2
+    assert done.is_one_line("net.py:Net", "returns a tuple")
+    assert not (tmp_path / "runs").exists()
+    done = cli("summary", "nope.py:Net")
+    assert done.code == 2
+    assert done.is_one_line("nope.py does not exist")
+
+
+def test_a_layer_used_twice_counts_once(folder: Path) -> None:
+    write(folder, network(
+        HEAD + "\nself.a = nn.Linear(64, 64)\nself.b = self.a\nself.c = nn.Linear(64, 64)\n"
+        "self.c.weight = self.a.weight",
+        "x = x.view(x.size(0), 48, 64); return self.head(self.c(self.b(self.a(x))).flatten(1))",
+    ))  # fmt: skip
+    try_out("net.py:Net", 10, 32, 500_000)
+    model = build_model("net.py:Net")
+    assert sum(p.numel() for p in model.parameters()) == 30_730 + 64 * 64 + 64 + 64
+
+
+def test_arguments_are_offered_by_name(folder: Path) -> None:
+    write(folder, network(
+        "assert (in_channels, image_size, budget) == (3, 16, 9_000)\n"
+        "self.head = nn.Linear(in_channels * image_size**2, num_classes)", RUN,
+        arguments="num_classes, *, in_channels, image_size, budget",
+    ))  # fmt: skip
+    assert build_model("net.py:Net", 5, 16, 9_000)(torch.zeros(1, 3, 16, 16)).shape == (1, 5)
+    write(folder, NET)
+    with pytest.raises(ValueError, match="signature has no budget"):
+        build_model("net.py:Net", budget=1000)
+
+
+def test_view_gets_the_plain_order_of_memory(folder: Path) -> None:
+    write(folder, network(
+        "self.conv = nn.Conv2d(3, 8, 3, 4, 1)\nself.head = nn.Linear(512, num_classes)",
+        "return self.head(self.conv(x).view(x.size(0), -1))",
+    ))  # fmt: skip
+    model = build_own("net.py:Net", 10, 32)
+    assert needs_plain_order(model)
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    assert model(images).shape == (2, 10)
+    write(folder, NET)
+    assert not needs_plain_order(build_own("net.py:Net", 10, 32))
+
+
+def test_warnings_name_what_is_left_out(folder: Path) -> None:
+    write(folder, network(
+        HEAD, "return self.head(x.flatten(1)) + torch.cdist(x.flatten(1), self.head.weight)"
+    ))  # fmt: skip
+    with pytest.warns(PlaceWarning) as noted:
+        try_out("net.py:Net", 10, 32, 500_000)
+    assert "not known: the network itself (_cdist_forward)" in str(noted[0].message)
+    write(folder, network(
+        HEAD, "x = x.flatten(1)\nif x.sum() > 0: x = x + 0\nreturn self.head(x)"
+    ))  # fmt: skip
+    with pytest.warns(PlaceWarning, match="cannot be exported"):
+        try_out("net.py:Net", 10, 32, 500_000)
+    write(folder, network(HEAD, "return self.head(x.view(len(x), -1))"))
+    with pytest.warns(PlaceWarning, match="not len"):
+        try_out("net.py:Net", 10, 32, 500_000)
+
+
+def test_a_changed_file_is_read_anew_and_its_neighbours_too(folder: Path) -> None:
+    write(folder, "WIDTH = 4", "parts.py")
+    write(folder, "import parts\n" + NET.replace("width=8", "width=parts.WIDTH"))
+    assert build_model("net.py:Net").conv.out_channels == 4
+    first = read_source("net.py:Net")
+    assert sorted(first.texts) == ["net.py", "parts.py"]
+    write(folder, "WIDTH = 6", "parts.py")
+    assert build_model("net.py:Net").conv.out_channels == 6
+    assert read_source("net.py:Net").sha256 != first.sha256
+    other = folder / "other"
+    other.mkdir()
+    write(other, "WIDTH = 10", "parts.py")
+    write(other, "import parts\n" + NET.replace("width=8", "width=parts.WIDTH"))
+    assert build_model("other/net.py:Net").conv.out_channels == 10
+
+
+def test_a_module_of_a_package(folder: Path) -> None:
+    package = folder / "mynets"
+    package.mkdir()
+    write(package, "", "__init__.py")
+    write(package, "WIDTH = 12", "sizes.py")
+    text = "from . import sizes\n" + NET.replace("width=8", "width=sizes.WIDTH")
+    write(package, text, "small.py")
+    assert build_model("mynets.small:Net").conv.out_channels == 12
+    expected = ["mynets/__init__.py", "mynets/sizes.py", "mynets/small.py"]
+    assert sorted(read_source("mynets.small:Net").texts) == expected
+
+
+def test_what_a_file_prints_stays_out_of_json(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, "print('hello')\n" + NET)
+    done = cli("summary", "net.py:Net", "--json")
+    assert done.json["params"] == 224 + 16 + 5130
+
+
+TIMM = """
+__version__ = "1.0"
+from torch import nn
+
+def list_models():
+    return ["tiny_net", "tiny_vit"]
+
+def create_model(name, pretrained, num_classes, in_chans, **settings):
+    if settings and name == "tiny_net":
+        raise TypeError("unexpected keyword argument 'img_size'")
+    size = settings.get("img_size", 32)
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_chans * size * size, num_classes))
+"""
+
+
+def test_timm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "lib" / "timm").mkdir(parents=True)
+    write(folder / "lib" / "timm", TIMM, "__init__.py")
+    monkeypatch.syspath_prepend(str(folder / "lib"))
+    monkeypatch.delitem(__import__("sys").modules, "timm", raising=False)
+    assert build_model("timm:tiny_net", 7)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    assert build_model("timm:tiny_vit", 7, 16)(torch.zeros(1, 3, 16, 16)).shape == (1, 7)
+    with pytest.raises(ValueError, match="did you mean timm:tiny_net"):
+        build_model("timm:tiny_nett")
+    try_out("timm:tiny_net", 10, 32, 500_000)
+    assert read_source("timm:tiny_net").texts == {"timm": "timm 1.0"}
+
+
+def test_timm_that_cannot_be_imported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "lib" / "timm").mkdir(parents=True)
+    write(folder / "lib" / "timm", "raise ImportError('built for another torch')", "__init__.py")
+    monkeypatch.syspath_prepend(str(folder / "lib"))
+    monkeypatch.delitem(__import__("sys").modules, "timm", raising=False)
+    with pytest.raises(ValueError, match=r"built for another torch; pip install -e '\.\[timm\]'"):
+        build_model("timm:resnet18")
+
+
+def test_the_run_folder_keeps_the_text_and_runs_nothing_of_it(
+    folder: Path, few_digits: DataSplits
+) -> None:
+    write(folder, NET)
+    run = fit(small_config(model="net.py:Net", epochs=1), few_digits, "runs/a")
+    kept = json.loads((run.folder / "source.json").read_text())["model"]
+    assert kept["sha256"] == read_source("net.py:Net").sha256
+    assert (run.folder / "source/model/net.py").read_text() == textwrap.dedent(NET)
+    before = run.evaluate(few_digits).accuracy
+    assert before == run.result()["test_accuracy"]
+    (folder / "net.py").write_text(textwrap.dedent(NET) + "# changed\n")
+    with pytest.warns(PlaceWarning, match=r"net\.py:Net has changed since"):
+        assert Run.open("runs/a").evaluate(few_digits).accuracy == before
+    (folder / "net.py").unlink()
+    with pytest.raises(ValueError, match=r"net\.py does not exist; .*source/model keeps the text"):
+        Run.open("runs/a").load_model()
+    stored = json.loads((run.folder / "config.json").read_text())
+    stored["config"]["model"] = "runs/a/source/model/net.py:Net"
+    (run.folder / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="no Python of a run folder is run"):
+        Run.open("runs/a").load_model()
+
+
+def test_a_run_is_found_from_another_folder(
+    folder: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, NET)
+    run = fit(small_config(model="net.py:Net", epochs=1), few_digits, folder / "run")
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    assert Run.open("../run").evaluate(few_digits).accuracy == run.result()["test_accuracy"]
+
+
+class Mine(nn.Module):
+    """Stands at the top of a file, this one."""
+
+    def __init__(self, num_classes: int = 10, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, 4, 1)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+def test_from_python_as_class_instance_or_function(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    def narrow(num_classes: int) -> nn.Module:
+        return Mine(num_classes, 2)
+
+    given: list[Any] = [Mine, Mine(width=6), narrow, "logistic"]
+    terms = small_config(epochs=1, model="cnn")
+    found = compare(given, few_digits, seeds=1, out=tmp_path / "study", config=terms)
+    params = {model.name: model.params for model in found.models}
+    assert params["python:narrow"] == 56 + 30
+    assert params["python:Mine"] == 6 * 28 + 70
+    assert len(params) == 4
+    assert {p.name for p in (tmp_path / "study").iterdir() if p.is_dir()} == {
+        "test_own-Mine-seed-0", "python-Mine-seed-0", "python-narrow-seed-0", "logistic-seed-0",
+    }  # fmt: skip
+    again = compare(given, few_digits, seeds=1, out=tmp_path / "study", config=terms)
+    assert {m.name: m.per_seed for m in again.models} == {m.name: m.per_seed for m in found.models}
+
+
+def test_an_instance_starts_from_its_own_weights(tmp_path: Path, few_digits: DataSplits) -> None:
+    given = Mine(width=3)
+    weight = given.conv.weight.detach().clone()
+    config = small_config(epochs=1, model="cnn", lr=1e-9, optimizer="sgd")
+    run = fit(config, few_digits, tmp_path / "run", model=given)
+    assert torch.allclose(run.load_model().conv.weight, weight, atol=1e-6)  # type: ignore[union-attr]
+    assert torch.equal(given.conv.weight, weight)
+    place = run.config.model
+    assert place.startswith("python:Mine")
+    with pytest.raises(ValueError, match="stands at the top of no file"):
+        compare([given, "cnn"], few_digits, seeds=1, out=tmp_path / "s", config=config, workers=2)
+    hand = Run.open(tmp_path / "run", model=Mine(width=3))
+    assert hand.evaluate(few_digits).accuracy == run.result()["test_accuracy"]
+
+
+def test_a_killed_run_continues_to_the_same_bits(
+    folder: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = network(
+        "self.conv = nn.Conv2d(3, 8, 3, 4, 1)\nself.drop = nn.Dropout(0.3)\n"
+        "self.head = nn.Linear(512, num_classes)",
+        "return self.head(self.drop(self.conv(x).relu().view(x.size(0), -1)))",
+    )
+    write(folder, text)
+    config = small_config(model="net.py:Net", epochs=3, optimizer="muon", crop=2, ema=0.9)
+    whole = fit(config, few_digits, "whole")
+    fit(config, few_digits, "part")
+    for name in ("result.json", "weights.safetensors", "checkpoints/epoch_00003_step_0000000.pt"):
+        (folder / "part" / name).unlink()
+    part = resume("part", few_digits)
+    assert (folder / "part/weights.safetensors").read_bytes() == (
+        folder / "whole/weights.safetensors"
+    ).read_bytes()
+    assert part.result()["test_accuracy"] == whole.result()["test_accuracy"]
+
+
+def test_smaller_images_are_tried_first(folder: Path, few_digits: DataSplits) -> None:
+    write(folder, NET)
+    config = small_config(model="net.py:Net", small_size=16)
+    with pytest.raises(ValueError, match=r"small_size=16 does not fit net\.py:Net"):
+        fit(config, few_digits, "run")
+    write(folder, network(
+        "self.conv = nn.Conv2d(3, 8, 3)\nself.head = nn.Linear(8, num_classes)",
+        "return self.head(self.conv(x).mean((2, 3)))",
+    ))  # fmt: skip
+    assert fit(config, few_digits, "run").result()
+
+
+def test_names_of_files() -> None:
+    assert file_name("a/b/net.py:Net") == "net-Net"
+    assert file_name("resnet-linear") == "resnet-linear"
+    assert file_name("pkg.nets:Net") == "pkg.nets-Net"
+    assert is_place("net.py:Net")
+    assert not is_place("resnet20")
+    assert load(hand_over(Mine)) is Mine
+    assert RunConfig(model=Mine, epochs=1).model.endswith("test_own.py:Mine")  # type: ignore[arg-type]

@@ -1,0 +1,250 @@
+"""Losses, optimizers, transforms and recipes of the user's own, and where own networks train."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Cli, small_config
+from test_distributed import torchrun
+from test_own import HEAD, NET, Mine, network, write
+from torch import Tensor
+
+from halfmeg import RunConfig, build_recipe, compare, fit, resume
+from halfmeg.data.dataset import DataSplits
+from halfmeg.studies.study import run_study
+from halfmeg.training.stack import train_stack
+
+OWN = """
+import torch
+import torch.nn.functional as F
+
+def focal(logits, labels, label_smoothing=0.0):
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return ((1 - (-losses).exp()) ** 2 * losses).mean()
+
+def noise(images, generator):
+    return images + 0.1 * torch.randn(images.shape, generator=generator)
+
+def rmsprop(params, lr, momentum):
+    return torch.optim.RMSprop(params, lr, momentum=momentum)
+"""
+
+SETTINGS = {"loss": "own.py:focal", "augment": "own.py:noise", "optimizer": "own.py:rmsprop"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, OWN, "own.py")
+    write(tmp_path, NET)
+    return tmp_path
+
+
+def test_each_changes_what_is_trained_and_is_kept(folder: Path, few_digits: DataSplits) -> None:
+    terms: dict[str, Any] = {"model": "net.py:Net", "epochs": 1, "lr": 0.001}
+    plain = fit(small_config(**terms), few_digits, "plain")
+    weights = {(plain.folder / "weights.safetensors").read_bytes()}
+    for name, place in SETTINGS.items():
+        run = fit(small_config(**terms), few_digits, f"run-{name}", **{name: place})
+        weights.add((run.folder / "weights.safetensors").read_bytes())
+        assert getattr(run.config, name) == place
+        assert (run.folder / "source" / name / "own.py").read_text().strip() == OWN.strip()
+        assert json.loads((run.folder / "source.json").read_text())[name]["place"] == place
+    assert len(weights) == 4
+
+
+def test_all_of_them_continue_to_the_same_bits(folder: Path, few_digits: DataSplits) -> None:
+    config = small_config(model="net.py:Net", epochs=3, lr=0.001, **SETTINGS)
+    fit(config, few_digits, "whole")
+    fit(config, few_digits, "part")
+    for name in ("result.json", "weights.safetensors", "checkpoints/epoch_00003_step_0000000.pt"):
+        (folder / "part" / name).unlink()
+    resume("part", few_digits)
+    whole, part = ((folder / n / "weights.safetensors").read_bytes() for n in ("whole", "part"))
+    assert whole == part
+
+
+def half_brier(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.softmax(1) - F.one_hot(labels, logits.shape[1])).square().sum(1).mean() / 2
+
+
+def test_from_python(tmp_path: Path, few_digits: DataSplits) -> None:
+    run = fit(
+        small_config(epochs=1), few_digits, tmp_path / "run", model=Mine, loss=half_brier,
+        optimizer=torch.optim.NAdam, augment=lambda images: images.flip(3),
+    )  # fmt: skip
+    assert run.config.loss.endswith("test_own_training.py:half_brier")
+    assert run.config.optimizer == "torch.optim.nadam:NAdam"
+    assert run.config.augment == "python:lambda"
+    assert "half_brier" in (run.folder / "source/loss/test_own_training.py").read_text()
+    assert "flip(3)" in (run.folder / "source/augment/test_own_training.py").read_text()
+
+
+BAD = {
+    "loss=bad.py:tuple_": "returns tuple; a scalar",
+    "loss=bad.py:each": "returns 7; a scalar",
+    "loss=bad.py:constant": "not finite, or constant",
+    "loss=bad.py:fails": "raises: RuntimeError: no (line 10)",
+    "loss=bad.py:nothing": "there is no 'nothing'",
+    "augment=bad.py:shape": "returns 7×3×31×32; images of 7×3×32×32",
+    "augment=bad.py:infinite": "returns images that are not finite",
+    "optimizer=bad.py:none": "returns a NoneType; a torch.optim.Optimizer",
+    "optimizer=bad.py:first": "leaves 1 of the parameters out",
+    "optimizer=bad.py:other": "needs the argument 'betas2'",
+}
+
+
+@pytest.mark.parametrize("setting", BAD)
+def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, setting: str) -> None:
+    write(
+        tmp_path,
+        """
+        import torch
+        def tuple_(logits, labels): return logits, labels
+        def each(logits, labels): return logits.sum(1)
+        def constant(logits, labels): return torch.zeros(())
+        def shape(images): return images[:, :, 1:]
+        def infinite(images): return images / 0
+        def none(params, lr): return None
+        def fails(logits, labels):
+            raise RuntimeError("no")
+        def first(params, lr): return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
+        def other(params, betas2): return None
+        """,
+        "bad.py",
+    )
+    done = cli("train", "common", setting, "label_smoothing=0", "epochs=1", "--json")
+    assert done.code == 2
+    assert done.is_one_line(BAD[setting])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_smoothing_is_not_left_out_silently(folder: Path, few_digits: DataSplits) -> None:
+    config = small_config(label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of no use to loss="):
+        fit(config, few_digits, "run", loss=half_brier)
+
+
+RECIPE = """
+from halfmeg import RunConfig
+
+def short(model="net.py:Net"):
+    return RunConfig(model=model, epochs=1, batch_size=64, optimizer="adamw", lr=0.01)
+
+def wrong():
+    return {"epochs": 1}
+"""
+
+
+def test_a_recipe_of_ones_own(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    write(tmp_path, NET)
+    write(tmp_path, RECIPE, "mine.py")
+    done = cli("train", "mine.py:short", "--data", str(pictures), "--json")
+    assert done.code == 0, done.err
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "mine-short-net-Net-seed-0"
+    assert (run / "source/recipe/mine.py").read_text().strip() == RECIPE.strip()
+    assert done.json["recipe"] == "mine.py:short"
+    done = cli("train", "mine.py:wrong")
+    assert done.code == 2
+    assert done.is_one_line("mine.py:wrong returns a dict", "RunConfig")
+    done = cli(
+        "compare", "net.py:Net", "logistic", "--recipe", "mine.py:short", "--seeds", "1",
+        "--data", str(pictures), "--out", "study", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert {model["name"] for model in done.json["models"]} == {"net.py:Net", "logistic"}
+
+
+def test_a_recipe_from_json(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "terms.json").write_text(json.dumps({"model": "cnn", "epochs": 3, "lr": 0.1}))
+    config = RunConfig.from_json(tmp_path / "terms.json")
+    assert (config.model, config.epochs, config.lr) == ("cnn", 3, 0.1)
+    stored = {"config": build_recipe("common").to_dict(), "data": {}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert build_recipe(str(tmp_path / "config.json")) == build_recipe("common")
+    for text, part in {
+        "{": "is no JSON", "[]": "holds no settings", '{"model": "cnn"}': "epochs",
+        '{"model": "cnn", "epochs": "3"}': "epochs='3' is not allowed",
+        '{"model": "cnn", "epoch": 3}': "unknown setting 'epoch'",
+    }.items():  # fmt: skip
+        (tmp_path / "bad.json").write_text(text)
+        done = cli("train", "bad.json")
+        assert done.code == 2
+        assert done.is_one_line("bad.json", part)
+    assert cli("train", "none.json").is_one_line("none.json does not exist")
+
+
+def test_a_stack_where_vmap_can(folder: Path, few_digits: DataSplits) -> None:
+    config = small_config(model="net.py:Net", epochs=1, precision="fp32")
+    tasks = [(config, folder / "stacked")]
+    assert train_stack(tasks, few_digits) == [None]
+    alone = fit(config, few_digits, "alone")
+    result = json.loads((folder / "stacked/result.json").read_text())
+    assert result["test_loss"] == pytest.approx(alone.result()["test_loss"], rel=1e-3)
+    text = "x = x.flatten(1)\nif x.sum() > 0: x = x + 0\nreturn self.head(x)"
+    write(folder, network(HEAD, text), "branch.py")
+    branching = small_config(model="branch.py:Net", epochs=1)
+    with (
+        pytest.warns(UserWarning, match="cannot be exported"),
+        pytest.raises(ValueError, match=r"branch\.py:Net takes no stack, leave it out"),
+    ):
+        train_stack([(branching, folder / "run")], few_digits)
+    assert not (folder / "run").exists()
+    with pytest.raises(ValueError, match=r"loss=own\.py:focal takes no stack"):
+        train_stack([(small_config(loss="own.py:focal"), folder / "run")], few_digits)
+
+
+@pytest.mark.slow
+def test_other_processes_load_it_themselves(folder: Path, few_digits: DataSplits) -> None:
+    config = small_config(epochs=1, loss="own.py:focal")
+    study = compare(
+        ["net.py:Net", "logistic"], few_digits, seeds=1, out="study", config=config, workers=2
+    )
+    assert not study.failures
+
+
+@pytest.mark.slow
+def test_two_ranks_train_it(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    write(tmp_path, NET)
+    terms = [
+        "train", "common", "model=net.py:Net", "epochs=1", "precision=fp32", "threads=1",
+        "optimizer=sgd", "lr=0.01", "--data", str(pictures), "--json",
+    ]  # fmt: skip
+    assert cli(*terms, "--out", "one").code == 0
+    done = torchrun(2, "-m", "halfmeg", *terms, "--out", "two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
+    assert two["test_loss"] == pytest.approx(one["test_loss"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of Ray itself
+def test_the_text_travels_to_a_cluster(
+    folder: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    write(folder, "WIDTH = 6", "parts.py")
+    write(folder, "import parts\n" + NET.replace("width=8", "width=parts.WIDTH"))
+    config = small_config(model="net.py:Net", epochs=1, loss="own.py:focal", threads=1)
+    run_study([config], few_digits, folder / "local")
+    (folder / "elsewhere").mkdir()
+    os.chdir(folder / "elsewhere")  # the nodes start here, where there is no net.py
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    os.chdir(folder)
+    try:
+        found = run_study([config], few_digits, folder / "far", cluster=cluster.address)
+    finally:
+        cluster.shutdown()
+    assert not found.failures
+    far, local = (folder / name / "net-Net-seed-0" for name in ("far", "local"))
+    for name in ("weights.safetensors", "source.json", "source/model/parts.py"):
+        assert (far / name).read_bytes() == (local / name).read_bytes()
