@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 import halfmeg
-from halfmeg.cli import compare, look, ship, train
+from halfmeg.cli import compare, look, new, ship, train
 from halfmeg.cli.show import SPEAKS, print_line
 from halfmeg.places import PlaceWarning
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
@@ -35,6 +35,9 @@ for command in (
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command("check")(look.data_check)
 app.add_typer(data_app, name="data")
+new_app = typer.Typer(help="Write a file to start from.", no_args_is_help=True, rich_markup_mode=None)
+new_app.command("network")(new.network)
+app.add_typer(new_app, name="new")
 
 
 def main() -> NoReturn:

@@ -15,6 +15,7 @@
 | `whitened` | `sprint` and `record` |
 | `protocol` | what a network may say about itself, and what holds where it does not |
 | `own` | a network of the user's own, built from its place |
+| `example` | a network to start from, which `halfmeg new network` writes |
 | `trial` | such a network tried out, each fault one line |
 | `table` | `MODELS` and `build_model` |
 | `macs` | multiply-accumulates, operator by operator |

@@ -1,0 +1,123 @@
+"""A bundle of an own network: exported with proof, used without its Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Cli, small_config
+from test_own import network, write
+
+from halfmeg import fit
+from halfmeg.artifacts.bundle import Bundle
+from halfmeg.data.dataset import DataSplits
+from halfmeg.evaluation.explain import grad_cam
+from halfmeg.networks.protocol import last_map
+from halfmeg.networks.summary import count_params
+from halfmeg.shipping.bench import bench
+from halfmeg.shipping.demo import _answerer
+from halfmeg.shipping.export import export
+
+# its layers stand in another order than they run in, its branch ends in a map of its own
+ODD_ORDER = network(
+    "self.bn1 = nn.BatchNorm2d(8)\nself.conv2 = nn.Conv2d(8, 8, 3, padding=1)\n"
+    "self.conv1 = nn.Conv2d(3, 8, 3, 2, 1)\nself.bn2 = nn.BatchNorm2d(8)\n"
+    "self.head = nn.Linear(8, num_classes)",
+    "x = F.relu(self.bn1(self.conv1(x)))\n"
+    "x = x + F.relu(self.bn2(self.conv2(x)))\nreturn self.head(x.mean((2, 3)))",
+)
+
+
+@pytest.fixture
+def bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> Bundle:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, ODD_ORDER)
+    config = small_config(model="net.py:Net", epochs=2, batch_size=32, val_fraction=0.2)
+    run = fit(config, few_digits, "run")
+    model = run.load_model().eval()
+    layer = last_map(model, 32)
+    assert layer is not None
+    heat = grad_cam(model, layer, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert heat.shape == (2, 32, 32)
+    exported, proof = export(run, few_digits, "bundle", allow_loss=True)
+    assert proof.max_difference < 1e-3
+    (tmp_path / "net.py").unlink()
+    shutil.rmtree(tmp_path / "run")
+    return exported
+
+
+def test_a_bundle_needs_no_python_of_the_users(
+    bundle: Bundle, few_digits: DataSplits, cli: Cli, pictures: Path
+) -> None:
+    described = json.loads((bundle.folder / "model.json").read_text())
+    assert described["model"] == "net.py:Net"
+    assert len(described["source"]["sha256"]) == 64
+    assert not [path for path in bundle.folder.rglob("*") if path.suffix == ".py"]
+    assert "net.py:Net" in (bundle.folder / "README.md").read_text()
+    assert bundle.evaluate(few_digits).accuracy == bundle.accuracy["test_accuracy"]
+    done = cli("predict", str(pictures / "test"), "--bundle", "bundle", "--json")
+    assert done.code == 0, done.err
+    assert len(done.json) == len(few_digits.test)
+    for row in bench(bundle, threads=[1], rounds=1, runtimes=["onnxruntime", "onnxruntime int8"]):
+        assert row.latency_ms > 0
+    with pytest.raises(ValueError, match=r"a network of one's own, without its Python"):
+        bundle.load_model()
+    image = next((pictures / "test").rglob("*.png"))
+    answers, picture = _answerer(bundle)(image.read_bytes())
+    assert len(answers) > 1
+    assert picture.size
+    done = cli("train", "common", "teacher=bundle", "epochs=1", "--data", str(pictures))
+    assert done.code == 2
+    assert done.is_one_line("teacher=bundle holds a network of one's own")
+
+
+def test_training_starts_from_its_weights(
+    bundle: Bundle, few_digits: DataSplits, tmp_path: Path
+) -> None:
+    write(tmp_path, ODD_ORDER)
+    config = small_config(
+        model="net.py:Net", init="bundle", epochs=1, lr=1e-9, optimizer="sgd", val_fraction=0.2
+    )
+    weights = fit(config, few_digits, "again").load_model().state_dict()
+    for name, value in bundle.load_state().items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.allclose(weights[name], value, atol=1e-5)
+    assert sum(p.numel() for p in bundle.load_state().values()) >= count_params(
+        fit(config, few_digits, "third").load_model()
+    )
+
+
+def test_a_forged_bundle_loads_no_place(bundle: Bundle, tmp_path: Path) -> None:
+    described = json.loads((bundle.folder / "model.json").read_text())
+    write(tmp_path, "raise SystemExit('this must not run')", "evil.py")
+    described["model"] = "evil.py:Net"
+    (bundle.folder / "model.json").write_text(json.dumps(described))
+    assert Bundle.open(bundle.folder).is_own
+    del described["files"]["model.onnx"]
+    (bundle.folder / "model.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"model\.onnx is missing"):
+        Bundle.open(bundle.folder)
+
+
+def test_a_file_to_start_from(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    done = cli("new", "network", "mynet.py")
+    assert done.code == 0, done.err
+    lines = (tmp_path / "mynet.py").read_text().splitlines()
+    assert len(lines) <= 35
+    assert "halfmeg compare mynet.py:Net resnet20" in done.out
+    assert "mynet.py:Net" in lines[2]
+    assert cli("new", "network", "mynet.py").is_one_line("mynet.py exists already")
+    assert cli("new", "network", "mynet.txt").is_one_line("mynet.txt", "ends in .py")
+    done = cli("summary", "mynet.py:Net", "--json")
+    assert done.json["within_budget"]
+    done = cli(
+        "compare", "mynet.py:Net", "logistic", "epochs=1", "--seeds", "1", "--json",
+        "--data", str(pictures),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert len(done.json["verdicts"]) == 1
