@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import linecache
 import re
 import sys
 import traceback
@@ -26,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
@@ -264,7 +266,7 @@ def describe(error: BaseException, place: str) -> str:
     return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
 
 
-def call(place: str, function: Callable[..., Any], /, **offered: Any) -> Any:
+def call(place: str, function: Any, /, **offered: Any) -> Any:
     """Call what stands at a place with those of the offered values that its signature has.
 
     Raises:
@@ -274,9 +276,9 @@ def call(place: str, function: Callable[..., Any], /, **offered: Any) -> Any:
         kind = type(function).__name__
         raise ValueError(f"{place} is a {kind}, nothing to call; a class or function is expected")
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (ValueError, TypeError):  # one that is written in C
-        parameters = ()  # type: ignore[assignment]
+        parameters = []
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for parameter in parameters:
         needed = parameter.default is parameter.empty and parameter.kind not in (
@@ -371,14 +373,30 @@ def _first_on_path(folder: Path | None) -> Iterator[None]:
 
 
 def _file_of(obj: Any) -> Path | None:
-    """Return the file of a module, or of what was written in one; None where there is none."""
+    """Return the file of a module, or that an object was written in; None where there is none."""
     if obj is None:
         return None
-    module = obj if isinstance(obj, ModuleType) else sys.modules.get(
-        getattr(obj, "__module__", None) or type(obj).__module__
-    )  # fmt: skip
-    file = getattr(module, "__file__", None)
-    return Path(file).resolve() if isinstance(file, str) and file.endswith(".py") else None
+    if isinstance(obj, ModuleType):
+        file = getattr(obj, "__file__", None) or ""
+    elif code := _code_of(obj):
+        file = code.co_filename  # that of a cell of a notebook does not exist
+    else:
+        module = sys.modules.get(getattr(obj, "__module__", None) or type(obj).__module__)
+        file = getattr(module, "__file__", None) or ""
+    return Path(file).resolve() if file.endswith(".py") and Path(file).is_file() else None
+
+
+def _code_of(obj: Any) -> CodeType | None:
+    """Return the code of a function, or of a method of a class or an instance's class."""
+    if isinstance(obj, functools.partial):
+        return _code_of(obj.func)
+    if inspect.isfunction(obj):
+        return obj.__code__
+    kind = obj if isinstance(obj, type) else type(obj)
+    for value in vars(kind).values():
+        if inspect.isfunction(value) and value.__code__.co_filename != "<string>":
+            return value.__code__  # one that a decorator has written is in no file
+    return None
 
 
 def _place_in_file(obj: Any) -> str:
@@ -399,17 +417,12 @@ def _place_in_file(obj: Any) -> str:
 
 
 def _text_of_object(place: str) -> dict[str, str]:
-    """Return the text of an object that stands in no file, as in a notebook, where it can be had."""
+    """Return the text of an object that stands in no file, as in a notebook, if there is one."""
     if place.startswith(TIMM):
         return {"timm": f"timm {getattr(sys.modules.get('timm'), '__version__', '')}"}
-    obj = _handed_over.get(place)
-    if obj is None:
-        return {}
-    try:
-        text = inspect.getsource(obj if inspect.isroutine(obj) or inspect.isclass(obj) else type(obj))
-    except (OSError, TypeError):
-        return {}
-    return {f"{file_name(place)}.py": text}
+    code = _code_of(_handed_over.get(place))
+    text = "".join(linecache.getlines(code.co_filename)) if code else ""  # the whole cell
+    return {f"{file_name(place)}.py": text} if text else {}
 
 
 def _with_neighbours(entry: Path, root: Path) -> list[Path]:

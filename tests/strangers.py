@@ -35,10 +35,16 @@ class Inception(nn.Module):
         def __init__(self, cin, c1, c3, c5, cp):
             super().__init__()
             self.b1 = nn.Conv2d(cin, c1, 1)
-            self.b3 = nn.Sequential(nn.Conv2d(cin, c3 // 2, 1), nn.ReLU(inplace=True),
-                                    nn.Conv2d(c3 // 2, c3, 3, padding=1))
-            self.b5 = nn.Sequential(nn.Conv2d(cin, c5 // 2, 1), nn.ReLU(inplace=True),
-                                    nn.Conv2d(c5 // 2, c5, 5, padding=2))
+            self.b3 = nn.Sequential(
+                nn.Conv2d(cin, c3 // 2, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(c3 // 2, c3, 3, padding=1),
+            )
+            self.b5 = nn.Sequential(
+                nn.Conv2d(cin, c5 // 2, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(c5 // 2, c5, 5, padding=2),
+            )
             self.bp = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(cin, cp, 1))
 
         def forward(self, x):
@@ -47,8 +53,9 @@ class Inception(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
-        self.blocks = nn.Sequential(self.Block(16, 8, 16, 4, 4), nn.MaxPool2d(2),
-                                    self.Block(32, 16, 24, 8, 8))
+        self.blocks = nn.Sequential(
+            self.Block(16, 8, 16, 4, 4), nn.MaxPool2d(2), self.Block(32, 16, 24, 8, 8)
+        )
         self.fc = nn.Linear(56, num_classes)
 
     def forward(self, x):
@@ -71,9 +78,15 @@ class Fire(nn.Module):
 def squeezenet(num_classes: int, **kwargs):
     """Iandola et al. 2016: fire modules; the classifier is a convolution."""
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(inplace=True), Fire(16, 8, 16),
-        nn.MaxPool2d(3, 2, ceil_mode=True), Fire(32, 8, 24), nn.Dropout(0.5),
-        nn.Conv2d(48, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(3, 16, 3, stride=2),
+        nn.ReLU(inplace=True),
+        Fire(16, 8, 16),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        Fire(32, 8, 24),
+        nn.Dropout(0.5),
+        nn.Conv2d(48, num_classes, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
 
 
@@ -86,11 +99,19 @@ class PreActResNet(nn.Module):
         self.blocks = nn.ModuleList()
         for i in range(depth):
             out = width * 2 if i else width
-            self.blocks.append(nn.ModuleDict({
-                "bn1": nn.BatchNorm2d(width), "conv1": nn.Conv2d(width, out, 3, 1, 1, bias=False),
-                "bn2": nn.BatchNorm2d(out), "conv2": nn.Conv2d(out, out, 3, 1, 1, bias=False),
-                "short": nn.Conv2d(width, out, 1, bias=False) if out != width else nn.Identity(),
-            }))
+            self.blocks.append(
+                nn.ModuleDict(
+                    {
+                        "bn1": nn.BatchNorm2d(width),
+                        "conv1": nn.Conv2d(width, out, 3, 1, 1, bias=False),
+                        "bn2": nn.BatchNorm2d(out),
+                        "conv2": nn.Conv2d(out, out, 3, 1, 1, bias=False),
+                        "short": nn.Conv2d(width, out, 1, bias=False)
+                        if out != width
+                        else nn.Identity(),
+                    }
+                )
+            )
             width = out
         self.bn = nn.BatchNorm2d(width)
         self.linear = nn.Linear(width, num_classes)
@@ -110,9 +131,14 @@ class ResNeXt(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 3, 2, 1)
         self.body = nn.Sequential(
-            nn.Conv2d(32, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 16, 3, 1, 1, groups=cardinality, bias=False), nn.BatchNorm2d(16),
-            nn.ReLU(), nn.Conv2d(16, 32, 1, bias=False), nn.BatchNorm2d(32),
+            nn.Conv2d(32, 16, 1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, 1, 1, groups=cardinality, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 1, bias=False),
+            nn.BatchNorm2d(32),
         )
         self.out = nn.Linear(32, num_classes)
 
@@ -134,9 +160,14 @@ class ShuffleNetV2(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 24, 3, 2, 1)
         self.branch = nn.Sequential(
-            nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12), nn.ReLU(inplace=True),
-            nn.Conv2d(12, 12, 3, 1, 1, groups=12), nn.BatchNorm2d(12),
-            nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12), nn.ReLU(inplace=True),
+            nn.Conv2d(12, 12, 1),
+            nn.BatchNorm2d(12),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(12, 12, 3, 1, 1, groups=12),
+            nn.BatchNorm2d(12),
+            nn.Conv2d(12, 12, 1),
+            nn.BatchNorm2d(12),
+            nn.ReLU(inplace=True),
         )
         self.fc = nn.Linear(24, num_classes)
 
@@ -153,13 +184,20 @@ class EfficientNet(nn.Module):
     def __init__(self, num_classes, in_channels=3, drop_path=0.1):
         super().__init__()
         self.drop_path = drop_path
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, 2, 1, bias=False),
-                                  nn.BatchNorm2d(16), nn.SiLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU()
+        )
         self.expand = nn.Sequential(nn.Conv2d(16, 64, 1, bias=False), nn.BatchNorm2d(64), nn.SiLU())
-        self.dw = nn.Sequential(nn.Conv2d(64, 64, 5, 1, 2, groups=64, bias=False),
-                                nn.BatchNorm2d(64), nn.SiLU())
-        self.se = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 4, 1), nn.SiLU(),
-                                nn.Conv2d(4, 64, 1), nn.Sigmoid())
+        self.dw = nn.Sequential(
+            nn.Conv2d(64, 64, 5, 1, 2, groups=64, bias=False), nn.BatchNorm2d(64), nn.SiLU()
+        )
+        self.se = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(64, 4, 1),
+            nn.SiLU(),
+            nn.Conv2d(4, 64, 1),
+            nn.Sigmoid(),
+        )
         self.project = nn.Sequential(nn.Conv2d(64, 16, 1, bias=False), nn.BatchNorm2d(16))
         self.head = nn.Linear(16, num_classes)
 

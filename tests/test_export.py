@@ -12,11 +12,11 @@ from conftest import Cli, first_digits, small_config
 from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.run import Run
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.shipping.export import Proof, export
-from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.shipping.onnx import fold_batchnorm, to_onnx
 from halfmeg.training.fit import fit
 

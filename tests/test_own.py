@@ -70,14 +70,14 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
     "misses a module": ("import nosuchmodule", ["raises on import", "nosuchmodule"]),
     "another name": (network(HEAD, RUN).replace("Net", "Nett"), ["no 'Net'", "'Nett'?"]),
     "nothing to call": ("Net = 3", ["int", "nothing to call"]),
-    "no num_classes": (network(HEAD, RUN, arguments="classes=10").replace("num_classes)", "classes)"),
+    "no num_classes": (network("self.head = nn.Linear(3072, n)", RUN, arguments="n=10"),
                        ["takes no num_classes"]),
     "other arguments": (network(HEAD, RUN, arguments="num_classes, depth"),
                         ["needs the argument 'depth'"]),
     "raises when built": (network("raise RuntimeError('no\\nway')", RUN),
                           ["raises when it is called", "RuntimeError: no way", "(line 8)"]),
     "no module": ("def Net(num_classes): return {}", ["returns a dict", "nn.Module"]),
-    "raises in forward": (network(HEAD, "return self.head(x)"), ["raises in training", "7×3×32×32"]),
+    "raises in forward": (network(HEAD, "return self.head(x)"), ["raises in training", "7×3×32"]),
     "a tuple": (network(HEAD, "return self.head(x.flatten(1)), x"), ["returns a tuple", "alone"]),
     "another shape": (network("self.head = nn.Linear(3072, 100)", RUN), ["7×100", "7×10"]),
     "not finite": (network(HEAD, "return self.head(x.flatten(1)) / 0"), ["not finite"]),
@@ -328,9 +328,7 @@ class Mine(nn.Module):
         return self.head(self.conv(x).relu().mean((2, 3)))
 
 
-def test_from_python_as_class_instance_or_function(
-    tmp_path: Path, few_digits: DataSplits
-) -> None:
+def test_from_python_as_class_instance_or_function(tmp_path: Path, few_digits: DataSplits) -> None:
     def narrow(num_classes: int) -> nn.Module:
         return Mine(num_classes, 2)
 

@@ -32,9 +32,7 @@ ODD_ORDER = network(
 
 
 @pytest.fixture
-def bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
-) -> Bundle:
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits) -> Bundle:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, ODD_ORDER)
     config = small_config(model="net.py:Net", epochs=2, batch_size=32, val_fraction=0.2)

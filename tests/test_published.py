@@ -44,9 +44,8 @@ PUBLISHED = {
     ),
     # Huang et al. 2018, CondenseNet, table 2 of the CIFAR results
     "densenet-bc-40": Published(partial(build_model, "densenet-bc-40"), 0.18 * M, None, 0.01 * M),
-    # Sandler et al. 2018, table 4: 3.4 M (without the biases of the head and BatchNorm: 3.5 M with
-    # them), 300 M; at CIFAR strides as in chenyaofo/pytorch-cifar-models: 2.24 M and 87.98 M, 0.70 M
-    # and 27.97 M
+    # Sandler et al. 2018, table 4: 3.4 M, as repeated since 3.5 M (3,504,872), and 300 M; at CIFAR
+    # strides as chenyaofo/pytorch-cifar-models states: 2.24 M and 87.98 M, 0.70 M and 27.97 M
     "mobilenetv2 on ImageNet": Published(
         lambda: MobileNetV2(1.0, 1000, IMAGENET_STRIDES), 3.5 * M, 300 * M, 0.1 * M, 2 * M, 224
     ),

@@ -10,7 +10,7 @@
 | `result.json` | the outcome |
 | `logits.npz` | logits and labels of the held-out images |
 | `test_readings.jsonl` | when and for what the test set was read |
-| `source.json`, `source/` | Python of the user's own, as text, with its hash (`artifacts.sources`) |
+| `source.json`, `source/` | Python of the user's own, as text, and its hash |
 
 Every file is written whole or not at all: to a temporary name, flushed to disk, then renamed.
 """

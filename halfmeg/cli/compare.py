@@ -19,7 +19,6 @@ from halfmeg.cli.show import (
     print_line,
     print_table,
 )
-
 from halfmeg.places import file_name
 
 if TYPE_CHECKING:
@@ -28,9 +27,12 @@ if TYPE_CHECKING:
 
 
 def compare(
-    arguments: Annotated[list[str], typer.Argument(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
             help="Networks by name, FILE.py:NAME or timm:NAME, and settings as key=value."
-        ),],
+        ),
+    ],
     data: DataOption = "digits",
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,

@@ -61,8 +61,10 @@ def models(as_json: JsonOption = False) -> None:
             table.add_row(f"  {name}", params, fits, macs, sides, entry.description)
     print_table(table)
     print_line("All parameters count; MACs are for one image of 32×32 pixels and 10 classes.")
-    print_line("Sides of square images in pixels; 8+ means 8 or more. A network of your own is named")
-    print_line("FILE.py:NAME, package.module:NAME or timm:NAME; `halfmeg new network` writes an example.")
+    print_line("Sides are those of square images in pixels; 8+ means 8 or more.")
+    print_line(
+        "Your own network goes by its place, FILE.py:NAME; `halfmeg new network` writes one."
+    )
 
 
 def summary(

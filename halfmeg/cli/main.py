@@ -35,7 +35,9 @@ for command in (
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command("check")(look.data_check)
 app.add_typer(data_app, name="data")
-new_app = typer.Typer(help="Write a file to start from.", no_args_is_help=True, rich_markup_mode=None)
+new_app = typer.Typer(
+    help="Write a file to start from.", no_args_is_help=True, rich_markup_mode=None
+)
 new_app.command("network")(new.network)
 app.add_typer(new_app, name="new")
 
@@ -44,7 +46,7 @@ def main() -> NoReturn:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
     warnings.simplefilter("ignore", UserWarning)
     warnings.simplefilter("always", PlaceWarning)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

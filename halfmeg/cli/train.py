@@ -18,7 +18,6 @@ from halfmeg.cli.show import (
     print_line,
     print_table,
 )
-
 from halfmeg.places import file_name
 
 if TYPE_CHECKING:

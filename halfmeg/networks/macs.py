@@ -31,22 +31,28 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 }
 
 WITHOUT = frozenset(
-    """
-    _adaptive_avg_pool2d _batch_norm_no_update _fused_rms_norm _local_scalar_dense _log_softmax
-    _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit_no_training
-    _pdist_forward _prelu_kernel _reshape_alias _softmax _to_copy _unsafe_index _unsafe_view
-    adaptive_avg_pool2d adaptive_max_pool2d all amax amin any arange argmax argmin argsort avg_pool1d
-    avg_pool2d bernoulli broadcast_tensors cat channel_shuffle clone col2im constant_pad_nd copy copy_
-    cudnn_batch_norm cummax cumprod cumsum embedding empty empty_like empty_permuted empty_strided
-    eye fill fill_ flip full full_like gather glu group_norm im2col index index_put index_select
-    layer_norm lift_fresh linalg_vector_norm linspace logsumexp masked_fill masked_select max
-    max_pool2d_with_indices mean median min mkldnn_max_pool2d native_batch_norm native_dropout
-    native_group_norm native_layer_norm new_empty new_full new_ones new_zeros nonzero norm one_hot
-    ones ones_like pixel_shuffle pixel_unshuffle prod rand randn reflection_pad1d reflection_pad2d
-    relu repeat repeat_interleave replication_pad2d rms_norm roll scalar_tensor scatter scatter_add
-    select_scatter slice_scatter softmax sort stack std std_mean sum topk tril triu
-    upsample_nearest2d var var_mean where zero_ zeros zeros_like
-    """.split()
+    [
+        "_adaptive_avg_pool2d", "_batch_norm_no_update", "_fused_rms_norm", "_local_scalar_dense",
+        "_log_softmax", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
+        "_native_batch_norm_legit_no_training", "_prelu_kernel",
+        "_reshape_alias", "_softmax", "_to_copy", "_unsafe_index", "_unsafe_view",
+        "adaptive_avg_pool2d", "adaptive_max_pool2d", "all", "amax", "amin", "any", "arange",
+        "argmax", "argmin", "argsort", "avg_pool1d", "avg_pool2d", "bernoulli",
+        "broadcast_tensors", "cat", "channel_shuffle", "clone", "col2im", "constant_pad_nd",
+        "copy", "copy_", "cudnn_batch_norm", "cummax", "cumprod", "cumsum", "embedding", "empty",
+        "empty_like", "empty_permuted", "empty_strided", "eye", "fill", "fill_", "flip", "full",
+        "full_like", "gather", "glu", "group_norm", "im2col", "index", "index_put",
+        "index_select", "layer_norm", "lift_fresh", "linalg_vector_norm", "linspace", "logsumexp",
+        "masked_fill", "masked_select", "max", "max_pool2d_with_indices", "mean", "median", "min",
+        "mkldnn_max_pool2d", "native_batch_norm", "native_dropout", "native_group_norm",
+        "native_layer_norm", "new_empty", "new_full", "new_ones", "new_zeros", "nonzero", "norm",
+        "one_hot", "ones", "ones_like", "pixel_shuffle", "pixel_unshuffle", "prod", "rand",
+        "randn", "reflection_pad1d", "reflection_pad2d", "relu", "repeat", "repeat_interleave",
+        "replication_pad2d", "rms_norm", "roll", "scalar_tensor", "scatter", "scatter_add",
+        "select_scatter", "slice_scatter", "softmax", "sort", "stack", "std", "std_mean", "sum",
+        "topk", "tril", "triu", "upsample_nearest2d", "var", "var_mean", "where", "zero_",
+        "zeros", "zeros_like",
+    ]
 )  # fmt: skip
 """Operators that are neither elementwise nor views, and make no products of sums."""
 
@@ -91,11 +97,11 @@ def _without_fused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Is told every operator that runs, in its simplest form."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
         self.unknown: dict[str, None] = {}
         self.running: list[str] = []  # modules, the innermost last

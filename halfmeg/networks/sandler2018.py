@@ -25,7 +25,9 @@ CIFAR_STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)
 LAST_CHANNELS = 1280
 
 
-def _conv(in_channels: int, channels: int, kernel: int, stride: int, groups: int) -> list[nn.Module]:
+def _conv(
+    in_channels: int, channels: int, kernel: int, stride: int, groups: int
+) -> list[nn.Module]:
     padding = kernel // 2
     convolution = nn.Conv2d(
         in_channels, channels, kernel, stride, padding, groups=groups, bias=False

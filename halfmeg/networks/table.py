@@ -24,8 +24,8 @@ from halfmeg.networks.huang2017 import densenet_bc_40
 from halfmeg.networks.own import build_own
 from halfmeg.networks.sandler2018 import mobilenetv2
 from halfmeg.networks.study import cnn, resnet, resnet_linear, resnet_shared
-from halfmeg.networks.trockman2022 import convmixer
 from halfmeg.networks.trial import accepts
+from halfmeg.networks.trockman2022 import convmixer
 from halfmeg.networks.whitened import record, sprint
 from halfmeg.places import hand_over, is_place
 
@@ -82,12 +82,8 @@ MODELS: dict[str, ModelEntry] = {
         resnet_shared, STUDY, "each block applied twice, shared weights", 32
     ),
     "resnet8": ModelEntry(resnet8, RESIDUAL, "ResNet-8 of MLPerf Tiny (Banbury et al. 2021)"),
-    "resnet20": ModelEntry(
-        resnet20, RESIDUAL, "ResNet-20 of He et al. 2015, option A shortcuts"
-    ),
-    "resnet32": ModelEntry(
-        resnet32, RESIDUAL, "ResNet-32 of He et al. 2015, option A shortcuts"
-    ),
+    "resnet20": ModelEntry(resnet20, RESIDUAL, "ResNet-20 of He et al. 2015, option A shortcuts"),
+    "resnet32": ModelEntry(resnet32, RESIDUAL, "ResNet-32 of He et al. 2015, option A shortcuts"),
     "resnet56": ModelEntry(
         resnet56, RESIDUAL, "ResNet-56 of He et al. 2015 (over the budget, as a reference)"
     ),
@@ -103,9 +99,7 @@ MODELS: dict[str, ModelEntry] = {
     "gated": ModelEntry(
         gated, MOBILE, "depthwise filters on quarters, a gated pair; takes budget="
     ),
-    "cct2": ModelEntry(
-        cct2, OTHERS, "CCT-2/3×2, a small vision transformer (Hassani et al. 2021)"
-    ),
+    "cct2": ModelEntry(cct2, OTHERS, "CCT-2/3×2, a small vision transformer (Hassani et al. 2021)"),
     "mlp": ModelEntry(mlp, FLOORS, "two hidden layers on the pixels; takes budget="),
     "logistic": ModelEntry(logistic, FLOORS, "logistic regression on the pixels"),
     "sprint": ModelEntry(sprint, OWN, "soonest at 85%; takes budget=", smallest=9),

@@ -179,7 +179,7 @@ class _Trial:
                 raise self.fault(f"has a gradient that is not finite in {mode}: {name}")
 
     def check_evaluation(self) -> None:
-        """In evaluation mode: the same image gives the same logits, whenever and beside whatever."""
+        """In evaluation mode: an image gives the same logits whenever and beside whatever."""
         before = {key: value.clone() for key, value in self.model.state_dict().items()}
         with torch.no_grad(), evaluating(self.model):
             torch.manual_seed(1)

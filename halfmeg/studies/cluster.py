@@ -40,7 +40,8 @@ def train_on_cluster(
 ) -> Iterator[tuple[tuple[RunConfig, Path], str | None]]:
     """Train runs on the nodes of a Ray cluster, each asking for its threads as CPUs.
 
-    Python of the user's own that the configs name travels as text. The images are put into the cluster's object store once and shared by the runs of a node.
+    Python of the user's own that the configs name travels as text. The images are put into the
+    cluster's object store once and shared by the runs of a node.
 
     Args:
         address: of the cluster, such as "10.0.0.1:6379", or "auto" for the one of this machine.

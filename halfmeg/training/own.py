@@ -3,9 +3,10 @@
 | setting | called as | returns |
 |---|---|---|
 | `loss` | `(logits, labels)`: float32 B×K, int64 B | the mean loss of the batch, a scalar |
-| `augment` | `(images, generator)`: normalized B×3×H×W, after the recipe's own augmentation | the same shape |
+| `augment` | `(images, generator)`: normalized B×3×H×W | images of the same shape |
 | `optimizer` | `(params, lr, …)`: groups of parameters as torch takes them | a torch optimizer |
 
+A transform follows the recipe's own augmentation.
 A loss gets `label_smoothing` where its signature has it, an optimizer `betas`, `momentum` and
 `weight_decay`; the groups hold the weight decay of each too. A transform draws from the generator,
 or from torch's own, which is seeded anew for each step, so that a run resumes to the same bits. The
@@ -85,9 +86,7 @@ def build_own_loss(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def build_own_optimizer(
-    config: RunConfig, groups: list[dict[str, Any]]
-) -> torch.optim.Optimizer:
+def build_own_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Return the optimizer at the config's place for groups of parameters.
 
     Raises:

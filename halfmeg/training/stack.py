@@ -26,9 +26,9 @@ from torch.overrides import TorchFunctionMode
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
-from halfmeg.training.batches import Batch
 from halfmeg.networks.trial import try_stack
 from halfmeg.places import is_place
+from halfmeg.training.batches import Batch
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
 from halfmeg.training.job import Job, check, compiled, optimizer_of, schedule_of, set_up
