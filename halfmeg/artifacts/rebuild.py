@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from halfmeg.artifacts.weights import load_weights
 from halfmeg.data.dataset import DataSplits
+from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.table import build_model
 
 
@@ -23,7 +23,7 @@ def rebuild(
     """
     model = build_model(name, len(classes), image_size, budget)
     load_weights(model, weights)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_channels_last(model)
     return model.eval()
 
 

@@ -4,6 +4,7 @@
 |---|---|
 | `main` | the app, its commands, and what becomes of errors |
 | `look` | `models`, `summary`, `recipes`, `data` |
+| `new` | `new network` |
 | `train` | `train`, `resume`, `evaluate` |
 | `compare` | `compare`, `report` |
 | `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |

@@ -4,6 +4,7 @@
 |---|---|
 | `recipes` | functions that return configs |
 | `plan` | order, sizes, batches and seeds of every epoch, from config and counts alone |
+| `own` | a loss, an optimizer, a transform of the user's own |
 | `optim` | optimizers, schedules, averaged weights |
 | `distributed` | one run over several processes |
 | `selection` | the images that an epoch trains on: all, or the hardest |
