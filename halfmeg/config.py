@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
 
-from halfmeg.places import hand_over, is_place
+from halfmeg.places.place import hand_over, is_place
 
 OptimizerName = Literal["adam", "adamw", "sgd", "muon"]
 ScheduleName = Literal["constant", "step", "plateau", "cosine", "onecycle"]

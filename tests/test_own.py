@@ -16,7 +16,9 @@ from halfmeg import Run, RunConfig, build_model, compare, fit, resume
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import build_own, needs_plain_order
 from halfmeg.networks.trial import try_out
-from halfmeg.places import PlaceWarning, file_name, hand_over, is_place, load, read_source
+from halfmeg.places.load import load
+from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place
+from halfmeg.places.source import read_source
 
 NET = """
 import torch

@@ -33,7 +33,7 @@ from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
 from halfmeg.networks.table import build_model
-from halfmeg.places import is_place
+from halfmeg.places.place import is_place
 
 FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20

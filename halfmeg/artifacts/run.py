@@ -39,7 +39,7 @@ from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
-from halfmeg.places import provide
+from halfmeg.places.place import provide
 
 METRICS = (
     "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",

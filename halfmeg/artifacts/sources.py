@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from halfmeg.artifacts.files import write_atomically, write_json
-from halfmeg.places import TIMM, PlaceWarning, load, locate, read_source, remember
+from halfmeg.places.load import load
+from halfmeg.places.place import TIMM, PlaceWarning, locate, remember
+from halfmeg.places.source import read_source
 
 DESCRIBED = "source.json"
 TEXTS = "source"

@@ -19,7 +19,7 @@ from halfmeg.cli.show import (
     print_line,
     print_table,
 )
-from halfmeg.places import file_name
+from halfmeg.places.place import file_name
 
 if TYPE_CHECKING:
     from halfmeg.data.dataset import DataSplits

@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 import halfmeg
 from halfmeg.cli import compare, look, new, ship, train
 from halfmeg.cli.show import SPEAKS, print_line
-from halfmeg.places import PlaceWarning
+from halfmeg.places.place import PlaceWarning
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
 app = typer.Typer(

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.config import BUDGET
-from halfmeg.places import TIMM, call, load, read_source, running, takes
+from halfmeg.places.load import call, load, running, takes
+from halfmeg.places.place import TIMM
+from halfmeg.places.source import read_source
 
 IN_CHANNELS = 3
 

@@ -27,7 +27,7 @@ from halfmeg.networks.study import cnn, resnet, resnet_linear, resnet_shared
 from halfmeg.networks.trial import accepts
 from halfmeg.networks.trockman2022 import convmixer
 from halfmeg.networks.whitened import record, sprint
-from halfmeg.places import hand_over, is_place
+from halfmeg.places.place import hand_over, is_place
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class ModelEntry:
 
     Attributes:
         build: takes `num_classes`, and `image_size` and `budget` where its signature has them.
-        group: the heading that it stands under.
         description: one line.
         image_size: the only side of the images that it takes; None for any from `smallest` up.
         smallest: the smallest side.
+        group: the heading that it stands under.
     """
 
     build: Callable[..., nn.Module]
-    group: str
     description: str
     image_size: int | None = None
     smallest: int = 8
+    group: str = ""
 
     @property
     def scalable(self) -> bool:
@@ -68,43 +68,56 @@ class ModelEntry:
         return size == self.image_size if self.image_size else size >= self.smallest
 
 
-STUDY, RESIDUAL, MOBILE, OTHERS, FLOORS, OWN = (
-    "the study", "residual networks", "depthwise networks", "other kinds", "floors", "halfmeg's own"
-)  # fmt: skip
-
 MODELS: dict[str, ModelEntry] = {
-    "cnn": ModelEntry(cnn, STUDY, "the study's plain CNN", 32),
+    "cnn": ModelEntry(cnn, "the study's plain CNN", 32, group="the study"),
     "resnet": ModelEntry(
-        resnet, STUDY, "the study's ResNet with its hidden head (over the budget)", 32
+        resnet, "the study's ResNet with its hidden head (over the budget)", 32, group="the study"
     ),
-    "resnet-linear": ModelEntry(resnet_linear, STUDY, "the same body with a linear head", 32),
+    "resnet-linear": ModelEntry(
+        resnet_linear, "the same body with a linear head", 32, group="the study"
+    ),
     "resnet-shared": ModelEntry(
-        resnet_shared, STUDY, "each block applied twice, shared weights", 32
+        resnet_shared, "each block applied twice, shared weights", 32, group="the study"
     ),
-    "resnet8": ModelEntry(resnet8, RESIDUAL, "ResNet-8 of MLPerf Tiny (Banbury et al. 2021)"),
-    "resnet20": ModelEntry(resnet20, RESIDUAL, "ResNet-20 of He et al. 2015, option A shortcuts"),
-    "resnet32": ModelEntry(resnet32, RESIDUAL, "ResNet-32 of He et al. 2015, option A shortcuts"),
+    "resnet8": ModelEntry(
+        resnet8, "ResNet-8 of MLPerf Tiny (Banbury et al. 2021)", group="residual networks"
+    ),
+    "resnet20": ModelEntry(
+        resnet20, "ResNet-20 of He et al. 2015, option A shortcuts", group="residual networks"
+    ),
+    "resnet32": ModelEntry(
+        resnet32, "ResNet-32 of He et al. 2015, option A shortcuts", group="residual networks"
+    ),
     "resnet56": ModelEntry(
-        resnet56, RESIDUAL, "ResNet-56 of He et al. 2015 (over the budget, as a reference)"
+        resnet56, "ResNet-56 of He et al. 2015 (over the budget)", group="residual networks"
     ),
     "densenet-bc-40": ModelEntry(
-        densenet_bc_40, RESIDUAL, "DenseNet-BC of 40 layers (Huang et al. 2017), growth rate 12"
+        densenet_bc_40, "DenseNet-BC-40 (Huang et al. 2017), growth 12", group="residual networks"
     ),
     "mobilenetv2": ModelEntry(
-        mobilenetv2, MOBILE, "MobileNetV2 (Sandler et al. 2018) at CIFAR strides; takes budget="
+        mobilenetv2, "MobileNetV2 (Sandler et al. 2018) at CIFAR strides; takes budget=",
+        group="depthwise networks",
     ),
     "convmixer": ModelEntry(
-        convmixer, MOBILE, "ConvMixer-w/8 (Trockman and Kolter 2022); takes budget="
+        convmixer, "ConvMixer (Trockman and Kolter 2022) of 8 layers; takes budget=",
+        group="depthwise networks",
     ),
     "gated": ModelEntry(
-        gated, MOBILE, "depthwise filters on quarters, a gated pair; takes budget="
+        gated, "depthwise filters on quarters, a gated pair; takes budget=",
+        group="depthwise networks",
     ),
-    "cct2": ModelEntry(cct2, OTHERS, "CCT-2/3×2, a small vision transformer (Hassani et al. 2021)"),
-    "mlp": ModelEntry(mlp, FLOORS, "two hidden layers on the pixels; takes budget="),
-    "logistic": ModelEntry(logistic, FLOORS, "logistic regression on the pixels"),
-    "sprint": ModelEntry(sprint, OWN, "soonest at 85%; takes budget=", smallest=9),
-    "record": ModelEntry(record, OWN, "the most accurate; takes budget=", smallest=9),
-}
+    "cct2": ModelEntry(
+        cct2, "CCT-2/3×2, a small vision transformer (Hassani et al. 2021)", group="transformers"
+    ),
+    "mlp": ModelEntry(mlp, "two hidden layers on the pixels; takes budget=", group="floors"),
+    "logistic": ModelEntry(logistic, "logistic regression on the pixels", group="floors"),
+    "sprint": ModelEntry(
+        sprint, "soonest at 85%; takes budget=", smallest=9, group="halfmeg's own"
+    ),
+    "record": ModelEntry(
+        record, "the most accurate; takes budget=", smallest=9, group="halfmeg's own"
+    ),
+}  # fmt: skip
 
 
 def build_model(

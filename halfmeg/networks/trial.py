@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.own import IN_CHANNELS, build_own
 from halfmeg.networks.protocol import evaluating
-from halfmeg.places import PlaceWarning, describe, read_source
+from halfmeg.places.load import describe
+from halfmeg.places.place import PlaceWarning
+from halfmeg.places.source import read_source
 
 BATCH = 7
 TOLERANCE = 1e-3

@@ -24,7 +24,7 @@ from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
 from halfmeg.networks.summary import count_macs, count_params
-from halfmeg.places import is_place, short_name
+from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.onnx import quantize, to_onnx
 
 NUM_CALIBRATION = 512

@@ -23,7 +23,9 @@ import torch
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits
-from halfmeg.places import TIMM, Source, load, read_source, settle
+from halfmeg.places.load import load
+from halfmeg.places.place import TIMM
+from halfmeg.places.source import Source, read_source, settle
 from halfmeg.training.fit import train_run
 
 CONNECT_SECONDS = 5.0

@@ -21,7 +21,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.cost import Cost, measure_costs
 from halfmeg.evaluation.evaluate import evaluate
 from halfmeg.networks.table import build_model
-from halfmeg.places import PlaceWarning, is_place
+from halfmeg.places.place import PlaceWarning, is_place
 
 ROBUSTNESS_IMAGES = 2_000
 

@@ -28,7 +28,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.source import open_splits, save_splits
-from halfmeg.places import check_in_file, file_name, hand_over
+from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.cluster import train_on_cluster
 from halfmeg.training.fit import RUN_FAILURES, one_line, train_run
 from halfmeg.training.listen import Listener

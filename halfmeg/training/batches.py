@@ -12,7 +12,7 @@ from torch import Tensor
 from halfmeg.data.augment import Augmentation, augment
 from halfmeg.data.dataset import Dataset
 from halfmeg.training.distributed import Ranks
-from halfmeg.training.own import Transform
+from halfmeg.training.own import Transform, same_images
 from halfmeg.training.plan import Epoch
 from halfmeg.training.selection import Selection
 
@@ -46,21 +46,21 @@ class Batches:
     Attributes:
         indices: of the images to train on, among all training images.
         augmentation: what is done to them.
-        transform: what is done to them then.
         mean, std: float32 of length 3, on the device, of pixels scaled to [0, 1].
         dtype: of the batches.
         selection: chooses the images of an epoch.
         ranks: the processes of the run.
+        transform: what is done to the images last.
     """
 
     indices: Tensor
     augmentation: Augmentation
-    transform: Transform
     mean: Tensor
     std: Tensor
     dtype: torch.dtype
     selection: Selection
     ranks: Ranks
+    transform: Transform = same_images
 
     def draw(self, train: Dataset, epoch: Epoch, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `first` on.

@@ -16,7 +16,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.networks.table import MODELS
-from halfmeg.places import is_place
+from halfmeg.places.place import is_place
 
 
 def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:

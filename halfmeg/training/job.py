@@ -22,7 +22,7 @@ from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.protocol import preparation
 from halfmeg.networks.table import MODELS, build_model, other_sizes
 from halfmeg.networks.trial import try_out
-from halfmeg.places import is_place, short_name
+from halfmeg.places.place import is_place, short_name
 from halfmeg.training.batches import Batch, Batches
 from halfmeg.training.distill import open_teacher
 from halfmeg.training.distributed import Ranks
@@ -218,8 +218,8 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     )  # fmt: skip
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
     batches = Batches(
-        train_indices, augmentation_of(config), build_transform(config), mean, std, dtype,
-        selection, ranks,
+        train_indices, augmentation_of(config), mean, std, dtype, selection, ranks,
+        build_transform(config),
     )  # fmt: skip
     criterion = build_loss(config, data, device)
     return Job(

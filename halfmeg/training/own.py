@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from halfmeg.config import RunConfig
-from halfmeg.places import call, is_place, load, running, takes
+from halfmeg.places.load import call, load, running, takes
+from halfmeg.places.place import is_place
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from halfmeg.config import RunConfig
-from halfmeg.places import call, is_place, load
+from halfmeg.places.load import call, load
+from halfmeg.places.place import is_place
 
 
 def study_compare(model: str = "cnn") -> RunConfig:

@@ -27,7 +27,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.trial import try_stack
-from halfmeg.places import is_place
+from halfmeg.places.place import is_place
 from halfmeg.training.batches import Batch
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume

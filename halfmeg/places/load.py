@@ -1,0 +1,177 @@
+"""What stands at a place, loaded and called; whatever goes wrong there is one line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from halfmeg.places.place import (
+    HANDED_OVER,
+    IN_FILE,
+    IN_MODULE,
+    file_of,
+    first_on_path,
+    handed_over,
+    locate,
+)
+from halfmeg.places.source import read_source
+
+_modules: dict[Path, tuple[str, ModuleType]] = {}
+
+
+_brought_in: set[str] = set()
+"""Modules that files named by a user have imported from beside them."""
+
+
+def load(place: str) -> Any:
+    """Return what stands at a place.
+
+    Raises:
+        ValueError: nothing does, or the Python there cannot be imported; in one line.
+    """
+    found = IN_FILE.fullmatch(place)
+    if handed_over(place) is not None and (
+        not found or locate(place) == file_of(handed_over(place))
+    ):
+        return handed_over(place)
+    if place.startswith(HANDED_OVER):
+        raise ValueError(
+            f"{place} was an object of the Python process that handed it over; "
+            f"hand it over again from Python (model=), or name it as FILE.py:NAME"
+        )
+    if found:
+        path = locate(place)
+        assert path is not None
+        return _member(_load_file(path, place), found["name"], place)
+    if (found := IN_MODULE.fullmatch(place)) is None:
+        raise ValueError(
+            f"{place!r} is no place; write FILE.py:NAME, package.module:NAME or timm:NAME"
+        )
+    with running(place), first_on_path(None):
+        try:
+            module = importlib.import_module(found["module"])
+        except ModuleNotFoundError as error:
+            if error.name and f"{found['module']}.".startswith(f"{error.name}."):
+                raise ValueError(f"{place}: there is no module {error.name!r}") from None
+            raise
+    return _member(module, found["name"], place)
+
+
+@contextmanager
+def running(place: str, doing: str = "raises on import") -> Iterator[None]:
+    """Run Python of the user's: what it prints goes to the error stream, what it raises is a line.
+
+    Raises:
+        ValueError: it raised anything.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{place} {doing}: {describe(error, place)}") from None
+
+
+def describe(error: BaseException, place: str) -> str:
+    """Return kind, text and line of what Python at a place raised, on one line."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{error.msg} (line {error.lineno})"
+    text = " ".join(str(error).split())[:300]
+    known = {str(path) for path in _modules} | {str(file_of(handed_over(place)) or "")}
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename in known]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
+
+
+def call(place: str, function: Any, /, **offered: Any) -> Any:
+    """Call what stands at a place with those of the offered values that its signature has.
+
+    Raises:
+        ValueError: it is nothing to call, needs an argument that is not offered, or raises.
+    """
+    if not callable(function):
+        kind = type(function).__name__
+        raise ValueError(f"{place} is a {kind}, nothing to call; a class or function is expected")
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):  # one that is written in C
+        parameters = []
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for parameter in parameters:
+        needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD,
+        )  # fmt: skip
+        if needed and (parameter not in named or parameter.name not in offered):
+            raise ValueError(
+                f"{place} needs the argument {parameter.name!r}; give it a default, "
+                f"since it is called with {', '.join(offered)} alone"
+            )
+    names = {parameter.name for parameter in named}
+    with running(place, "raises when it is called"):
+        return function(**{key: value for key, value in offered.items() if key in names})
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Return whether a function's signature has a parameter of that name, or any."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        return False
+
+
+def _member(module: ModuleType, name: str, place: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            own = [
+                key for key, item in vars(module).items()
+                if callable(item) and getattr(item, "__module__", None) == module.__name__
+            ]  # fmt: skip
+            close = difflib.get_close_matches(name, own, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"{place}: there is no {name!r}; {hint}found: {', '.join(own) or '–'}")
+        value = getattr(value, part)
+    return value
+
+
+def _load_file(path: Path, place: str) -> ModuleType:
+    """Run a file as a module of its own; again only where it or a neighbour has changed."""
+    source = read_source(place)
+    loaded = _modules.get(path)
+    if loaded and loaded[0] == source.sha256:
+        return loaded[1]
+    try:
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{place} is no Python: {describe(error, place)}") from None
+    for text in source.texts:  # those of the same name that another place has brought in, too
+        if (neighbour := _module_name(text)) in _brought_in:
+            sys.modules.pop(neighbour, None)
+    name = f"halfmeg_place_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    sys.modules[name] = module  # where dataclasses and inspect look for it
+    _modules[path] = (source.sha256, module)
+    try:
+        with running(place), first_on_path(path.parent):
+            exec(code, vars(module))
+    except ValueError:
+        del sys.modules[name], _modules[path]
+        raise
+    _brought_in.update({_module_name(text) for text in source.texts} & (set(sys.modules) - before))
+    return module
+
+
+def _module_name(text: str) -> str:
+    return text.removesuffix(".py").removesuffix("/__init__").replace("/", ".")

@@ -1,0 +1,148 @@
+"""The text that stands at a place, with that of the neighbours that it imports, and its hash."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import linecache
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from halfmeg.places.place import (
+    IN_FILE,
+    IN_MODULE,
+    TIMM,
+    code_of,
+    file_name,
+    handed_over,
+    locate,
+    settle_at,
+)
+
+MAX_FILES = 200
+"""A module that imports more of its neighbours is kept and hashed up to here."""
+
+
+_sources: dict[str, Source] = {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text that stands at a place.
+
+    Attributes:
+        place: as the user named it.
+        file: where the text was found, absolute; empty where it is in no file.
+        texts: the module by its path, and those of its neighbours that it imports.
+    """
+
+    place: str
+    file: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all texts with their paths."""
+        digest = hashlib.sha256()
+        for name, text in sorted(self.texts.items()):
+            digest.update(f"{name}\0{text}\0".encode())
+        return digest.hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what describes the source, without its texts."""
+        return {
+            "place": self.place, "file": self.file, "sha256": self.sha256,
+            "texts": sorted(self.texts),
+        }  # fmt: skip
+
+
+def read_source(place: str) -> Source:
+    """Return the text that stands at a place: its module, and the neighbours that it imports.
+
+    Raises:
+        ValueError: its file does not exist, or cannot be read.
+    """
+    if place in _sources:
+        return _sources[place]
+    path = locate(place)
+    if path is None:
+        return Source(place, "", _text_of_object(place))
+    root = path.parent
+    if (found := IN_MODULE.fullmatch(place)) and not IN_FILE.fullmatch(place):
+        depth = len(found["module"].split(".")) - (path.name != "__init__.py")
+        root = path.parents[max(0, depth)]
+    texts = {}
+    for file in _with_neighbours(path, root):
+        try:
+            texts[file.relative_to(root).as_posix()] = file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{place}: {file.name} cannot be read: {error}") from None
+    return Source(place, str(path), texts)
+
+
+def settle(source: Source, folder: Path) -> None:
+    """Write the texts of a source into a folder of this machine, and find its place there.
+
+    For a node of a cluster that trains what another machine named.
+    """
+    for name, text in source.texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    _sources[source.place] = source
+    if found := IN_FILE.fullmatch(source.place):
+        settle_at(source.place, folder / Path(found["file"]).name)
+    elif source.texts and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _text_of_object(place: str) -> dict[str, str]:
+    """Return the text of an object that stands in no file, as in a notebook, if there is one."""
+    if place.startswith(TIMM):
+        return {"timm": f"timm {getattr(sys.modules.get('timm'), '__version__', '')}"}
+    code = code_of(handed_over(place))
+    text = "".join(linecache.getlines(code.co_filename)) if code else ""  # the whole cell
+    return {f"{file_name(place)}.py": text} if text else {}
+
+
+def _with_neighbours(entry: Path, root: Path) -> list[Path]:
+    """Return a file, and those below `root` that it imports, and those that they do."""
+    found: dict[Path, None] = {entry: None}
+    queue = [entry] if "site-packages" not in entry.parts else []
+    for path in queue:
+        for folder in path.relative_to(root).parents:
+            package = root / folder / "__init__.py"
+            if folder != Path() and package.is_file() and package not in found:
+                found[package] = None
+                queue.append(package)
+        for imported in _imported_files(path, root):
+            if imported not in found and len(found) < MAX_FILES:
+                found[imported] = None
+                queue.append(imported)
+    return list(found)
+
+
+def _imported_files(path: Path, root: Path) -> Iterator[Path]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return  # whoever loads it says so
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            bases, names = [root], [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = path.parents[node.level - 1] if node.level else root
+            start = f"{node.module}." if node.module else ""
+            bases = [base]
+            names = [node.module or "", *(f"{start}{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for base in bases:
+            for name in filter(None, names):
+                stem = base.joinpath(*name.split("."))
+                for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+                    if file.is_file() and root in file.parents:
+                        yield file
