@@ -248,3 +248,44 @@ def test_the_text_travels_to_a_cluster(
     far, local = (folder / name / "net-Net-seed-0" for name in ("far", "local"))
     for name in ("weights.safetensors", "source.json", "source/model/parts.py"):
         assert (far / name).read_bytes() == (local / name).read_bytes()
+
+
+LATE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3072, num_classes)
+
+    def forward(self, x):
+        if len(x) > 20:
+            raise KeyError("too many")
+        return self.head(x.flatten(1))
+"""
+
+
+@pytest.mark.filterwarnings("ignore::halfmeg.places.place.PlaceWarning")
+def test_what_is_raised_late_is_one_line_too(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    write(tmp_path, LATE)
+    data = ["--data", str(pictures), "--json"]
+    done = cli("train", "common", "model=net.py:Net", "epochs=1", *data)
+    assert done.code == 2
+    assert "halfmeg: KeyError: 'too many' (net.py, line 12)" in done.err
+    assert "Traceback" not in done.err
+    done = cli("compare", "net.py:Net", "logistic", "epochs=1", "--seeds", "1", *data)
+    assert done.code == 1
+    assert done.json["failures"] == {"net-Net-seed-0": "KeyError: 'too many' (net.py, line 12)"}
+
+
+def test_a_faulty_network_stops_a_study_before_it_trains(
+    folder: Path, few_digits: DataSplits
+) -> None:
+    write(folder, network(HEAD, "return x"), "faulty.py")
+    with pytest.raises(ValueError, match=r"faulty\.py:Net returns 7×3×32×32"):
+        compare(
+            ["logistic", "faulty.py:Net"], few_digits, seeds=1, out="study",
+            config=small_config(epochs=1),
+        )  # fmt: skip
+    assert not (folder / "study").exists()

@@ -39,6 +39,7 @@ from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
+from halfmeg.networks.trial import try_out
 from halfmeg.places.place import provide
 
 METRICS = (
@@ -237,7 +238,9 @@ class Run:
             PlaceWarning: what stands there has changed since the run was made.
         """
         places = {key: place for key, place in self.config.places().items() if key == "model"}
-        check_sources(self.folder, places)
+        if check_sources(self.folder, places):
+            num_classes, size = len(self.data.classes), self.data.image_size
+            try_out(self.config.model, num_classes, size, self.config.budget)
         path, facts = self.folder / "weights.safetensors", self.data
         config = self.config
         return rebuild(config.model, facts.classes, facts.image_size, config.budget, path)

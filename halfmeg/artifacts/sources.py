@@ -67,16 +67,20 @@ def find_sources(folder: Path) -> None:
             remember(described["place"], described["file"])
 
 
-def check_sources(folder: Path, places: Mapping[str, str]) -> None:
+def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
     """Load what stands at places, and compare it with what a run was made with.
 
     Raises:
         ValueError: a place is within the run folder, from which no Python is run; or nothing can
             be loaded there.
 
+    Returns:
+        Whether a text has changed since.
+
     Warns:
-        PlaceWarning: a text has changed since.
+        PlaceWarning: so it has.
     """
+    changed = False
     described = read_sources(folder)
     for setting, place in places.items():
         kept = folder / TEXTS / setting
@@ -90,12 +94,14 @@ def check_sources(folder: Path, places: Mapping[str, str]) -> None:
             continue
         source, then = read_source(place), described[setting]["sha256"]
         if source.sha256 != then:
+            changed = True
             warnings.warn(
                 f"{place} has changed since {folder} was made: its hash is {source.sha256[:12]}, "
                 f"then it was {str(then)[:12]} ({kept} keeps that text)",
                 PlaceWarning,
                 stacklevel=2,
             )
+    return changed
 
 
 def check_outside(folder: Path, place: str) -> None:

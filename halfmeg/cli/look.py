@@ -16,6 +16,7 @@ from halfmeg.cli.show import (
     print_table,
 )
 from halfmeg.config import BUDGET
+from halfmeg.places.place import is_place
 
 if TYPE_CHECKING:
     from halfmeg.networks.summary import ModelSummary
@@ -81,7 +82,10 @@ def summary(
     """Print a network's layer table, with published and true counts."""
     from halfmeg.networks.summary import format_table, summarize
     from halfmeg.networks.table import build_model
+    from halfmeg.networks.trial import try_out
 
+    if is_place(model):
+        try_out(model, num_classes, image_size, budget)
     result = summarize(build_model(model, num_classes, image_size, budget), image_size)
     if as_json:
         print_json(_summary_json(result))

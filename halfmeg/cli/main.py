@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 import halfmeg
 from halfmeg.cli import compare, look, new, ship, train
 from halfmeg.cli.show import SPEAKS, print_line
+from halfmeg.places.load import blame
 from halfmeg.places.place import PlaceWarning
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
@@ -70,6 +71,10 @@ def main() -> NoReturn:
         _fail(f"{where}{error.strerror or error}", 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
+    except Exception as error:
+        if (told := blame(error)) is None:
+            raise
+        _fail(told, 2)
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

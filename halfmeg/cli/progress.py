@@ -14,6 +14,7 @@ from halfmeg.cli.show import print_error, screen
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.load import load_dataset
+from halfmeg.places.place import short_name
 from halfmeg.studies.study import StudyListener
 from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.plan import on_hard_images
@@ -73,7 +74,8 @@ class StudyDisplay(StudyListener):
         if self.quiet or not (self.apart or error):
             return
         outcome = f"failed: {error}" if error else "done"
-        print_error(f"{config.model} {config.recipe} seed {config.seed}  {outcome}  {done}/{total}")
+        name = f"{short_name(config.model)} {short_name(config.recipe)} seed {config.seed}"
+        print_error(f"{name}  {outcome}  {done}/{total}")
 
 
 class _Display(Listener):
@@ -82,7 +84,7 @@ class _Display(Listener):
     def __init__(self, bars: Progress, config: RunConfig) -> None:
         self.bars = bars
         self.config = config
-        self.name = f"{config.model} seed {config.seed}"
+        self.name = f"{short_name(config.model)} seed {config.seed}"
         self.task = bars.add_task(self.name, total=None, numbers="")
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:

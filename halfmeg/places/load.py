@@ -92,6 +92,20 @@ def describe(error: BaseException, place: str) -> str:
     return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
 
 
+def blame(error: BaseException) -> str | None:
+    """Return kind, text, file and line of what Python of the user's own raised; None for all else.
+
+    An error is the user's where their Python is what raised it, or called what did.
+    """
+    files = {str(path) for path in _modules}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in files:
+            text = " ".join(str(error).split())[:300]
+            where = f"{Path(frame.filename).name}, line {frame.lineno}"
+            return f"{type(error).__name__}{f': {text}' if text else ''} ({where})"
+    return None
+
+
 def call(place: str, function: Any, /, **offered: Any) -> Any:
     """Call what stands at a place with those of the offered values that its signature has.
 

@@ -14,6 +14,7 @@ from halfmeg.config import BUDGET, RunConfig
 from halfmeg.evaluation.calibration import Calibration, calibrate, fit_temperature
 from halfmeg.evaluation.cost import Cost
 from halfmeg.evaluation.evaluate import score
+from halfmeg.places.place import short_name
 from halfmeg.studies.measure import Robustness, mean_robustness, shape_name
 from halfmeg.studies.stats import (
     Interval,
@@ -141,7 +142,11 @@ def name_entrants(configs: list[RunConfig]) -> list[str]:
                 differing = telling
             settings = ", ".join(f"{key}={mine[key]}" for key in differing)
             names.append(f"{config.model} ({settings})")
-    return names
+    short = [
+        name.replace(config.model, short_name(config.model), 1)
+        for name, config in zip(names, configs, strict=True)
+    ]
+    return short if len(set(short)) == len(set(names)) else names
 
 
 def build_entrant(name: str, items: list[LoadedRun], costs: dict[str, Cost]) -> Entrant:

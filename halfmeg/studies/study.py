@@ -28,9 +28,11 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.source import open_splits, save_splits
+from halfmeg.places.load import blame
 from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.cluster import train_on_cluster
 from halfmeg.training.fit import RUN_FAILURES, one_line, train_run
+from halfmeg.training.job import check_places
 from halfmeg.training.listen import Listener
 from halfmeg.training.stack import check_stack, train_stack
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -129,6 +131,8 @@ def run_study(
     if workers > 1 or cluster is not None:
         for config in configs:
             check_in_file(config.places().values(), "other processes")
+    for config in dict.fromkeys(replace(config, seed=0) for config in configs):
+        check_places(config, data)  # before anything is trained
     folders = _folder_names(configs)
     if stack:
         for seeds in _by_all_but_seed((config, out) for config in configs):
@@ -212,7 +216,9 @@ def _train_stacks(tasks: Sequence[Task], data: DataSplits, listener: StudyListen
             errors = train_stack(seeds, data, listener.of_run(seeds[0][0]))
         except TrainingInterruptedError:
             raise
-        except RUN_FAILURES as error:
+        except Exception as error:
+            if not (isinstance(error, RUN_FAILURES) or blame(error)):
+                raise
             errors = [one_line(error)] * len(seeds)
         yield from zip(seeds, errors, strict=True)
 

@@ -16,6 +16,7 @@ from halfmeg.artifacts.sources import check_sources
 from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.places.load import blame
 from halfmeg.training.distributed import Ranks, join_ranks
 from halfmeg.training.job import check, set_up
 from halfmeg.training.listen import Listener, SilentListener
@@ -146,7 +147,11 @@ def train_run(
             fit(config, data, folder, listener=listener)
     except TrainingInterruptedError:
         raise
-    except RUN_FAILURES as error:
+    except Exception as error:
+        if told := blame(error):
+            return told
+        if not isinstance(error, RUN_FAILURES):
+            raise
         return one_line(error)
     return None
 

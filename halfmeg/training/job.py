@@ -51,9 +51,7 @@ def check(config: RunConfig, data: DataSplits) -> None:
     if config.crop_mode == "reflect" and config.crop >= data.image_size:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
     num_classes = len(data.classes)
-    if is_place(config.model):
-        dtype = compute_dtype(config.precision, torch.device(config.device))
-        try_out(config.model, num_classes, data.image_size, config.budget, dtype)
+    check_places(config, data)
     model = build_model(config.model, num_classes, data.image_size, config.budget)
     small = config.small_sizes()
     fitting = other_sizes(config.model, model, num_classes, small.values())
@@ -63,7 +61,6 @@ def check(config: RunConfig, data: DataSplits) -> None:
                 f"{name}={size} does not fit {config.model} and this data; "
                 f"allowed: {_small_sizes_of(config.model, data.image_size)}"
             )
-    try_own(config, num_classes, data.image_size)
     if config.init:
         load_initial_weights(model, config)
     if config.teacher:
@@ -71,6 +68,20 @@ def check(config: RunConfig, data: DataSplits) -> None:
     train, _ = stratified_split(data.train.labels, config.val_fraction, config.seed)
     if len(train) < 2:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
+
+
+def check_places(config: RunConfig, data: DataSplits) -> None:
+    """Try out what a config has of the user's own; what was tried is not tried again.
+
+    Raises:
+        ValueError: a fault, by name.
+    """
+    num_classes = len(data.classes)
+    if is_place(config.model):
+        device = torch.device(config.device if torch.cuda.is_available() else "cpu")
+        dtype = compute_dtype(config.precision, device)
+        try_out(config.model, num_classes, data.image_size, config.budget, dtype)
+    try_own(config, num_classes, data.image_size)
 
 
 def _small_sizes_of(model: str, largest: int) -> str:
