@@ -28,7 +28,7 @@ from halfmeg.studies.power import LOOKS, is_futile
 from halfmeg.studies.ranking import compact_letters
 from halfmeg.studies.reading import MARGIN, Reading
 from halfmeg.studies.study import Study, StudyListener, make_configs, run_study
-from halfmeg.studies.verdict import PairResult, compare_pairs
+from halfmeg.studies.verdict import PairResult, compare_pairs, interval_name
 
 NUM_DISAGREEMENTS = 12
 
@@ -78,6 +78,11 @@ class Comparison:
     failures: dict[str, str]
     reading: Reading
     stopped: str | None = None
+
+    @property
+    def interval_name(self) -> str:
+        """What its intervals are called, such as `95% interval`."""
+        return interval_name(self.reading.level)
 
     @property
     def letters(self) -> tuple[str, ...]:

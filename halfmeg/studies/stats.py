@@ -212,43 +212,68 @@ def paired_tests(
         level: share of studies without a difference in which an interval may leave out 0.
     """
     drafts = [CrossedVariance.of(t, -1.0, 1.0) if len(t) > 1 else None for t in tables]
-    several = [variance for variance in drafts if variance is not None]
-    freedoms = sum(variance.num_seeds - 1 for variance in several)
-    pooled = sum(v.seeds * (v.num_seeds - 1) for v in several) / max(1, freedoms)
-    # All pairs of M networks hold (M - 1) independent contrasts of the M (M - 1) / 2.
-    pooled_dof = 2 / max(2, num_networks) * freedoms
+    used = iter(seeds_variances([v for v in drafts if v is not None], num_networks))
     return [
-        _test(table, variance, pooled, pooled_dof, num_networks, level)
-        for table, variance in zip(tables, drafts, strict=True)
+        _untested(table, num_networks, level)
+        if chance is None
+        else _test(table, chance, *next(used), num_networks, level)
+        for table, chance in zip(tables, drafts, strict=True)
     ]
+
+
+def seeds_variances(
+    chances: Sequence[CrossedVariance], num_networks: int
+) -> list[tuple[float, float]]:
+    """Return for each pair of a study the variance between seeds to use, and how well it is known.
+
+    The mean over the pairs, or the pair's own where that is larger; in degrees of freedom.
+    """
+    freedoms = [chance.num_seeds - 1 for chance in chances]
+    total = sum(freedoms)
+    pooled = sum(c.seeds * f for c, f in zip(chances, freedoms, strict=True)) / max(1, total)
+    # The M (M - 1) / 2 pairs of M networks hold M - 1 independent contrasts.
+    pooled_dof = 2 / num_networks * total
+    return [
+        (max(chance.seeds, pooled), max(pooled_dof, freedom))
+        for chance, freedom in zip(chances, freedoms, strict=True)
+    ]
+
+
+def _untested(table: Array, num_networks: int, level: float) -> PairedTest:
+    """Return what a single seed says: a difference without a test."""
+    return PairedTest(
+        difference=Interval(float(table.mean()), None, None),
+        p_value=None,
+        p_adjusted=None,
+        discordant=float((table != 0).sum()),
+        chance=None,
+        seeds=0.0,
+        seeds_dof=0.0,
+        num_networks=num_networks,
+        level=level,
+    )
 
 
 def _test(
     table: Array,
-    chance: CrossedVariance | None,
-    pooled: float,
-    pooled_dof: float,
+    chance: CrossedVariance,
+    seeds: float,
+    seeds_dof: float,
     num_networks: int,
     level: float,
 ) -> PairedTest:
     mean, discordant = float(table.mean()), float((table != 0).sum(1).mean())
-    if chance is None:
-        return PairedTest(
-            Interval(mean, None, None), None, None, discordant, None, 0.0, 0.0, num_networks, level
-        )
-    seeds = max(chance.seeds, pooled)
-    dof = max(pooled_dof, chance.num_seeds - 1)
     if discordant == 0:
         bound = 1 - (level / _pairs(num_networks)) ** (1 / table.shape[1])
         found, p_value, p_adjusted = Interval(0.0, -bound, bound), 1.0, 1.0
     else:
-        error, error_dof = chance.error(seeds, dof)
-        half = error * critical_value(level, num_networks, error_dof)
+        error, dof = chance.error(seeds, seeds_dof)
+        half = error * critical_value(level, num_networks, dof)
         found = Interval(mean, max(-1.0, chance.mean - half), min(1.0, chance.mean + half))
         distance = abs(chance.mean) / error
-        p_value, p_adjusted = tail(distance, 2, error_dof), tail(distance, num_networks, error_dof)
+        p_value, p_adjusted = tail(distance, 2, dof), tail(distance, num_networks, dof)
     return PairedTest(
-        found, p_value, p_adjusted, discordant, chance, seeds, dof, num_networks, level
+        found, p_value, p_adjusted, discordant, chance, seeds, seeds_dof, num_networks, level
     )
 
 

@@ -110,7 +110,7 @@ class PairResult:
         return f"{self.a} and {self.b} cannot be told apart: {told}; {self.outlook}"
 
     def _counts(self, lo: str, hi: str) -> str:
-        kind = f"{100 * (1 - self.test.level):g}% interval {lo} to {hi}"
+        kind = f"{interval_name(self.test.level)} {lo} to {hi}"
         if self.num_pairs > 1:
             kind += f" with all {self.num_pairs} pairs"
         return f"{kind}; {self.num_seeds} seeds, {self.num_images:,} images"
@@ -153,8 +153,15 @@ class PairResult:
         }
 
 
-def in_points(shares: Sequence[float], *borders: float, sign: bool = False) -> list[str]:
-    """Write shares as points with one decimal, or with as many as keep them off a border.
+def interval_name(level: float) -> str:
+    """Return the name of intervals at a level, such as `95% interval`."""
+    return f"{100 * (1 - level):g}% interval"
+
+
+def in_points(
+    shares: Sequence[float], *borders: float, digits: int = 1, sign: bool = False
+) -> list[str]:
+    """Write shares as points with so many digits, or with as many as keep them off a border.
 
     A bound of 0.0003 is not written as 0.0, nor one of 0.0098 as 1.0 where 0.01 is the margin:
     the words beside it would contradict it.
@@ -162,10 +169,10 @@ def in_points(shares: Sequence[float], *borders: float, sign: bool = False) -> l
 
     def written(share: float) -> str:
         text = ""
-        for digits in range(1, 7):
-            text = f"{100 * share:{'+' if sign else ''}.{digits}f}"
+        for places in range(digits, digits + 6):
+            text = f"{100 * share:{'+' if sign else ''}.{places}f}"
             if all(
-                abs(float(text)) != round(100 * border, digits) or abs(share) == border
+                abs(float(text)) != round(100 * border, places) or abs(share) == border
                 for border in (0.0, *borders)
             ):
                 break
