@@ -3,15 +3,16 @@
     python benchmarks/verdicts.py [--studies 1000] [--out FILE.json]
 
 A latent model, independent of what the verdicts assume: an answer is right with the probability
-logistic(level + difficulty of the image, shared by all networks + what a network makes of the image +
-what a seed of the network makes of all images). Image effects are normal with deviations of 1.5 and
-0.7, seeds' such that accuracy differs by so many points between seeds. Networks have 90% at first.
+logistic(level + difficulty of the image, shared by all networks + what a network makes of the image
++ what a seed of the network makes of all images). Image effects are normal with deviations of 1.5
+and 0.7, seeds' such that accuracy differs by so many points between seeds. 10,000 images, and
+networks of 90% where nothing else is said.
 
-A study without a difference that prints one "is better than" or more has a false verdict. Coverage is
-the share of studies whose intervals hold all true differences at once. Power is the share of pairs
-one point apart that are told apart. "Before" is what the program did until version 0.1.0: no floor
-below the variance between seeds, each pair for itself, the larger p-value of that and of McNemar's
-combined test, Holm's correction.
+A study without a difference that prints one "is better than" or more has a false verdict. Coverage
+is the share of studies whose intervals hold all true differences at once. Power is the share of
+pairs one point apart that are told apart. "Before" is what the program did until version 0.1.0: no
+floor below the variance between seeds, each pair for itself, the larger p-value of that and of
+McNemar's combined test, Holm's correction.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import json
 import platform
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -131,51 +133,60 @@ def interpolated_critical(level: float, num_networks: int) -> Callable[[float], 
 Verdicts = NDArray[np.float64]  # pairs × (lo, hi)
 
 
-def intervals(answers: Answers, level: float = LEVEL) -> Verdicts:
-    """Return the intervals of all pairs (i, j), i < j, as the program has them."""
-    M = len(answers)
+def pairs_of(num_networks: int) -> list[tuple[int, int]]:
+    """Return the pairs of the first networks; those of fewer come first."""
+    return [(i, j) for j in range(num_networks) for i in range(j)]
+
+
+def pair_chances(answers: Answers) -> list[CrossedVariance]:
+    """Return what `CrossedVariance` finds of each pair."""
     right = answers.astype(np.float64)
-    chances = [
-        CrossedVariance.of(right[i] - right[j], -1.0, 1.0)
-        for i in range(M)
-        for j in range(i + 1, M)
-    ]
-    critical = interpolated_critical(level, M)
+    return [CrossedVariance.of(right[i] - right[j], -1.0, 1.0) for i, j in pairs_of(len(right))]
+
+
+def intervals(chances: Sequence[CrossedVariance], level: float = LEVEL) -> Verdicts:
+    """Return the intervals of all pairs of a study, as the program has them."""
+    num_networks = round((1 + np.sqrt(1 + 8 * len(chances))) / 2)
+    critical = interpolated_critical(level, num_networks)
     bounds = []
-    for chance, (seeds, dof) in zip(chances, seeds_variances(chances, M), strict=True):
+    for chance, (seeds, dof) in zip(chances, seeds_variances(chances, num_networks), strict=True):
         error, error_dof = chance.error(seeds, dof)
         half = error * critical(error_dof)
         bounds.append((chance.mean - half, chance.mean + half))
     return np.array(bounds)
 
 
-def told_apart_before(answers: Answers) -> NDArray[np.bool_]:
-    """Return for all pairs (i, j), i < j, whether version 0.1.0 told them apart."""
-    M, S, N = answers.shape
+def p_values_before(answers: Answers) -> NDArray[np.float64]:
+    """Return the p-value of each pair in version 0.1.0, before Holm's correction."""
+    _, S, N = answers.shape
     p_values = []
-    for i in range(M):
-        for j in range(i + 1, M):
-            d = answers[i].astype(np.float64) - answers[j]
-            of_seeds, of_images, mean = d.mean(1), d.mean(0), d.mean()
-            square_seeds = N * float(np.square(of_seeds - mean).sum()) / (S - 1)
-            square_images = S * float(np.square(of_images - mean).sum()) / (N - 1)
-            whole = float(np.square(d - mean).sum())
-            rest = whole - square_seeds * (S - 1) - square_images * (N - 1)
-            square_rest = rest / ((S - 1) * (N - 1))
-            total = square_seeds + max(0.0, square_images - square_rest)
-            dof = total**2 / (square_seeds**2 / (S - 1)) if square_seeds > 0 else N - 1
-            error = np.sqrt(total / (S * N))
-            p_seeds = 2 * stats.t.sf(abs(mean) / error, dof) if error > 0 else float(mean == 0)
-            p_values.append(max(float(p_seeds), _mcnemar_combined(d)))
+    for i, j in pairs_of(len(answers)):
+        d = answers[i].astype(np.float64) - answers[j]
+        of_seeds, of_images, mean = d.mean(1), d.mean(0), d.mean()
+        square_seeds = N * float(np.square(of_seeds - mean).sum()) / (S - 1)
+        square_images = S * float(np.square(of_images - mean).sum()) / (N - 1)
+        whole = float(np.square(d - mean).sum())
+        rest = whole - square_seeds * (S - 1) - square_images * (N - 1)
+        square_rest = rest / ((S - 1) * (N - 1))
+        total = square_seeds + max(0.0, square_images - square_rest)
+        dof = total**2 / (square_seeds**2 / (S - 1)) if square_seeds > 0 else N - 1
+        error = np.sqrt(total / (S * N))
+        p_seeds = 2 * stats.t.sf(abs(mean) / error, dof) if error > 0 else float(mean == 0)
+        p_values.append(max(float(p_seeds), _mcnemar_combined(d)))
+    return np.array(p_values)
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p-values after Holm's correction."""
     order = np.argsort(p_values)
-    steps = len(p_values) - np.arange(len(p_values))
     adjusted = np.empty(len(p_values))
-    adjusted[order] = np.maximum.accumulate(np.array(p_values)[order] * steps)
-    return adjusted < LEVEL
+    steps = len(p_values) - np.arange(len(p_values))
+    adjusted[order] = np.maximum.accumulate(p_values[order] * steps)
+    return adjusted
 
 
 def _mcnemar_combined(d: NDArray[np.float64]) -> float:
-    S, N = d.shape
+    S = len(d)
     first, second = (d > 0).sum(1), (d < 0).sum(1)
     p = np.minimum(1, 2 * stats.binom.cdf(np.minimum(first, second), first + second, 0.5))
     score = (np.sign(first - second) * stats.norm.isf(p / 2)).sum()
@@ -188,90 +199,81 @@ def _mcnemar_combined(d: NDArray[np.float64]) -> float:
 
 
 def simulate(
-    world: World, num_seeds: int, count: int, *, seed: int = 0, before: bool = True
-) -> dict[str, float]:
+    world: World, num_seeds: int, count: int, *, sizes: Sequence[int], seed: int = 0
+) -> dict[int, dict[str, float]]:
     """Return what verdicts do in studies of `world`: shares from 0 to 1.
 
+    Args:
+        world: what is drawn from.
+        num_seeds: of each study.
+        count: of studies.
+        sizes: numbers of networks; each study is one of its first so many networks.
+        seed: of the draws.
+
     Returns:
-        `false`: studies in which an interval leaves out 0 though the two are equal, or leaves out
-        0 on the wrong side; `covered`: studies in which all intervals hold the truth;
-        `accuracy_covered`: networks whose own interval does; `power`: pairs one point apart that
-        are told apart; `width`: half the width of an interval, in points; `false_before` and
-        `power_before` as version 0.1.0.
+        By size: `false`, studies in which an interval leaves out 0 though the two are equal, or on
+        the wrong side; `covered`, studies in which all intervals hold the truth; `width`, half of
+        an interval, in points; `accuracy_covered`, networks whose own interval holds the truth;
+        `power`, pairs one point apart that are told apart; `false_before` and `power_before` as in
+        version 0.1.0.
     """
     accuracies = np.array(world.accuracies)
-    M = len(accuracies)
-    pairs = [(i, j) for i in range(M) for j in range(i + 1, M)]
-    truth = np.array([accuracies[i] - accuracies[j] for i, j in pairs])
+    truth = np.array([accuracies[i] - accuracies[j] for i, j in pairs_of(len(accuracies))])
     apart = np.isclose(truth, ONE_POINT)
-    keys = ["false", "covered", "accuracy_covered", "width"]
-    if apart.any():
-        keys.append("power")
-    totals = dict.fromkeys(keys, 0.0)
-    if before:
-        totals |= {f"{key}_before": 0.0 for key in ("false", "power") if key in totals}
+    totals: dict[int, dict[str, float]] = {size: defaultdict(float) for size in sizes}
     for answers in world.studies(count, num_seeds, seed):
-        lo, hi = intervals(answers).T
-        told = (lo > 0) | (hi < 0)
-        wrong = ((lo > 0) & (truth <= 0)) | ((hi < 0) & (truth >= 0))
-        totals["false"] += bool(wrong.any())
-        totals["covered"] += bool(((lo <= truth) & (truth <= hi)).all())
-        totals["width"] += 50 * float((hi - lo).mean())
+        all_chances, all_before = pair_chances(answers), p_values_before(answers)
         own = [crossed_interval(right.astype(np.float64)) for right in answers]
-        totals["accuracy_covered"] += float(
-            np.mean(
-                [
-                    i.lo is not None and i.hi is not None and i.lo <= a <= i.hi
-                    for i, a in zip(own, accuracies, strict=True)
-                ]
-            )
-        )
-        if apart.any():
-            totals["power"] += float(told[apart].mean())
-        if before:
-            told_before = told_apart_before(answers)
-            totals["false_before"] += bool((told_before & (truth == 0)).any())
-            if apart.any():
-                totals["power_before"] += float(told_before[apart].mean())
-    return {key: total / count for key, total in totals.items()}
+        held = [
+            i.lo is not None and i.hi is not None and i.lo <= accuracy <= i.hi
+            for i, accuracy in zip(own, accuracies, strict=True)
+        ]
+        for size, total in totals.items():
+            part = slice(len(pairs_of(size)))
+            lo, hi = intervals(all_chances[part]).T
+            true, one_apart = truth[part], apart[part]
+            wrong = ((lo > 0) & (true <= 0)) | ((hi < 0) & (true >= 0))
+            before = holm(all_before[part]) < LEVEL
+            total["false"] += bool(wrong.any())
+            total["covered"] += bool(((lo <= true) & (true <= hi)).all())
+            total["width"] += 50 * float((hi - lo).mean())
+            total["accuracy_covered"] += float(np.mean(held[:size]))
+            total["false_before"] += bool((before & (true == 0)).any())
+            if one_apart.any():
+                total["power"] += float((lo[one_apart] > 0).mean())
+                total["power_before"] += float(before[one_apart].mean())
+    return {
+        size: {key: value / count for key, value in total.items()} for size, total in totals.items()
+    }
 
 
-def simulate_looks(world: World, count: int, *, seed: int = 0) -> dict[str, float]:
-    """Return the share of studies with a false verdict at any look, and the mean of the seeds."""
-    false, seeds = 0, 0
+def simulate_looks(
+    world: World, count: int, *, sizes: Sequence[int], seed: int = 0
+) -> dict[int, float]:
+    """Return by number of networks the share of studies with a false verdict at any look.
+
+    The networks of `world` are equal. No study stops before the last look, so that none is spared
+    a false verdict by stopping for another reason.
+    """
+    false: Counter[int] = Counter()
     for answers in world.studies(count, LOOKS[-1], seed):
-        for look in LOOKS:
-            lo, hi = intervals(answers[:, :look], LOOK_LEVEL).T
-            if ((lo > 0) | (hi < 0)).any():
-                false += 1
-                break
-        seeds += look
-    return {"false": false / count, "seeds": seeds / count}
+        looks = [pair_chances(answers[:, :look]) for look in LOOKS]
+        for size in sizes:
+            part = slice(len(pairs_of(size)))
+            bounds = np.stack([intervals(chances[part], LOOK_LEVEL) for chances in looks])
+            false[size] += bool(((bounds[..., 0] > 0) | (bounds[..., 1] < 0)).any())
+    return {size: false[size] / count for size in sizes}
 
 
-def cells(deviations: Sequence[float] = DEVIATIONS) -> Iterator[tuple[dict[str, Any], World, int]]:
-    """Return the settings of the table: what they are called, the world, and the seeds."""
-    for num_seeds in SEEDS:
-        for M in NETWORKS:
-            for points in deviations:
-                for step in (0.0, ONE_POINT):
-                    accuracies = tuple(round(0.9 - step * i, 4) for i in range(M))
-                    name = {"seeds": num_seeds, "networks": M, "points": points, "step": step}
-                    yield name, World(accuracies, (points,) * M), num_seeds
-
-
-def special_cells() -> Iterator[tuple[dict[str, Any], World, int]]:
-    """Return the settings beside the table: few images, unequal and skewed seeds."""
-    for num_seeds in (2, 3, 5):
-        for label, world in (
-            ("100 images at 90%", World((0.9,) * 5, (0.4,) * 5, 100)),
-            ("100 images at 99%", World((0.99,) * 5, (0.1,) * 5, 100)),
-            ("1,000 images at 99%", World((0.99,) * 5, (0.1,) * 5, 1_000)),
-            ("one of five networks varies 3 times as much", World((0.9,) * 5, (0.6,) + (0.2,) * 4)),
-            ("one of five networks varies 10 times as much", World((0.9,) * 5, (1.0,) + (0.1,) * 4)),
-            ("skewed seeds", World((0.9,) * 5, (0.6,) * 5, skewed=True)),
-        ):  # fmt: skip
-            yield {"setting": label, "seeds": num_seeds}, world, num_seeds
+BESIDE = {
+    "100 images at 90%": World((0.9,) * 5, (0.4,) * 5, 100),
+    "100 images at 99%": World((0.99,) * 5, (0.1,) * 5, 100),
+    "1,000 images at 99%": World((0.99,) * 5, (0.1,) * 5, 1_000),
+    "seeds of one network vary 3 times as much": World((0.9,) * 5, (0.6, *(0.2,) * 4)),
+    "seeds of one network vary 10 times as much": World((0.9,) * 5, (1.0, *(0.1,) * 4)),
+    "seeds that fail now and then": World((0.9,) * 5, (0.6,) * 5, skewed=True),
+}
+"""Settings beside the table: few images, unequal and skewed seeds."""
 
 
 def main() -> None:
@@ -301,14 +303,23 @@ def main() -> None:
         if args.out is not None:
             args.out.write_text(json.dumps(found, indent=1) + "\n")
 
-    for name, world, num_seeds in cells():
-        keep("table", name | simulate(world, num_seeds, args.studies))
-    for name, world, num_seeds in special_cells():
-        keep("beside", name | simulate(world, num_seeds, args.studies))
-    for M in NETWORKS:
+    for num_seeds in SEEDS:
         for points in DEVIATIONS:
-            looks = simulate_looks(World((0.9,) * M, (points,) * M), args.studies)
-            keep("looks", {"networks": M, "points": points} | looks)
+            for step in (0.0, ONE_POINT):
+                accuracies = tuple(round(0.9 - step * i, 4) for i in range(NETWORKS[-1]))
+                world = World(accuracies, (points,) * NETWORKS[-1])
+                shares = simulate(world, num_seeds, args.studies, sizes=NETWORKS)
+                for size, numbers in shares.items():
+                    name = {"seeds": num_seeds, "networks": size, "points": points, "step": step}
+                    keep("table", name | numbers)
+    for points in DEVIATIONS:
+        world = World((0.9,) * NETWORKS[-1], (points,) * NETWORKS[-1])
+        for size, share in simulate_looks(world, args.studies, sizes=NETWORKS).items():
+            keep("looks", {"networks": size, "points": points, "false": share})
+    for setting, world in BESIDE.items():
+        for num_seeds in (2, 3, 5):
+            numbers = simulate(world, num_seeds, args.studies, sizes=NETWORKS[-1:])[NETWORKS[-1]]
+            keep("beside", {"setting": setting, "seeds": num_seeds} | numbers)
 
 
 if __name__ == "__main__":
