@@ -23,9 +23,9 @@ from halfmeg.studies.entrant import (
     load_run,
     name_entrants,
 )
+from halfmeg.studies.letters import compact_letters
 from halfmeg.studies.measure import measure, read_costs
 from halfmeg.studies.power import LOOKS, is_futile
-from halfmeg.studies.ranking import compact_letters
 from halfmeg.studies.reading import MARGIN, Reading
 from halfmeg.studies.study import Study, StudyListener, make_configs, run_study
 from halfmeg.studies.verdict import PairResult, compare_pairs, interval_name

@@ -83,7 +83,8 @@ def write_comparison(
     return page, out / names["curves"]
 
 
-def _templates() -> jinja2.Environment:
+def build_templates() -> jinja2.Environment:
+    """Return the templates of this room, with the filters that they use."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("halfmeg.studies"), trim_blocks=True, lstrip_blocks=True,
         autoescape=jinja2.select_autoescape(["html"]), undefined=jinja2.StrictUndefined,
@@ -126,7 +127,7 @@ def render_page(
             for item in comparison.disagreements
         }
     return (
-        _templates()
+        build_templates()
         .get_template("comparison.html")
         .render(
             _context(comparison),
@@ -140,7 +141,7 @@ def render_page(
 def render_markdown(comparison: Comparison, pictures: dict[str, str]) -> str:
     """Return the comparison as Markdown; `pictures` are the file names of the figures."""
     return (
-        _templates()
+        build_templates()
         .get_template("comparison.md")
         .render(
             _context(comparison),

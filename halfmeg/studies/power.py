@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from halfmeg.studies.stats import LEVEL, MANY, PairedTest, critical_value
@@ -185,16 +185,3 @@ def is_futile(test: PairedTest, margin: float, last: int) -> bool:
     apart = to_come.sf(half) + to_come.cdf(-half)
     same = max(0.0, to_come.cdf(margin - half) - to_come.cdf(half - margin))
     return bool(apart + same < FUTILE)
-
-
-def plan_table(
-    chance: Chance,
-    difference: float,
-    seeds: Sequence[int],
-    images: Sequence[int],
-    num_networks: int,
-) -> list[list[float]]:
-    """Return the power by seeds (rows) and test images (columns)."""
-    return [
-        [power(difference, chance, s, n, num_networks=num_networks) for n in images] for s in seeds
-    ]
