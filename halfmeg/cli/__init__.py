@@ -5,7 +5,7 @@
 | `main` | the app, its commands, and what becomes of errors |
 | `look` | `models`, `summary`, `recipes`, `data` |
 | `train` | `train`, `resume`, `evaluate` |
-| `compare` | `compare`, `report` |
+| `compare` | `plan`, `compare`, `report` |
 | `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |
 | `show` | common options, text, tables, JSON |
 | `progress` | bars and lines while a command works |

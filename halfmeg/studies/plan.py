@@ -56,6 +56,11 @@ class Plan:
     origin: str
     rows: tuple[PlanRow, ...]
 
+    def with_seconds(self, seconds: float) -> Plan:
+        """Return the plan with its cost, from the seconds that it takes to train each once."""
+        rows = tuple(replace(row, minutes=row.seeds * seconds / 60) for row in self.rows)
+        return replace(self, rows=rows)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
@@ -74,7 +79,6 @@ def make_plan(
     *,
     difference: float,
     pilot: Comparison | None = None,
-    seconds: float | None = None,
 ) -> Plan:
     """Return what a study could see.
 
@@ -84,7 +88,6 @@ def make_plan(
         difference: of accuracy that shall be seen, 0 to 1.
         pilot: a study of such networks on such data, for its variances; None: those of this
             repository's own studies.
-        seconds: to train each network once; None: not known.
 
     Raises:
         ValueError: a difference of nothing or more than everything, fewer than two networks, or a
@@ -111,7 +114,7 @@ def make_plan(
                     power(difference, chance, seeds, n, num_networks=num_networks) for n in sizes
                 ),
                 smallest=smallest_difference(chance, seeds, num_test, num_networks=num_networks),
-                minutes=None if seconds is None else seeds * seconds / 60,
+                minutes=None,
             )
         )
     return Plan(difference, num_networks, sizes, chance, origin, tuple(rows))
@@ -144,12 +147,13 @@ def time_training(configs: Sequence[RunConfig], data: DataSplits) -> float:
         held_out = round(config.val_fraction * len(data.train))
         part = data.train.subset(slice(0, TIMED_STEPS * config.batch_size))
         few = replace(data, train=part, test=part)
+        # The first epoch also makes what the later ones use again.
         short = replace(
-            config, epochs=1, val_fraction=0.0, monitor="val", schedule="constant", milestones=(),
+            config, epochs=2, val_fraction=0.0, monitor="val", schedule="constant", milestones=(),
             small_size=0, first_size=0, hard_share=1.0,
         )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="halfmeg-") as folder:
-            result = fit(short, few, Path(folder) / "run").result() or {}
+            row = fit(short, few, Path(folder) / "run").read_metrics()[-1]
         seen = config.epochs * (len(data.train) - held_out)
-        seconds += seen / float(result["images_per_second"])
+        seconds += seen / (row["images_per_second"] or 1.0)
     return seconds

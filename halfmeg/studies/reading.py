@@ -31,6 +31,12 @@ class Reading:
     planned: tuple[int, ...] = ()
     looks: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < 1:
+            raise ValueError(
+                f"margin={100 * self.margin:g} is out of range; allowed: above 0, below 100 points"
+            )
+
     @classmethod
     def until_decided(cls, margin: float) -> Reading:
         """Return the plan of a study that runs until it is decided."""
