@@ -39,7 +39,6 @@ from halfmeg.studies.stats import (
     MANY,
     CrossedVariance,
     critical_value,
-    crossed_interval,
     seeds_variances,
 )
 
@@ -51,6 +50,7 @@ NETWORKS = (2, 3, 5)  # 1, 3 and 10 pairs
 DEVIATIONS = (0.2, 0.4, 0.6)  # of accuracy between seeds, points
 ONE_POINT = 0.01
 
+Array = NDArray[np.float64]
 Answers = NDArray[np.bool_]  # networks × seeds × images
 
 
@@ -138,10 +138,63 @@ def pairs_of(num_networks: int) -> list[tuple[int, int]]:
     return [(i, j) for j in range(num_networks) for i in range(j)]
 
 
-def pair_chances(answers: Answers) -> list[CrossedVariance]:
-    """Return what `CrossedVariance` finds of each pair."""
-    right = answers.astype(np.float64)
-    return [CrossedVariance.of(right[i] - right[j], -1.0, 1.0) for i, j in pairs_of(len(right))]
+@dataclass(frozen=True)
+class Products:
+    """The products of all rows of right answers, from which all statistics of a study follow.
+
+    Attributes:
+        gram: right answers that two networks with a seed each share, M×S×M×S.
+        num_images: of the test set.
+    """
+
+    gram: NDArray[np.float64]
+    num_images: int
+
+    @classmethod
+    def of(cls, answers: Answers) -> Products:
+        """Multiply the answers of a study; counts below 2^24 are exact in float32."""
+        M, S, N = answers.shape
+        rows = answers.reshape(M * S, N).astype(np.float32)
+        return cls((rows @ rows.T).astype(np.float64).reshape(M, S, M, S), N)
+
+    def first_seeds(self, count: int) -> Products:
+        """Return those of the study's first seeds."""
+        return Products(self.gram[:, :count, :, :count], self.num_images)
+
+    @property
+    def num_right(self) -> NDArray[np.float64]:
+        """Right answers of each network and seed, M×S."""
+        M, S = self.gram.shape[:2]
+        return np.diag(self.gram.reshape(M * S, M * S)).reshape(M, S)
+
+    def differences(self, i: int, j: int) -> NDArray[np.float64]:
+        """Return the products of the seeds' rows of differences of two networks, S×S."""
+        g = self.gram
+        return g[i, :, i] - g[i, :, j] - g[j, :, i] + g[j, :, j]
+
+    def pair(self, i: int, j: int) -> CrossedVariance:
+        """Return what `CrossedVariance.of` finds of the differences of two networks."""
+        products, S = self.differences(i, j), self.gram.shape[1]
+        return CrossedVariance.of_sums(
+            num_images=self.num_images + 2,
+            seed_sums=self.num_right[i] - self.num_right[j],
+            image_sums_squared=float(products.sum()) + 2 * S**2,
+            squared=float(np.trace(products)) + 2 * S,
+        )
+
+    def accuracy(self, i: int) -> CrossedVariance:
+        """Return what `CrossedVariance.of` finds of the right answers of a network."""
+        products, S = self.gram[i, :, i], self.gram.shape[1]
+        return CrossedVariance.of_sums(
+            num_images=self.num_images + 2,
+            seed_sums=self.num_right[i] + 1,
+            image_sums_squared=float(products.sum()) + S**2,
+            squared=float(np.trace(products)) + S,
+        )
+
+    def pairs(self) -> list[CrossedVariance]:
+        """Return `pair` of all pairs."""
+        return [self.pair(i, j) for i, j in pairs_of(len(self.gram))]
 
 
 def intervals(chances: Sequence[CrossedVariance], level: float = LEVEL) -> Verdicts:
@@ -156,24 +209,35 @@ def intervals(chances: Sequence[CrossedVariance], level: float = LEVEL) -> Verdi
     return np.array(bounds)
 
 
-def p_values_before(answers: Answers) -> NDArray[np.float64]:
-    """Return the p-value of each pair in version 0.1.0, before Holm's correction."""
-    _, S, N = answers.shape
-    p_values = []
-    for i, j in pairs_of(len(answers)):
-        d = answers[i].astype(np.float64) - answers[j]
-        of_seeds, of_images, mean = d.mean(1), d.mean(0), d.mean()
-        square_seeds = N * float(np.square(of_seeds - mean).sum()) / (S - 1)
-        square_images = S * float(np.square(of_images - mean).sum()) / (N - 1)
-        whole = float(np.square(d - mean).sum())
-        rest = whole - square_seeds * (S - 1) - square_images * (N - 1)
-        square_rest = rest / ((S - 1) * (N - 1))
-        total = square_seeds + max(0.0, square_images - square_rest)
-        dof = total**2 / (square_seeds**2 / (S - 1)) if square_seeds > 0 else N - 1
-        error = np.sqrt(total / (S * N))
-        p_seeds = 2 * stats.t.sf(abs(mean) / error, dof) if error > 0 else float(mean == 0)
-        p_values.append(max(float(p_seeds), _mcnemar_combined(d)))
-    return np.array(p_values)
+def p_value_before(products: NDArray[np.float64], seed_sums: Array, num_images: int) -> float:
+    """Return the p-value of a pair in version 0.1.0, before Holm's correction.
+
+    Args:
+        products: of the seeds' rows of differences, S×S.
+        seed_sums: of the differences.
+        num_images: of the test set.
+    """
+    S, N = len(seed_sums), num_images
+    chance = CrossedVariance.of_sums(N, seed_sums, float(products.sum()), float(np.trace(products)))
+    square_seeds = N * chance.seeds + chance.rest
+    total = square_seeds + S * chance.images
+    dof = total**2 / (square_seeds**2 / (S - 1)) if square_seeds > 0 else N - 1
+    error = np.sqrt(total / (S * N))
+    p_seeds = 2 * stats.t.sf(abs(chance.mean) / error, dof) if error else float(chance.mean == 0)
+    discordant = np.diag(products)
+    first, second = (discordant + seed_sums) / 2, (discordant - seed_sums) / 2
+    p = np.minimum(1, 2 * stats.binom.cdf(np.minimum(first, second), discordant, 0.5))
+    score = (np.sign(first - second) * stats.norm.isf(p / 2)).sum()
+    centred = products - np.outer(seed_sums, seed_sums) / N
+    norms = np.sqrt(np.diag(centred))
+    some = norms > 0
+    n = int(some.sum())
+    correlation = 0.0
+    if n > 1:
+        scaled = centred[np.ix_(some, some)] / np.outer(norms[some], norms[some])
+        correlation = (float(scaled.sum()) - n) / (n * (n - 1))
+    spread = np.sqrt(S + S * (S - 1) * max(0.0, correlation))
+    return max(float(p_seeds), float(2 * stats.norm.sf(abs(score) / spread)))
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -185,17 +249,10 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     return adjusted
 
 
-def _mcnemar_combined(d: NDArray[np.float64]) -> float:
-    S = len(d)
-    first, second = (d > 0).sum(1), (d < 0).sum(1)
-    p = np.minimum(1, 2 * stats.binom.cdf(np.minimum(first, second), first + second, 0.5))
-    score = (np.sign(first - second) * stats.norm.isf(p / 2)).sum()
-    centred = d - d.mean(1, keepdims=True)
-    norms = np.sqrt(np.square(centred).sum(1))
-    scaled = centred[norms > 0] / norms[norms > 0, None]
-    n = len(scaled)
-    r = (float(np.square(scaled.sum(0)).sum()) - n) / (n * (n - 1)) if n > 1 else 0.0
-    return float(2 * stats.norm.sf(abs(score) / np.sqrt(S + S * (S - 1) * max(0.0, r))))
+def _holds(chance: CrossedVariance, accuracy: float) -> bool:
+    """Whether the interval of a network's accuracy holds the true one."""
+    error, dof = chance.error(chance.seeds, chance.num_seeds - 1)
+    return bool(abs(chance.mean - accuracy) <= error * stats.t.isf(LEVEL / 2, dof))
 
 
 def simulate(
@@ -222,12 +279,16 @@ def simulate(
     apart = np.isclose(truth, ONE_POINT)
     totals: dict[int, dict[str, float]] = {size: defaultdict(float) for size in sizes}
     for answers in world.studies(count, num_seeds, seed):
-        all_chances, all_before = pair_chances(answers), p_values_before(answers)
-        own = [crossed_interval(right.astype(np.float64)) for right in answers]
-        held = [
-            i.lo is not None and i.hi is not None and i.lo <= accuracy <= i.hi
-            for i, accuracy in zip(own, accuracies, strict=True)
-        ]
+        products = Products.of(answers)
+        all_chances = products.pairs()
+        right = products.num_right
+        all_before = np.array(
+            [
+                p_value_before(products.differences(i, j), right[i] - right[j], world.num_images)
+                for i, j in pairs_of(len(accuracies))
+            ]
+        )
+        held = [_holds(products.accuracy(i), accuracy) for i, accuracy in enumerate(accuracies)]
         for size, total in totals.items():
             part = slice(len(pairs_of(size)))
             lo, hi = intervals(all_chances[part]).T
@@ -257,7 +318,8 @@ def simulate_looks(
     """
     false: Counter[int] = Counter()
     for answers in world.studies(count, LOOKS[-1], seed):
-        looks = [pair_chances(answers[:, :look]) for look in LOOKS]
+        products = Products.of(answers)
+        looks = [products.first_seeds(look).pairs() for look in LOOKS]
         for size in sizes:
             part = slice(len(pairs_of(size)))
             bounds = np.stack([intervals(chances[part], LOOK_LEVEL) for chances in looks])

@@ -87,17 +87,38 @@ class CrossedVariance:
         interval for a difference of binomial proportions based on paired data").
         """
         S = len(table)
-        table = np.hstack([table, np.full((S, 1), lowest), np.full((S, 1), highest)])
-        N = table.shape[1]
-        of_seeds, of_images, mean = table.mean(1), table.mean(0), table.mean()
-        square_seeds = N * float(np.square(of_seeds - mean).sum()) / (S - 1)
-        square_images = S * float(np.square(of_images - mean).sum()) / (N - 1)
-        residual = table - of_seeds[:, None] - of_images[None, :] + mean
-        square_rest = float(np.square(residual).sum()) / ((S - 1) * (N - 1))
+        image_sums = np.append(table.sum(0), [S * lowest, S * highest])
+        return cls.of_sums(
+            num_images=len(image_sums),
+            seed_sums=table.sum(1) + lowest + highest,
+            image_sums_squared=float(np.square(image_sums).sum()),
+            squared=float(np.square(table).sum()) + S * (lowest**2 + highest**2),
+        )
+
+    @classmethod
+    def of_sums(
+        cls, num_images: int, seed_sums: Array, image_sums_squared: float, squared: float
+    ) -> CrossedVariance:
+        """Estimate from sums over an S×N table.
+
+        Args:
+            num_images: N.
+            seed_sums: over the images, of each seed.
+            image_sums_squared: the sum over the images of the squared sums over the seeds.
+            squared: the sum of all values squared.
+        """
+        S, N = len(seed_sums), num_images
+        mean = float(seed_sums.sum()) / (S * N)
+        of_mean = S * N * mean**2
+        of_seeds = float(np.square(seed_sums).sum()) / N - of_mean
+        of_images = image_sums_squared / S - of_mean
+        of_rest = max(0.0, squared - of_mean - of_seeds - of_images)
+        square_seeds, square_images = of_seeds / (S - 1), of_images / (N - 1)
+        square_rest = of_rest / ((S - 1) * (N - 1))
         return cls(
             num_seeds=S,
             num_images=N,
-            mean=float(mean),
+            mean=mean,
             seeds=(square_seeds - square_rest) / N,
             images=max(0.0, (square_images - square_rest) / S),
             rest=square_rest,
