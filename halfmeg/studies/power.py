@@ -34,6 +34,8 @@ class Chance:
         """Return the expected standard error of a mean difference, and its degrees of freedom."""
         over_seeds = (self.seeds + self.rest / num_images) / num_seeds
         total = over_seeds + self.images / num_images
+        if over_seeds == 0:
+            return math.sqrt(total), MANY
         dof = (num_networks - 1) * (num_seeds - 1) * (total / over_seeds) ** 2
         return math.sqrt(total), min(dof, MANY)
 

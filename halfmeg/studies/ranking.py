@@ -137,8 +137,8 @@ def rank_networks(
     adjusted = multipletests(p_values, method="holm")[1]
     friedman = None
     if num_networks > 2:
-        found = float(stats.friedmanchisquare(*accuracies.T).pvalue)
-        friedman = 1.0 if math.isnan(found) else found  # every data set is a tie
+        all_ties = not np.ptp(accuracies, axis=1).any()
+        friedman = 1.0 if all_ties else float(stats.friedmanchisquare(*accuracies.T).pvalue)
     names, mean_ranks = [networks[i] for i in order], [float(ranks[i]) for i in order]
     return Ranking(
         networks=tuple(names),
