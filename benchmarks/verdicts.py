@@ -124,7 +124,7 @@ class World:
 def interpolated_critical(level: float, num_networks: int) -> Callable[[float], float]:
     """Return `critical_value` by degrees of freedom, from a table: a call takes 100 ms or so."""
     if num_networks == 2:
-        return lambda dof: critical_value(level, 2, dof)
+        return lambda dof: float(special.stdtrit(dof, 1 - level / 2))
     inverse = np.concatenate([[1 / MANY], np.geomspace(1e-4, 1.5, 40)])
     logs = np.log([critical_value(level, num_networks, 1 / i) for i in inverse])
     return lambda dof: float(np.exp(np.interp(1 / dof, inverse, logs)))
@@ -223,11 +223,11 @@ def p_value_before(products: NDArray[np.float64], seed_sums: Array, num_images: 
     total = square_seeds + S * chance.images
     dof = total**2 / (square_seeds**2 / (S - 1)) if square_seeds > 0 else N - 1
     error = np.sqrt(total / (S * N))
-    p_seeds = 2 * stats.t.sf(abs(chance.mean) / error, dof) if error else float(chance.mean == 0)
+    p_seeds = 2 * special.stdtr(dof, -abs(chance.mean) / error) if error else chance.mean == 0
     discordant = np.diag(products)
     first, second = (discordant + seed_sums) / 2, (discordant - seed_sums) / 2
-    p = np.minimum(1, 2 * stats.binom.cdf(np.minimum(first, second), discordant, 0.5))
-    score = (np.sign(first - second) * stats.norm.isf(p / 2)).sum()
+    p = np.minimum(1, 2 * special.bdtr(np.minimum(first, second), discordant.astype(int), 0.5))
+    score = -(np.sign(first - second) * special.ndtri(p / 2)).sum()
     centred = products - np.outer(seed_sums, seed_sums) / N
     norms = np.sqrt(np.diag(centred))
     some = norms > 0
@@ -237,7 +237,7 @@ def p_value_before(products: NDArray[np.float64], seed_sums: Array, num_images: 
         scaled = centred[np.ix_(some, some)] / np.outer(norms[some], norms[some])
         correlation = (float(scaled.sum()) - n) / (n * (n - 1))
     spread = np.sqrt(S + S * (S - 1) * max(0.0, correlation))
-    return max(float(p_seeds), float(2 * stats.norm.sf(abs(score) / spread)))
+    return max(float(p_seeds), float(2 * special.ndtr(-abs(score) / spread)))
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -252,7 +252,7 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _holds(chance: CrossedVariance, accuracy: float) -> bool:
     """Whether the interval of a network's accuracy holds the true one."""
     error, dof = chance.error(chance.seeds, chance.num_seeds - 1)
-    return bool(abs(chance.mean - accuracy) <= error * stats.t.isf(LEVEL / 2, dof))
+    return bool(abs(chance.mean - accuracy) <= error * special.stdtrit(dof, 1 - LEVEL / 2))
 
 
 def simulate(

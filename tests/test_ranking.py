@@ -44,8 +44,8 @@ def ranking(sets: int = 12, networks: int = 5, spread: float = 0.02) -> tuple[Ra
 
 def test_ranks_equal_autoranks() -> None:
     """The kept library for the same procedure, on data that is not normal."""
-    import pandas as pd
     import autorank
+    import pandas as pd
 
     found, table = ranking()
     frame = pd.DataFrame(table, columns=[f"net{i}" for i in range(5)])
