@@ -113,7 +113,7 @@ def test_the_error_of_a_perfect_network_is_all_by_chance(images: int, expected: 
     found = [calibrate(*perfect_logits(images, seed)) for seed in range(200)]
     ece = sum(c.ece for c in found) / len(found)
     assert ece == pytest.approx(expected, rel=0.15)  # it was printed as miscalibration
-    assert sum(c.ece_by_chance for c in found) / len(found) == pytest.approx(ece, rel=0.03)
+    assert sum(c.ece_by_chance for c in found) / len(found) == pytest.approx(ece, rel=0.06)
 
 
 def test_one_seed_too_sure_and_one_not_sure_enough_do_not_make_up_for_each_other() -> None:
