@@ -3,8 +3,8 @@
     python benchmarks/budgets.py RUN [RUN ...] --out FILE.png
 
 Runs of one recipe and number of epochs make a curve; those of one budget in it, which differ in the
-seed, a point. Only `config.json` and `result.json` are read, so the runs of results/, which have no
-weights, can be drawn again. Intervals are 95%, over test images for one seed, else over seeds.
+seed, a point. No weights are read, so the runs of results/ can be drawn again. Intervals are 95%:
+of other test images; where there are several seeds, of other seeds on other test images.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from halfmeg.artifacts.run import Run
+from halfmeg.studies.entrant import load_run
 from halfmeg.studies.figures import COLOURS, STYLE, write_figure
-from halfmeg.studies.stats import student_interval, wilson_interval
+from halfmeg.studies.stats import crossed_interval, wilson_interval
 
 
 class Point(NamedTuple):
@@ -42,9 +44,7 @@ def read_curves(folders: Sequence[Path]) -> dict[str, list[Point]]:
         ValueError: a folder is no run, has not finished, or is of other data than the first; two
             runs differ in nothing.
     """
-    results: dict[str, dict[int, dict[int, dict[str, Any]]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
+    runs: dict[str, dict[int, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     fingerprints = set()
     for folder in folders:
         run = Run.open(folder)
@@ -55,28 +55,28 @@ def read_curves(folders: Sequence[Path]) -> dict[str, list[Point]]:
         if len(fingerprints) > 1:
             raise ValueError(f"{folder} was trained on other data than {folders[0]}")
         config = run.config
-        seeds = results[f"{config.recipe}, {config.epochs} epochs"][result["params"]]
+        seeds = runs[f"{config.recipe}, {config.epochs} epochs"][result["params"]]
         if config.seed in seeds:
             raise ValueError(
                 f"{folder} repeats seed {config.seed} at {result['params']:,} parameters"
             )
-        seeds[config.seed] = result
+        seeds[config.seed] = run
     return {
         label: [_point(params, list(seeds.values())) for params, seeds in sorted(points.items())]
-        for label, points in results.items()
+        for label, points in runs.items()
     }
 
 
-def _point(params: int, results: list[dict[str, Any]]) -> Point:
-    accuracies = [result["test_accuracy"] for result in results]
-    if len(accuracies) > 1:
-        interval = student_interval(accuracies)
+def _point(params: int, runs: list[Run]) -> Point:
+    if len(runs) > 1:
+        interval = crossed_interval(np.stack([load_run(run, runs[0]).right for run in runs]))
     else:
-        n = results[0]["test_n"]
-        interval = wilson_interval(round(accuracies[0] * n), n)
+        result = runs[0].result() or {}
+        n = result["test_n"]
+        interval = wilson_interval(round(result["test_accuracy"] * n), n)
     assert interval.lo is not None
     assert interval.hi is not None
-    return Point(params, interval.mean, interval.lo, interval.hi, len(accuracies))
+    return Point(params, interval.mean, interval.lo, interval.hi, len(runs))
 
 
 def draw(curves: dict[str, list[Point]]) -> Figure:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
-from halfmeg.evaluation.calibration import calibrate, fit_temperature
+from halfmeg.evaluation.calibration import calibrate, fit_temperature, mean_calibration
 from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
 from halfmeg.evaluation.precision import compute_dtype
 from halfmeg.networks.table import build_model
@@ -98,3 +98,45 @@ def test_the_temperature_mends_overconfidence() -> None:
     before, after = calibrate(honest * 3, labels), calibrate(honest * 3 / temperature, labels)
     assert after.ece < 0.03 < 0.2 < before.ece
     assert after.nll < before.nll
+
+
+def perfect_logits(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of ten classes, and labels drawn from what they say."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(images, 10, generator=generator)
+    return logits, torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+
+
+@pytest.mark.parametrize(("images", "expected"), [(100, 0.107), (1_000, 0.035)])
+def test_the_error_of_a_perfect_network_is_all_by_chance(images: int, expected: float) -> None:
+    """200 sets of labels that are drawn from the logits themselves."""
+    found = [calibrate(*perfect_logits(images, seed)) for seed in range(200)]
+    ece = sum(c.ece for c in found) / len(found)
+    assert ece == pytest.approx(expected, rel=0.15)  # it was printed as miscalibration
+    assert sum(c.ece_by_chance for c in found) / len(found) == pytest.approx(ece, rel=0.06)
+
+
+def test_one_seed_too_sure_and_one_not_sure_enough_do_not_make_up_for_each_other() -> None:
+    logits, labels = perfect_logits(20_000, 0)
+    apart = [calibrate(scale * logits, labels) for scale in (2.0, 0.5)]
+    together = mean_calibration(apart)
+    assert together.ece == pytest.approx((apart[0].ece + apart[1].ece) / 2)
+    assert sum(together.share) == pytest.approx(1)
+    both = calibrate(torch.cat([2.0 * logits, 0.5 * logits]), torch.cat([labels, labels]))
+    assert together.ece > 1.2 * both.ece  # what pooling hides
+    for index, share in enumerate(both.share):
+        assert together.share[index] == pytest.approx(share)
+        if share:
+            assert together.accuracy[index] == pytest.approx(both.accuracy[index])
+
+
+@pytest.mark.parametrize("wrong", [0, 9, 10])
+def test_below_ten_mistakes_no_temperature_is_fitted(wrong: int) -> None:
+    """All right, it would run to its bound: confidence 1.000 on noise."""
+    labels = torch.arange(144) % 10
+    logits = 5.0 * torch.nn.functional.one_hot(labels, 10)
+    labels[:wrong] = (labels[:wrong] + 1) % 10
+    temperature = fit_temperature(logits, labels)
+    assert (temperature is None) == (wrong < 10)
+    if temperature is not None:
+        assert temperature > 1

@@ -9,39 +9,24 @@ from scipy import stats
 from halfmeg.studies.stats import (
     CrossedVariance,
     combined_mcnemar_p,
-    difference_interval,
-    hierarchical_bootstrap,
-    holm,
+    critical_value,
+    crossed_interval,
     mcnemar_p,
-    seeds_p,
-    student_interval,
+    paired_tests,
+    tail,
     wilson_interval,
 )
 
-NUM_SEEDS, NUM_IMAGES = 5, 1_000
 
-
-def simulated_study(
-    rng: np.random.Generator, shift: float, *, images: float = 0.5, seeds: float = 0.05
-) -> tuple[np.ndarray, float]:
-    """Draw the differences of two networks, and return them with the true difference.
-
-    An answer is right where a normal variable is above 0: the image's difficulty, shared by both
-    networks, plus what each network makes of each image, of each seed, and of both together.
-    """
-    rest = 0.5
-    difficulty = rng.normal(size=NUM_IMAGES)
-    right = [
-        1.5 + mean + difficulty
-        + images * rng.normal(size=NUM_IMAGES)
-        + seeds * rng.normal(size=(NUM_SEEDS, 1))
-        + rest * rng.normal(size=(NUM_SEEDS, NUM_IMAGES))
-        > 0
-        for mean in (shift, 0.0)
-    ]  # fmt: skip
-    spread = np.sqrt(1 + images**2 + seeds**2 + rest**2)
-    truth = stats.norm.cdf((1.5 + shift) / spread) - stats.norm.cdf(1.5 / spread)
-    return right[0].astype(float) - right[1], float(truth)
+def answers(
+    seeds: int, images: int, share: float = 0.9, *, networks: int = 1, seed: int = 0
+) -> np.ndarray:
+    """Draw right answers, networks × seeds × images, that depend on image and network."""
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=images) + 0.5 * rng.normal(size=(networks, 1, images))
+    latent = latent + 0.1 * rng.normal(size=(networks, seeds, 1))
+    latent = latent + rng.normal(size=(networks, seeds, images))
+    return (latent < stats.norm.ppf(share) * 1.5).astype(float)
 
 
 @pytest.mark.parametrize("right", [0, 57, 107])
@@ -57,82 +42,170 @@ def test_wilson_interval_equals_the_formula_of_1927(right: int) -> None:
         assert math.isclose(abs(interval.mean - end), distance, rel_tol=1e-5)
 
 
-def test_student_interval_equals_scipy() -> None:
-    values = [0.71, 0.74, 0.73, 0.72]
-    interval = student_interval(values)
-    lo, hi = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
-    assert (interval.lo, interval.hi) == (pytest.approx(lo), pytest.approx(hi))
-    assert student_interval([0.5]).to_dict() == {"mean": 0.5, "lo": None, "hi": None}
-    with pytest.raises(ValueError, match="at least one value"):
-        student_interval([])
+def test_variances_are_those_of_the_analysis_of_variance() -> None:
+    """Against statsmodels' two-way table, the two pseudo-images included."""
+    import pandas as pd
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
 
-
-@pytest.mark.parametrize(
-    "seeds",
-    [pytest.param(0.0, marks=pytest.mark.slow), 0.05, pytest.param(0.15, marks=pytest.mark.slow)],
-)
-def test_without_a_difference_few_verdicts_are_false(seeds: float) -> None:
-    rng = np.random.default_rng(1)
-    false = 0
-    for _ in range(1_000):
-        differences, _ = simulated_study(rng, 0.0, seeds=seeds)
-        false += max(combined_mcnemar_p(differences), seeds_p(differences)) < 0.05
-    assert false / 1_000 <= 0.06
-
-
-@pytest.mark.parametrize(
-    ("shift", "images", "seeds"),
-    [pytest.param(0.0, 0.5, 0.05, marks=pytest.mark.slow), (0.1, 0.5, 0.05), (0.2, 0.3, 0.0)],
-)
-def test_the_interval_covers_the_true_difference(shift: float, images: float, seeds: float) -> None:
-    rng = np.random.default_rng(2)
-    covered = 0
-    for _ in range(1_000):
-        differences, truth = simulated_study(rng, shift, images=images, seeds=seeds)
-        interval = difference_interval(differences, draws=500)
-        assert interval.lo is not None and interval.hi is not None
-        covered += interval.lo <= truth <= interval.hi
-    assert 0.93 <= covered / 1_000 <= 0.97
-
-
-def test_the_bootstrap_draws_seeds_and_images() -> None:
-    """Its variance is that of the pigeonhole bootstrap: S=2 seeds apart leave half their spread."""
-    apart = np.repeat([[0.0], [1.0]], 50, axis=1)  # all chance is between the seeds
-    means = hierarchical_bootstrap(apart, draws=4_000)
-    assert sorted(set(means.round(6))) == [0.0, 0.5, 1.0]
-    assert np.mean(means == 0.5) == pytest.approx(0.5, abs=0.03)
-    images = np.tile(np.arange(50) % 2, (3, 1)).astype(float)  # all chance is between the images
-    means = hierarchical_bootstrap(images, draws=4_000)
-    assert means.std() == pytest.approx(0.5 / np.sqrt(50), rel=0.05)
-
-
-def test_the_interval_repeats_and_depends_on_its_seed() -> None:
-    differences, _ = simulated_study(np.random.default_rng(0), 0.1)
-    first = difference_interval(differences, draws=500)
-    assert difference_interval(differences, draws=500) == first
-    assert difference_interval(differences, draws=500, seed=1) != first
+    table = answers(3, 20)[0]
+    whole = np.hstack([table, np.zeros((3, 1)), np.ones((3, 1))])
+    S, N = whole.shape
+    frame = pd.DataFrame(
+        {
+            "value": whole.ravel(),
+            "seed": np.repeat(np.arange(S), N),
+            "image": np.tile(np.arange(N), S),
+        }
+    )
+    squares = anova_lm(ols("value ~ C(seed) + C(image)", frame).fit())["mean_sq"]
+    found = CrossedVariance.of(table, 0.0, 1.0)
+    assert found.mean == pytest.approx(whole.mean())
+    assert found.rest == pytest.approx(squares["Residual"])
+    assert found.seeds == pytest.approx((squares["C(seed)"] - squares["Residual"]) / N)
+    assert found.images == pytest.approx((squares["C(image)"] - squares["Residual"]) / S)
 
 
 def test_variances_are_recovered() -> None:
     rng = np.random.default_rng(0)
     S, N = 60, 800
     table = rng.normal(size=(S, 1)) * 0.3 + rng.normal(size=N) * 0.5 + rng.normal(size=(S, N)) * 0.8
-    variance = CrossedVariance.of(table)
-    assert variance.seeds == pytest.approx(0.09, rel=0.4)
-    assert variance.images == pytest.approx(0.25, rel=0.2)
-    assert variance.rest == pytest.approx(0.64, rel=0.05)
-    expected = np.sqrt(0.09 / S + 0.25 / N + 0.64 / S / N)
-    assert variance.error == pytest.approx(expected, rel=0.25)
+    found = CrossedVariance.of(table, -1.0, 1.0)
+    assert found.seeds == pytest.approx(0.09, rel=0.4)
+    assert found.images == pytest.approx(0.25, rel=0.2)
+    assert found.rest == pytest.approx(0.64, rel=0.05)
+    error, _ = found.error(found.seeds, S - 1)
+    assert error == pytest.approx(np.sqrt(0.09 / S + 0.25 / N + 0.64 / S / N), rel=0.25)
 
 
-def test_seeds_needed_reach_the_power_they_promise() -> None:
-    variance = CrossedVariance(seeds=1e-5, images=0.02, rest=0.1, error=0.0, dof=1.0)
-    needed = variance.seeds_needed(0.005, 10_000)
-    assert needed is not None
-    error = np.sqrt((1e-5 + 0.1 / 10_000) / needed + 0.02 / 10_000)
-    power = stats.norm.sf(stats.norm.ppf(0.975) - 0.005 / error)
-    assert 0.8 <= power < 0.9
-    assert variance.seeds_needed(0.005, 500) is None  # too few images for any number of seeds
+def test_a_lucky_agreement_of_seeds_makes_nothing_sure() -> None:
+    """Seeds that agree better than chance allows count as though they differed by chance."""
+    rng = np.random.default_rng(0)
+    table = rng.choice([-1.0, 0.0, 1.0], (3, 1_000), p=[0.02, 0.93, 0.05])
+    for row in table[1:]:  # the same mean in every seed
+        row[:] = rng.permutation(table[0])
+    found = CrossedVariance.of(table, -1.0, 1.0)
+    assert found.seeds < 0
+    lucky, dof = found.error(found.seeds, 2)
+    assert lucky == found.error(0.0, 2)[0]
+    assert lucky >= math.sqrt(found.rest / 3 / found.num_images)
+    assert dof < 20
+
+
+@pytest.mark.parametrize("networks", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_interval_and_p_values_say_the_same(networks: int, seeds: int) -> None:
+    """Whatever the level and margin: they are one test."""
+    for images, draw in ((100, 1), (1_000, 2)):
+        right = answers(seeds, images, networks=networks, seed=draw)
+        right[0] = np.minimum(right[0] + answers(seeds, images, 0.05, seed=9)[0], 1)
+        tables = [right[i] - right[j] for j in range(networks) for i in range(j)]
+        for level in (0.05, 0.016, 0.3):
+            for test in paired_tests(tables, networks, level):
+                d = test.difference
+                assert d.lo is not None and d.hi is not None
+                assert d.lo < d.mean < d.hi
+                assert test.p_value is not None and test.p_adjusted is not None
+                assert test.p_value <= test.p_adjusted
+                assert (d.lo > 0 or d.hi < 0) == (test.p_adjusted < level)
+                for margin in (0.005, 0.02, 0.1):
+                    p = test.p_beyond(margin)
+                    assert p is not None
+                    assert (-margin < d.lo and d.hi < margin) == (p < level)
+
+
+@pytest.mark.parametrize("images", [100, 10_000])
+@pytest.mark.parametrize("networks", [2, 5])
+def test_networks_that_never_differ_have_the_exact_bound(images: int, networks: int) -> None:
+    """A share of which there was none in N images is below 1 - level^(1/N), about 3/N."""
+    nothing = np.zeros((3, images))
+    pairs = networks * (networks - 1) // 2
+    for test in paired_tests([nothing] * pairs, networks):
+        d = test.difference
+        assert d.hi is not None
+        assert d.lo == -d.hi
+        assert (1 - d.hi) ** images == pytest.approx(0.05 / pairs)
+        assert test.p_value == test.p_adjusted == 1.0
+        if networks == 2:
+            assert d.hi == pytest.approx(3 / images, rel=0.02)
+
+
+def test_no_interval_has_no_width() -> None:
+    """6 of 100 images in each of 2 seeds, the same ones or others: it was 6.0 to 6.0."""
+    same = np.zeros((2, 100))
+    same[:, :6] = 1
+    other = np.zeros((2, 100))
+    other[0, :6] = other[1, 6:12] = 1
+    for table in (same, other):
+        (test,) = paired_tests([table], 2)
+        d = test.difference
+        assert d.lo is not None and d.hi is not None
+        assert d.mean == pytest.approx(0.06)
+        assert d.hi - d.lo > 0.05
+    perfect = crossed_interval(np.ones((3, 360)))
+    assert perfect.lo is not None
+    assert perfect.hi == 1.0
+    assert 0.98 < perfect.lo < 0.996
+
+
+def test_one_pair_is_students_test() -> None:
+    """Many seeds on images that say nothing of their own."""
+    rng = np.random.default_rng(0)
+    of_seeds = rng.normal(0.1, 0.05, size=(20, 1))
+    table = np.repeat(of_seeds, 5_000, axis=1)
+    (test,) = paired_tests([table], 2)
+    expected = stats.ttest_1samp(of_seeds[:, 0], 0.0)
+    assert test.p_value == pytest.approx(expected.pvalue, rel=0.05)
+    lo, hi = expected.confidence_interval()
+    assert (test.difference.lo, test.difference.hi) == pytest.approx((lo, hi), abs=1e-3)
+
+
+def test_all_pairs_are_tukeys_test() -> None:
+    """Equal numbers of seeds and no chance among images: scipy's Tukey test of paired seeds."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(0.5, 0.02, size=(4, 10))  # networks × seeds
+    means += np.array([0.0, 0.01, 0.03, 0.06])[:, None]
+    pairs = [(i, j) for j in range(4) for i in range(j)]
+    tables = [np.repeat((means[i] - means[j])[:, None], 5_000, axis=1) for i, j in pairs]
+    interaction = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
+    pooled = 2 * np.square(interaction).sum() / (3 * 9)
+    for test, (i, j) in zip(paired_tests(tables, 4), pairs, strict=True):
+        assert test.seeds >= pooled * 0.99
+        q = abs(means[i].mean() - means[j].mean()) / math.sqrt(test.seeds / 2 / 10)
+        expected = stats.studentized_range.sf(q, 4, 27)
+        assert test.p_adjusted == pytest.approx(expected, rel=0.05, abs=1e-4)
+
+
+def test_the_variance_of_seeds_is_that_of_all_pairs_or_the_pairs_own() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.normal(0, 0.004, size=(5, 3))
+    means[0] = [-0.1, 0.0, 0.1]  # one network varies far more
+    tables = [
+        np.repeat((means[i] - means[j])[:, None], 1_000, axis=1) for j in range(5) for i in range(j)
+    ]
+    tests = paired_tests(tables, 5)
+    pooled = np.mean([CrossedVariance.of(t, -1.0, 1.0).seeds for t in tables])
+    for test in tests:
+        assert test.chance is not None
+        assert test.seeds == pytest.approx(max(test.chance.seeds, pooled))
+        assert test.seeds_dof == 8  # (5 - 1) × (3 - 1)
+
+
+@pytest.mark.parametrize(("networks", "dof"), [(3, 2.0), (5, 8.0), (5, 1e6), (10, 30.0)])
+def test_critical_values_equal_those_of_scipy(networks: int, dof: float) -> None:
+    expected = stats.studentized_range.isf(0.05, networks, dof) / math.sqrt(2)
+    assert critical_value(0.05, networks, dof) == pytest.approx(expected, rel=1e-4)
+    assert tail(expected, networks, dof) == pytest.approx(0.05, rel=1e-3)
+    assert critical_value(0.05, 2, dof) == pytest.approx(stats.t.isf(0.025, dof))
+
+
+def test_one_seed_has_no_interval() -> None:
+    (test,) = paired_tests([np.ones((1, 10))], 2)
+    assert (test.difference.mean, test.difference.lo, test.p_value) == (1.0, None, None)
+    assert test.p_beyond(0.01) is None
+    mixed = paired_tests([np.ones((1, 10)), answers(2, 10)[0] - 0.5, answers(3, 10)[0]], 3)
+    assert [test.p_value is None for test in mixed] == [True, False, False]
+    assert crossed_interval(np.ones((1, 10))).lo is None
 
 
 def test_mcnemar_equals_statsmodels() -> None:
@@ -153,21 +226,3 @@ def test_seeds_that_answer_alike_count_once() -> None:
     fresh = rng.choice([-1.0, 0.0, 1.0], (5, 400), p=[0.05, 0.85, 0.1])
     assert combined_mcnemar_p(fresh) < single
     assert combined_mcnemar_p(np.zeros((3, 50))) == 1.0
-
-
-def test_identical_networks() -> None:
-    nothing = np.zeros((3, 50))
-    assert seeds_p(nothing) == 1.0
-    interval = difference_interval(nothing, draws=100)
-    assert (interval.mean, interval.lo, interval.hi) == (0.0, 0.0, 0.0)
-
-
-def test_one_seed_has_no_interval() -> None:
-    interval = difference_interval(np.ones((1, 10)))
-    assert (interval.mean, interval.lo, interval.hi) == (1.0, None, None)
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.04]) == [0.04]
-    assert holm([]) == []

@@ -2,23 +2,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import NUM_TEST, small_config
 
 from halfmeg.data.corrupt import CORRUPTIONS
-from halfmeg.studies.compare import compare, compare_runs
+from halfmeg.studies.compare import compare, compare_runs, compare_until_decided
 from halfmeg.studies.figures import accuracy_curve
-from halfmeg.studies.stats import Interval
+from halfmeg.studies.power import SeedsNeeded
+from halfmeg.studies.reading import Reading
+from halfmeg.studies.stats import paired_tests
 from halfmeg.studies.study import StudyListener, make_configs, open_runs, run_study
-from halfmeg.studies.verdict import PairResult
+from halfmeg.studies.tables import p_text
+from halfmeg.studies.verdict import PairResult, in_points
 from halfmeg.training.listen import Listener, SilentListener
 
 
@@ -222,13 +230,14 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
     differences = [best.per_seed[seed] - second.per_seed[seed] for seed in range(2)]
     assert pair.difference.mean == pytest.approx(sum(differences) / 2)
     assert ("is better than" in pair.verdict) == pair.told_apart
-    assert ("cannot be told apart" in pair.verdict) != pair.told_apart
+    assert pair.outcome in ("better", "same", "open")
     assert "2 seeds" in pair.verdict
     assert result.num_test == NUM_TEST
     stored = result.to_dict()["models"][0]
     assert {"name", "params", "macs", "test_accuracy", "per_seed"} <= stored.keys()
     assert sum(map(sum, stored["confusion"])) == 2 * NUM_TEST
-    assert stored["calibration_after_temperature"]["nll"] != stored["calibration"]["nll"]
+    assert stored["calibration"]["ece_by_chance"] > 0
+    assert (stored["temperature"] is None) == bool(stored["no_temperature"])
     assert set(stored["robustness"]) == {"clean", *CORRUPTIONS}
     assert stored["cost"]["latency_ms"] > 0
     stored_pair = result.to_dict()["pairs"][0]
@@ -237,30 +246,80 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
         assert len({label for label, _ in item.answers.values()}) == 2
 
 
+def paired(of_seeds: Sequence[float], *, num_networks: int = 2, **changes: Any) -> PairResult:
+    """A pair of which the seeds differ by these shares of 10,000 images, always other ones."""
+    rng = np.random.default_rng(0)
+    rows = np.zeros((len(of_seeds), 10_000))
+    for row, share in zip(rows, of_seeds, strict=True):
+        count = round(10_000 * abs(share))
+        row[rng.permutation(10_000)[: count + 200]] = np.sign(share) * np.repeat(
+            [1, 1, -1], [count, 100, 100]
+        )
+    pairs = num_networks * (num_networks - 1) // 2
+    test = paired_tests([rows] * pairs, num_networks)[0]
+    fields: dict[str, Any] = {
+        "a": "resnet-linear", "b": "cnn", "test": test, "num_seeds": len(rows),
+        "num_images": 10_000, "mcnemar": (), "p_mcnemar": 0.5, "num_pairs": pairs,
+        "margin": 0.01, "needed": SeedsNeeded(7, 21), "terms": (),
+    }  # fmt: skip
+    return PairResult(**fields | changes)
+
+
 @pytest.mark.parametrize(
-    ("interval", "p_value", "p_adjusted", "words"),
+    ("of_seeds", "changes", "outcome", "words"),
     [
-        ((0.039, 0.034, 0.044), 0.001, 0.003,
-         "resnet-linear is better than cnn by 3.9 points "
-         "(95% interval 3.4 to 4.4; 5 seeds, 10,000 images)"),
-        ((-0.039, -0.044, -0.034), 0.001, 0.003, "cnn is better than resnet-linear by 3.9 points"),
-        ((0.001, -0.004, 0.006), 0.70, 0.70, "cannot be told apart: +0.1 points"),
-        ((0.009, 0.002, 0.017), 0.204, 0.204, "cannot be told apart, since p = 0.20: +0.9 points"),
-        ((0.018, 0.004, 0.032), 0.042, 0.084,
-         "cannot be told apart, after Holm's correction for 3 pairs: +1.8 points "
-         "(95% interval +0.4 to +3.2; 5 seeds, 10,000 images); "
-         "about 7 seeds would be needed to see a difference of 0.5 points"),
+        ([0.039, 0.04, 0.038, 0.039, 0.039], {}, "better",
+         r"^resnet-linear is better than cnn by 3.9 points "
+         r"\(95% interval 3\.\d to 4\.\d; 5 seeds, 10,000 images\)$"),
+        ([-0.039, -0.04, -0.038, -0.039, -0.039], {}, "worse",
+         r"^cnn is better than resnet-linear by 3.9 points \(95% interval 3\.\d to 4\.\d; "),
+        ([0.001, 0.002, -0.001, 0.002, 0.001], {}, "same",
+         r"^resnet-linear and cnn are the same within 1.0 point: \+0.1 points "
+         r"\(95% interval -0\.\d to \+0\.\d; 5 seeds, 10,000 images\)$"),
+        ([0.001, 0.002, -0.001, 0.002, 0.001], {"margin": 0.0025}, "open",
+         r"cannot be told apart: .* a new study of 7 to 21 seeds would see a difference of 0.5"),
+        ([0.03, -0.01, 0.02, 0.0, 0.03], {"num_networks": 5}, "open",
+         r"95% interval -1\.\d to \+3\.\d with all 10 pairs; 5 seeds"),
+        ([0.03, -0.01], {"needed": SeedsNeeded(7, None)}, "open", "study of 7 or more seeds"),
+        ([0.03, -0.01], {"needed": SeedsNeeded(7, 7)}, "open", "study of 7 seeds"),
+        ([0.03, -0.01], {"needed": SeedsNeeded(None, None)}, "open",
+         r"10,000 images are too few to see a difference of 0.5 points with any number of seeds$"),
     ],
 )  # fmt: skip
-def test_a_verdict_gives_its_reason(
-    interval: tuple[float, float, float], p_value: float, p_adjusted: float, words: str
+def test_a_verdict_says_what_its_interval_says(
+    of_seeds: list[float], changes: dict[str, Any], outcome: str, words: str
 ) -> None:
-    pair = PairResult(
-        a="resnet-linear", b="cnn", difference=Interval(*interval), num_seeds=5, num_images=10_000,
-        mcnemar=(), p_mcnemar=p_value, p_value=p_value, p_adjusted=p_adjusted, num_pairs=3,
-        seeds_needed=7, terms=(),
-    )  # fmt: skip
-    assert words in pair.verdict
+    pair = paired(of_seeds, **changes)
+    assert pair.outcome == outcome
+    assert re.search(words, pair.verdict), pair.verdict
+    assert pair.told_apart == (outcome in ("better", "worse"))
+    assert pair.p_adjusted is not None and pair.p_same is not None
+    assert pair.told_apart == (pair.p_adjusted < 0.05)
+    assert (outcome == "same") == (pair.p_same < 0.05 and not pair.told_apart)
+
+
+def test_few_discordant_images_are_named() -> None:
+    rows = np.zeros((3, 100))
+    rows[:, :4] = 1
+    pair = replace(paired([0.1, 0.2]), test=paired_tests([rows], 2)[0], num_images=100, needed=None)
+    assert pair.outcome == "open"
+    assert pair.verdict.endswith("100 images are too few: the two answer 4 of them differently")
+
+
+def test_no_number_is_written_on_the_wrong_side_of_a_border() -> None:
+    assert in_points([0.0003, -0.0004, 0.0, 0.0012], sign=True) == [
+        "+0.03",
+        "-0.04",
+        "+0.0",
+        "+0.1",
+    ]
+    assert in_points([0.0098, 0.01, -0.00996], 0.01) == ["0.98", "1.0", "-0.996"]
+    assert p_text(0.0496, 0.05) == "0.0496"
+    assert p_text(0.04996, 0.05) == "0.04996"
+    assert p_text(0.052, 0.05) == "0.052"
+    assert p_text(0.05, 0.05) == "0.050"
+    assert p_text(0.0004, 0.05) == "<0.001"
+    assert p_text(None, 0.05) == "–"
 
 
 def test_one_seed_gives_no_verdict(tmp_path: Path, few_digits) -> None:
@@ -391,3 +450,78 @@ def test_one_network_at_two_budgets_is_two_entrants_with_their_own_costs(
     for budget, model in by_budget.items():
         assert model.cost.params == model.params < budget
     assert by_budget[10_000].cost.macs < by_budget[30_000].cost.macs
+
+
+def test_terms_name_the_shared_seeds_and_the_precision_that_auto_chose(
+    tmp_path: Path, whole: Path
+) -> None:
+    """Runs in bfloat16 and in float32 are two networks, also where `precision=auto` chose."""
+    shutil.copytree(whole, tmp_path / "study")
+    runs = open_runs([tmp_path / "study"])
+    (pair,) = compare_runs(runs[:3]).pairs  # cnn has two seeds, resnet-linear one
+    assert not any("seeds" in note for note in pair.terms)
+    assert pair.num_seeds == 1
+    stored = runs[2].folder / "result.json"
+    result = json.loads(stored.read_text())
+    other = {"fp32": "bf16", "bf16": "fp32"}[result["precision"]]
+    stored.write_text(json.dumps(result | {"precision": other}))
+    found = compare_runs(open_runs([tmp_path / "study"]))
+    assert {model.name for model in found.models} == {
+        "cnn (precision=bf16)", "cnn (precision=fp32)", "resnet-linear",
+    }  # fmt: skip
+    assert {frozenset((p.a, p.b)) for p in found.pairs} == {
+        frozenset((name, "resnet-linear"))
+        for name in ("cnn (precision=bf16)", "cnn (precision=fp32)")
+    }
+    assert any(note.startswith("precision: ") for p in found.pairs for note in p.terms)
+
+
+def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
+    terms = small_config(epochs=1)
+
+    def run(seeds: int, **changes: Any):
+        return compare(
+            ["cnn", "resnet-linear"], few_digits, seeds=seeds, out=tmp_path / "s", config=terms,
+            **changes,
+        )  # fmt: skip
+
+    first = run(2)
+    assert first.reading.unplanned_looks(2) == ()
+    second = run(3, margin=0.03)
+    assert second.reading.unplanned_looks(3) == (2,)
+    assert second.pairs[0].margin == 0.03
+    assert Reading.of(tmp_path / "s").looks == (2, 3)
+    with pytest.raises(ValueError, match="was read with 2, 3 seeds already"):
+        compare_until_decided(
+            ["cnn", "resnet-linear"], few_digits, out=tmp_path / "s", config=terms
+        )
+    with pytest.raises(ValueError, match="margin=0 is out of range"):
+        run(3, margin=0.0)
+    study = tmp_path / "s" / "study.json"
+    stored = json.loads(study.read_text())
+    del stored["reading"]  # as an earlier version wrote it
+    study.write_text(json.dumps(stored))
+    assert Reading.of(tmp_path / "s") == Reading()
+    study.write_text(json.dumps(stored | {"reading": {"margin": 0.01}}))
+    with pytest.raises(ValueError, match=r"study.json is damaged"):
+        Reading.of(tmp_path / "s")
+
+
+def test_a_study_until_decided_stops_at_the_first_look_that_decides(
+    tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a margin of half of all images every pair is soon the same."""
+    monkeypatch.setattr("halfmeg.studies.compare.LOOKS", (2, 3))
+    monkeypatch.setattr("halfmeg.studies.reading.LOOKS", (2, 3))
+    terms = small_config(epochs=1)
+    out = tmp_path / "s"
+    found = compare_until_decided(
+        ["cnn", "resnet-linear"], few_digits, out=out, config=terms, margin=0.9
+    )
+    reading = Reading.of(out)
+    assert reading.planned == (2, 3)
+    assert reading.level == found.reading.level == found.pairs[0].test.level == 0.016
+    assert "98.4% interval" in found.pairs[0].verdict
+    assert found.stopped is not None
+    assert found.pairs[0].outcome != "open" or "ended with" in found.stopped
+    assert found.reading.unplanned_looks(3) == ()

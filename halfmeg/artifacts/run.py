@@ -223,6 +223,20 @@ class Run:
         with (self.folder / "test_readings.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def test_readings(self) -> list[str]:
+        """Return for what the test set was read, in turn; empty where no log was kept.
+
+        Raises:
+            ValueError: the log is damaged.
+        """
+        path = self.folder / "test_readings.jsonl"
+        if not path.exists():
+            return []
+        try:
+            return [str(json.loads(line)["purpose"]) for line in path.read_text().splitlines()]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights; those that a network uses twice stand there once."""
         self._write("weights.safetensors", weights_to_bytes(model))

@@ -6,7 +6,7 @@
 | `look` | `models`, `summary`, `recipes`, `data` |
 | `new` | `new network` |
 | `train` | `train`, `resume`, `evaluate` |
-| `compare` | `compare`, `report` |
+| `compare` | `plan`, `compare`, `report` |
 | `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |
 | `show` | common options, text, tables, JSON |
 | `progress` | bars and lines while a command works |

@@ -1,9 +1,9 @@
-"""Commands on several runs: compare networks, report on runs that exist."""
+"""Commands on several runs: plan a study, compare networks, report on runs that exist."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,8 +22,24 @@ from halfmeg.cli.show import (
 from halfmeg.places.place import file_name
 
 if TYPE_CHECKING:
+    from halfmeg.config import RunConfig
     from halfmeg.data.dataset import DataSplits
     from halfmeg.studies.compare import Comparison
+    from halfmeg.studies.plan import Plan
+
+SeveralDataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="digits, cifar10, or a path to Parquet files or to a folder of images; may be "
+        "repeated: a page for each and one above them.",
+        show_default="digits",
+    ),
+]
+
+MarginOption = Annotated[
+    float | None,
+    typer.Option(help="Points within which two networks are called the same.", show_default="1"),
+]
 
 
 def compare(
@@ -33,10 +49,21 @@ def compare(
             help="Networks by name, FILE.py:NAME or timm:NAME, and settings as key=value."
         ),
     ],
-    data: DataOption = "digits",
+    data: SeveralDataOption = None,
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
-    seeds: Annotated[int, typer.Option(help="Runs for each network and recipe.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs for each network and recipe.", show_default="3")
+    ] = None,
+    until_decided: Annotated[
+        bool,
+        typer.Option(
+            "--until-decided",
+            help="Train 5, 8, 12, 20 seeds until every pair is decided; no more than 5% of "
+            "verdicts are false for it.",
+        ),
+    ] = False,
+    margin: MarginOption = None,
     recipe: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,30 +91,134 @@ def compare(
     Started again with the same --out, it trains only what is missing.
     """
     from halfmeg.cli.progress import StudyDisplay, load, training_display
-    from halfmeg.networks.table import MODELS, build_model
     from halfmeg.studies.compare import compare as compare_models
+    from halfmeg.studies.compare import compare_until_decided
+    from halfmeg.studies.reading import MARGIN
+
+    if until_decided and seeds is not None:
+        raise ValueError(f"--until-decided and --seeds {seeds} exclude each other; leave one out")
+    names, recipes = _networks_and_terms(arguments, recipe)
+    if len(names) * len(recipes) < 2:
+        raise ValueError(f"{names[0]} alone is no comparison; name two networks, or --recipe twice")
+    sources = data or ["digits"]
+    all_data = [load(source, data_dir, image_size, quiet=as_json) for source in sources]
+    _check_networks(names, recipes, all_data)
+    folders = _study_folders(all_data, out, names)
+    results = []
+    for loaded, folder in zip(all_data, folders, strict=True):
+        with training_display(quiet=as_json) as display:
+            listener = StudyDisplay(
+                display, quiet=as_json, apart=workers > 1 or bool(cluster) or stack
+            )
+            how: dict[str, Any] = {
+                "out": folder, "config": recipes, "workers": workers, "cluster": cluster,
+                "gpus_per_run": gpus_per_run, "stack": stack, "listener": listener,
+                "margin": MARGIN if margin is None else margin / 100,
+            }  # fmt: skip
+            if until_decided:
+                results.append(compare_until_decided(names, loaded, **how))
+            else:
+                results.append(
+                    compare_models(names, loaded, seeds=3 if seeds is None else seeds, **how)
+                )
+    if len(results) == 1:
+        _write_and_print(results[0], folders[0], all_data[0], as_json)
+    else:
+        _write_and_print_sets(results, folders, all_data, as_json)
+
+
+def _networks_and_terms(
+    arguments: list[str], recipe: list[str] | None
+) -> tuple[list[str], list[RunConfig]]:
+    """Take arguments apart into networks and settings, and apply these to the recipes."""
+    from halfmeg.networks.table import MODELS
     from halfmeg.training.recipes import build_recipe
 
     names = [text for text in arguments if "=" not in text]
     settings = [text for text in arguments if "=" in text]
-    recipes = [build_recipe(name).override(settings) for name in recipe or ["common"]]
     if not names:
         raise ValueError(f"no network named; allowed: {', '.join(MODELS)}")
-    if len(names) * len(recipes) < 2:
-        raise ValueError(f"{names[0]} alone is no comparison; name two networks, or --recipe twice")
+    return names, [build_recipe(name).override(settings) for name in recipe or ["common"]]
+
+
+def _check_networks(names: list[str], recipes: list[RunConfig], data: list[DataSplits]) -> None:
+    """Build every network once, so that a mistake is told before anything is trained."""
+    from halfmeg.networks.table import build_model
+
+    for loaded in data:
+        for name in names:
+            build_model(name, len(loaded.classes), loaded.image_size, recipes[0].budget)
+
+
+def _study_folders(data: list[DataSplits], out: str | None, names: list[str]) -> list[Path]:
+    """Return the folder of each study: of several data sets one below --out for each."""
+    sets = [loaded.name for loaded in data]
+    for name in sets:
+        if sets.count(name) > 1:
+            raise ValueError(f"data {name} is named twice; name each data set once")
+    above = Path(out or f"runs/compare-{'-'.join([*sets, *map(file_name, names)])}")
+    return [above] if len(sets) == 1 else [above / name for name in sets]
+
+
+def plan(
+    arguments: Annotated[list[str], typer.Argument(help="Networks, and settings as key=value.")],
+    data: DataOption = "digits",
+    data_dir: DataDirOption = "data",
+    image_size: ImageSizeOption = 32,
+    difference: Annotated[float, typer.Option(help="Points that shall be seen.")] = 0.5,
+    pilot: Annotated[
+        str | None,
+        typer.Option(
+            help="A study that has run, for how much seeds and images differ.",
+            show_default="this repository's",
+        ),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="As for compare.", show_default="common")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say before any training what a study could see, and what it costs here.
+
+    Trains a few steps of each network to see how fast this machine is; reads no test image.
+    """
+    from dataclasses import replace
+
+    from halfmeg.cli.progress import load
+    from halfmeg.studies.compare import compare_runs
+    from halfmeg.studies.plan import make_plan, time_training
+    from halfmeg.studies.study import open_runs
+
+    names, recipes = _networks_and_terms(arguments, recipe)
+    found = None if pilot is None else compare_runs(open_runs([pilot]))
     loaded = load(data, data_dir, image_size, quiet=as_json)
-    for name in names:
-        build_model(name, len(loaded.classes), loaded.image_size, recipes[0].budget)
-    folder = Path(out or f"runs/compare-{loaded.name}-{'-'.join(map(file_name, names))}")
-    with training_display(quiet=as_json) as display:
-        result = compare_models(
-            names, loaded, seeds=seeds, out=folder, config=recipes, workers=workers,
-            cluster=cluster, gpus_per_run=gpus_per_run, stack=stack,
-            listener=StudyDisplay(
-                display, quiet=as_json, apart=workers > 1 or bool(cluster) or stack
-            ),
-        )  # fmt: skip
-    _write_andprint_line(result, folder, loaded, as_json)
+    _check_networks(names, recipes, [loaded])
+    count = len(names) * len(recipes)
+    made = make_plan(count, len(loaded.test), difference=difference / 100, pilot=found)
+    configs = [replace(config, model=name) for config in recipes for name in names]
+    made = made.with_seconds(time_training(configs, loaded))
+    if as_json:
+        print_json(made.to_dict())
+    else:
+        _print_plan(made)
+
+
+def _print_plan(made: Plan) -> None:
+    points = 100 * made.difference
+    table = build_table(
+        "seeds", *(f"{n:,} test images" for n in made.num_images), "smallest seen", "minutes here"
+    )
+    for row in made.rows:
+        minutes = "–" if row.minutes is None else f"{row.minutes:,.1f}"
+        shares = (f"{share:.0%}" for share in row.power)
+        table.add_row(str(row.seeds), *shares, f"{100 * row.smallest:.1f} points", minutes)
+    print_line(f"how often {points:g} points would be seen, {made.num_networks} networks:")
+    print_table(table)
+    chance = made.chance
+    print_line(
+        f"seeds differ by {100 * chance.seeds**0.5:.2f} points ({made.origin}); smallest seen: in "
+        f"four of five studies, with {made.num_images[1]:,} test images"
+    )
 
 
 def report(
@@ -99,22 +230,31 @@ def report(
     out: Annotated[
         str | None, typer.Option(help="The page's folder.", show_default="the study's, or report")
     ] = None,
+    margin: MarginOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare runs that exist already; nothing is trained.
 
     Without their data the page has no pictures, and nothing is measured anew.
     """
+    from dataclasses import replace
+
     from halfmeg.cli.progress import load
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import measure
+    from halfmeg.studies.reading import Reading
     from halfmeg.studies.study import open_runs
 
     runs = open_runs(folders)
     is_study = len(folders) == 1 and (Path(folders[0]) / "study.json").exists()
     folder = Path(out or (folders[0] if is_study else "report"))
     first = runs[0].data
-    compare_runs(runs)  # raises before anything is written or measured
+    readings = [Reading.of(Path(studied)) for studied in folders]
+    # Of several studies the strictest level holds.
+    reading = min(readings, key=lambda one: one.level)
+    if margin is not None:
+        reading = replace(reading, margin=margin / 100)
+    compare_runs(runs, reading=reading)  # raises before anything is written or measured
     loaded = None
     try:
         loaded = load(data or first.source, data_dir, first.image_size, quiet=as_json)
@@ -128,10 +268,11 @@ def report(
     if loaded is not None:
         folder.mkdir(parents=True, exist_ok=True)
         measure(runs, loaded, folder)
-    _write_andprint_line(compare_runs(runs, costs_from=folder), folder, loaded, as_json)
+    result = compare_runs(runs, costs_from=folder, reading=reading)
+    _write_and_print(result, folder, loaded, as_json)
 
 
-def _write_andprint_line(
+def _write_and_print(
     result: Comparison, folder: Path, data: DataSplits | None, as_json: bool
 ) -> None:
     from halfmeg.studies.page import write_comparison  # matplotlib: half a second for others
@@ -147,9 +288,34 @@ def _write_andprint_line(
         raise typer.Exit(1)
 
 
+def _write_and_print_sets(
+    results: list[Comparison], folders: list[Path], data: list[DataSplits], as_json: bool
+) -> None:
+    from halfmeg.studies.page import write_comparison
+    from halfmeg.studies.sets import rank_comparisons, write_ranking
+
+    ranking = rank_comparisons(results)
+    for result, folder, loaded in zip(results, folders, data, strict=True):
+        write_comparison(result, folder, loaded)
+    page = write_ranking(ranking, results, folders, folders[0].parent)
+    if as_json:
+        studies = [result.to_dict() for result in results]
+        print_json(ranking.to_dict() | {"studies": studies, "page": str(page)})
+    else:
+        for result in results:
+            print_line(f"{result.data}: {result.ranking}")
+        print_line(ranking.verdict)
+        print_line(f"page    {page}")
+    for result in results:
+        for name, error in result.failures.items():
+            print_error(f"failed: {result.data}: {name}: {error}")
+    if any(result.failures for result in results):
+        raise typer.Exit(1)
+
+
 def _print_comparison(result: Comparison) -> None:
     table = build_table(
-        "network", "test accuracy", "95% interval", "seeds", "parameters", "training, s"
+        "network", "test accuracy", result.interval_name, "seeds", "parameters", "training, s"
     )
     for model in result.models:
         interval = model.test_accuracy
@@ -159,9 +325,13 @@ def _print_comparison(result: Comparison) -> None:
             f"{model.params:,}{over}", f"{model.seconds:.1f}",
         )  # fmt: skip
     print_table(table)
+    if len(result.models) > 2:
+        print_line(result.ranking)
     for pair in result.pairs:
         print_line(pair.verdict)
         if pair.terms:
             print_line(f"  not on equal terms: {'; '.join(pair.terms)}")
+    if result.stopped:
+        print_line(f"the study {result.stopped}")
     for name, error in result.failures.items():
         print_error(f"failed: {name}: {error}")

@@ -29,8 +29,8 @@ app = typer.Typer(
 )
 for command in (
     look.models, look.summary, look.recipes, train.train, train.resume, train.evaluate,
-    compare.compare, compare.report, ship.export, ship.predict, ship.bench, ship.demo, ship.push,
-    ship.pull,
+    compare.plan, compare.compare, compare.report, ship.export, ship.predict, ship.bench,
+    ship.demo, ship.push, ship.pull,
 ):  # fmt: skip
     app.command()(command)
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)

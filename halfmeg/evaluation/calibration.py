@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,12 +20,15 @@ class Calibration:
     Attributes:
         ece: expected calibration error, 0 to 1: the mean distance of confidence and accuracy over
             `NUM_BINS` bins of equal width, weighted by their images (Guo et al. 2017, "On
-            calibration of modern neural networks", equation 3).
+            calibration of modern neural networks", equation 3). Chance alone makes it more than 0.
+        ece_by_chance: what a perfectly calibrated network of the same confidences would show on as
+            many images, in the mean. Only what is above it is miscalibration.
         nll: mean negative log-likelihood in nats.
         confidence, accuracy, share: of each bin, None (and share 0) where it holds no image.
     """
 
     ece: float
+    ece_by_chance: float
     nll: float
     confidence: tuple[float | None, ...]
     accuracy: tuple[float | None, ...]
@@ -33,6 +38,7 @@ class Calibration:
         """Return the fields as JSON types."""
         return {
             "ece": self.ece,
+            "ece_by_chance": self.ece_by_chance,
             "nll": self.nll,
             "confidence": list(self.confidence),
             "accuracy": list(self.accuracy),
@@ -41,6 +47,8 @@ class Calibration:
 
 
 NUM_BINS = 15
+NUM_DRAWS = 100
+"""Sets of labels that are drawn for `ece_by_chance`; its own error is a hundredth of it or so."""
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> Calibration:
@@ -48,13 +56,20 @@ def calibrate(logits: Tensor, labels: Tensor) -> Calibration:
     logits = logits.double()
     confidence, predicted = logits.softmax(1).max(1)
     right = (predicted == labels).double()
+    N = len(labels)
     bins = (confidence * NUM_BINS).ceil().long().sub(1).clamp(0, NUM_BINS - 1)
     counts = torch.bincount(bins, minlength=NUM_BINS)
     confidences = torch.bincount(bins, confidence, NUM_BINS) / counts
     accuracies = torch.bincount(bins, right, NUM_BINS) / counts
-    share = counts / len(labels)
+    share = counts / N
     filled = counts > 0
     ece = ((confidences - accuracies).abs() * share)[filled].sum().item()
+    generator = torch.Generator().manual_seed(0)
+    by_chance = 0.0
+    for _ in range(NUM_DRAWS):
+        drawn = torch.rand(N, generator=generator, dtype=torch.double) < confidence
+        gaps = torch.bincount(bins, confidence - drawn.double(), NUM_BINS)
+        by_chance += gaps.abs().sum().item() / N / NUM_DRAWS
 
     def known(values: Tensor) -> tuple[float | None, ...]:
         return tuple(
@@ -63,6 +78,7 @@ def calibrate(logits: Tensor, labels: Tensor) -> Calibration:
 
     return Calibration(
         ece=ece,
+        ece_by_chance=by_chance,
         nll=F.cross_entropy(logits, labels).item(),
         confidence=known(confidences),
         accuracy=known(accuracies),
@@ -70,11 +86,49 @@ def calibrate(logits: Tensor, labels: Tensor) -> Calibration:
     )
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def mean_calibration(calibrations: Sequence[Calibration]) -> Calibration:
+    """Return the mean over the seeds of a network; of bins, over the images of all seeds.
+
+    The errors are means and not those of all answers taken together: one seed that is too sure
+    and one that is not sure enough would make up for each other.
+    """
+    share = np.array([c.share for c in calibrations])  # S×NUM_BINS
+    weight = share.sum(0)
+
+    def over_images(rows: Sequence[Sequence[float | None]]) -> tuple[float | None, ...]:
+        values = np.array([[v or 0.0 for v in row] for row in rows])
+        return tuple(
+            float(total / w) if w else None
+            for total, w in zip((values * share).sum(0), weight, strict=True)
+        )
+
+    return Calibration(
+        ece=float(np.mean([c.ece for c in calibrations])),
+        ece_by_chance=float(np.mean([c.ece_by_chance for c in calibrations])),
+        nll=float(np.mean([c.nll for c in calibrations])),
+        confidence=over_images([c.confidence for c in calibrations]),
+        accuracy=over_images([c.accuracy for c in calibrations]),
+        share=tuple(float(w) for w in weight / len(calibrations)),
+    )
+
+
+FEWEST_ERRORS = 10
+"""Wrong validation images below which no temperature is fitted.
+
+With none the likelihood grows until every confidence is 1; with few it is theirs alone.
+"""
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """Return the temperature in [0.05, 20] that gives validation logits the least NLL.
 
     Source: Guo et al. 2017, section 4.2; the minimum is found by Brent's method (scipy).
+
+    Returns:
+        None where fewer than `FEWEST_ERRORS` images are answered wrongly: they cannot tell.
     """
+    if int((logits.argmax(1) != labels).sum()) < FEWEST_ERRORS:
+        return None
     from scipy.optimize import minimize_scalar  # takes a while to import
 
     doubled = logits.double()

@@ -21,7 +21,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
-from halfmeg.evaluation.calibration import fit_temperature
+from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.places.place import is_place, short_name
@@ -105,8 +105,7 @@ def export(
             f"int8 loses {100 * proof.int8_loss:.2f} points on {proof.n:,} {kind} images, more "
             f"than {100 * ALLOWED_LOSS:g}; with --allow-loss it is exported all the same"
         )
-    # Without held-out images the confidence of training images would be fitted, so it is left.
-    temperature = fit_temperature(reference, held_out.labels) if kind == "validation" else 1.0
+    temperature, origin = _temperature(reference, held_out, kind)
     run.log_test_reading("export: the accuracy that the bundle states")
     measured = evaluate(model, data.test, mean, std, precision="fp32")
     contents = {
@@ -125,6 +124,7 @@ def export(
         "mean": list(mean),
         "std": list(std),
         "temperature": temperature,
+        "temperature_origin": origin,
         "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
         "accuracy": {
             "test_accuracy": measured.accuracy,
@@ -143,6 +143,21 @@ def export(
     contents["model.json"] = json_bytes(facts)
     _write_folder(out, contents)
     return Bundle.open(out), proof
+
+
+def _temperature(logits: Tensor, held_out: Dataset, kind: str) -> tuple[float, str]:
+    """Return the temperature that a bundle states, and where it is from."""
+    # Without held-out images the confidence of training images would be fitted, so it is left.
+    if kind != "validation":
+        return 1.0, "none was fitted: the run held no images out"
+    fitted = fit_temperature(logits, held_out.labels)
+    if fitted is None:
+        wrong = int((logits.argmax(1) != held_out.labels).sum())
+        return 1.0, (
+            f"none was fitted: {wrong} of {len(held_out):,} validation images are answered "
+            f"wrongly, and {FEWEST_ERRORS} are needed"
+        )
+    return fitted, "fitted on validation images"
 
 
 def _require_ship_extra() -> None:

@@ -5,9 +5,14 @@
 | `cluster` | runs as tasks of a Ray cluster |
 | `study` | many runs in one folder; trains what is missing |
 | `stats` | intervals and tests of paired runs |
+| `power` | what a study can see, how many seeds it takes, when a growing one may be read |
+| `reading` | how a study is read: level, margin, looks |
 | `measure` | robustness and costs of trained networks |
 | `entrant` | what the runs of one network and recipe say together |
 | `verdict` | the difference of two entrants, in numbers and words |
+| `letters` | groups of networks that are not told apart |
 | `compare` | the comparison of all |
-| `figures`, `page` | pictures, the HTML page and its Markdown |
+| `plan` | what a study could see, before it is trained |
+| `figures`, `tables`, `page` | pictures, tables, the HTML page and its Markdown |
+| `ranking`, `sets` | several data sets: ranks, and the page above the studies |
 """

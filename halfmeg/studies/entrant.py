@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
-from halfmeg.evaluation.calibration import Calibration, calibrate, fit_temperature
+from halfmeg.evaluation.calibration import (
+    FEWEST_ERRORS,
+    Calibration,
+    calibrate,
+    fit_temperature,
+    mean_calibration,
+)
 from halfmeg.evaluation.cost import Cost
 from halfmeg.evaluation.evaluate import score
 from halfmeg.places.place import short_name
 from halfmeg.studies.measure import Robustness, mean_robustness, shape_name
-from halfmeg.studies.stats import (
-    Interval,
-    student_interval,
-)
+from halfmeg.studies.stats import LEVEL, Interval, crossed_interval
 
 OWN_TO_A_RUN = ("seed", "device", "compile", "threads", "keep_checkpoints")
 """Settings in which the runs of one entrant may differ."""
@@ -39,20 +41,23 @@ class Entrant:
 
     Attributes:
         name: the network's, with the recipe or setting behind it where that tells it apart.
-        test_accuracy: mean over seeds with Student's interval, shares from 0 to 1.
+        terms: its settings, with the precision that `auto` chose.
+        test_accuracy: mean over seeds, with the crossed interval: of other seeds on other images.
         deviation: standard deviation over seeds; None for one seed.
         per_seed: test accuracy by seed.
         per_class: mean accuracy over seeds of each class.
         confusion: confusion[t][p], images of class t called p, summed over seeds.
-        calibration: over the test logits of all seeds.
-        scaled: the same after each seed's temperature; None without validation images.
+        calibration: on the test images, mean over seeds.
+        scaled: the same after each seed's temperature; None where one seed has none.
         temperature: mean over seeds of the temperature fitted on validation.
+        no_temperature: why there is none; None where there is one.
         robustness: mean accuracy by kind of corruption, at strengths 1 to 3; None if not measured.
         cost: None if not measured.
         runs: the runs, in the order of the seeds.
     """
 
     name: str
+    terms: dict[str, Any]
     params: int
     macs: int
     test_accuracy: Interval
@@ -64,6 +69,7 @@ class Entrant:
     calibration: Calibration
     scaled: Calibration | None
     temperature: float | None
+    no_temperature: str | None
     robustness: Robustness | None
     cost: Cost | None
     runs: tuple[Run, ...]
@@ -89,6 +95,7 @@ class Entrant:
             "calibration": self.calibration.to_dict(),
             "calibration_after_temperature": self.scaled.to_dict() if self.scaled else None,
             "temperature": self.temperature,
+            "no_temperature": self.no_temperature,
             "robustness": self.robustness,
             "cost": self.cost.to_dict() if self.cost else None,
         }
@@ -101,6 +108,13 @@ class LoadedRun:
     run: Run
     result: dict[str, Any]
     logits: dict[str, Tensor]
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings, with the precision that `auto` chose where the run says which."""
+        return replace(
+            self.run.config, precision=self.result.get("precision", self.run.config.precision)
+        )
 
     @property
     def right(self) -> np.ndarray:
@@ -149,30 +163,27 @@ def name_entrants(configs: list[RunConfig]) -> list[str]:
     return short if len(set(short)) == len(set(names)) else names
 
 
-def build_entrant(name: str, items: list[LoadedRun], costs: dict[str, Cost]) -> Entrant:
+def build_entrant(
+    name: str, items: list[LoadedRun], costs: dict[str, Cost], level: float = LEVEL
+) -> Entrant:
     """Say what the runs of one network and recipe, in the order of their seeds, say together."""
     per_seed = {i.run.config.seed: float(i.result["test_accuracy"]) for i in items}
     evaluations = [score(i.logits["test_logits"], i.logits["test_labels"]) for i in items]
     confusion = np.sum([evaluation.confusion for evaluation in evaluations], axis=0)
     totals = confusion.sum(1)
-    temperatures = [
-        fit_temperature(i.logits["val_logits"], i.logits["val_labels"])
-        for i in items
-        if "val_logits" in i.logits
+    temperatures, no_temperature = _temperatures(items)
+    scaled = [
+        calibrate(i.logits["test_logits"] / t, i.logits["test_labels"])
+        for i, t in zip(items, temperatures, strict=False)
     ]
-    logits = [i.logits["test_logits"] for i in items]
-    labels = torch.cat([i.logits["test_labels"] for i in items])
-    scaled = None
-    if len(temperatures) == len(items):
-        pairs = zip(logits, temperatures, strict=True)
-        scaled = calibrate(torch.cat([values / t for values, t in pairs]), labels)
     values = list(per_seed.values())
     config = items[0].run.config
     return Entrant(
         name=name,
+        terms=items[0].config.to_dict(),
         params=items[0].result["params"],
         macs=items[0].result["macs"],
-        test_accuracy=cut(student_interval(values), 0.0, 1.0),
+        test_accuracy=crossed_interval(np.stack([i.right for i in items]), level),
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         per_seed=per_seed,
         seconds=float(np.mean([i.result["seconds"] for i in items])),
@@ -180,17 +191,24 @@ def build_entrant(name: str, items: list[LoadedRun], costs: dict[str, Cost]) -> 
             float(confusion[c, c] / totals[c]) if totals[c] else None for c in range(len(totals))
         ),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
-        calibration=calibrate(torch.cat(logits), labels),
-        scaled=scaled,
-        temperature=float(np.mean(temperatures)) if scaled else None,
+        calibration=mean_calibration(
+            [calibrate(i.logits["test_logits"], i.logits["test_labels"]) for i in items]
+        ),
+        scaled=mean_calibration(scaled) if scaled else None,
+        temperature=float(np.mean(temperatures)) if temperatures else None,
+        no_temperature=no_temperature,
         robustness=mean_robustness([i.run for i in items]),
         cost=costs.get(shape_name(config.model, config.budget)),
         runs=tuple(i.run for i in items),
     )
 
 
-def cut(interval: Interval, least: float, largest: float) -> Interval:
-    """Cut off what cannot be; an interval from two or three seeds can reach there."""
-    if interval.lo is None or interval.hi is None:
-        return interval
-    return Interval(interval.mean, max(least, interval.lo), min(largest, interval.hi))
+def _temperatures(items: list[LoadedRun]) -> tuple[list[float], str | None]:
+    """Return the temperature of each run; or none of them, and why."""
+    if any("val_logits" not in i.logits for i in items):
+        return [], "no images were held out to fit one"
+    found = [fit_temperature(i.logits["val_logits"], i.logits["val_labels"]) for i in items]
+    temperatures = [t for t in found if t is not None]
+    if len(temperatures) < len(items):
+        return [], f"a seed answers fewer than {FEWEST_ERRORS} validation images wrongly"
+    return temperatures, None

@@ -166,7 +166,7 @@ def _draw_seeds(axes: Axes, comparison: Comparison) -> None:
     axes.set_yticks(range(len(models)), [_in_two_lines(model.name) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.7)
     axes.margins(x=0.15)
-    axes.set(xlabel="test accuracy, %", title="Last epoch, 95% interval")
+    axes.set(xlabel="test accuracy, %", title=f"Last epoch, {comparison.interval_name}")
 
 
 def _in_two_lines(name: str) -> str:
@@ -212,7 +212,7 @@ def differences_figure(comparison: Comparison) -> Figure:
             axes.scatter([100 * d.mean], [row], color=colour, s=28, zorder=3)
         axes.set_yticks(range(len(pairs)), [f"{pair.a} − {pair.b}" for pair in pairs])
         axes.set_ylim(len(pairs) - 0.5, -0.5)
-        axes.set(xlabel="difference in test accuracy, points (95% interval)")
+        axes.set(xlabel=f"difference in test accuracy, points ({comparison.interval_name})")
         axes.grid(axis="y", visible=False)
     return figure
 
@@ -335,7 +335,10 @@ def calibration_figure(comparison: Comparison) -> Figure:
                     edge if c is None else c for c, edge in zip(item.confidence, edges, strict=True)
                 ]
                 y = [np.nan if value is None else value for value in item.accuracy]
-                label = f"{model.name}, ECE {100 * item.ece:.1f}%"
+                label = (
+                    f"{model.name}, ECE {100 * item.ece:.1f}% ({100 * item.ece_by_chance:.1f}% "
+                    "by chance)"
+                )
                 axes.plot(x, y, lw=1, alpha=0.6, color=colour, label=label)
                 sizes = [200 * share for share in item.share]
                 axes.scatter(x, y, s=sizes, color=colour, clip_on=False, zorder=3)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from PIL import Image
 from halfmeg.artifacts.files import write_atomically, write_json
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
+from halfmeg.data.augment import Augmentation
 from halfmeg.data.dataset import DataSplits
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
@@ -27,6 +31,8 @@ from halfmeg.studies.figures import (
     figure_svg,
     write_figure,
 )
+from halfmeg.studies.tables import comparison_tables, write_tables
+from halfmeg.training.plan import augmentation_of
 
 
 def _alternative(figure_name: str, comparison: Comparison) -> str:
@@ -51,7 +57,7 @@ def write_comparison(
     """Write page, figures and Markdown of a comparison; return the paths of page and figure.
 
     `comparison.html` holds everything; `comparison.md` and the PNG files beside it are the same
-    for a README; `comparison.json` holds the numbers.
+    for a README; `comparison.json` holds the numbers, `tables/` each table as CSV and LaTeX.
 
     Args:
         comparison: what to write.
@@ -72,18 +78,19 @@ def write_comparison(
     page = out / "comparison.html"
     write_atomically(page, render_page(comparison, figures, data).encode())
     write_atomically(out / "comparison.md", render_markdown(comparison, names).encode())
+    write_tables(list(comparison_tables(comparison).values()), out / "tables")
     write_json(out / "comparison.json", comparison.to_dict())
     return page, out / names["curves"]
 
 
-def _templates() -> jinja2.Environment:
+def build_templates() -> jinja2.Environment:
+    """Return the templates of this room, with the filters that they use."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("halfmeg.studies"), trim_blocks=True, lstrip_blocks=True,
         autoescape=jinja2.select_autoescape(["html"]), undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     templates.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
     templates.filters["thousands"] = lambda number: f"{number:,}"
-    templates.filters["p_value"] = lambda p: "<0.001" if p < 0.001 else f"{p:.3f}"
     return templates
 
 
@@ -98,6 +105,10 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "comparison": comparison,
         "budget": BUDGET,
         "notes": _notes(comparison),
+        "tables": comparison_tables(comparison),
+        "interval": comparison.interval_name,
+        "seeds_vary": seeds_vary(runs),
+        "readings": test_readings(runs),
         "settings": _settings(comparison),
         "commands": list(dict.fromkeys(str(item.get("command")) for item in environments)),
         "versions": {key: each(key) for key in ("halfmeg", "commit", "torch", "numpy", "python")},
@@ -116,7 +127,7 @@ def render_page(
             for item in comparison.disagreements
         }
     return (
-        _templates()
+        build_templates()
         .get_template("comparison.html")
         .render(
             _context(comparison),
@@ -130,7 +141,7 @@ def render_page(
 def render_markdown(comparison: Comparison, pictures: dict[str, str]) -> str:
     """Return the comparison as Markdown; `pictures` are the file names of the figures."""
     return (
-        _templates()
+        build_templates()
         .get_template("comparison.md")
         .render(
             _context(comparison),
@@ -164,9 +175,35 @@ def _notes(comparison: Comparison) -> list[str]:
         )
     if any(1 < pair.num_seeds < 5 for pair in comparison.pairs):
         notes.append(
-            "Fewer than 5 seeds: the intervals rest on a rough estimate of the chance between "
-            "seeds. With 2 seeds they hold less often than stated."
+            "Fewer than 5 seeds say little of the chance between seeds, so the intervals are wide."
         )
+    looks = comparison.reading.unplanned_looks(max(len(m.runs) for m in comparison.models))
+    if looks:
+        notes.append(
+            f"This study was read with {_and([str(n) for n in looks])} seeds before. Where seeds "
+            "are added because of what was read, verdicts are false more often than stated; "
+            "`--until-decided` allows for it."
+        )
+    if comparison.reading.planned:
+        planned = _and([str(n) for n in comparison.reading.planned])
+        notes.append(
+            f"Planned to be read with {planned} seeds until every pair is decided; each look is at "
+            f"{100 * comparison.reading.level:g}%, so that all together are at 5%."
+        )
+    if comparison.stopped:
+        notes.append(f"The study {comparison.stopped}.")
+    compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
+    notes += [
+        f"{a.name} and {b.name} share no seed and are not compared."
+        for i, a in enumerate(comparison.models)
+        for b in comparison.models[i + 1 :]
+        if frozenset((a.name, b.name)) not in compared
+    ]
+    notes += [
+        f"{model.name} has no temperature: {model.no_temperature}."
+        for model in comparison.models
+        if model.no_temperature
+    ]
     if any(run.config.monitor == "test" for model in comparison.models for run in model.runs):
         notes.append(
             "The test set was read after every epoch, for the curves only; "
@@ -177,6 +214,43 @@ def _notes(comparison: Comparison) -> list[str]:
         for name, error in comparison.failures.items()
     ]
     return notes
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def seeds_vary(runs: Sequence[Run]) -> str:
+    """Say what differs between the seeds of a study, and what does not."""
+    configs = [run.config for run in runs]
+    varied = ["the initial weights", "the order of the images"]
+    # A way to fill the border is no draw.
+    if any(augmentation_of(c) != Augmentation(crop_mode=c.crop_mode) for c in configs):
+        varied.append("the draws of augmentation")
+    if any(config.val_fraction for config in configs):
+        varied.append("the split into training and validation images")
+    same = ["the images before that split" if configs[0].val_fraction else "the training images"]
+    same += ["the test images", "the settings, with all the tuning behind them"]
+    return (
+        f"Seeds vary {_and(varied)}; they share {_and(same)}. The intervals allow for other test "
+        "images of the same kind, not for other training images or another tuning."
+    )
+
+
+def test_readings(runs: Sequence[Run]) -> str:
+    """Say how often the test set was read, and for what, as the run folders have logged it."""
+    counts: Counter[str] = Counter()
+    silent = 0
+    for run in runs:
+        purposes = run.test_readings()
+        silent += not purposes
+        # "epoch 3: test curve, monitoring only" counts with those of the other epochs.
+        counts.update(re.sub(r"^epoch \d+: ", "", purpose) for purpose in purposes)
+    logged = "; ".join(f"{purpose}: {count}" for purpose, count in counts.items())
+    parts = [f"Readings of the test set, {len(runs)} runs: {logged}." if logged else ""]
+    if silent:
+        parts.append(f"{silent} of the {len(runs)} runs have no log of their readings.")
+    return " ".join(filter(None, parts))
 
 
 def _settings(comparison: Comparison) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Two runs of one seed saw the same split, order and augmentation, and all runs answered the same
 test images. So a comparison is a table `right[seed, image]` for each model, and the difference of
 two models the table `a - b`, with two sources of chance, crossed: another seed, another image.
+docs/statistics.md says how the methods were chosen, and what simulation found of them.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-CONFIDENCE = 0.95
-DRAWS = 10_000
-POWER = 0.8
+LEVEL = 0.05
+"""Share of studies without any difference that may find one; 1 - LEVEL is every interval's."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95% confidence interval; lo and hi are None for a single value."""
+    """A mean with its confidence interval, 95% where nothing else is said.
+
+    lo and hi are None for a single value.
+    """
 
     mean: float
     lo: float | None
@@ -34,24 +36,6 @@ class Interval:
     def to_dict(self) -> dict[str, float | None]:
         """Return the fields as JSON types."""
         return {"mean": self.mean, "lo": self.lo, "hi": self.hi}
-
-
-def student_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of independent values with its 95% interval (Student 1908).
-
-    Raises:
-        ValueError: no values.
-    """
-    if not values:
-        raise ValueError("an interval needs at least one value")
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return Interval(mean, None, None)
-    from scipy import stats  # takes most of a second to import
-
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return Interval(mean, mean - half, mean + half)
 
 
 def wilson_interval(num_right: int, n: int) -> Interval:
@@ -65,121 +49,289 @@ def wilson_interval(num_right: int, n: int) -> Interval:
     """
     from scipy import stats  # takes most of a second to import
 
-    found = stats.binomtest(num_right, n).proportion_ci(CONFIDENCE, method="wilson")
+    found = stats.binomtest(num_right, n).proportion_ci(1 - LEVEL, method="wilson")
     return Interval(num_right / n, float(found.low), float(found.high))
 
 
 @dataclass(frozen=True)
 class CrossedVariance:
-    """How much of a mean difference is chance, by source: variances of single answers.
+    """How much of a mean over seeds and images is chance, by source: variances of single answers.
 
     The two-way random-effects analysis of seeds × images without replication, as used where
     several readers judge the same cases (Dorfman, Berbaum and Metz 1992, "Receiver operating
-    characteristic rating analysis", with the degrees of freedom of Hillis 2007, "A comparison of
-    denominator degrees of freedom methods for multiple observer ROC analysis").
+    characteristic rating analysis").
 
     Attributes:
-        seeds: variance between seeds of the difference on all images there could be.
-        images: variance between images of the difference of all seeds there could be.
+        mean: of the table.
+        seeds: variance between seeds of their means on all images there could be. As estimated: by
+            chance it can be below 0, which no variance is.
+        images: variance between images of their means over all seeds there could be, 0 or more.
         rest: variance of what only a seed and an image together explain.
-        error: standard error of the mean difference.
-        dof: degrees of freedom of `error`.
     """
 
+    num_seeds: int
+    num_images: int
+    mean: float
     seeds: float
     images: float
     rest: float
-    error: float
-    dof: float
 
     @classmethod
-    def of(cls, differences: Array) -> CrossedVariance:
-        """Estimate from S×N differences, S at least 2."""
-        S, N = differences.shape
-        mean = differences.mean()
-        of_seeds, of_images = differences.mean(1), differences.mean(0)
-        square_seeds = N * float(np.square(of_seeds - mean).sum()) / (S - 1)
-        square_images = S * float(np.square(of_images - mean).sum()) / (N - 1)
-        residual = differences - of_seeds[:, None] - of_images[None, :] + mean
-        square_rest = float(np.square(residual).sum()) / ((S - 1) * (N - 1))
-        total = square_seeds + max(0.0, square_images - square_rest)
-        # Without any spread between the seeds only the images are left, of which there are many.
-        dof = total**2 / (square_seeds**2 / (S - 1)) if square_seeds > 0 else float(N - 1)
-        return cls(
-            seeds=max(0.0, (square_seeds - square_rest) / N),
-            images=max(0.0, (square_images - square_rest) / S),
-            rest=square_rest,
-            error=math.sqrt(total / (S * N)),
-            dof=dof,
+    def of(cls, table: Array, lowest: float, highest: float) -> CrossedVariance:
+        """Estimate from an S×N table, S at least 2, and two images more.
+
+        Every seed answers one of the two with `lowest` and the other with `highest`, the least and
+        the largest value there can be. Without them no chance at all would be left where no answer
+        differs, and too little where few do (Agresti and Coull 1998, "Approximate is better than
+        exact"; for differences of paired shares Bonett and Price 2012, "Adjusted Wald confidence
+        interval for a difference of binomial proportions based on paired data").
+        """
+        S = len(table)
+        image_sums = np.append(table.sum(0), [S * lowest, S * highest])
+        return cls.of_sums(
+            num_images=len(image_sums),
+            seed_sums=table.sum(1) + lowest + highest,
+            image_sums_squared=float(np.square(image_sums).sum()),
+            squared=float(np.square(table).sum()) + S * (lowest**2 + highest**2),
         )
 
-    def seeds_needed(self, difference: float, num_images: int) -> int | None:
-        """Return how many seeds show a difference in four of five studies.
+    @classmethod
+    def of_sums(
+        cls, num_images: int, seed_sums: Array, image_sums_squared: float, squared: float
+    ) -> CrossedVariance:
+        """Estimate from sums over an S×N table.
 
-        A two-sided test at 5% with a power of 80% needs a standard error of
-        difference / (z(0.975) + z(0.8)) (Cohen 1988, chapter 2). None: the images alone leave more
-        chance than that, whatever the number of seeds.
+        Args:
+            num_images: N.
+            seed_sums: over the images, of each seed.
+            image_sums_squared: the sum over the images of the squared sums over the seeds.
+            squared: the sum of all values squared.
         """
-        from scipy import stats
+        S, N = len(seed_sums), num_images
+        mean = float(seed_sums.sum()) / (S * N)
+        of_mean = S * N * mean**2
+        of_seeds = float(np.square(seed_sums).sum()) / N - of_mean
+        of_images = image_sums_squared / S - of_mean
+        of_rest = max(0.0, squared - of_mean - of_seeds - of_images)
+        square_seeds, square_images = of_seeds / (S - 1), of_images / (N - 1)
+        square_rest = of_rest / ((S - 1) * (N - 1))
+        return cls(
+            num_seeds=S,
+            num_images=N,
+            mean=mean,
+            seeds=(square_seeds - square_rest) / N,
+            images=max(0.0, (square_images - square_rest) / S),
+            rest=square_rest,
+        )
 
-        needed = difference / float(stats.norm.ppf((1 + CONFIDENCE) / 2) + stats.norm.ppf(POWER))
-        left = needed**2 - self.images / num_images
-        if left <= 0:
-            return None
-        return max(2, math.ceil((self.seeds + self.rest / num_images) / left))
+    def error(self, seeds: float, seeds_dof: float) -> tuple[float, float]:
+        """Return the standard error of the mean and its degrees of freedom.
+
+        The degrees of freedom are Satterthwaite's (1946): images are many, so all doubt is in the
+        variance between seeds.
+
+        Args:
+            seeds: the variance between seeds to use. Below 0 counts as 0: the seeds' mean square
+                cannot be expected below the rest's, and where it is so by luck, it would make the
+                error small and the degrees of freedom many at once.
+            seeds_dof: how well that variance is known, in degrees of freedom.
+        """
+        over_seeds = (max(0.0, seeds) + self.rest / self.num_images) / self.num_seeds
+        total = over_seeds + self.images / self.num_images
+        dof = seeds_dof * (total / over_seeds) ** 2 if over_seeds > 0 else math.inf
+        return math.sqrt(total), min(dof, MANY)
 
 
-@functools.lru_cache(maxsize=1)
-def _image_counts(num_images: int, draws: int, seed: int) -> NDArray[np.float32]:
-    """Return how often each draw takes each image, draws×N; kept for the next pair."""
-    generator = np.random.default_rng(seed)
-    counts = np.empty((draws, num_images), np.float32)
-    for row in counts:
-        taken = generator.integers(0, num_images, num_images, dtype=np.int32)
-        row[:] = np.bincount(taken, minlength=num_images)
-    return counts
+MANY = 1e6
+"""Degrees of freedom from which Student's distribution is the normal one."""
 
 
-def hierarchical_bootstrap(differences: Array, *, draws: int = DRAWS, seed: int = 0) -> Array:
-    """Return `draws` means of S×N differences with both seeds and images drawn again.
+def crossed_interval(right: Array, level: float = LEVEL) -> Interval:
+    """Return the accuracy of S×N right (1) and wrong (0) answers, with its interval.
 
-    Seeds and images are drawn with replacement, independently of each other (Owen 2007, "The
-    pigeonhole bootstrap"). The images drawn depend on N, `draws` and `seed` alone, so that all
-    pairs of a comparison meet the same draws.
+    The interval is crossed: it stands for other seeds of the network on other images of the same
+    kind. A single seed has none.
     """
-    S, N = differences.shape
-    of_images = _image_counts(N, draws, seed) @ differences.T.astype(np.float32) / N  # draws×S
-    generator = np.random.default_rng((seed, S))
-    of_seeds = generator.multinomial(S, np.full(S, 1 / S), draws) / S  # draws×S
-    means: Array = (of_images * of_seeds).sum(1, dtype=np.float64)
-    return means
-
-
-def difference_interval(differences: Array, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """Return the mean of S×N differences with its 95% interval over seeds and images.
-
-    The bootstrap gives the interval's shape. Its width is set to what few seeds require: on S
-    seeds a bootstrap's own percentiles are too narrow by sqrt((S - 1) / S) and by the step from the
-    normal to Student's distribution, and the crossed draws count the rest's variance more than once
-    (Hesterberg 2015, "What teachers should know about the bootstrap", on expanded percentiles;
-    Owen 2007). So deviations are scaled by the ratio of Student's half-width, with the standard
-    error and degrees of freedom of `CrossedVariance`, to the normal half-width of the draws.
-    """
-    mean = float(differences.mean())
-    if len(differences) == 1:
+    mean = float(right.mean())
+    if len(right) == 1:
         return Interval(mean, None, None)
     from scipy import stats
 
-    variance = CrossedVariance.of(differences)
-    drawn = hierarchical_bootstrap(differences, draws=draws, seed=seed) - mean
-    spread = float(drawn.std())
-    if spread == 0:
-        return Interval(mean, mean, mean)
-    tail = (1 + CONFIDENCE) / 2
-    student = variance.error * float(stats.t.ppf(tail, variance.dof))
-    scale = student / (spread * float(stats.norm.ppf(tail)))
-    lo, hi = np.quantile(drawn, [1 - tail, tail])
-    return Interval(mean, mean + scale * float(lo), mean + scale * float(hi))
+    variance = CrossedVariance.of(right, 0.0, 1.0)
+    error, dof = variance.error(variance.seeds, len(right) - 1)
+    half = error * float(stats.t.isf(level / 2, dof))
+    return Interval(mean, max(0.0, variance.mean - half), min(1.0, variance.mean + half))
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """The difference of two networks over paired seeds, against chance.
+
+    Attributes:
+        difference: mean with its interval over seeds and images, at all pairs of the study at
+            once; without ends for a single seed.
+        p_value: two-sided, of this pair alone; None for a single seed.
+        p_adjusted: the same over all pairs at once. Below the level exactly where the interval
+            leaves out 0.
+        discordant: images, in the mean over seeds, that one of the two alone answers rightly.
+        chance: of this pair; None for a single seed.
+        seeds: the variance between seeds that was used, and its degrees of freedom.
+        seeds_dof: see there.
+        num_networks: of the study.
+        level: of the interval.
+    """
+
+    difference: Interval
+    p_value: float | None
+    p_adjusted: float | None
+    discordant: float
+    chance: CrossedVariance | None
+    seeds: float
+    seeds_dof: float
+    num_networks: int
+    level: float
+
+    def p_beyond(self, margin: float) -> float | None:
+        """Return the p-value, over all pairs at once, of a difference of `margin` or more.
+
+        Two one-sided tests (Schuirmann 1987): it is below the level exactly where the interval
+        lies within ±`margin`. They are made at half the level each, so that the interval that is
+        printed decides; the usual 5% each would need a second, narrower one.
+        """
+        if self.chance is None:
+            return None
+        if self.discordant == 0:
+            return float(min(1.0, _pairs(self.num_networks) * (1 - margin) ** self._num_images))
+        error, dof = self.chance.error(self.seeds, self.seeds_dof)
+        distance = margin - abs(self.chance.mean)
+        return tail(distance / error, self.num_networks, dof) if distance > 0 else 1.0
+
+    @property
+    def _num_images(self) -> int:
+        assert self.chance is not None
+        return self.chance.num_images - 2
+
+
+def paired_tests(
+    tables: Sequence[Array], num_networks: int, level: float = LEVEL
+) -> list[PairedTest]:
+    """Test the differences of all pairs of networks of a study at once.
+
+    The interval is Student's: with the standard error and degrees of freedom of `CrossedVariance`,
+    and at all pairs at once by the distribution of the studentized range (Tukey 1953, Kramer
+    1956), which for two networks is Student's t. Where the answers of no seed differ, it is the
+    exact bound of a share that did not occur once, 1 - level^(1/N), about 3/N.
+
+    A few seeds say little of the variance between them. The pairs of a study say more: the
+    variance that is used is the mean over the pairs, with their degrees of freedom, (networks - 1)
+    × (seeds - 1), unless the pair's own is larger. So a lucky pair is not called sure, and one
+    that varies more than the others is not called as sure as they.
+
+    Args:
+        tables: S×N differences of each pair, of -1, 0 and 1; S may differ.
+        num_networks: of the study.
+        level: share of studies without a difference in which an interval may leave out 0.
+    """
+    drafts = [CrossedVariance.of(t, -1.0, 1.0) if len(t) > 1 else None for t in tables]
+    used = iter(seeds_variances([v for v in drafts if v is not None], num_networks))
+    return [
+        _untested(table, num_networks, level)
+        if chance is None
+        else _test(table, chance, *next(used), num_networks, level)
+        for table, chance in zip(tables, drafts, strict=True)
+    ]
+
+
+def seeds_variances(
+    chances: Sequence[CrossedVariance], num_networks: int
+) -> list[tuple[float, float]]:
+    """Return for each pair of a study the variance between seeds to use, and how well it is known.
+
+    The mean over the pairs, or the pair's own where that is larger; in degrees of freedom.
+    """
+    freedoms = [chance.num_seeds - 1 for chance in chances]
+    total = sum(freedoms)
+    pooled = sum(c.seeds * f for c, f in zip(chances, freedoms, strict=True)) / max(1, total)
+    # The M (M - 1) / 2 pairs of M networks hold M - 1 independent contrasts.
+    pooled_dof = 2 / num_networks * total
+    return [
+        (max(chance.seeds, pooled), max(pooled_dof, freedom))
+        for chance, freedom in zip(chances, freedoms, strict=True)
+    ]
+
+
+def _untested(table: Array, num_networks: int, level: float) -> PairedTest:
+    """Return what a single seed says: a difference without a test."""
+    return PairedTest(
+        difference=Interval(float(table.mean()), None, None),
+        p_value=None,
+        p_adjusted=None,
+        discordant=float((table != 0).sum()),
+        chance=None,
+        seeds=0.0,
+        seeds_dof=0.0,
+        num_networks=num_networks,
+        level=level,
+    )
+
+
+def _test(
+    table: Array,
+    chance: CrossedVariance,
+    seeds: float,
+    seeds_dof: float,
+    num_networks: int,
+    level: float,
+) -> PairedTest:
+    mean, discordant = float(table.mean()), float((table != 0).sum(1).mean())
+    if discordant == 0:
+        bound = 1 - (level / _pairs(num_networks)) ** (1 / table.shape[1])
+        found, p_value, p_adjusted = Interval(0.0, -bound, bound), 1.0, 1.0
+    else:
+        error, dof = chance.error(seeds, seeds_dof)
+        half = error * critical_value(level, num_networks, dof)
+        found = Interval(mean, max(-1.0, chance.mean - half), min(1.0, chance.mean + half))
+        distance = abs(chance.mean) / error
+        p_value, p_adjusted = tail(distance, 2, dof), tail(distance, num_networks, dof)
+    return PairedTest(
+        found, p_value, p_adjusted, discordant, chance, seeds, seeds_dof, num_networks, level
+    )
+
+
+def _pairs(num_networks: int) -> int:
+    return num_networks * (num_networks - 1) // 2
+
+
+@functools.cache
+def critical_value(level: float, num_networks: int, dof: float) -> float:
+    """Return the standard errors that a pair is apart by chance with probability `level`.
+
+    That is, the largest distance of any pair of `num_networks` equal ones.
+    """
+    from scipy import optimize, stats
+
+    least = float(stats.t.isf(level / 2, dof))
+    if num_networks == 2:
+        return least
+    most = float(stats.t.isf(level / 2 / _pairs(num_networks), dof))  # Bonferroni
+    return float(optimize.brentq(lambda x: tail(x, num_networks, dof) - level, least, most))
+
+
+def tail(distance: float, num_networks: int, dof: float) -> float:
+    """Return how often the most distant pair of equal networks is `distance` apart or more.
+
+    Args:
+        distance: in standard errors of a difference.
+        num_networks: 2 or more.
+        dof: of the standard error.
+    """
+    from scipy import stats
+
+    if num_networks == 2:
+        return float(2 * stats.t.sf(distance, dof))
+    found = float(stats.studentized_range.sf(distance * math.sqrt(2), num_networks, dof))
+    # Quadrature leaves an error of 1e-12 or so; a pair alone is never more surprising.
+    return min(1.0, max(found, float(2 * stats.t.sf(distance, dof))))
 
 
 def mcnemar_p(differences: Array) -> float:
@@ -195,10 +347,11 @@ def mcnemar_p(differences: Array) -> float:
 def combined_mcnemar_p(differences: Array) -> float:
     """Combine McNemar's exact test of each seed of S×N differences to one two-sided p-value.
 
-    Stouffer's sum of the signed normal scores of the seeds. They saw the same images, so their
-    sum has the variance S + S(S-1)r, r being the mean correlation of the differences between two
-    seeds over the images (Strube 1985, "Combining and comparing significance levels from
-    nonindependent hypothesis tests").
+    It asks whether these trained networks differ on other images, not whether others would; so it
+    decides no verdict. Stouffer's sum of the signed normal scores of the seeds: they saw the same
+    images, so their sum has the variance S + S(S-1)r, r being the mean correlation of the
+    differences between two seeds over the images (Strube 1985, "Combining and comparing
+    significance levels from nonindependent hypothesis tests").
     """
     from scipy import stats
 
@@ -216,26 +369,3 @@ def combined_mcnemar_p(differences: Array) -> float:
         correlation = (float(np.square(scaled.sum(0)).sum()) - n) / (n * (n - 1))
     score = sum(scores) / math.sqrt(S + S * (S - 1) * max(0.0, correlation))
     return float(2 * stats.norm.sf(abs(score)))
-
-
-def seeds_p(differences: Array) -> float:
-    """Return the two-sided p-value of a mean difference over both sources of chance.
-
-    Student's test with the standard error and degrees of freedom of `CrossedVariance`.
-    """
-    from scipy import stats
-
-    variance, mean = CrossedVariance.of(differences), float(differences.mean())
-    if variance.error == 0:
-        return 0.0 if mean else 1.0
-    return float(2 * stats.t.sf(abs(mean) / variance.error, variance.dof))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number (Holm 1979), as statsmodels does it."""
-    if len(p_values) < 2:
-        return list(p_values)
-    from statsmodels.stats.multitest import multipletests
-
-    adjusted: Any = multipletests(p_values, method="holm")[1]
-    return [float(p) for p in adjusted]

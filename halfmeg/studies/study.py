@@ -31,6 +31,7 @@ from halfmeg.data.source import open_splits, save_splits
 from halfmeg.places.load import blame
 from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.cluster import train_on_cluster
+from halfmeg.studies.reading import Reading
 from halfmeg.training.fit import RUN_FAILURES, one_line, train_run
 from halfmeg.training.job import check_places
 from halfmeg.training.listen import Listener
@@ -40,11 +41,22 @@ from halfmeg.training.stopping import TrainingInterruptedError
 
 @dataclass(frozen=True)
 class Study:
-    """What a study has: its finished runs, and for each run that failed the error."""
+    """What a study has: its finished runs, for each run that failed the error, how it is read."""
 
     folder: Path
     runs: tuple[Run, ...]
     failures: dict[str, str]
+    reading: Reading
+
+    def record_look(self, seeds: int) -> None:
+        """Note in `study.json` that the study was read with so many seeds.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.folder / "study.json"
+        read = Reading.of(self.folder).with_look(seeds)
+        write_json(path, json.loads(path.read_text()) | {"reading": read.to_dict()})
 
 
 class StudyListener:
@@ -93,6 +105,7 @@ def run_study(
     cluster: str | None = None,
     gpus_per_run: float = 0.0,
     stack: bool = False,
+    reading: Reading | None = None,
     listener: StudyListener | None = None,
 ) -> Study:
     """Train every config into a folder of `out`; finished runs are kept, others continued.
@@ -109,6 +122,7 @@ def run_study(
         gpus_per_run: share of a GPU that a run asks the cluster for.
         stack: whether runs that differ in their seed only are trained at once in this process, by
             `halfmeg.training.stack`, which fills a large GPU.
+        reading: how it is read; None: once, as usual.
         listener: is told how it goes.
 
     Raises:
@@ -137,7 +151,7 @@ def run_study(
     if stack:
         for seeds in _by_all_but_seed((config, out) for config in configs):
             check_stack([config for config, _ in seeds])
-    _check_folder(out, configs, folders, data)
+    reading = _check_folder(out, configs, folders, data, reading or Reading())
     tasks = [
         (config, out / name)
         for config, name in zip(configs, folders, strict=True)
@@ -159,7 +173,7 @@ def run_study(
             failures[folder.name] = error
         listener.on_run(config, error, done, len(configs))
     runs = tuple(Run.open(out / name) for name in folders if name not in failures)
-    return Study(out, runs, failures)
+    return Study(out, runs, failures, reading)
 
 
 def open_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -304,8 +318,12 @@ def _train_in_worker(config: RunConfig, folder: Path) -> str | None:
 
 
 def _check_folder(
-    out: Path, configs: Sequence[RunConfig], folders: Sequence[str], data: DataSplits
-) -> None:
+    out: Path,
+    configs: Sequence[RunConfig],
+    folders: Sequence[str],
+    data: DataSplits,
+    wanted: Reading,
+) -> Reading:
     """Raise before anything is trained if `out` cannot hold this study; write study.json."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"cannot write to {out}: it is a file")
@@ -320,11 +338,14 @@ def _check_folder(
             raise ValueError(
                 f"{out / name} was trained with other settings or data; choose another --out"
             )
+    reading = Reading.of(out).go_on(wanted, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "study.json", _describe(configs, folders, data))
+        described = _describe(configs, folders, data) | {"reading": reading.to_dict()}
+        write_json(out / "study.json", described)
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+    return reading
 
 
 def _describe(

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from halfmeg.config import BUDGET
-from halfmeg.studies.entrant import TERMS, Entrant, LoadedRun, cut
+from halfmeg.studies.entrant import TERMS, Entrant, LoadedRun
+from halfmeg.studies.power import FEWEST_DISCORDANT, SeedsNeeded, seeds_needed
+from halfmeg.studies.reading import MARGIN
 from halfmeg.studies.stats import (
-    CrossedVariance,
+    LEVEL,
     Interval,
+    PairedTest,
     combined_mcnemar_p,
-    difference_interval,
-    holm,
     mcnemar_p,
-    seeds_p,
+    paired_tests,
 )
-
-ALPHA = 0.05
-
 
 SEEN_DIFFERENCE = 0.005
 """The difference for which the number of seeds is planned: half a point."""
@@ -31,36 +30,61 @@ class PairResult:
     """The difference in test accuracy between two entrants, a minus b, over paired seeds.
 
     Attributes:
-        difference: mean with its 95% interval over seeds and test images.
+        test: the difference against chance; interval, p-values and words all follow from it.
         mcnemar: McNemar's exact p-value of each seed.
-        p_mcnemar: those combined: chance among the test images.
-        p_value: the larger of `p_mcnemar` and the p-value over both sources of chance; a
-            difference has to hold against both. None for one seed.
-        p_adjusted: `p_value` after Holm's correction over all pairs of the comparison.
-        num_pairs: of that correction.
-        seeds_needed: to see half a point; None where the test images are too few for that.
+        p_mcnemar: those combined: chance among the test images alone. It decides nothing.
+        num_pairs: of the comparison; the interval holds at all of them at once.
+        margin: within which the two are called the same, 0 to 1.
+        needed: seeds of a new study to see half a point; None where nothing can be said.
         terms: how the two differ in their terms; empty where these are equal.
     """
 
     a: str
     b: str
-    difference: Interval
+    test: PairedTest
     num_seeds: int
     num_images: int
     mcnemar: tuple[float, ...]
     p_mcnemar: float
-    p_value: float | None
-    p_adjusted: float | None
     num_pairs: int
-    seeds_needed: int | None
+    margin: float
+    needed: SeedsNeeded | None
     terms: tuple[str, ...]
 
     @property
-    def told_apart(self) -> bool:
-        """Whether the difference is more than chance at 5%, corrected for the number of pairs."""
+    def difference(self) -> Interval:
+        """The mean with its interval over seeds and test images, at all pairs at once."""
+        return self.test.difference
+
+    @property
+    def p_value(self) -> float | None:
+        """Of this pair alone, two-sided; None for one seed."""
+        return self.test.p_value
+
+    @property
+    def p_adjusted(self) -> float | None:
+        """Over all pairs at once: below the level exactly where the interval leaves out 0."""
+        return self.test.p_adjusted
+
+    @property
+    def p_same(self) -> float | None:
+        """Of a difference of `margin` or more, over all pairs at once; None for one seed."""
+        return self.test.p_beyond(self.margin)
+
+    @property
+    def outcome(self) -> str:
+        """`better` or `worse` (a than b), `same` (within the margin), or `open`."""
         d = self.difference
-        outside = d.lo is not None and d.hi is not None and (d.lo > 0 or d.hi < 0)
-        return outside and self.p_adjusted is not None and self.p_adjusted < ALPHA
+        if d.lo is None or d.hi is None:
+            return "open"
+        if d.lo > 0 or d.hi < 0:
+            return "better" if d.lo > 0 else "worse"
+        return "same" if -self.margin < d.lo and d.hi < self.margin else "open"
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether one is better: the interval leaves out 0."""
+        return self.outcome in ("better", "worse")
 
     @property
     def verdict(self) -> str:
@@ -71,29 +95,38 @@ class PairResult:
                 f"{self.a} and {self.b}: {100 * d.mean:+.1f} points in one seed, "
                 "which cannot tell chance from a difference"
             )
-        counts = f"{self.num_seeds} seeds, {self.num_images:,} images"
         if self.told_apart:
-            first, second, sign = (self.a, self.b, 1) if d.mean > 0 else (self.b, self.a, -1)
-            lo, hi = sorted((100 * sign * d.lo, 100 * sign * d.hi))
+            first, second, sign = (self.a, self.b, 1) if d.lo > 0 else (self.b, self.a, -1)
+            lo, hi = sorted((sign * d.lo, sign * d.hi))
+            mean, lo_text, hi_text = in_points([sign * d.mean, lo, hi])
             return (
-                f"{first} is better than {second} by {100 * sign * d.mean:.1f} points "
-                f"(95% interval {lo:.1f} to {hi:.1f}; {counts})"
+                f"{first} is better than {second} by {mean} points "
+                f"({self._counts(lo_text, hi_text)})"
             )
-        if self.seeds_needed is None:
-            outlook = f"{self.num_images:,} images are too few to see a difference of 0.5 points"
-        else:
-            outlook = (
-                f"about {self.seeds_needed} seeds would be needed to see a difference of 0.5 points"
-            )
-        reason = ""
-        if (d.lo > 0 or d.hi < 0) and self.p_value is not None:
-            reason = f", since p = {self.p_value:.2f}"
-            if self.p_value < ALPHA:
-                reason = f", after Holm's correction for {self.num_pairs} pairs"
-        return (
-            f"{self.a} and {self.b} cannot be told apart{reason}: {100 * d.mean:+.1f} points "
-            f"(95% interval {100 * d.lo:+.1f} to {100 * d.hi:+.1f}; {counts}); {outlook}"
-        )
+        mean, lo_text, hi_text = in_points([d.mean, d.lo, d.hi], self.margin, sign=True)
+        told = f"{mean} points ({self._counts(lo_text, hi_text)})"
+        if self.outcome == "same":
+            return f"{self.a} and {self.b} are the same within {_margin(self.margin)}: {told}"
+        return f"{self.a} and {self.b} cannot be told apart: {told}; {self.outlook}"
+
+    def _counts(self, lo: str, hi: str) -> str:
+        kind = f"{interval_name(self.test.level)} {lo} to {hi}"
+        if self.num_pairs > 1:
+            kind += f" with all {self.num_pairs} pairs"
+        return f"{kind}; {self.num_seeds} seeds, {self.num_images:,} images"
+
+    @property
+    def outlook(self) -> str:
+        """What would settle an open pair."""
+        images = f"{self.num_images:,} images are too few"
+        if self.test.discordant < FEWEST_DISCORDANT:
+            return f"{images}: the two answer {self.test.discordant:.0f} of them differently"
+        points = f"{100 * SEEN_DIFFERENCE:g} points"
+        if self.needed is None or self.needed.least is None:
+            return f"{images} to see a difference of {points} with any number of seeds"
+        least, most = self.needed.least, self.needed.most
+        span = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
+        return f"a new study of {span} seeds would see a difference of {points}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -101,70 +134,111 @@ class PairResult:
             "a": self.a,
             "b": self.b,
             "difference": self.difference.to_dict(),
+            "level": self.test.level,
             "num_seeds": self.num_seeds,
             "num_images": self.num_images,
+            "discordant": self.test.discordant,
             "mcnemar": list(self.mcnemar),
             "p_mcnemar": self.p_mcnemar,
             "p_value": self.p_value,
             "p_adjusted": self.p_adjusted,
+            "margin": self.margin,
+            "p_same": self.p_same,
+            "outcome": self.outcome,
             "told_apart": self.told_apart,
-            "seeds_needed": self.seeds_needed,
+            "seeds_needed": self.needed.most if self.needed else None,
+            "seeds_needed_at_least": self.needed.least if self.needed else None,
             "unequal_terms": list(self.terms),
             "verdict": self.verdict,
         }
 
 
-def compare_pairs(entrants: list[tuple[Entrant, list[LoadedRun]]]) -> tuple[PairResult, ...]:
-    """Compare each entrant with each later one; p-values are corrected for their number."""
-    drafts = [
-        _pair(a, b, a_items, b_items)
-        for i, (a, a_items) in enumerate(entrants)
-        for b, b_items in entrants[i + 1 :]
-    ]
-    tested = [pair for pair in drafts if pair.p_value is not None]
-    adjusted = iter(holm([pair.p_value for pair in tested if pair.p_value is not None]))
+def interval_name(level: float) -> str:
+    """Return the name of intervals at a level, such as `95% interval`."""
+    return f"{100 * (1 - level):g}% interval"
+
+
+def in_points(
+    shares: Sequence[float], *borders: float, digits: int = 1, sign: bool = False
+) -> list[str]:
+    """Write shares as points with so many digits, or with as many as keep them off a border.
+
+    A bound of 0.0003 is not written as 0.0, nor one of 0.0098 as 1.0 where 0.01 is the margin:
+    the words beside it would contradict it.
+    """
+
+    def written(share: float) -> str:
+        text = ""
+        for places in range(digits, digits + 6):
+            text = f"{100 * share:{'+' if sign else ''}.{places}f}"
+            if all(
+                abs(float(text)) != round(100 * border, places) or abs(share) == border
+                for border in (0.0, *borders)
+            ):
+                break
+        return text
+
+    return [written(share) for share in shares]
+
+
+def _margin(margin: float) -> str:
+    points = f"{100 * margin:.1f}" if round(1000 * margin, 6).is_integer() else f"{100 * margin:g}"
+    return f"{points} point" if margin == MARGIN else f"{points} points"
+
+
+def compare_pairs(
+    entrants: list[tuple[Entrant, list[LoadedRun]]],
+    *,
+    level: float = LEVEL,
+    margin: float = MARGIN,
+) -> tuple[PairResult, ...]:
+    """Compare each entrant with each later one, all pairs at once.
+
+    Two that share no seed are not compared.
+
+    Raises:
+        ValueError: no two share a seed.
+    """
+    pairs, tables = [], []
+    for i, (a, a_items) in enumerate(entrants):
+        for b, b_items in entrants[i + 1 :]:
+            table = _differences(a_items, b_items)
+            if table is not None:
+                pairs.append((a, b))
+                tables.append(table)
+    if len(entrants) > 1 and not pairs:
+        raise ValueError(f"{entrants[0][0].name} and {entrants[1][0].name} share no seed")
+    tests = paired_tests(tables, len(entrants), level)
     return tuple(
-        replace(pair, p_adjusted=next(adjusted), num_pairs=len(tested))
-        if pair.p_value is not None
-        else pair
-        for pair in drafts
+        PairResult(
+            a=a.name,
+            b=b.name,
+            test=test,
+            num_seeds=len(table),
+            num_images=table.shape[1],
+            mcnemar=tuple(mcnemar_p(row) for row in table),
+            p_mcnemar=combined_mcnemar_p(table),
+            num_pairs=len(pairs),
+            margin=margin,
+            needed=seeds_needed(test, SEEN_DIFFERENCE),
+            terms=_unequal_terms(a, b),
+        )
+        for (a, b), table, test in zip(pairs, tables, tests, strict=True)
     )
 
 
-def _pair(a: Entrant, b: Entrant, a_items: list[LoadedRun], b_items: list[LoadedRun]) -> PairResult:
+def _differences(a_items: list[LoadedRun], b_items: list[LoadedRun]) -> np.ndarray | None:
+    """Return the S×N differences of right answers, a minus b, over the seeds that both have."""
     by_seed = {item.run.config.seed: item for item in b_items}
     shared = [(item, by_seed[s]) for item in a_items if (s := item.run.config.seed) in by_seed]
-    if not shared:
-        raise ValueError(f"{a.name} and {b.name} share no seed")
-    differences = np.stack([first.right - second.right for first, second in shared])
-    several = len(shared) > 1
-    p_mcnemar = combined_mcnemar_p(differences)
-    num_images = differences.shape[1]
-    return PairResult(
-        a=a.name,
-        b=b.name,
-        difference=cut(difference_interval(differences), -1.0, 1.0),
-        num_seeds=len(shared),
-        num_images=num_images,
-        mcnemar=tuple(mcnemar_p(row) for row in differences),
-        p_mcnemar=p_mcnemar,
-        p_value=max(p_mcnemar, seeds_p(differences)) if several else None,
-        p_adjusted=None,
-        num_pairs=1,
-        seeds_needed=CrossedVariance.of(differences).seeds_needed(SEEN_DIFFERENCE, num_images)
-        if several
-        else None,
-        terms=_unequal_terms(a, b),
-    )
+    return np.stack([a.right - b.right for a, b in shared]) if shared else None
 
 
 def _unequal_terms(a: Entrant, b: Entrant) -> tuple[str, ...]:
-    first, second = (entrant.runs[0].config.to_dict() for entrant in (a, b))
+    first, second = (entrant.terms for entrant in (a, b))
     notes = [
         f"{key}: {first[key]} against {second[key]}" for key in TERMS if first[key] != second[key]
     ]
-    if len(a.runs) != len(b.runs):
-        notes.append(f"seeds: {len(a.runs)} against {len(b.runs)}")
     notes += [
         f"{entrant.name} has {entrant.params:,} parameters, over the budget of {BUDGET:,}"
         for entrant in (a, b)

@@ -1,0 +1,95 @@
+"""How a study is read: at which numbers of seeds, at what level, within what margin."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from halfmeg.studies.power import LOOK_LEVEL, LOOKS
+from halfmeg.studies.stats import LEVEL
+
+MARGIN = 0.01
+"""The difference within which two networks are called the same, where no other is asked for."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What `study.json` keeps of how the study is read.
+
+    Attributes:
+        margin: difference within which two networks are called the same, 0 to 1.
+        level: share of studies without a difference that may find one, at each look.
+        planned: numbers of seeds at which the study was planned to be read; empty where it is read
+            once.
+        looks: numbers of seeds at which it has been read.
+    """
+
+    margin: float = MARGIN
+    level: float = LEVEL
+    planned: tuple[int, ...] = ()
+    looks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < 1:
+            raise ValueError(
+                f"margin={100 * self.margin:g} is out of range; allowed: above 0, below 100 points"
+            )
+
+    @classmethod
+    def until_decided(cls, margin: float) -> Reading:
+        """Return the plan of a study that runs until it is decided."""
+        return cls(margin, LOOK_LEVEL, LOOKS)
+
+    @classmethod
+    def of(cls, folder: Path) -> Reading:
+        """Read it from a folder; the usual one where it holds no study, or an earlier version's.
+
+        Raises:
+            ValueError: `study.json` is damaged.
+        """
+        path = folder / "study.json"
+        if not path.exists():
+            return cls()
+        try:
+            stored = json.loads(path.read_text())["reading"]
+            return cls(
+                margin=float(stored["margin"]),
+                level=float(stored["level"]),
+                planned=tuple(map(int, stored["planned"])),
+                looks=tuple(map(int, stored["looks"])),
+            )
+        except KeyError as missing:
+            if missing.args == ("reading",):
+                return cls()
+            raise ValueError(f"{path} is damaged: {missing}") from None
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+    def go_on(self, wanted: Reading, folder: Path) -> Reading:
+        """Return how a study goes on that was read like this and shall be like `wanted`.
+
+        Raises:
+            ValueError: looks are planned for a study that was read without a plan.
+        """
+        if wanted.planned and not self.planned and self.looks:
+            seeds = ", ".join(map(str, self.looks))
+            raise ValueError(
+                f"{folder} was read with {seeds} seeds already, which no plan of looks has "
+                "counted; choose another --out"
+            )
+        kept = self if self.planned else wanted
+        return replace(kept, margin=wanted.margin, looks=self.looks)
+
+    def with_look(self, seeds: int) -> Reading:
+        """Return it with one more look."""
+        return replace(self, looks=tuple(sorted({*self.looks, seeds})))
+
+    def unplanned_looks(self, seeds: int) -> tuple[int, ...]:
+        """Return the looks before this one that no plan has counted."""
+        return tuple(n for n in self.looks if n < seeds and n not in self.planned)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)

@@ -1,0 +1,134 @@
+"""The page above the studies of several data sets: ranks, and what they tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from halfmeg.artifacts.files import write_atomically, write_json
+from halfmeg.studies.compare import Comparison
+from halfmeg.studies.figures import INK, STYLE, figure_svg, write_figure
+from halfmeg.studies.page import build_templates
+from halfmeg.studies.ranking import Ranking, rank_networks
+from halfmeg.studies.stats import LEVEL
+from halfmeg.studies.tables import MISSING, Table, p_text, percent, write_tables
+
+
+def rank_comparisons(comparisons: Sequence[Comparison]) -> Ranking:
+    """Rank the networks that all comparisons have, over their data sets.
+
+    Raises:
+        ValueError: two of the same data, or fewer than two networks that all have.
+    """
+    names = [comparison.data for comparison in comparisons]
+    fingerprints = {comparison.fingerprint for comparison in comparisons}
+    if len(fingerprints) < len(comparisons):
+        raise ValueError(f"data {', '.join(names)}: two of them are the same; name each once")
+    accuracies = [{m.name: m.test_accuracy.mean for m in c.models} for c in comparisons]
+    networks = [name for name in accuracies[0] if all(name in row for row in accuracies)]
+    if len(networks) < 2:
+        raise ValueError("fewer than two networks have finished on every data set")
+    table = np.array([[row[name] for name in networks] for row in accuracies])
+    return rank_networks(networks, names, table)
+
+
+def ranking_figure(ranking: Ranking) -> Figure:
+    """Draw the critical-difference diagram of Demšar 2006: bars join what is not told apart."""
+    count = len(ranking.networks)
+    left, right = ranking.networks[: -(-count // 2)], ranking.networks[-(-count // 2) :]
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(7.2, 1.5 + 0.26 * len(left)), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        axes.plot([1, count], [0, 0], color=INK, lw=1)
+        for rank in range(1, count + 1):
+            axes.plot([rank, rank], [0, 0.12], color=INK, lw=1)
+            axes.text(rank, 0.2, str(rank), ha="center")
+        places = dict(zip(ranking.networks, ranking.mean_ranks, strict=True))
+        for names, end, align in ((left, 0.6, "right"), (right[::-1], count + 0.4, "left")):
+            for row, name in enumerate(names):
+                depth = -0.75 - 0.32 * row
+                axes.plot([places[name]] * 2 + [end], [0, depth, depth], color=INK, lw=1)
+                text = f"{name} {places[name]:.2f}"
+                axes.text(end, depth, f" {text} ", ha=align, va="center")
+        groups = sorted({letter for letters in ranking.letters for letter in letters})
+        for row, group in enumerate(groups):
+            members = [
+                rank
+                for rank, letters in zip(ranking.mean_ranks, ranking.letters, strict=True)
+                if group in letters
+            ]
+            if len(members) > 1:
+                depth = -0.12 - 0.11 * row
+                axes.plot(
+                    [members[0] - 0.04, members[-1] + 0.04], [depth] * 2, color=INK, lw=3.5,
+                    solid_capstyle="round",
+                )  # fmt: skip
+        width = ranking.critical_difference
+        axes.plot([1, 1 + width], [0.75, 0.75], color=INK, lw=1, marker="|")
+        axes.text(1 + width / 2, 0.84, f"critical difference {width:.2f}", ha="center")
+        axes.set_xlim(-0.4, count + 1.4)
+        axes.set_ylim(-0.95 - 0.32 * max(0, len(left) - 1), 1.2)
+    return figure
+
+
+def ranking_tables(ranking: Ranking) -> dict[str, Table]:
+    """Return accuracies and ranks, and the pairs."""
+    accuracy_rows = [
+        (name, *(percent(row[index], 2) for row in ranking.accuracies), f"{rank:.2f}", letters)
+        for index, (name, rank, letters) in enumerate(
+            zip(ranking.networks, ranking.mean_ranks, ranking.letters, strict=True)
+        )
+    ]
+    columns = ("network", *(f"{name}, %" for name in ranking.data), "mean rank", "group")
+    pair_rows = [
+        (f"{p.a} − {p.b}", f"{p.rank_difference:+.2f}", p_text(p.p_wilcoxon, LEVEL))
+        for p in ranking.pairs
+    ]
+    pair_columns = ("pair", "mean ranks apart", "p, Wilcoxon and Holm")
+    return {
+        "ranks": Table("ranks", "Accuracies and mean ranks", columns, tuple(accuracy_rows)),
+        "pairs": Table("pairs", "Pairs of networks", pair_columns, tuple(pair_rows)),
+    }
+
+
+def write_ranking(
+    ranking: Ranking, comparisons: Sequence[Comparison], folders: Sequence[Path], out: Path
+) -> Path:
+    """Write the page above the pages of several data sets, its tables and JSON; return its path.
+
+    Args:
+        ranking: of `comparisons`.
+        comparisons: each with its own page.
+        folders: where these pages are, below `out`.
+        out: a folder.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    figure = ranking_figure(ranking)
+    tables = ranking_tables(ranking)
+    write_figure(figure, out / "ranks.png")
+    write_tables(list(tables.values()), out / "tables")
+    write_json(
+        out / "ranking.json",
+        ranking.to_dict()
+        | {"studies": {c.data: f.name for c, f in zip(comparisons, folders, strict=True)}},
+    )
+    text = "Critical-difference diagram; mean ranks: " + ", ".join(
+        f"{name} {rank:.2f}"
+        for name, rank in zip(ranking.networks, ranking.mean_ranks, strict=True)
+    )
+    page = out / "ranking.html"
+    rendered = build_templates().get_template("ranking.html").render(
+        ranking=ranking, tables=tables, drawing=figure_svg(figure), text=text, missing=MISSING,
+        friedman=None if ranking.p_friedman is None else p_text(ranking.p_friedman, LEVEL),
+        studies=[
+            (comparison, f"{folder.name}/comparison.html")
+            for comparison, folder in zip(comparisons, folders, strict=True)
+        ],
+    )  # fmt: skip
+    write_atomically(page, rendered.encode())
+    return page

@@ -1,0 +1,220 @@
+"""The tables of a comparison, for its page, as CSV and as LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfmeg.artifacts.files import write_atomically
+from halfmeg.config import BUDGET
+from halfmeg.studies.compare import Comparison
+from halfmeg.studies.stats import Interval
+from halfmeg.studies.verdict import PairResult, in_points
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first column names the row.
+
+    Attributes:
+        name: of its files.
+        label: what it is, for those who hear it.
+    """
+
+    name: str
+    label: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_csv(self) -> str:
+        """Return the table as CSV with a header."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def to_latex(self) -> str:
+        """Return the table as a LaTeX `tabular` with the rules of booktabs."""
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(map(_escape_latex, cells)) + r" \\"
+
+        body = [
+            r"\begin{tabular}{l" + "r" * (len(self.columns) - 1) + "}",
+            r"\toprule", line(self.columns), r"\midrule", *map(line, self.rows), r"\bottomrule",
+            r"\end{tabular}",
+        ]  # fmt: skip
+        return "\n".join(body) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"$<$", ">": r"$>$", "−": r"$-$", "–": "--", "×": r"$\times$",
+}  # fmt: skip
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def write_tables(tables: Sequence[Table], out: Path) -> None:
+    """Write each table as `NAME.csv` and `NAME.tex` into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        write_atomically(out / f"{table.name}.csv", table.to_csv().encode())
+        write_atomically(out / f"{table.name}.tex", table.to_latex().encode())
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Write a share as percent without its sign."""
+    return MISSING if share is None else f"{100 * share:.{digits}f}"
+
+
+def p_text(p: float | None, level: float) -> str:
+    """Write a p-value with three decimals, or with as many as show on which side of `level`."""
+    if p is None:
+        return MISSING
+    if p < 0.001:
+        return "<0.001"
+    digits = 3
+    while round(p, digits) == level != p and digits < 9:
+        digits += 1
+    return f"{p:.{digits}f}"
+
+
+def comparison_tables(comparison: Comparison) -> dict[str, Table]:
+    """Return all tables of a comparison by name; those without rows are left out."""
+    tables = [
+        _results(comparison),
+        _differences(comparison),
+        _classes(comparison),
+        _calibration(comparison),
+        _robustness(comparison),
+    ]
+    return {table.name: table for table in tables if table.rows}
+
+
+def _range(interval: Interval) -> str:
+    if interval.lo is None or interval.hi is None:
+        return "one seed"
+    return f"{percent(interval.lo, 2)} to {percent(interval.hi, 2)}"
+
+
+def _results(comparison: Comparison) -> Table:
+    columns = (
+        "network", "group", "test accuracy, %", comparison.interval_name, "std",
+        "seeds", "parameters", f"fits {BUDGET:,}", "MACs, M", "training, s", "one image, ms",
+        "images/s", "each seed",
+    )  # fmt: skip
+    rows = [
+        (
+            model.name,
+            letters,
+            percent(model.test_accuracy.mean, 2),
+            _range(model.test_accuracy),
+            percent(model.deviation, 2),
+            str(len(model.runs)),
+            f"{model.params:,}",
+            "yes" if model.within_budget else "no",
+            f"{model.macs / 1e6:.2f}",
+            f"{model.seconds:.0f}",
+            f"{model.cost.latency_ms:.2f}" if model.cost else MISSING,
+            f"{model.cost.images_per_second:,.0f}" if model.cost else MISSING,
+            ", ".join(percent(value, 2) for value in model.per_seed.values()),
+        )
+        for model, letters in zip(comparison.models, comparison.letters, strict=True)
+    ]
+    return Table("results", "Table of results", columns, tuple(rows))
+
+
+def _differences(comparison: Comparison) -> Table:
+    level = comparison.reading.level
+    columns = (
+        "pair", "difference, points", comparison.interval_name, "outcome", "p of this pair",
+        "p, all pairs", f"p, {100 * comparison.reading.margin:g} or more apart",
+        "p, test images alone", "seeds for 0.5 points",
+    )  # fmt: skip
+    rows = [
+        (
+            f"{pair.a} − {pair.b}",
+            f"{100 * pair.difference.mean:+.2f}",
+            _bounds(pair),
+            pair.outcome,
+            p_text(pair.p_value, level),
+            p_text(pair.p_adjusted, level),
+            p_text(pair.p_same, level),
+            p_text(pair.p_mcnemar, level),
+            _seeds(pair),
+        )
+        for pair in comparison.pairs
+    ]
+    return Table("differences", "Table of differences", columns, tuple(rows))
+
+
+def _bounds(pair: PairResult) -> str:
+    d = pair.difference
+    if d.lo is None or d.hi is None:
+        return "one seed"
+    lo, hi = in_points([d.lo, d.hi], pair.margin, digits=2, sign=True)
+    return f"{lo} to {hi}"
+
+
+def _seeds(pair: PairResult) -> str:
+    if pair.p_value is None:
+        return MISSING
+    if pair.needed is None or pair.needed.least is None:
+        return "too few images"
+    if pair.needed.most is None:
+        return f"{pair.needed.least} or more"
+    return f"{pair.needed.least} to {pair.needed.most}"
+
+
+def _classes(comparison: Comparison) -> Table:
+    models = comparison.models
+    rows = [
+        (name, *(percent(model.per_class[index]) for model in models))
+        for index, name in enumerate(comparison.classes)
+    ]
+    columns = ("class", *(f"{model.name}, %" for model in models))
+    return Table("classes", "Accuracy of each class", columns, tuple(rows))
+
+
+def _calibration(comparison: Comparison) -> Table:
+    columns = (
+        "network", "ECE, %", "by chance, %", "NLL, nats", "temperature", "ECE after, %",
+        "by chance after, %", "NLL after, nats",
+    )  # fmt: skip
+    rows = []
+    for model in comparison.models:
+        after = model.scaled
+        rows.append(
+            (
+                model.name,
+                percent(model.calibration.ece, 2),
+                percent(model.calibration.ece_by_chance, 2),
+                f"{model.calibration.nll:.4f}",
+                MISSING if model.temperature is None else f"{model.temperature:.2f}",
+                percent(after.ece if after else None, 2),
+                percent(after.ece_by_chance if after else None, 2),
+                f"{after.nll:.4f}" if after else MISSING,
+            )
+        )
+    return Table("calibration", "Table of calibration", columns, tuple(rows))
+
+
+def _robustness(comparison: Comparison) -> Table:
+    measured = [(m.name, m.robustness) for m in comparison.models if m.robustness]
+    columns = ("corruption, strength 1 / 2 / 3", *(f"{name}, %" for name, _ in measured))
+    kinds = measured[0][1] if measured else ()
+    rows = [
+        (kind, *(" / ".join(map(percent, robustness[kind])) for _, robustness in measured))
+        for kind in kinds
+    ]
+    return Table("robustness", "Table of robustness", columns, tuple(rows))

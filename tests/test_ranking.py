@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Cli
+
+from halfmeg.studies.figures import figure_svg
+from halfmeg.studies.letters import compact_letters
+from halfmeg.studies.ranking import Ranking, rank_networks
+from halfmeg.studies.sets import ranking_figure, ranking_tables
+
+
+def test_letters_by_hand() -> None:
+    """The example of Piepho 2004: four treatments, 1-3, 1-4, 2-4 apart."""
+    assert compact_letters(4, [(0, 2), (0, 3), (1, 3)]) == ["a", "ab", "bc", "c"]
+    assert compact_letters(3, []) == ["a", "a", "a"]
+    assert compact_letters(3, [(0, 1), (0, 2), (1, 2)]) == ["a", "b", "c"]
+    assert compact_letters(1, []) == ["a"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_letters_are_shared_exactly_by_what_is_not_apart(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 9))
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    apart = [pair for pair in pairs if rng.random() < 0.5]
+    letters = [set(text) for text in compact_letters(count, apart)]
+    assert all(letters)
+    for i, j in pairs:
+        assert bool(letters[i] & letters[j]) == ((i, j) not in apart)
+
+
+def ranking(sets: int = 12, networks: int = 5, spread: float = 0.02) -> tuple[Ranking, np.ndarray]:
+    rng = np.random.default_rng(0)
+    table = 0.8 + 0.1 * rng.random((sets, 1)) + spread * np.arange(networks)
+    table = table + 0.02 * rng.normal(size=(sets, networks))
+    names = [f"net{i}" for i in range(networks)]
+    return rank_networks(names, [f"set{i}" for i in range(sets)], table), table
+
+
+def test_ranks_equal_autoranks() -> None:
+    """The kept library for the same procedure, on data that is not normal."""
+    import autorank
+    import pandas as pd
+
+    found, table = ranking()
+    frame = pd.DataFrame(table, columns=[f"net{i}" for i in range(5)])
+    expected = autorank.autorank(frame, alpha=0.05, verbose=False, force_mode="nonparametric")
+    assert found.critical_difference == pytest.approx(expected.cd, rel=1e-3)
+    for name, rank in zip(found.networks, found.mean_ranks, strict=True):
+        assert rank == pytest.approx(expected.rankdf.loc[name, "meanrank"])
+    assert found.p_friedman == pytest.approx(expected.pvalue)
+
+
+def test_wilcoxon_and_holm_equal_scipy_by_hand() -> None:
+    from scipy import stats
+
+    found, table = ranking(networks=3)
+    column = {f"net{i}": table[:, i] for i in range(3)}
+    p = [stats.wilcoxon(column[pair.a] - column[pair.b]).pvalue for pair in found.pairs]
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate([p[i] * (3 - step) for step, i in enumerate(order)])
+    for step, i in enumerate(order):
+        assert found.pairs[i].p_wilcoxon == pytest.approx(min(1.0, adjusted[step]))
+
+
+def test_few_data_sets_tell_little_apart() -> None:
+    found, _ = ranking(sets=3)
+    assert "no two networks are told apart" in found.verdict
+    assert set(found.letters) == {"a"}
+    many, _ = ranking(sets=30, spread=0.05)
+    assert "share a letter" in many.verdict
+    assert many.letters[0] != many.letters[-1]
+
+
+def test_ties_and_two_networks() -> None:
+    tied = rank_networks(["a", "b", "c"], ["x", "y"], np.full((2, 3), 0.5))
+    assert tied.mean_ranks == (2.0, 2.0, 2.0)
+    assert tied.p_friedman == 1.0
+    assert all(pair.p_wilcoxon == 1.0 for pair in tied.pairs)
+    two = rank_networks(["a", "b"], ["x", "y", "z"], np.array([[0.5, 0.6]] * 3))
+    assert two.p_friedman is None
+    assert two.networks == ("b", "a")
+    with pytest.raises(ValueError, match="1 data sets and 2 networks give no ranking"):
+        rank_networks(["a", "b"], ["x"], np.zeros((1, 2)))
+
+
+def test_the_diagram_is_drawn_and_the_tables_hold_all() -> None:
+    found, _ = ranking()
+    svg = figure_svg(ranking_figure(found))
+    ET.fromstring(svg)
+    for name in found.networks:
+        assert name in svg
+    tables = ranking_tables(found)
+    assert len(tables["ranks"].rows) == 5
+    assert len(tables["pairs"].rows) == 10
+    assert r"\toprule" in tables["ranks"].to_latex()
+
+
+@pytest.mark.slow
+def test_two_data_sets_make_a_page_each_and_one_above(cli: Cli, tmp_path: Path) -> None:
+    from conftest import write_image_folder
+
+    folder = tmp_path / "colours"
+    write_image_folder(folder)
+    arguments = ["compare", "cnn", "resnet-linear", "epochs=1", "threads=1", "--seeds", "2"]
+    arguments += ["--data", "digits", "--data", str(folder), "--out", str(tmp_path / "both")]
+    outcome = cli(*arguments, "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["data"] == ["digits", "colours"]
+    assert [len(study["pairs"]) for study in found["studies"]] == [1, 1]
+    page = Path(found["page"])
+    text = page.read_text()
+    assert 'href="digits/comparison.html"' in text
+    assert (page.parent / "colours" / "comparison.html").exists()
+    assert (page.parent / "tables" / "ranks.csv").exists()
+    twice = cli("compare", "cnn", "resnet-linear", "--data", "digits", "--data", "digits")
+    assert twice.code == 2
+    assert "data digits is named twice" in twice.err
