@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
+
+import msgspec
 
 from halfmeg.places.place import hand_over, is_place
 
@@ -201,8 +202,7 @@ class RunConfig:
         unknown = sorted(set(values) - set(_TYPES))
         if unknown:
             raise ValueError(f"unknown setting {unknown[0]!r} in a stored config")
-        typed = {key: _from_json(key, value, _TYPES[key]) for key, value in values.items()}
-        return cls(**typed)
+        return msgspec.convert(dict(values), cls)
 
 
 PLACES = ("model", "loss", "augment", "optimizer")
@@ -271,16 +271,3 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
             f"{key}={text!r} is not allowed; {key} takes {_type_name(annotation)}"
         ) from None
     return text
-
-
-def _from_json(key: str, value: Any, annotation: Any) -> Any:
-    if get_origin(annotation) is tuple and isinstance(value, list):
-        return tuple(value)
-    expected: Any = annotation if isinstance(annotation, type) else str
-    if isinstance(annotation, types.GenericAlias):
-        expected = tuple
-    if annotation is float:
-        expected = (int, float)
-    if not isinstance(value, expected) or (isinstance(value, bool) and annotation is not bool):
-        raise ValueError(f"{key}={value!r} is not allowed; {key} takes {_type_name(annotation)}")
-    return value

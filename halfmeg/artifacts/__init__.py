@@ -2,7 +2,6 @@
 
 | module | holds |
 |---|---|
-| `files` | atomic writes, JSON |
 | `environment` | command, commit, versions, machine |
 | `weights` | weights and checkpoints |
 | `sources` | Python of the user's own, kept as text in the run folder |

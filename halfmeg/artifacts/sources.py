@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from halfmeg.artifacts.files import write_atomically, write_json
+from halfmeg.files import write_atomically, write_json
 from halfmeg.places.load import load
 from halfmeg.places.place import TIMM, PlaceWarning, locate, remember
 from halfmeg.places.source import read_source

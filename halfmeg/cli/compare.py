@@ -242,6 +242,7 @@ def report(
     from halfmeg.cli.progress import load
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import measure
+    from halfmeg.studies.page import check_page_folder
     from halfmeg.studies.reading import Reading
     from halfmeg.studies.study import open_runs
 
@@ -255,6 +256,7 @@ def report(
     if margin is not None:
         reading = replace(reading, margin=margin / 100)
     compare_runs(runs, reading=reading)  # raises before anything is written or measured
+    check_page_folder(folder)
     loaded = None
     try:
         loaded = load(data or first.source, data_dir, first.image_size, quiet=as_json)

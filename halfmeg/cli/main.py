@@ -35,6 +35,7 @@ for command in (
     app.command()(command)
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command("check")(look.data_check)
+data_app.command("cache")(look.data_cache)
 app.add_typer(data_app, name="data")
 new_app = typer.Typer(
     help="Write a file to start from.", no_args_is_help=True, rich_markup_mode=None
@@ -47,6 +48,7 @@ def main() -> NoReturn:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
     warnings.simplefilter("ignore", UserWarning)
     warnings.simplefilter("always", PlaceWarning)
+    warnings.filterwarnings("always", message=".*this reading of the test set is not noted")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = app(standalone_mode=False)

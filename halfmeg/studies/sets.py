@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from halfmeg.artifacts.files import write_atomically, write_json
+from halfmeg.files import write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import INK, STYLE, figure_svg, write_figure
 from halfmeg.studies.page import build_templates

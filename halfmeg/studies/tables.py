@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfmeg.artifacts.files import write_atomically
 from halfmeg.config import BUDGET
+from halfmeg.files import write_atomically
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.stats import Interval
 from halfmeg.studies.verdict import PairResult, in_points

@@ -1,0 +1,363 @@
+"""What comes from outside: page requests, ONNX files, a hub."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from inputs import KINDS
+
+from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
+from halfmeg.shipping.demo import draw_examples
+from halfmeg.shipping.gate import ASK, UPLOAD, Gate, Sweeper, check_upload, is_own_name
+from halfmeg.shipping.predict import open_runner
+
+# --- the page's gate ---------------------------------------------------------------------------
+
+
+def ask(
+    folder: Path,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    bound: str = "127.0.0.1",
+    **headers: str,
+) -> int:
+    """Ask the gate as the server would; return the status, 200 where it lets it through."""
+    statuses = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while body and (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    fields = {"host": "127.0.0.1:7860", "content-length": str(len(body))} | {
+        key.replace("_", "-"): value for key, value in headers.items()
+    }
+    scope = {
+        "type": "http", "method": method, "path": path,
+        "headers": [(key.encode(), value.encode("latin-1")) for key, value in fields.items()],
+    }  # fmt: skip
+    gate = Gate(app, bound, folder, lambda: {0, 1})
+    asyncio.run(gate(scope, receive, send))
+    return statuses[0]
+
+
+def question(path: object, **changes: object) -> bytes:
+    sent = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    whole = {"data": [sent], "fn_index": 0, "session_hash": "abc"}
+    return json.dumps(whole | changes).encode()
+
+
+def test_the_pages_own_script_is_let_through(tmp_path: Path) -> None:
+    (tmp_path / "image.png").touch()
+    assert ask(tmp_path, "GET", "/") == 200
+    assert ask(tmp_path, "POST", ASK, question(str(tmp_path / "image.png"))) == 200
+    form = {"content_type": "multipart/form-data; boundary=x"}
+    assert ask(tmp_path, "POST", UPLOAD, b"x", **form) == 200
+    assert ask(tmp_path, "GET", "/", origin="http://127.0.0.1:7860") == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"}, {"host": "evil.example:7860"}, {"host": ""}, {"host": "[::1"},
+        {"host": "localhost.evil.example"}, {"host": "10.0.0.1"}, {"origin": "null"},
+        {"origin": "http://evil.example"}, {"origin": "http://localhost:7860"},
+        {"sec_fetch_site": "cross-site"},
+    ],
+)  # fmt: skip
+def test_other_hosts_and_pages_are_refused(tmp_path: Path, headers: dict[str, str]) -> None:
+    assert ask(tmp_path, "GET", "/", **headers) == 403
+
+
+def test_names_of_the_page() -> None:
+    assert is_own_name("192.168.1.5", "0.0.0.0")
+    assert is_own_name("::1", "127.0.0.1")
+    assert not is_own_name("evil.example", "0.0.0.0")
+
+
+def test_files_that_nobody_uploaded(tmp_path: Path) -> None:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    secret = tmp_path / "secret.png"
+    secret.touch()
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to(secret)
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "large").touch()
+    os.truncate(folder / "large", 11 * 2**20)
+    for path in (
+        secret, "/dev/zero", folder / "pipe", folder / "link", folder / "zero", folder / "large",
+        folder / ".." / "secret.png", folder, "", "\0", folder / "gone",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="upload"):
+            check_upload(str(path), folder)
+        assert ask(folder, "POST", ASK, question(str(path))) == 400
+    (folder / "image").touch()
+    for meta in (None, {}, {"_type": "x"}):
+        body = json.dumps({"data": [{"path": str(folder / "image"), "meta": meta}],
+                           "fn_index": 0, "session_hash": "a"}).encode()  # fmt: skip
+        assert ask(folder, "POST", ASK, body) == 400
+
+
+def test_other_requests_are_refused(tmp_path: Path) -> None:
+    assert ask(tmp_path, "POST", ASK, b"{") == 400
+    assert ask(tmp_path, "POST", ASK, question(None, fn_index=7)) == 400
+    assert ask(tmp_path, "POST", ASK, question(None, session_hash="../x")) == 400
+    assert ask(tmp_path, "POST", ASK, b"x" * 70_000) == 413
+    assert ask(tmp_path, "POST", UPLOAD, b"x") == 400
+    assert ask(tmp_path, "POST", UPLOAD, b"x", content_length="99999999") == 413
+    assert ask(tmp_path, "POST", UPLOAD, b"x", content_length="") == 411
+    assert ask(tmp_path, "PUT", "/") == 404
+    assert ask(tmp_path, "POST", "/gradio_api/run/predict", b"{}") == 404
+    assert ask(tmp_path, "GET", "/gradio_api/proxy=http://10.0.0.1/") == 403
+
+
+def test_uploads_are_deleted_as_they_are_answered(tmp_path: Path) -> None:
+    sweeper = Sweeper(tmp_path)
+    (tmp_path / "example.png").touch()
+    sweeper.start()
+    sweeper.stop()
+    answered, waiting = tmp_path / "answered", tmp_path / "waiting"
+    answered.touch()
+    waiting.touch()
+    now = time.monotonic()
+    sweeper.sweep(now - 1)
+    sweeper.note_answered(answered)
+    sweeper.sweep(now + 1)
+    assert answered.exists()
+    sweeper.sweep(now + 5)
+    assert not answered.exists()
+    assert waiting.exists()
+    sweeper.sweep(now + 70)
+    assert [path.name for path in tmp_path.iterdir()] == ["example.png"]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[tuple[str, Path, subprocess.Popen[str]]]:
+    """The page in a process of its own, with the folder of its uploads."""
+    (tmp_path / "tmp").mkdir()
+    with (
+        (tmp_path / "told").open("w") as told,
+        subprocess.Popen(
+            [sys.executable, "-m", "halfmeg", "demo"], stdout=subprocess.PIPE, stderr=told,
+            text=True, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
+        ) as server,
+    ):  # fmt: skip
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0].rstrip("/")
+            yield address, tmp_path, server
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
+
+
+def send(address: str, path: str, body: bytes | None = None, **headers: str) -> int:
+    fields = {key.replace("_", "-"): value for key, value in headers.items()}
+    request = urllib.request.Request(address + path, body, fields)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
+
+
+REQUESTS = int(os.environ.get("FAULTS_REQUESTS", "2000"))
+
+
+@pytest.mark.slow
+def test_a_day_of_requests(page: tuple[str, Path, subprocess.Popen[str]]) -> None:
+    """Good and bad requests by the thousand: no traceback, no growth, nothing left."""
+    address, folder, server = page
+    (image,) = draw_examples(["ship"], folder)
+    content = image.read_bytes()
+    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    multipart = {"Content_Type": "multipart/form-data; boundary=x"}
+    rng = random.Random(0)
+
+    def memory() -> int:
+        status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) * 1024
+
+    began, refused = 0, 0
+    for number in range(REQUESTS):
+        if number == REQUESTS // 4:
+            began = memory()
+        what = rng.randrange(6)
+        if what == 0:
+            body = form + content + rng.randbytes(rng.randrange(50_000)) + b"\r\n--x--\r\n"
+            status = send(address, UPLOAD, body, **multipart)
+            assert status == 200
+            continue
+        if what == 1:
+            status = send(address, "/", Host=rng.choice(("evil.example", "x:1", "a" * 300)))
+        elif what == 2:
+            path = rng.choice(("/etc/passwd", "/dev/zero", str(image), "../x", "\0"))
+            status = send(address, ASK, question(path), Content_Type="application/json")
+        elif what == 3:
+            status = send(address, ASK, rng.randbytes(rng.randrange(500)))
+        elif what == 4:
+            status = send(address, "/gradio_api/run/predict", b"{}", Origin="http://evil.example")
+        else:
+            status = send(address, f"/gradio_api/file={image}")
+        assert 400 <= status < 500, (what, status)
+        refused += 1
+    assert send(address, "/") == 200
+    assert memory() < began + 300e6
+    time.sleep(3)
+    told = (folder / "told").read_text()
+    assert "Traceback" not in told
+    assert len(told.splitlines()) <= refused
+
+
+# --- ONNX files sealed again -------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BUNDLED, tmp_path / "bundle"))
+
+
+def seal(place: Path, model: onnx.ModelProto | bytes) -> Bundle:
+    content = model if isinstance(model, bytes) else model.SerializeToString()
+    (place / "model.onnx").write_bytes(content)
+    described = json.loads((place / "model.json").read_text())
+    described["files"]["model.onnx"] = checksum(content)
+    (place / "model.json").write_text(json.dumps(described))
+    return Bundle.open(place)
+
+
+def graph(*nodes: onnx.NodeProto, **constants: np.ndarray) -> onnx.ModelProto:
+    return helper.make_model(
+        helper.make_graph(
+            list(nodes), "g",
+            [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["b", 3, 32, 32])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 10])],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=9,
+    )  # fmt: skip
+
+
+def always_seven() -> onnx.ModelProto:
+    return graph(
+        helper.make_node("Cast", ["pixels"], ["f"], to=1),
+        helper.make_node("ReduceMean", ["f", "axes"], ["m"], keepdims=0),
+        helper.make_node("Unsqueeze", ["m", "one"], ["u"]),
+        helper.make_node("Mul", ["u", "zeros"], ["z"]),
+        helper.make_node("Add", ["z", "seven"], ["logits"]),
+        axes=np.array([1, 2, 3]), one=np.array([1]), zeros=np.zeros((1, 10), np.float32),
+        seven=np.eye(10, dtype=np.float32)[7:8] * 9,
+    )  # fmt: skip
+
+
+def endless() -> onnx.ModelProto:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["d"])], "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("d", TensorProto.BOOL, [])],
+    )  # fmt: skip
+    return graph(helper.make_node("Loop", ["", "go"], ["logits"], body=body), go=np.array(True))
+
+
+def huge() -> onnx.ModelProto:
+    return graph(
+        helper.make_node("ConstantOfShape", ["shape"], ["big"]),
+        helper.make_node("ReduceSum", ["big"], ["logits"]),
+        shape=np.array([2**30]),
+    )
+
+
+def huge_by_data() -> onnx.ModelProto:
+    return graph(
+        helper.make_node("Cast", ["pixels"], ["n"], to=7),
+        helper.make_node("ConstantOfShape", ["n"], ["logits"]),
+    )
+
+
+def no_rows() -> onnx.ModelProto:
+    return graph(
+        helper.make_node("ConstantOfShape", ["shape"], ["logits"]), shape=np.array([0, 10])
+    )
+
+
+def outside() -> onnx.ModelProto:
+    model = always_seven()
+    tensor = model.graph.initializer[3]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (always_seven, "does not do what the weights do"),
+        (endless, "Loop branches or loops"),
+        (huge, "unknown or huge size"),
+        (huge_by_data, "unknown or huge size|cannot be used"),
+        (no_rows, "gives logits of shape|cannot be used"),
+        (outside, "data outside of the file"),
+        (lambda: b"\xff" * 100, "cannot be used"),
+        (lambda: b"", "cannot be used"),
+    ],
+)
+def test_an_onnx_file_that_means_harm(place: Path, make: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as refused:
+        open_runner(seal(place, make()))
+    assert "\n" not in str(refused.value)
+    assert torch.get_num_threads() >= 1
+
+
+# --- a hub -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_hub_that_sends_without_end(tmp_path: Path) -> None:
+    code = (
+        f"import sys, os, random; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path; from inputs import KINDS\n"
+        f"case = KINDS['hub'](Path({str(tmp_path)!r}))\n"
+        "print({case(random.Random(i)) for i in range(20)})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "silent" not in done.stdout
+    assert "hub" in KINDS
