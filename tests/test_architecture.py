@@ -68,7 +68,6 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_a_file_is_read_in_one_sitting(path: Path) -> None:
     lines = len(path.read_text().splitlines())
-    lines = len(path.read_text().splitlines())
     assert lines <= (40 if path.stem == "__init__" and path.parent != PACKAGE else 400)
 
 
