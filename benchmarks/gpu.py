@@ -35,10 +35,10 @@ import torch
 from arguments import fewer, open_data
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.files import write_json
 from halfmeg.artifacts.run import MetricsRow
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.files import write_json
 from halfmeg.networks.table import MODELS
 from halfmeg.studies.compare import compare_runs
 from halfmeg.studies.study import StudyListener, run_study

@@ -26,8 +26,8 @@ import torch
 from arguments import build_parser, open_data
 
 from halfmeg.artifacts.environment import environment
+from halfmeg.data.cache import open_splits, save_splits
 from halfmeg.data.dataset import Dataset, DataSplits
-from halfmeg.data.source import open_splits, save_splits
 from halfmeg.networks.table import MODELS
 from halfmeg.training.fit import fit
 from halfmeg.training.recipes import common

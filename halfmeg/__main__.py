@@ -1,5 +1,43 @@
-"""Run the command line as `python -m halfmeg`."""
+"""Start the command line, as `python -m halfmeg` or as the installed `halfmeg`."""
 
-from halfmeg.cli.main import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
+
+_interrupted = False
+
+
+def start() -> NoReturn:
+    """Run the command line; Ctrl-C is one line also while modules are still being loaded."""
+    listens = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if listens:
+        signal.signal(signal.SIGINT, _stop_at_once)
+    from halfmeg.cli.main import main
+
+    if listens:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        main()
+    except Exception:
+        if _interrupted:  # whatever the interrupted import made of it
+            _stop_at_once(signal.SIGINT, None)
+        raise
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """End the process: nothing has begun that would have to be ended well."""
+    os.write(2, b"halfmeg: stopped\n")
+    os._exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    start()

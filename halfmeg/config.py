@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin
+
+import msgspec
 
 OptimizerName = Literal["adam", "adamw", "sgd", "muon"]
 ScheduleName = Literal["constant", "step", "plateau", "cosine", "onecycle"]
@@ -161,8 +162,7 @@ class RunConfig:
         unknown = sorted(set(values) - set(_TYPES))
         if unknown:
             raise ValueError(f"unknown setting {unknown[0]!r} in a stored config")
-        typed = {key: _from_json(key, value, _TYPES[key]) for key, value in values.items()}
-        return cls(**typed)
+        return msgspec.convert(dict(values), cls)
 
 
 _TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
@@ -228,16 +228,3 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
             f"{key}={text!r} is not allowed; {key} takes {_type_name(annotation)}"
         ) from None
     return text
-
-
-def _from_json(key: str, value: Any, annotation: Any) -> Any:
-    if get_origin(annotation) is tuple and isinstance(value, list):
-        return tuple(value)
-    expected: Any = annotation if isinstance(annotation, type) else str
-    if isinstance(annotation, types.GenericAlias):
-        expected = tuple
-    if annotation is float:
-        expected = (int, float)
-    if not isinstance(value, expected) or (isinstance(value, bool) and annotation is not bool):
-        raise ValueError(f"{key}={value!r} is not allowed; {key} takes {_type_name(annotation)}")
-    return value

@@ -33,7 +33,7 @@ def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def binary_files() -> dict[str, bytes]:
     files = {}
-    for index, name in enumerate((*cifar.BINARY.train_files, cifar.BINARY.test_file)):
+    for index, name in enumerate(cifar.BINARY.files):
         pixels, labels = batch(index)
         files[name] = np.hstack([labels[:, None].astype(np.uint8), pixels]).tobytes()
     return files
@@ -53,7 +53,7 @@ class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
 
 def python_files() -> dict[str, bytes]:
     files = {}
-    for index, name in enumerate((*cifar.PYTHON.train_files, cifar.PYTHON.test_file)):
+    for index, name in enumerate(cifar.PYTHON.files):
         pixels, labels = batch(index)
         buffer = io.BytesIO()
         Python2Pickler(buffer, protocol=2).dump({b"data": pixels, b"labels": labels.tolist()})
@@ -71,13 +71,30 @@ def archive(folder: str, files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def take_for_official(
+    monkeypatch: pytest.MonkeyPatch, kind: str, files: dict[str, bytes], packed: bytes = b""
+) -> cifar.Form:
+    """Let the checksums of other content stand in for the published ones."""
+    form = getattr(cifar, kind)
+    md5s = {name: hashlib.md5(files[name]).hexdigest() for name in form.files if name in files}
+    form = dataclasses.replace(form, md5=hashlib.md5(packed).hexdigest(), files=form.files | md5s)
+    monkeypatch.setattr(cifar, kind, form)
+    return form
+
+
 @pytest.fixture
 def small_archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """A small binary archive whose md5 stands in for the official one."""
+    """A small binary archive whose checksums stand in for the official ones."""
     content = archive("cifar-10-batches-bin", binary_files())
-    form = dataclasses.replace(cifar.BINARY, md5=hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(cifar, "BINARY", form)
+    take_for_official(monkeypatch, "BINARY", binary_files(), content)
     return content
+
+
+def unpack(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
 def check_pixels(data) -> None:
@@ -94,20 +111,17 @@ def check_pixels(data) -> None:
 def test_official_checksums() -> None:
     assert cifar.BINARY.md5 == "c32a1d4ab5d03f1284b67883e8d87530"
     assert cifar.PYTHON.md5 == "c58f30108f718f92721af3b95e74349a"
+    assert list(cifar.BINARY.files)[-1] == "test_batch.bin"
+    assert len({*cifar.BINARY.files.values(), *cifar.PYTHON.files.values()}) == 12
     assert cifar.MIRRORS[0] == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["parent named", "folder named"])
-@pytest.mark.parametrize("kind", ["binary", "python"])
-def test_an_unpacked_folder(tmp_path: Path, kind: str, inside: bool) -> None:
-    form, files = {
-        "binary": (cifar.BINARY, binary_files()),
-        "python": (cifar.PYTHON, python_files()),
-    }[kind]
-    folder = tmp_path / form.folder
-    folder.mkdir()
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+@pytest.mark.parametrize("kind", ["BINARY", "PYTHON"])
+def test_an_unpacked_folder(tmp_path: Path, monkeypatch, kind: str, inside: bool) -> None:
+    files = binary_files() if kind == "BINARY" else python_files()
+    form = take_for_official(monkeypatch, kind, files)
+    folder = unpack(tmp_path / form.folder, files)
     check_pixels(load_dataset("cifar10", data_dir=tmp_path if inside else folder))
 
 
@@ -116,8 +130,7 @@ def test_archives_of_both_forms_give_the_same_data(tmp_path, monkeypatch, small_
     (tmp_path / "b" / cifar.BINARY.archive).write_bytes(small_archive)
     check_pixels(load_dataset("cifar10", data_dir=tmp_path / "b"))
     content = archive("cifar-10-batches-py", python_files())
-    form = dataclasses.replace(cifar.PYTHON, md5=hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(cifar, "PYTHON", form)
+    form = take_for_official(monkeypatch, "PYTHON", python_files(), content)
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / form.archive).write_bytes(content)
     check_pixels(load_dataset("cifar10", data_dir=tmp_path / "p"))
@@ -135,8 +148,7 @@ def test_a_damaged_archive_is_named_and_kept(tmp_path: Path) -> None:
 def test_archive_members_never_leave_the_folder(tmp_path, monkeypatch) -> None:
     files = {**binary_files(), "../../escaped.bin": b"outside", "/absolute.bin": b"outside"}
     content = archive("cifar-10-batches-bin", files)
-    form = dataclasses.replace(cifar.BINARY, md5=hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(cifar, "BINARY", form)
+    form = take_for_official(monkeypatch, "BINARY", files, content)
     folder = tmp_path / "deep" / "data"
     folder.mkdir(parents=True)
     (folder / form.archive).write_bytes(content)
@@ -145,24 +157,64 @@ def test_archive_members_never_leave_the_folder(tmp_path, monkeypatch) -> None:
     assert os.listdir(folder) == [form.archive]
 
 
-class Attack:
-    def __reduce__(self):
-        return os.system, ("touch attacked",)
+def test_a_batch_of_another_checksum_is_never_parsed(tmp_path: Path, monkeypatch) -> None:
+    form = take_for_official(monkeypatch, "PYTHON", python_files())
+    folder = unpack(tmp_path / form.folder, python_files())
+    monkeypatch.setattr(cifar, "_parse_python", lambda content, name: pytest.fail("parsed"))
+    (folder / "data_batch_3").write_bytes(python_files()["data_batch_4"])
+    with pytest.raises(ValueError, match=r"data_batch_3 is damaged: its md5 is .* remove it"):
+        load_dataset("cifar10", data_dir=tmp_path)
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch) -> None:
+class Reduced:
+    """Writes any call with any state into a pickle."""
+
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple:
+        return self.parts
+
+
+ADDRESS = (0x41414141414).to_bytes(8, "little")
+FIELDS = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+BYTES = np.dtype("u1")
+HOSTILE = {
+    "code": Reduced(os.system, ("touch attacked",)),
+    "objects from addresses": Reduced(np.ndarray, ((3072,), "O", ADDRESS * 3072)),
+    "a field of objects": Reduced(
+        np.ndarray, ((3072,), Reduced(np.dtype, ("V8",), FIELDS), ADDRESS * 3072)
+    ),
+    "objects": np.array([None] * 3072),
+    "wide numbers": np.zeros((1, 3072), np.int64),
+    "too few pixels": np.zeros((1, 3071), np.uint8),
+    "columns first": np.asfortranarray(np.zeros((2, 1536), np.uint8)),
+    "a dtype": BYTES,
+    "a list": [0] * 3072,
+    "huge": Reduced(np.ndarray, ((2**40,), "u1", b"")),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_a_pickle_that_means_harm_is_refused(tmp_path, monkeypatch, data: object) -> None:
+    """Even where its checksum is taken for the official one."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / cifar.PYTHON.folder
-    folder.mkdir()
-    for name, content in python_files().items():
-        (folder / name).write_bytes(content)
-    attack = pickle.dumps({b"data": Attack(), b"labels": [0]})
-    (folder / "data_batch_3").write_bytes(attack)
-    with pytest.raises(
-        ValueError, match=r"data_batch_3 is damaged .*system, which is not admitted"
-    ):
+    files = python_files() | {"data_batch_3": pickle.dumps({b"data": data, b"labels": [0]}, 3)}
+    form = take_for_official(monkeypatch, "PYTHON", files)
+    unpack(tmp_path / form.folder, files)
+    with pytest.raises(ValueError, match=r"data_batch_3 is damaged"):
         load_dataset("cifar10", data_dir=tmp_path)
     assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("labels", [[10], [-1], [2**70], ["a"], [[0]], 3, None, {}])
+def test_labels_that_are_none(tmp_path, monkeypatch, labels: object) -> None:
+    pixels = np.zeros((1, 3072), np.uint8)
+    files = python_files() | {"test_batch": pickle.dumps({b"data": pixels, b"labels": labels}, 2)}
+    form = take_for_official(monkeypatch, "PYTHON", files)
+    unpack(tmp_path / form.folder, files)
+    with pytest.raises(ValueError, match=r"test_batch is damaged"):
+        load_dataset("cifar10", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,12 +225,10 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch) -> None:
         (b"\x0b" + b"\0" * 3072, "labels outside 0 to 9"),
     ],
 )
-def test_a_damaged_binary_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
-    folder = tmp_path / cifar.BINARY.folder
-    folder.mkdir()
-    for name, good in binary_files().items():
-        (folder / name).write_bytes(good)
-    (folder / "data_batch_2.bin").write_bytes(content)
+def test_a_damaged_binary_file_is_named(tmp_path, monkeypatch, content, message) -> None:
+    files = binary_files() | {"data_batch_2.bin": content}
+    form = take_for_official(monkeypatch, "BINARY", files)
+    unpack(tmp_path / form.folder, files)
     with pytest.raises(ValueError, match=rf"data_batch_2.bin.*{message}"):
         load_dataset("cifar10", data_dir=tmp_path)
 

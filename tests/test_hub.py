@@ -88,7 +88,10 @@ class FakeHub(BaseHTTPRequestHandler):
                 ]
             )
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            content = self.repos[match[1]][match[2]]
+            content = self.repos.get(match[1], {}).get(match[2])
+            if content is None:
+                self.answer({"error": "Entry not found"}, 404)
+                return
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')

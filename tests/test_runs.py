@@ -11,9 +11,9 @@ import torch
 from conftest import small_config
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.files import write_atomically
 from halfmeg.artifacts.run import METRICS, DataFacts, Run
 from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_bytes
+from halfmeg.files import write_atomically
 from halfmeg.networks.table import MODELS, build_model
 
 

@@ -2,7 +2,6 @@
 
 | module | holds |
 |---|---|
-| `files` | atomic writes, JSON |
 | `environment` | command, commit, versions, machine |
 | `weights` | weights and checkpoints |
 | `rebuild` | a trained network from its weights and what is said of it |

@@ -14,19 +14,19 @@ number of `model.json` against what it may be.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
+from msgspec import Meta
 from torch import nn
 
 from halfmeg.artifacts.rebuild import check_classes, rebuild
 from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
+from halfmeg.files import check_json, read_json, read_limited
 from halfmeg.networks.table import build_model
 
 FORMAT = 1
@@ -41,6 +41,31 @@ BUNDLED = Path(str(files("halfmeg") / "bundled"))
 
 SHIPPED = {"record": BUNDLED}
 """Bundles that go by a name where no folder of that name is."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the program reads of a bundle's accuracy."""
+
+    test_accuracy: Annotated[float, Meta(ge=0, le=1)]
+    test_n: Annotated[int, Meta(ge=0)]
+    data: str
+
+
+@dataclass(frozen=True)
+class StoredBundle:
+    """What the program reads of model.json; more stands there."""
+
+    model: str
+    params: Annotated[int, Meta(ge=0)]
+    classes: tuple[str, ...]
+    image_size: int
+    mean: Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
+    std: Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
+    temperature: float
+    accuracy: Accuracy
+    files: dict[str, str]
+    budget: int = BUDGET
 
 
 @final
@@ -78,73 +103,58 @@ class Bundle:
         folder = _locate(folder)
         path = folder / "model.json"
         try:
-            content = _read_limited(path, MAX_DESCRIPTION_BYTES)
-            described = json.loads(content)
-            bundle = cls._from_description(folder, described)
+            described = read_json(path, dict[str, Any], MAX_DESCRIPTION_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             missing = "it has no model.json" if folder.exists() else "it does not exist"
             raise ValueError(f"{folder} is no bundle: {missing}") from None
-        except (KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
+        try:
+            bundle = cls._from_description(folder, described)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        bundle._check_files()
+        for name in described["files"]:
+            bundle.read_file(name)
         return bundle
 
     @classmethod
-    def _from_description(cls, folder: Path, described: Any) -> Bundle:
-        if described["format"] != FORMAT:
-            raise ValueError(f"format={described['format']!r} is not known; allowed: {FORMAT}")
-        classes = described["classes"]
-        if not (isinstance(classes, list) and 2 <= len(classes) <= MAX_CLASSES):
-            raise ValueError(f"classes: a list of 2 to {MAX_CLASSES:,} names is expected")
-        if not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes: names are expected")
-        image_size = described["image_size"]
-        if type(image_size) is not int or not 8 <= image_size <= 512:
-            raise ValueError(f"image_size={image_size!r} is out of range; allowed: [8, 512]")
-        mean, std = (_numbers(described[key], key) for key in ("mean", "std"))
-        if not all(value > 0 for value in std):
-            raise ValueError(f"std={std} is out of range; allowed: above 0")
-        (temperature,) = _numbers([described["temperature"]], "temperature", count=1)
-        if not 0 < temperature <= 1_000:
-            raise ValueError(f"temperature={temperature} is out of range; allowed: (0, 1000]")
-        accuracy = described["accuracy"]
-        if not isinstance(accuracy, dict) or not isinstance(described["files"], dict):
-            raise ValueError("accuracy and files: objects are expected")
-        if unknown := sorted(set(described["files"]) - set(FILES)):
+    def _from_description(cls, folder: Path, described: dict[str, Any]) -> Bundle:
+        if described.get("format") != FORMAT:
+            raise ValueError(f"format={described.get('format')!r} is not known; allowed: {FORMAT}")
+        stored = check_json(described, StoredBundle)
+        if not 2 <= len(stored.classes) <= MAX_CLASSES:
+            raise ValueError(f"classes: 2 to {MAX_CLASSES:,} names are expected")
+        if not 8 <= stored.image_size <= 512:
+            raise ValueError(f"image_size={stored.image_size} is out of range; allowed: [8, 512]")
+        for value in (*stored.mean, *stored.std, stored.temperature):
+            if not abs(value) <= 1e6:
+                raise ValueError(f"mean, std, temperature: {value!r} is out of range")
+        if not all(value > 0 for value in stored.std):
+            raise ValueError(f"std={stored.std} is out of range; allowed: above 0")
+        if not 0 < stored.temperature <= 1_000:
+            raise ValueError(
+                f"temperature={stored.temperature} is out of range; allowed: (0, 1000]"
+            )
+        if unknown := sorted(set(stored.files) - set(FILES)):
             raise ValueError(f"files: {unknown[0]!r} is not known; allowed: {', '.join(FILES)}")
-        if "model.safetensors" not in described["files"]:
+        if "model.safetensors" not in stored.files:
             raise ValueError("files: model.safetensors is missing")
-        model = described["model"]
-        if not isinstance(model, str):
-            raise ValueError(f"model={model!r} is not known")
-        budget = described.get("budget", BUDGET)
-        if type(budget) is not int or not 0 < budget <= MAX_BUDGET:
-            raise ValueError(f"budget={budget!r} is out of range; allowed: [1, {MAX_BUDGET:,}]")
-        build_model(model, len(classes), image_size, budget)  # raises for an unknown or unfit one
+        if not 0 < stored.budget <= MAX_BUDGET:
+            raise ValueError(
+                f"budget={stored.budget} is out of range; allowed: [1, {MAX_BUDGET:,}]"
+            )
+        # raises for an unknown or unfit one
+        build_model(stored.model, len(stored.classes), stored.image_size, stored.budget)
         return cls(
             folder=folder,
-            model=model,
-            budget=budget,
-            classes=tuple(classes),
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            temperature=temperature,
-            accuracy=accuracy,
+            model=stored.model,
+            budget=stored.budget,
+            classes=stored.classes,
+            image_size=stored.image_size,
+            mean=stored.mean,
+            std=stored.std,
+            temperature=stored.temperature,
+            accuracy=described["accuracy"],
             described=described,
         )
-
-    def _check_files(self) -> None:
-        for name, stated in self.described["files"].items():
-            path = self.folder / name
-            try:
-                content = _read_limited(path, MAX_FILE_BYTES)
-            except OSError as error:
-                raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-            if checksum(content) != stated:
-                raise ValueError(f"{path} is damaged or was altered: its checksum is another")
 
     def load_model(self) -> nn.Module:
         """Rebuild the network, in evaluation mode.
@@ -152,8 +162,26 @@ class Bundle:
         Raises:
             ValueError: weights of another network.
         """
-        weights = self.folder / "model.safetensors"
-        return rebuild(self.model, self.classes, self.image_size, self.budget, weights)
+        name = "model.safetensors"
+        path, sha256 = self.folder / name, self.described["files"][name]
+        return rebuild(self.model, self.classes, self.image_size, self.budget, path, sha256)
+
+    def read_file(self, name: str) -> bytes:
+        """Return a file's content, checked once more.
+
+        Raises:
+            ValueError: it was damaged or altered.
+        """
+        path = self.folder / name
+        try:
+            content = read_limited(path, MAX_FILE_BYTES)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if checksum(content) != self.described["files"][name]:
+            raise ValueError(f"{path} is damaged or was altered: its checksum is another")
+        return content
 
     def has(self, name: str) -> bool:
         """Return whether the bundle holds a file."""
@@ -182,22 +210,3 @@ def _locate(folder: str | Path) -> Path:
 def checksum(content: bytes) -> str:
     """Return the SHA-256 of a file's content as model.json states it."""
     return hashlib.sha256(content).hexdigest()
-
-
-def _read_limited(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"{path.name} is larger than {limit:,} bytes")
-    return content
-
-
-def _numbers(values: Any, key: str, count: int = 3) -> tuple[float, ...]:
-    if not isinstance(values, list) or len(values) != count:
-        raise ValueError(f"{key}: {count} number(s) are expected")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key}: {value!r} is no number")
-        if not math.isfinite(value) or abs(value) > 1e6:
-            raise ValueError(f"{key}: {value!r} is out of range")
-    return tuple(float(value) for value in values)

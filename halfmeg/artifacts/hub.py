@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import http
 import os
-import shutil
-import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from halfmeg.artifacts.bundle import FILES, Bundle
+from halfmeg.artifacts.bundle import FILES, MAX_DESCRIPTION_BYTES, MAX_FILE_BYTES, Bundle
+from halfmeg.files import new_folder, read_json
+
+DESCRIPTION = "model.json"
+CHUNK_BYTES = 2**16
+TIMEOUT_SECONDS = 30.0
+DEADLINE_SECONDS = 600.0
+"""How long a whole download may take."""
 
 
 def push(bundle: Bundle, repo: str, *, private: bool = False) -> str:
@@ -53,28 +61,59 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> Bundle:
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
     hub = _import_hub()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    try:
+    with new_folder(out) as part:
         try:
-            hub.snapshot_download(
-                repo,
-                revision=revision,
-                local_dir=partial,
-                allow_patterns=["model.json", *FILES],
-            )
-        except Exception as error:  # as above
-            raise ValueError(f"{repo} cannot be read: {_reason(error)}") from None
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # of the download itself
-        try:
-            Bundle.open(partial).load_model()
+            fetch = _fetcher(hub, repo, revision)
+            (part / DESCRIPTION).write_bytes(fetch(DESCRIPTION, MAX_DESCRIPTION_BYTES))
+            described = read_json(part / DESCRIPTION, dict[str, Any], MAX_DESCRIPTION_BYTES)
+            listed = described.get("files")
+            for name in FILES:
+                if isinstance(listed, dict) and name in listed:
+                    (part / name).write_bytes(fetch(name, MAX_FILE_BYTES))
+            Bundle.open(part).load_model()
         except ValueError as error:
-            raise ValueError(str(error).replace(str(partial), repo)) from None
-        partial.chmod(0o755)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            raise ValueError(str(error).replace(str(part), repo)) from None
     return Bundle.open(out)
+
+
+def _fetcher(hub: Any, repo: str, revision: str) -> Callable[[str, int], bytes]:
+    """Return a function that downloads one file of a repository into memory, within a limit.
+
+    The hub's own download takes whatever a server sends, of any size and for as long as it likes.
+    """
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+    )
+
+    session = get_session()
+    deadline = time.monotonic() + DEADLINE_SECONDS
+
+    def fetch(name: str, limit: int) -> bytes:
+        try:
+            url = hub.hf_hub_url(repo, name, revision=revision)
+            headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+            with session.stream(
+                "GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True
+            ) as response:
+                if response.status_code == http.HTTPStatus.NOT_FOUND:
+                    missing = "it is no bundle: it has no model.json, or does not exist"
+                    raise ValueError(missing if name == DESCRIPTION else f"it has no {name}")
+                response.raise_for_status()
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise ValueError("the server packs what was to be sent as it is")
+                content = bytearray()
+                for chunk in response.iter_raw(CHUNK_BYTES):
+                    content += chunk
+                    if len(content) > limit:
+                        raise ValueError(f"{name} is larger than {limit:,} bytes")
+                    if time.monotonic() > deadline:
+                        raise ValueError(f"it took longer than {DEADLINE_SECONDS:g} seconds")
+                return bytes(content)
+        except Exception as error:  # the hub's errors and its transport's have no common base
+            raise ValueError(f"{repo} cannot be read: {_reason(error)}") from None
+
+    return fetch
 
 
 def _import_hub() -> Any:

@@ -14,15 +14,22 @@ from halfmeg.networks.table import build_model
 
 
 def rebuild(
-    name: str, classes: Sequence[str], image_size: int, budget: int, weights: Path
+    name: str,
+    classes: Sequence[str],
+    image_size: int,
+    budget: int,
+    weights: Path,
+    sha256: str | None,
 ) -> nn.Module:
     """Build a network by its name and load its weights; it is in evaluation mode.
+
+    The weights' file is checked against its checksum where one is known.
 
     Raises:
         ValueError: the weights are missing, damaged, or of another network.
     """
     model = build_model(name, len(classes), image_size, budget)
-    load_weights(model, weights)
+    load_weights(model, weights, sha256)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval()
 

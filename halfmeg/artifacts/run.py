@@ -12,31 +12,47 @@
 | `test_readings.jsonl` | when and for what the test set was read |
 
 Every file is written whole or not at all: to a temporary name, flushed to disk, then renamed.
+`result.json` holds the SHA-256 of weights and logits, which are checked against it when they are
+read. Runs from before that have none and open all the same.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import io
 import json
 import os
 import time
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, Required, TypedDict, final
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.files import json_bytes, read_json, write_atomically, write_json
 from halfmeg.artifacts.rebuild import check_classes, rebuild
 from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
+from halfmeg.files import (
+    check_json,
+    json_bytes,
+    new_folder,
+    read_json,
+    read_limited,
+    remove_dead_parts,
+    write_atomically,
+    write_json,
+)
 
 METRICS = (
     "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -47,6 +63,47 @@ METRICS = (
 
 MetricsRow = dict[str, float | int | None]
 
+MAX_LOGITS_BYTES = 256 * 2**20
+
+CHECKED = ("weights.safetensors", "logits.npz")
+"""The files whose SHA-256 stands in result.json."""
+
+ALLOWED_CHANGE = 0.02
+"""By how much the accuracy that weights give may differ from what result.json says. Another
+machine's bfloat16 changes about 0.001."""
+
+
+class UnloggedReadingWarning(UserWarning):
+    """The test set was read for a run in whose folder nothing can be noted."""
+
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Channels = Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
+
+
+class Result(TypedDict, total=False):
+    """What the program reads of result.json; more stands there."""
+
+    model: Required[str]
+    recipe: Required[str]
+    seed: Required[Count]
+    params: Required[Count]
+    macs: Required[Count]
+    total_macs: Count
+    epochs: Required[Count]
+    precision: str
+    val_accuracy: Required[Share | None]
+    val_n: Required[Count]
+    test_accuracy: Required[Share]
+    test_loss: Required[float]
+    test_n: Required[Count]
+    data: Required[str]
+    fingerprint: Required[str]
+    images_per_second: Required[float]
+    seconds: Required[float]
+    sha256: dict[str, str]
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -55,12 +112,12 @@ class DataFacts:
     name: str
     source: str
     fingerprint: str
-    classes: tuple[str, ...]
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    num_train: int
-    num_test: int
+    classes: Annotated[tuple[str, ...], Meta(min_length=2, max_length=100_000)]
+    image_size: Annotated[int, Meta(ge=1, le=4096)]
+    mean: Channels
+    std: Channels
+    num_train: Count
+    num_test: Count
 
     @classmethod
     def of(cls, data: DataSplits) -> DataFacts:
@@ -76,6 +133,14 @@ class DataFacts:
             num_train=len(data.train),
             num_test=len(data.test),
         )
+
+
+@dataclass(frozen=True)
+class StoredConfig:
+    """config.json."""
+
+    config: dict[str, Any]
+    data: DataFacts
 
 
 @final
@@ -94,6 +159,7 @@ class Run:
         self.config = config
         self.data = data
         self.writes = True  # of a distributed run only the first process does
+        self._sha256: dict[str, str] = {}  # of what this process has written
 
     @classmethod
     def create(cls, folder: str | Path, config: RunConfig, data: DataSplits) -> Run:
@@ -109,16 +175,15 @@ class Run:
                 f"{folder} exists already and is not overwritten; "
                 f"choose another --out, or continue it with `halfmeg resume {folder}`"
             )
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        threads = config.threads or torch.get_num_threads()
+        stored = {"config": config.to_dict(), "data": vars(facts)}
         try:
-            (partial / "checkpoints").mkdir(parents=True)
+            with new_folder(folder) as part:  # a run killed here leaves none that cannot be resumed
+                (part / "checkpoints").mkdir()
+                write_json(part / "environment.json", environment() | {"threads": threads})
+                write_json(part / "config.json", stored)
         except OSError as error:
             raise ValueError(f"cannot make the run folder {folder}: {error.strerror}") from None
-        threads = config.threads or torch.get_num_threads()
-        write_json(partial / "environment.json", environment() | {"threads": threads})
-        stored = {"config": config.to_dict(), "data": vars(facts)}
-        write_json(partial / "config.json", stored)
-        partial.rename(folder)  # a run killed here leaves no folder that cannot be resumed
         return cls(folder, config, facts)
 
     @classmethod
@@ -131,21 +196,30 @@ class Run:
         folder = Path(folder)
         path = folder / "config.json"
         try:
-            stored = json.loads(path.read_text())
-            lists = {"classes", "mean", "std"}
-            facts: dict[str, Any] = {
-                key: tuple(value) if key in lists else value
-                for key, value in stored["data"].items()
-            }
-            return cls(folder, RunConfig.from_dict(stored["config"]), DataFacts(**facts))
+            stored = read_json(path, StoredConfig)
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{folder} is no run folder: it has no config.json") from None
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        try:
+            return cls(folder, RunConfig.from_dict(stored.config), stored.data)
+        except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+
+    def remove_dead_parts(self) -> None:
+        """Remove what killed processes were writing into the folder."""
+        if self.writes:
+            remove_dead_parts(self.folder)
+            remove_dead_parts(self.folder / "checkpoints")
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:
             write_atomically(self.folder / name, content)
+            if name in CHECKED:
+                self._sha256[name] = hashlib.sha256(content).hexdigest()
+
+    def _stated_sha256(self, name: str) -> str | None:
+        """Return the checksum that result.json states; None for a run from before there was one."""
+        sha256: dict[str, str] = (self.result() or {}).get("sha256", {})
+        return sha256.get(name)
 
     def write_metrics(self, rows: Sequence[MetricsRow]) -> None:
         """Write metrics.csv."""
@@ -162,13 +236,13 @@ class Run:
             ValueError: the file is damaged.
         """
         path = self.folder / "metrics.csv"
-        if not path.exists():
-            return []
         try:
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+            text = read_limited(path, MAX_LOGITS_BYTES).decode()
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
             return [{key: float(row[key]) if row[key] else None for key in METRICS} for row in rows]
-        except (ValueError, KeyError, csv.Error) as error:
+        except FileNotFoundError:
+            return []
+        except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
     def save_checkpoint(self, state: Mapping[str, Any], epoch: int, step: int) -> Path:
@@ -179,7 +253,7 @@ class Run:
         self._write(f"checkpoints/{path.name}", buffer.getvalue())
         if self.writes and self.config.keep_checkpoints:
             for old in self.checkpoints()[: -self.config.keep_checkpoints]:
-                old.unlink()
+                old.unlink(missing_ok=True)  # another process may have been faster
         return path
 
     def checkpoints(self) -> list[Path]:
@@ -205,8 +279,14 @@ class Run:
         if not self.writes:
             return
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "purpose": purpose}
-        with (self.folder / "test_readings.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with (self.folder / "test_readings.jsonl").open("a+b") as file:
+            torn = False  # a line that a power cut has cut short must not swallow this one
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                torn = file.read() != b"\n"
+            file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights; those that a network uses twice stand there once."""
@@ -218,9 +298,9 @@ class Run:
         Raises:
             ValueError: the weights are missing, damaged, or of another network.
         """
-        path, facts = self.folder / "weights.safetensors", self.data
-        config = self.config
-        return rebuild(config.model, facts.classes, facts.image_size, config.budget, path)
+        path, facts, config = self.folder / "weights.safetensors", self.data, self.config
+        sha256 = self._stated_sha256(path.name)
+        return rebuild(config.model, facts.classes, facts.image_size, config.budget, path, sha256)
 
     def evaluate(self, data: DataSplits) -> Evaluation:
         """Evaluate the trained weights on the test part of `data`; the reading is logged.
@@ -230,9 +310,34 @@ class Run:
         """
         model = self.load_model()
         check_classes(data, self.data.classes, "run")
-        self.log_test_reading(f"evaluation on {data.name}")
+        try:
+            self.log_test_reading(f"evaluation on {data.name}")
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            told = f"{self.folder} is read-only, so this reading of the test set is not noted there"
+            warnings.warn(told, UnloggedReadingWarning, stacklevel=2)
         mean, std = self.data.mean, self.data.std
-        return evaluate(model, data.test, mean, std, precision=self.config.precision)
+        found = evaluate(model, data.test, mean, std, precision=self.config.precision)
+        if data.fingerprint == self.data.fingerprint:
+            self.check_accuracy(found.accuracy)
+        return found
+
+    def check_accuracy(self, accuracy: float) -> None:
+        """Compare what the weights give on the run's own test images with what the run says.
+
+        Raises:
+            ValueError: another accuracy, by more than another machine's rounding explains.
+        """
+        result = self.result()
+        if result is None:
+            return
+        allowed = ALLOWED_CHANGE + 2 / max(1, result["test_n"])
+        if not abs(accuracy - result["test_accuracy"]) <= allowed:
+            raise ValueError(
+                f"{self.folder / 'weights.safetensors'} gives {accuracy:.2%} where result.json "
+                f"says {result['test_accuracy']:.2%}; one of them is damaged or was altered"
+            )
 
     def save_logits(self, **arrays: Tensor) -> None:
         """Write logits.npz."""
@@ -249,20 +354,45 @@ class Run:
             ValueError: the file is missing or damaged.
         """
         path = self.folder / "logits.npz"
+        stated = self._stated_sha256(path.name)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+            content = read_limited(path, MAX_LOGITS_BYTES)
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; the run cannot be compared") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        if stated is not None and hashlib.sha256(content).hexdigest() != stated:
+            raise ValueError(f"{path} is damaged or was altered: its checksum is another")
+        try:
+            return self._parse_logits(content)
         except Exception as error:  # what a damaged archive raises depends on where the damage is
             raise ValueError(f"{path} is damaged: {error}") from None
-        if not {"test_logits", "test_labels"} <= arrays.keys():
-            raise ValueError(f"{path} is damaged: it has no test logits")
+
+    def _parse_logits(self, content: bytes) -> dict[str, Tensor]:
+        num_classes = len(self.data.classes)
+        most = (self.data.num_train + self.data.num_test) * (4 * num_classes + 8) + 2**16
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > most:
+                raise ValueError(f"it unpacks to more than {most:,} bytes")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+        for part in ("test", "val") if "val_logits" in arrays else ("test",):
+            if not {f"{part}_logits", f"{part}_labels"} <= arrays.keys():
+                raise ValueError(f"it has no {part} logits and labels")
+            logits, labels = arrays[f"{part}_logits"], arrays[f"{part}_labels"]
+            if logits.dtype != torch.float32 or logits.shape != (len(labels), num_classes):
+                raise ValueError(f"{part}_logits are no float32 logits of {num_classes} classes")
+            if labels.dtype != torch.int64 or labels.ndim != 1 or not len(labels):
+                raise ValueError(f"{part}_labels are no int64 labels")
+            if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+                raise ValueError(f"{part}_labels are outside the {num_classes} classes")
+            if not logits.isfinite().all():
+                raise ValueError(f"{part}_logits are not all finite")
         return arrays
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
-        self._write("result.json", json_bytes(result))
+        self._write("result.json", json_bytes({**result, "sha256": self._sha256}))
 
     def result(self) -> dict[str, Any] | None:
         """Return result.json; None before the run has finished.
@@ -270,4 +400,15 @@ class Run:
         Raises:
             ValueError: the file is damaged.
         """
-        return read_json(self.folder / "result.json")
+        path = self.folder / "result.json"
+        try:
+            result = read_json(path, dict[str, Any])
+            check_json(result, Result)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            told = str(error)
+            raise ValueError(
+                told if told.startswith(str(path)) else f"{path} is damaged: {told}"
+            ) from None
+        return result

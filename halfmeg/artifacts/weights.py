@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from halfmeg.files import read_limited
+
+MAX_WEIGHTS_BYTES = 256 * 2**20
+MAX_CHECKPOINT_BYTES = 2**30
 
 OTHER_VERSION = (
     "if another version of halfmeg wrote it, use that one "
@@ -19,16 +25,32 @@ OTHER_VERSION = (
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint without unpickling code; None when the file is damaged.
 
-    The file is a zip archive, so the checksum of each member shows a damage that would load.
+    The file is a zip archive, so the checksum of each member shows a damage that would load. Its
+    members are stored as they are: one that is packed is not ours and may unpack to any size.
     """
     try:
+        if not path.is_file() or (size := path.stat().st_size) > MAX_CHECKPOINT_BYTES:
+            return None
         with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            if packed or sum(member.file_size for member in members) > size:
+                return None
             if archive.testzip() is not None:
                 return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state if isinstance(state, dict) and _holds_its_tensors(state) else None
     except Exception:  # what a damaged file raises depends on where the damage is
         return None
-    return state
+
+
+def _holds_its_tensors(value: object) -> bool:
+    """Whether no tensor is a view that grows when it is copied."""
+    if isinstance(value, Tensor):
+        return value.nbytes <= value.untyped_storage().nbytes()
+    if isinstance(value, dict):
+        return all(map(_holds_its_tensors, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_holds_its_tensors, value))
 
 
 def weights_to_bytes(model: nn.Module) -> bytes:
@@ -39,18 +61,31 @@ def weights_to_bytes(model: nn.Module) -> bytes:
     )
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> None:
     """Load a safetensors file into a network.
+
+    Args:
+        model: the network.
+        path: of the file.
+        sha256: its checksum, where one is known.
 
     Raises:
         ValueError: the file is missing or damaged, or holds the weights of another network.
     """
     expected = dict(model.named_parameters()) | dict(model.named_buffers())
     try:
-        stored = safetensors.torch.load_file(path)
+        content = read_limited(path, MAX_WEIGHTS_BYTES)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; has the run finished?") from None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged or was altered: its checksum is another")
+    try:
+        stored = safetensors.torch.load(content)
+    except Exception as error:  # what a damaged file raises depends on where the damage is
         raise ValueError(f"{path} is damaged: {error}") from None
     for name, tensor in expected.items():
         if name not in stored or stored[name].shape != tensor.shape:
@@ -59,6 +94,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 f"{path} does not fit the network: {name} is {found}, "
                 f"expected {tuple(tensor.shape)}; {OTHER_VERSION}"
             )
+        if stored[name].dtype != tensor.dtype:
+            raise ValueError(
+                f"{path} does not fit the network: {name} is {stored[name].dtype}, "
+                f"expected {tensor.dtype}; {OTHER_VERSION}"
+            )
+        if not stored[name].isfinite().all():
+            raise ValueError(f"{path} is damaged: {name} is not finite")
     if unknown := sorted(set(stored) - set(expected)):
         name = unknown[0]
         raise ValueError(f"{path} does not fit the network: it has no {name}; {OTHER_VERSION}")

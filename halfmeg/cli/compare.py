@@ -99,6 +99,7 @@ def report(
     from halfmeg.cli.progress import load
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import measure
+    from halfmeg.studies.page import check_page_folder
     from halfmeg.studies.study import open_runs
 
     runs = open_runs(folders)
@@ -106,6 +107,7 @@ def report(
     folder = Path(out or (folders[0] if is_study else "report"))
     first = runs[0].data
     compare_runs(runs)  # raises before anything is written or measured
+    check_page_folder(folder)
     loaded = None
     try:
         loaded = load(data or first.source, data_dir, first.image_size, quiet=as_json)

@@ -151,3 +151,39 @@ def data_check(
             print_line("no problems found")
     if report.problems:
         raise typer.Exit(1)
+
+
+def data_cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the decoded data that is kept on disk; it is made again when it is needed."""
+    from halfmeg.data.cache import cache_folder, clear_cache, list_cache
+
+    entries = clear_cache() if clear else list_cache()
+    if as_json:
+        print_json(
+            {
+                "folder": str(cache_folder()),
+                "cleared": clear,
+                "entries": [
+                    {
+                        "path": str(entry.path),
+                        "name": entry.name,
+                        "images": entry.num_images,
+                        "bytes": entry.num_bytes,
+                    }
+                    for entry in entries
+                ],
+            }
+        )
+        return
+    if entries:
+        table = build_table("data", "images", "MB", "folder")
+        for entry in entries:
+            name = entry.name or "left by a stopped process"
+            size = f"{entry.num_bytes / 1e6:,.1f}"
+            table.add_row(name, f"{entry.num_images:,}", size, entry.path.name)
+        print_table(table)
+    total = sum(entry.num_bytes for entry in entries) / 1e6
+    print_line(f"{total:,.1f} MB {'removed from' if clear else 'in'} {cache_folder()}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.exceptions import TyperException
@@ -33,12 +33,15 @@ for command in (
     app.command()(command)
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command("check")(look.data_check)
+data_app.command("cache")(look.data_cache)
 app.add_typer(data_app, name="data")
 
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
     warnings.simplefilter("ignore", UserWarning)
+    warnings.filterwarnings("always", message=".*this reading of the test set is not noted")
+    warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -68,6 +71,18 @@ def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
     _print_plainly(f"halfmeg: {line}")
     sys.exit(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as one line, as errors are."""
+    _print_plainly(f"halfmeg: {' '.join(str(message).split())}")
 
 
 def _explain(error: TyperException) -> str:

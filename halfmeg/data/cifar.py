@@ -5,6 +5,7 @@ Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import io
@@ -13,17 +14,17 @@ import pickle
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
-from halfmeg.data.source import load_cached
+from halfmeg.files import read_limited
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",
@@ -38,23 +39,35 @@ class Form:
     archive: str
     md5: str
     folder: str
-    train_files: tuple[str, ...]
-    test_file: str
+    files: dict[str, str]
+    """The md5 of each batch, as published; the last one holds the test images."""
 
 
 BINARY = Form(
     "cifar-10-binary.tar.gz",
     "c32a1d4ab5d03f1284b67883e8d87530",
     "cifar-10-batches-bin",
-    tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-    "test_batch.bin",
+    {
+        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+    },
 )
 PYTHON = Form(
     "cifar-10-python.tar.gz",
     "c58f30108f718f92721af3b95e74349a",
     "cifar-10-batches-py",
-    tuple(f"data_batch_{i}" for i in range(1, 6)),
-    "test_batch",
+    {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
 )
 
 MIRRORS = (
@@ -66,10 +79,9 @@ MIRRORS = (
 TIMEOUT_SECONDS = 30
 RECORD_BYTES = 1 + 3 * 32 * 32
 LARGEST_FILE_BYTES = 64 * 2**20
-"""An official file has 31 MB; no larger member is read into memory."""
-
-
-ReadFile = Callable[[str], bytes]
+"""An official file has 31 MB; no larger one is read into memory."""
+LARGEST_ARCHIVE_BYTES = 256 * 2**20
+"""The official archives hold 185 MB; no more than this is unpacked of one."""
 
 
 def load_cifar10(data_dir: Path, image_size: int, progress: Progress) -> DataSplits:
@@ -86,19 +98,28 @@ def load_cifar10(data_dir: Path, image_size: int, progress: Progress) -> DataSpl
         found = _find(data_dir)
         assert found is not None, "the archive was just put there"
     form, path = found
-    read_file = _archive_reader(path) if path.is_file() else _folder_reader(path)
-    return load_cached(
-        "cifar10", _content_key(form, path), lambda: _parse(form, read_file, progress)
-    )
+    if path.is_dir():
+        for name, md5 in form.files.items():
+            _check_md5(path / name, _hash_file(path / name), md5)
+
+    def build() -> DataSplits:
+        batches = _read_archive(path, form) if path.is_file() else _read_folder(path, form)
+        return _parse(form, batches, progress)
+
+    # The checksums just found stand for the content.
+    key = hashlib.sha256(" ".join(form.files.values()).encode()).hexdigest()[:32]
+    return load_cached("cifar10", f"cifar10-{key}", build)
 
 
-def _parse(form: Form, read_file: ReadFile, progress: Progress) -> DataSplits:
-    parse_file = _parse_binary if form is BINARY else _parse_python
-    files = [*form.train_files, form.test_file]
+def _parse(form: Form, batches: dict[str, bytes], progress: Progress) -> DataSplits:
+    """Parse batches of the right checksum into the training and the test part."""
+    parse = _parse_binary if form is BINARY else _parse_python
     parsed = []
-    for index, name in enumerate(files):
-        parsed.append(parse_file(read_file(name), name))
-        progress("reading CIFAR-10", index + 1, len(files))
+    for index, (name, md5) in enumerate(form.files.items()):
+        content = batches[name]
+        _check_md5(name, hashlib.md5(content, usedforsecurity=False).hexdigest(), md5)
+        parsed.append(parse(content, name))
+        progress("reading CIFAR-10", index + 1, len(form.files))
     images, labels = zip(*parsed, strict=True)
     train = Dataset(torch.cat(images[:-1]), torch.cat(labels[:-1]), CLASSES)
     test = Dataset(images[-1], labels[-1], CLASSES)
@@ -114,62 +135,66 @@ def _find(data_dir: Path) -> tuple[Form, Path] | None:
     for form in (BINARY, PYTHON):
         # The folder itself may have been named, as --data-dir data/cifar-10-batches-bin.
         for folder in (data_dir / form.folder, data_dir):
-            if all((folder / name).is_file() for name in (*form.train_files, form.test_file)):
+            if all((folder / name).is_file() for name in form.files):
                 return form, folder
     for form in (BINARY, PYTHON):
         archive = data_dir / form.archive
         if archive.is_file():
-            found = _hash_file(archive, "md5")
-            if found != form.md5:
-                raise ValueError(
-                    f"{archive} is damaged: its md5 is {found}, expected {form.md5}; remove it"
-                )
+            _check_md5(archive, _hash_file(archive), form.md5)
             return form, archive
     return None
 
 
-def _content_key(form: Form, path: Path) -> str:
-    if path.is_file():
-        return f"cifar10-{form.md5}"  # checked just before
-    files = [path / name for name in (*form.train_files, form.test_file)]
-    hashes = "".join(_hash_file(file, "sha256") for file in files)
-    return hashlib.sha256(hashes.encode()).hexdigest()[:32]
+def _check_md5(what: Path | str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(f"{what} is damaged: its md5 is {found}, expected {expected}; remove it")
 
 
-def _folder_reader(folder: Path) -> ReadFile:
-    def read(name: str) -> bytes:
+def _read_folder(folder: Path, form: Form) -> dict[str, bytes]:
+    contents = {}
+    for name in form.files:
         try:
-            return (folder / name).read_bytes()
+            contents[name] = read_limited(folder / name, LARGEST_FILE_BYTES)
         except OSError as error:
             raise ValueError(f"{folder / name} cannot be read: {error.strerror}") from None
-
-    return read
-
-
-def _archive_reader(path: Path) -> ReadFile:
-    """Read members straight into memory: nothing is unpacked, so no member can leave a folder."""
-    contents: dict[str, bytes] = {}
-
-    def read(name: str) -> bytes:
-        if not contents:
-            contents.update(_read_archive(path))
-        if name not in contents:
-            raise ValueError(f"{path} has no {name}; remove it")
-        return contents[name]
-
-    return read
+    return contents
 
 
-def _read_archive(path: Path) -> dict[str, bytes]:
+class _Limited(io.RawIOBase):
+    """A stream that ends with an error where it has given more than an archive holds."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self.stream = stream
+        self.left = LARGEST_ARCHIVE_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"it holds more than {LARGEST_ARCHIVE_BYTES:,} bytes")
+        content = self.stream.read(size)
+        self.left -= len(content)
+        return content
+
+
+def _read_archive(path: Path, form: Form) -> dict[str, bytes]:
+    """Read the batches straight into memory: nothing is unpacked, so no member leaves a folder."""
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with (
+            gzip.open(path) as unpacked,
+            tarfile.open(fileobj=_Limited(unpacked), mode="r|") as archive,
+        ):
             for member in archive:
-                file = archive.extractfile(member) if member.isfile() else None
+                name = member.name.rpartition("/")[2]
+                if name not in form.files or not member.isreg() or member.issparse():
+                    continue
+                file = archive.extractfile(member)
                 if file is not None and member.size <= LARGEST_FILE_BYTES:
-                    contents[Path(member.name).name] = file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    contents[name] = file.read()
+    except Exception as error:  # what a damaged archive raises depends on where the damage is
         raise ValueError(f"{path} cannot be unpacked: {error}; remove it") from None
+    for name in form.files:
+        if name not in contents:
+            raise ValueError(f"{path} has no {name}; remove it")
     return contents
 
 
@@ -185,10 +210,11 @@ def _parse_binary(content: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor
 
 def _parse_python(content: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     try:
-        batch = _NumpyUnpickler(io.BytesIO(content), encoding="bytes").load()
-        pixels = np.asarray(batch[b"data"], dtype=np.uint8)
-        labels = np.asarray(batch[b"labels"], dtype=np.int64)
-        pixels = pixels.reshape(len(labels), 3 * 32 * 32)
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        labels = np.frombuffer(bytes(batch[b"labels"]), np.uint8)  # numbers from 0 to 255 only
+        if type(batch[b"data"]) is not _Array:
+            raise ValueError("its data is no array")
+        pixels = batch[b"data"].pixels(len(labels))
     except Exception as error:  # what a damaged pickle raises depends on where the damage is
         raise ValueError(f"{name} is damaged or no CIFAR-10 batch: {error}") from None
     return _to_tensors(pixels, labels, name)
@@ -203,19 +229,61 @@ def _to_tensors(
     return images, torch.from_numpy(labels.astype(np.int64))
 
 
-class _NumpyUnpickler(pickle.Unpickler):
-    """Admits what the official batches need, arrays of plain numbers, and nothing else."""
+class _Array:
+    """Stands in for numpy's array in a pickle: takes the raw bytes, and makes nothing of them.
 
-    ADMITTED = frozenset(
-        (module, name)
-        for package in ("numpy.core", "numpy._core")
-        for module, name in ((f"{package}.multiarray", "_reconstruct"),)
-    ) | {("numpy", "ndarray"), ("numpy", "dtype")}
+    numpy's own constructors follow pointers that a crafted pickle gives them.
+    """
+
+    content: object = None
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise ValueError("the state of its array is no array's")
+        _, _, dtype, is_fortran, self.content = state
+        if not isinstance(dtype, _Dtype) or dtype.name != "u1" or is_fortran:
+            raise ValueError("its array holds something else than rows of bytes")
+
+    def pixels(self, count: int) -> np.ndarray:
+        """Return uint8 `count`×3072."""
+        if not isinstance(self.content, bytes) or len(self.content) != count * (RECORD_BYTES - 1):
+            raise ValueError(f"its array does not hold {count} images")
+        return np.frombuffer(self.content, np.uint8).reshape(count, RECORD_BYTES - 1)
+
+
+class _Dtype:
+    """Stands in for numpy's dtype; knows its name only."""
+
+    def __init__(self, name: object, *options: object) -> None:
+        self.name = name.decode("ascii") if isinstance(name, bytes) else name
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and fields mean nothing to single bytes."""
+
+
+def _reconstruct(kind: object, *arguments: object) -> _Array:
+    if kind is not _Array:
+        raise ValueError("it reconstructs something else than an array")
+    return _Array()
+
+
+class _BatchUnpickler(pickle._Unpickler):
+    """Admits the three names that the official batches use, each by its stand-in.
+
+    It is Python's own in Python: the one in C can be asked for gigabytes by a few bytes.
+    """
+
+    STAND_INS: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ADMITTED:
+        if (module, name) not in self.STAND_INS:
             raise ValueError(f"it asks for {module}.{name}, which is not admitted")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self.STAND_INS[module, name]
 
 
 def _download_from_mirrors(data_dir: Path, progress: Progress) -> None:
@@ -265,7 +333,7 @@ def download(url: str, target: Path, md5: str, progress: Progress) -> None:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 offset = 0  # the server sends the whole file again
             _write_body(response, part, offset, progress)
-    found = _hash_file(part, "md5")
+    found = _hash_file(part)
     if found != md5:
         part.unlink()
         raise ValueError(f"the md5 of what came is {found}, expected {md5}")
@@ -289,8 +357,7 @@ def _write_body(
         raise ValueError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
-def _hash_file(path: Path, algorithm: str) -> str:
+def _hash_file(path: Path) -> str:
+    """Return the md5 of a file, as its publisher states it."""
     with path.open("rb") as file:
-        return hashlib.file_digest(
-            file, lambda: hashlib.new(algorithm, usedforsecurity=False)
-        ).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

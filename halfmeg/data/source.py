@@ -1,19 +1,14 @@
-"""Encoded images of a source, and their decoding into a cache of memory-mapped arrays."""
+"""Encoded images of a source, and their decoding."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import (
     Dataset,
     DataSplits,
@@ -62,36 +57,6 @@ class DecodedSource:
     splits: DataSplits
     sizes: np.ndarray
     unreadable: tuple[str, ...]
-
-
-def cache_folder() -> Path:
-    """Return the folder for decoded data: `HALFMEG_CACHE`, or the user's cache folder."""
-    configured = os.environ.get("HALFMEG_CACHE")
-    if configured:
-        return Path(configured)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "halfmeg"
-
-
-def load_cached(name: str, key: str, build: Callable[[], DataSplits]) -> DataSplits:
-    """Open the arrays that an earlier call has left in the cache, or build and store them.
-
-    Args:
-        name: of the result.
-        key: a hash of the content; the name of the cache's sub-folder.
-        build: decodes the source.
-    """
-    folder = cache_folder() / key
-    try:
-        return replace(open_splits(folder), name=name)
-    except (OSError, ValueError, KeyError):
-        shutil.rmtree(folder, ignore_errors=True)  # it was absent or damaged
-    splits = build()
-    try:
-        save_splits(splits, folder)
-        return replace(open_splits(folder), name=name)
-    except OSError:  # a full disk or a read-only folder: this run works from memory
-        return splits
 
 
 def load_encoded(
@@ -148,54 +113,3 @@ def decode_source(
         parts = {"train": everything.subset(first), "test": everything.subset(second)}
     splits = build_splits(name, parts["train"], parts["test"])
     return DecodedSource(splits, np.concatenate(sizes), tuple(unreadable))
-
-
-def save_splits(splits: DataSplits, folder: Path) -> None:
-    """Write decoded data to a new folder, whole or not at all, for `open_splits`.
-
-    Raises:
-        OSError: the disk is full or read-only.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
-    try:
-        for part, dataset in (("train", splits.train), ("test", splits.test)):
-            np.save(temporary / f"{part}_images.npy", dataset.images.numpy())
-            np.save(temporary / f"{part}_labels.npy", dataset.labels.numpy())
-        info = {
-            "name": splits.name,
-            "source": splits.source,
-            "classes": splits.classes,
-            "mean": splits.mean,
-            "std": splits.std,
-            "fingerprint": splits.fingerprint,
-        }
-        (temporary / "info.json").write_text(json.dumps(info))
-        temporary.rename(folder)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not (folder / "info.json").exists():  # another process may have been first
-            raise
-
-
-def open_splits(folder: Path) -> DataSplits:
-    """Open what `save_splits` wrote, the images memory-mapped.
-
-    Raises:
-        OSError, ValueError, KeyError: the folder is absent or damaged.
-    """
-    info = json.loads((folder / "info.json").read_text())
-    classes = tuple(info["classes"])
-    train, test = (
-        Dataset(
-            # Copy-on-write: pages come from disk as they are read, and nothing is written back.
-            torch.from_numpy(np.load(folder / f"{part}_images.npy", mmap_mode="c")),
-            torch.from_numpy(np.load(folder / f"{part}_labels.npy")),
-            classes,
-        )
-        for part in ("train", "test")
-    )
-    return DataSplits(
-        info["name"], train, test, tuple(info["mean"]), tuple(info["std"]),
-        info["fingerprint"], info["source"],
-    )  # fmt: skip

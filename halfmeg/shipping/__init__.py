@@ -3,8 +3,10 @@
 | module | holds |
 |---|---|
 | `onnx` | ONNX in float32 and int8 |
+| `verify` | a bundle's ONNX files bounded, and compared with its weights |
 | `export` | run folder → bundle, each file proved before it gets its name |
 | `predict` | classes of a user's own images |
 | `bench` | speed and memory of a bundle in each runtime |
+| `gate` | who may ask the page, and how long uploads stay |
 | `demo` | a local page that classifies images |
 """

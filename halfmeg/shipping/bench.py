@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.shipping.export import LOGIT_TOLERANCE
 from halfmeg.shipping.onnx import FromPixels, fold_batchnorm, open_session
 from halfmeg.shipping.predict import Runner
+from halfmeg.shipping.verify import logit_tolerance, run_onnx, verify_onnx
 
 BATCH_SIZE = 128
 
@@ -71,8 +71,7 @@ def _open_torch(bundle: Bundle, threads: int, *, compiled: bool = False) -> Runn
 
 def _open_onnxruntime(name: str) -> Callable[[Bundle, int], Runner]:
     def open_it(bundle: Bundle, threads: int) -> Runner:
-        session = open_session((bundle.folder / name).read_bytes(), threads)
-        return lambda images: torch.from_numpy(session.run(None, {"pixels": images.numpy()})[0])
+        return run_onnx(open_session(bundle.read_file(name), threads))
 
     return open_it
 
@@ -138,7 +137,8 @@ def bench(
         runtimes: names from `RUNTIMES`; None takes what is installed.
 
     Raises:
-        ValueError: fewer than one round, or no such runtime here.
+        ValueError: fewer than one round, no such runtime here, or a file of the bundle that does
+            not do what its weights do.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds} is out of range; allowed: 1 or more")
@@ -147,12 +147,13 @@ def bench(
     for name in names:
         if name not in present:
             raise ValueError(f"runtime {name!r} is not here; allowed: {', '.join(present)}")
+    for file in {RUNTIMES[name].file for name in names} - {"model.safetensors"}:
+        verify_onnx(bundle, file)
     generator = torch.Generator().manual_seed(0)
     size = (BATCH_SIZE, 3, bundle.image_size, bundle.image_size)
     batch = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     one = batch[:1].clone()
     reference = _open_torch(bundle, 1)(batch)
-    scale = max(1.0, reference.abs().max().item())
     before = torch.get_num_threads()
     differences = {}
     with warnings.catch_warnings():
@@ -182,7 +183,7 @@ def bench(
             file_bytes=(bundle.folder / RUNTIMES[name].file).stat().st_size,
             peak_memory_bytes=memory[name],
             max_difference=differences[name, count],
-            exact=differences[name, count] <= LOGIT_TOLERANCE * scale,
+            exact=differences[name, count] <= logit_tolerance(reference),
         )
         for name, count in runners
     ]

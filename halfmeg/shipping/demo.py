@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,11 @@ from halfmeg.artifacts.bundle import BUNDLED, Bundle
 from halfmeg.data.augment import normalize
 from halfmeg.data.decode import decode_image
 from halfmeg.evaluation.explain import grad_cam
+from halfmeg.files import read_limited, scratch_folder
 from halfmeg.networks.protocol import last_map
+from halfmeg.shipping.gate import MAX_UPLOAD_BYTES, Gate, Sweeper, check_upload
 from halfmeg.shipping.predict import open_runner, top_classes
 
-MAX_UPLOAD = "10mb"
 MAX_BARS = 5
 HEAT_SIZE = 256
 HEAT_SHARE = 0.5
@@ -35,8 +35,9 @@ CSS = ".gradio-container {max-width: 1100px !important; margin: 0 auto}"
 def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve the page in the background, and yield its address.
 
-    Nothing is asked of any other machine. Uploads lie in a folder of their own, which is deleted at
-    the end.
+    Nothing is asked of any other machine, and only the page's own script is answered
+    (`halfmeg.shipping.gate`). Uploads lie in a folder of their own and are deleted as they are
+    answered; the folder is deleted at the end.
 
     Args:
         bundles: shown side by side.
@@ -53,27 +54,34 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
             f"cannot listen on host={host} port={port}: {error.strerror}; "
             "choose another --host or --port"
         ) from None
-    with tempfile.TemporaryDirectory(prefix="halfmeg-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
+    with scratch_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         try:
             import gradio
         except ImportError:
             raise ValueError("the page needs gradio: pip install -e '.[demo]'") from None
-        page = _build_page(bundles, Path(folder))
+        from starlette.middleware import Middleware
+
+        sweeper = Sweeper(folder)
+        page = _build_page(bundles, folder, sweeper)
+        gate = Middleware(Gate, host=host, folder=folder, functions=lambda: page.fns.keys())
         _, address, _ = page.launch(
             server_name=host, server_port=port or None, prevent_thread_lock=True, quiet=True,
-            max_file_size=MAX_UPLOAD, footer_links=[], ssr_mode=False, share=False, css=CSS,
+            max_file_size=MAX_UPLOAD_BYTES, footer_links=[], ssr_mode=False, share=False, css=CSS,
             theme=gradio.themes.Default(), enable_monitoring=False,
+            app_kwargs={"middleware": [gate]},
         )  # fmt: skip
+        sweeper.start()
         try:
             yield address
         finally:
+            sweeper.stop()
             page.close(verbose=False)
 
 
-def _build_page(bundles: Sequence[Bundle], folder: Path) -> Any:
+def _build_page(bundles: Sequence[Bundle], folder: Path, sweeper: Sweeper) -> Any:
     import gradio
 
     answers = [_answerer(bundle) for bundle in bundles]
@@ -82,9 +90,11 @@ def _build_page(bundles: Sequence[Bundle], folder: Path) -> Any:
         if path is None:
             return [None] * (2 * len(answers))
         try:
-            content = Path(path).read_bytes()
+            upload = check_upload(path, folder)
+            sweeper.note_answered(upload)
+            content = read_limited(upload, MAX_UPLOAD_BYTES)
             return [part for answer in answers for part in answer(content)]
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise gradio.Error(
                 f"This image cannot be read: {error}", title="No image", print_exception=False
             ) from None

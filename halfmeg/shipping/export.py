@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +12,20 @@ from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.files import json_bytes
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
+from halfmeg.files import json_bytes, new_folder
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.shipping.onnx import onnx_logits, quantize, to_onnx
+from halfmeg.shipping.verify import logit_tolerance
 
 NUM_CALIBRATION = 512
 
 
 MAX_PROOF_IMAGES = 5_000
-
-
-LOGIT_TOLERANCE = 1e-3
-"""Largest difference of a logit that rounding in another order of sums explains."""
 
 
 ALLOWED_LOSS = 0.005
@@ -80,7 +74,7 @@ def export(
 
     Raises:
         ValueError: `out` exists, other data than the run's, the `ship` extra is missing, or a
-            file that does not do what the network does.
+            file that does not do what the network does; weights that were damaged or altered.
     """
     out = Path(out)
     if out.exists():
@@ -106,6 +100,7 @@ def export(
     temperature = fit_temperature(reference, held_out.labels) if kind == "validation" else 1.0
     run.log_test_reading("export: the accuracy that the bundle states")
     measured = evaluate(model, data.test, mean, std, precision="fp32")
+    run.check_accuracy(measured.accuracy)
     contents = {
         "model.safetensors": weights_to_bytes(model),
         "model.onnx": onnx_model,
@@ -136,7 +131,9 @@ def export(
     contents["README.md"] = _model_card(facts, measured.per_class, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)
-    _write_folder(out, contents)
+    with new_folder(out) as part:
+        for name, content in contents.items():
+            (part / name).write_bytes(content)
     return Bundle.open(out), proof
 
 
@@ -169,7 +166,6 @@ def _prove(
     reference = compute_logits(model, images, run.data.mean, run.data.std, precision="fp32")
     logits = onnx_logits(onnx_model, images)
     difference = (logits - reference).abs().max().item()
-    scale = max(1.0, reference.abs().max().item())
     for batch in (1, 2, 7):  # an exporter may freeze the batch, or be wrong at some sizes
         part = onnx_logits(onnx_model, images[:7], batch_size=batch)
         difference = max(difference, (part - reference[:7]).abs().max().item())
@@ -181,7 +177,7 @@ def _prove(
         onnx_accuracy=score(logits, labels).accuracy,
         int8_accuracy=score(onnx_logits(int8_model, images), labels).accuracy,
     )
-    if not difference <= LOGIT_TOLERANCE * scale or proof.onnx_accuracy != proof.accuracy:
+    if not difference <= logit_tolerance(reference) or proof.onnx_accuracy != proof.accuracy:
         raise ValueError(
             f"the ONNX file does not do what the network does: logits differ by {difference:g}, "
             f"accuracy {proof.onnx_accuracy:.2%} instead of {proof.accuracy:.2%}"
@@ -211,19 +207,3 @@ def _model_card(
         classes=list(zip(facts["classes"], per_class, strict=True)),
         sizes={name: len(content) for name, content in contents.items()},
     )
-
-
-def _write_folder(out: Path, contents: dict[str, bytes]) -> None:
-    """Write a folder whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    try:
-        for name, content in contents.items():
-            with (partial / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        partial.chmod(0o755)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from halfmeg.files import scratch_folder
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
@@ -105,8 +105,8 @@ def quantize(onnx_model: bytes, calibration: Tensor) -> bytes:
             batch = next(self.batches, None)
             return None if batch is None else {"pixels": batch.numpy()}
 
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        plain, prepared, small = (Path(folder) / f"{n}.onnx" for n in ("plain", "prepared", "int8"))
+    with scratch_folder() as folder, quiet():
+        plain, prepared, small = (folder / f"{n}.onnx" for n in ("plain", "prepared", "int8"))
         plain.write_bytes(onnx_model)
         quant_pre_process(str(plain), str(prepared))
         quantize_static(

@@ -17,7 +17,9 @@ from torch import Tensor
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.data.decode import decode_image
 from halfmeg.evaluation.evaluate import compute_logits
+from halfmeg.files import read_limited
 from halfmeg.shipping.onnx import open_session
+from halfmeg.shipping.verify import run_onnx, verify_onnx
 
 BATCH_SIZE = 64
 MAX_BYTES = 64 * 2**20
@@ -85,10 +87,12 @@ def open_runner(bundle: Bundle) -> Runner:
     """Return the fastest exact way to run a bundle here: onnxruntime, or without it torch.
 
     Exact is float32; `halfmeg bench` shows the times (docs/performance.md).
+
+    Raises:
+        ValueError: the bundle's ONNX file does not do what its weights do.
     """
-    if bundle.has("model.onnx") and find_spec("onnxruntime") is not None:
-        session = open_session((bundle.folder / "model.onnx").read_bytes())
-        return lambda images: torch.from_numpy(session.run(None, {"pixels": images.numpy()})[0])
+    if bundle.has("model.onnx") and all(map(find_spec, ("onnx", "onnxruntime"))):
+        return run_onnx(open_session(verify_onnx(bundle, "model.onnx")))
     model = bundle.load_model()
     mean, std = bundle.mean, bundle.std
     return lambda images: compute_logits(model, images, mean, std, precision="fp32")
@@ -133,9 +137,7 @@ def top_classes(bundle: Bundle, logits: Tensor, top: int) -> list[tuple[tuple[st
 
 def _read(path: Path, image_size: int) -> np.ndarray | str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return f"larger than {MAX_BYTES:,} bytes"
-        return decode_image(path.read_bytes(), image_size)[0]
+        return decode_image(read_limited(path, MAX_BYTES), image_size)[0]
     except ValueError as error:
         return str(error)
     except OSError as error:

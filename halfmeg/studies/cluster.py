@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import torch
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.files import new_folder, scratch_folder
 from halfmeg.training.fit import train_run
 
 CONNECT_SECONDS = 5.0
@@ -125,8 +125,8 @@ def _train_on_node(
         for part in ("train", "test")
     }
     data = replace(facts, train=parts["train"], test=parts["test"])
-    with tempfile.TemporaryDirectory(prefix="halfmeg-") as temporary:
-        folder = Path(temporary) / "run"
+    with scratch_folder() as temporary:
+        folder = temporary / "run"
         if files:
             _write_files(folder, files)
             (folder / "checkpoints").mkdir(exist_ok=True)
@@ -144,12 +144,9 @@ def _collect(ray: Any, finished: Any, folder: Path) -> str | None:
         return " ".join(str(error).split())[:300]
     if isinstance(result, str):
         return result
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    _write_files(partial, result)
-    if folder.exists():
-        shutil.rmtree(folder)  # the unfinished run that the task went on from
-    partial.rename(folder)
+    with new_folder(folder) as part:
+        _write_files(part, result)
+        shutil.rmtree(folder, ignore_errors=True)  # the unfinished run that the task went on from
     return None
 
 

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from halfmeg.artifacts.files import write_atomically
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.evaluation.calibration import NUM_BINS
+from halfmeg.files import write_atomically
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.entrant import Entrant
 

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from halfmeg.artifacts.files import read_json, write_json
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.cost import Cost, measure_costs
 from halfmeg.evaluation.evaluate import evaluate
+from halfmeg.files import read_json, write_json
 from halfmeg.networks.table import build_model
 
 ROBUSTNESS_IMAGES = 2_000
 
 
 Robustness = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class StoredRobustness:
+    """robustness.json: accuracy on `n` images, clean and by kind of corruption at each strength."""
+
+    n: int
+    clean: float
+    accuracy: dict[str, Annotated[list[float], Meta(min_length=3, max_length=3)]]
 
 
 def measure(runs: Sequence[Run], data: DataSplits, out: Path) -> None:
@@ -85,20 +95,18 @@ def mean_robustness(runs: Sequence[Run]) -> Robustness | None:
     Raises:
         ValueError: a file is damaged.
     """
-    measured = [read_json(run.folder / "robustness.json") for run in runs]
-    stored = [m for m in measured if m is not None]
-    if len(stored) < len(runs):
+    paths = [run.folder / "robustness.json" for run in runs]
+    if not all(path.exists() for path in paths):
         return None
-    try:
-        clean = float(np.mean([m["clean"] for m in stored]))
-        rows = {
-            name: np.mean([m["accuracy"][name] for m in stored], axis=0).tolist()
-            for name in CORRUPTIONS
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        message = f"{runs[0].folder / 'robustness.json'} is damaged: {error}"
-        raise ValueError(message) from None
-    return {"clean": [clean]} | rows
+    stored = [read_json(path, StoredRobustness) for path in paths]
+    for path, item in zip(paths, stored, strict=True):
+        if not set(CORRUPTIONS) <= item.accuracy.keys():
+            raise ValueError(f"{path} is damaged: it lacks a corruption")
+    rows = {
+        name: np.mean([item.accuracy[name] for item in stored], axis=0).tolist()
+        for name in CORRUPTIONS
+    }
+    return {"clean": [float(np.mean([item.clean for item in stored]))]} | rows
 
 
 def read_costs(folder: Path | None) -> dict[str, Cost]:
@@ -107,9 +115,9 @@ def read_costs(folder: Path | None) -> dict[str, Cost]:
     Raises:
         ValueError: the file is damaged.
     """
-    path = (folder or Path()) / "costs.json"
-    stored = read_json(path) if folder is not None else None
+    if folder is None:
+        return {}
     try:
-        return {name: Cost(**cost) for name, cost in (stored or {}).items()}
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        return read_json(folder / "costs.json", dict[str, Cost])
+    except (FileNotFoundError, NotADirectoryError):
+        return {}

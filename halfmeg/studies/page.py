@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from halfmeg.artifacts.files import write_atomically, write_json
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
+from halfmeg.files import read_json, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
     calibration_figure,
@@ -27,6 +27,16 @@ from halfmeg.studies.figures import (
     figure_svg,
     write_figure,
 )
+
+FIGURE_FILES = {
+    "curves": "comparison.png",
+    "differences": "differences.png",
+    "costs": "costs.png",
+    "confusion": "confusion.png",
+    "calibration": "calibration.png",
+}
+
+MAX_COMPARISON_BYTES = 256 * 2**20
 
 
 def _alternative(figure_name: str, comparison: Comparison) -> str:
@@ -45,6 +55,22 @@ def _alternative(figure_name: str, comparison: Comparison) -> str:
     }[figure_name]
 
 
+def check_page_folder(out: Path) -> None:
+    """Raise ValueError where a folder holds files of a page's names, but no page of ours."""
+    names = ("comparison.html", "comparison.md", *FIGURE_FILES.values())
+    taken = [name for name in names if (out / name).exists()]
+    if not taken:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        if {"models", "pairs", "verdicts"} <= read_json(
+            out / "comparison.json", dict[str, Any], MAX_COMPARISON_BYTES
+        ).keys():
+            return
+    raise ValueError(
+        f"{out / taken[0]} was not written by halfmeg and is not overwritten; choose another --out"
+    )
+
+
 def write_comparison(
     comparison: Comparison, out: str | Path, data: DataSplits | None = None
 ) -> tuple[Path, Path]:
@@ -57,22 +83,26 @@ def write_comparison(
         comparison: what to write.
         out: a folder.
         data: shows the images on which the networks disagree.
+
+    Raises:
+        ValueError: `out` holds files of these names that the program did not write.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    check_page_folder(out)
+    write_json(out / "comparison.json", comparison.to_dict())  # first, as it marks the page as ours
     figures = {"curves": comparison_figure(comparison)}
     if comparison.pairs:
         figures["differences"] = differences_figure(comparison)
     figures["costs"] = cost_figure(comparison)
     figures["confusion"] = confusion_figure(comparison)
     figures["calibration"] = calibration_figure(comparison)
-    names = {name: "comparison.png" if name == "curves" else f"{name}.png" for name in figures}
+    names = {name: FIGURE_FILES[name] for name in figures}
     for name, figure in figures.items():
         write_figure(figure, out / names[name])
     page = out / "comparison.html"
     write_atomically(page, render_page(comparison, figures, data).encode())
     write_atomically(out / "comparison.md", render_markdown(comparison, names).encode())
-    write_json(out / "comparison.json", comparison.to_dict())
     return page, out / names["curves"]
 
 
@@ -192,7 +222,6 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
 def _environment(run: Run) -> dict[str, Any]:
     path = run.folder / "environment.json"
     try:
-        stored: dict[str, Any] = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is missing or damaged: {error}") from None
-    return stored
+        return read_json(path, dict[str, str | int | None])
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None

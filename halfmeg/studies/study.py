@@ -7,27 +7,25 @@ complete in its own folder, so nothing but a run under way is lost when the stud
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 
-from halfmeg.artifacts.files import write_json
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
+from halfmeg.data.cache import open_splits, save_splits
 from halfmeg.data.dataset import DataSplits
-from halfmeg.data.source import open_splits, save_splits
+from halfmeg.files import read_json, remove_dead_parts, scratch_folder, write_json
 from halfmeg.studies.cluster import train_on_cluster
 from halfmeg.training.fit import RUN_FAILURES, one_line, train_run
 from halfmeg.training.listen import Listener
@@ -159,16 +157,36 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     runs: list[Run] = []
     for folder in map(Path, folders):
-        described = folder / "study.json"
-        if not described.exists():
+        stored = _read_study(folder)
+        if stored is None:
             runs.append(Run.open(folder))
-            continue
-        try:
-            names = [str(run["folder"]) for run in json.loads(described.read_text())["runs"]]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{described} is damaged: {error}") from None
-        runs += [Run.open(folder / name) for name in names]
+        else:
+            runs += [Run.open(folder / run.folder) for run in stored.runs]
     return runs
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run in study.json."""
+
+    folder: Annotated[str, Meta(pattern=r"^[^/\\]+$")]
+    model: str
+    recipe: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """What the program reads of study.json; more stands there."""
+
+    runs: list[StoredRun]
+
+
+def _read_study(folder: Path) -> StoredStudy | None:
+    try:
+        return read_json(folder / "study.json", StoredStudy)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 Task = tuple[RunConfig, Path]
@@ -214,31 +232,31 @@ def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -
     """Train several runs at once; the processes map the same file of images into memory."""
     if not tasks:
         return
-    shared = Path(tempfile.mkdtemp(prefix="halfmeg-"))
-    executor = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(shared, max(config.threads for config, _ in tasks)),
-    )
-    try:
+    with scratch_folder() as shared:
         save_splits(data, shared / "data")
-        futures = {executor.submit(_train_in_worker, *task): task for task in tasks}
-        with _terminate_as_interrupt():
-            for future in as_completed(futures):
-                try:
-                    yield futures[future], future.result()
-                except BrokenProcessPool:
-                    yield futures[future], "its process was killed (out of memory?)"
-    except (KeyboardInterrupt, TrainingInterruptedError) as stopped:
-        (shared / "stop").touch()
-        for process in multiprocessing.active_children():
-            process.terminate()  # each writes a checkpoint
-        number = getattr(stopped, "signal_number", signal.SIGINT)
-        raise TrainingInterruptedError("the same command continues the study", number) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
-        shutil.rmtree(shared, ignore_errors=True)
+        executor = ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(shared, max(config.threads for config, _ in tasks)),
+        )
+        try:
+            futures = {executor.submit(_train_in_worker, *task): task for task in tasks}
+            with _terminate_as_interrupt():
+                for future in as_completed(futures):
+                    try:
+                        yield futures[future], future.result()
+                    except BrokenProcessPool:
+                        yield futures[future], "its process was killed (out of memory?)"
+        except (KeyboardInterrupt, TrainingInterruptedError) as stopped:
+            (shared / "stop").touch()
+            for process in multiprocessing.active_children():
+                process.terminate()  # each writes a checkpoint
+            number = getattr(stopped, "signal_number", signal.SIGINT)
+            told = "the same command continues the study"
+            raise TrainingInterruptedError(told, number) from None
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -298,6 +316,14 @@ def _check_folder(
         raise ValueError(f"cannot write to {out}: it is a file")
     if out.exists() and any(out.iterdir()) and not (out / "study.json").exists():
         raise ValueError(f"{out} exists and is no study; choose another --out")
+    others = [run for run in _others_in(out, folders) if (out / run.folder).exists()]
+    if others:
+        names = ", ".join(dict.fromkeys(f"{run.model} seed {run.seed}" for run in others[:3]))
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise ValueError(
+            f"{out} holds runs that this study has not ({names}{more}); "
+            "name them too, or choose another --out"
+        )
     for config, name in zip(configs, folders, strict=True):
         if not (out / name / "config.json").exists():
             continue
@@ -309,9 +335,16 @@ def _check_folder(
             )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        remove_dead_parts(out)
         write_json(out / "study.json", _describe(configs, folders, data))
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+
+
+def _others_in(out: Path, folders: Sequence[str]) -> list[StoredRun]:
+    """Return the runs in an earlier study.json that the new one would leave out."""
+    stored = _read_study(out)
+    return [run for run in stored.runs if run.folder not in folders] if stored else []
 
 
 def _describe(

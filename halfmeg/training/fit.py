@@ -103,6 +103,7 @@ def open_to_resume(
         )
     if run.result() is not None:
         return run, None, []
+    run.remove_dead_parts()
     checkpoint, damaged = run.load_checkpoint()
     if checkpoint is None and damaged:
         raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.run import METRICS, Run
 from halfmeg.artifacts.weights import OTHER_VERSION
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.evaluation.precision import autocast, compute_dtype
+from halfmeg.files import check_json
 from halfmeg.networks.protocol import preparation
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.training.batches import Batch, Batches
@@ -154,12 +155,27 @@ class Job:
         if checkpoint is None:
             return Position()
         try:
+            at = check_json(checkpoint["position"], Position)
+            self._check_position(at)
             self.state.load_state_dict(checkpoint)
-            return Position(**checkpoint["position"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # what a foreign file raises depends on what it holds
             model = self.run.config.model
             message = f"the checkpoint does not fit {model}; {OTHER_VERSION}: {error}"
             raise ValueError(message) from None
+        # The run may have been killed after the checkpoint and before its row of metrics.csv.
+        self.run.write_metrics(at.metrics)
+        return at
+
+    def _check_position(self, at: Position) -> None:
+        epochs = self.run.config.epochs
+        steps = len(self.plan.epochs[at.epoch].batches) if 0 <= at.epoch < epochs else 0
+        if not (0 <= at.epoch <= epochs and 0 <= at.step <= steps):
+            raise ValueError(f"epoch {at.epoch}, step {at.step} is outside the run")
+        seconds = (at.total_seconds if at.epoch else 1.0, at.epoch_seconds if at.step else 1.0)
+        if not (min(seconds) > 0 and at.num_seen >= at.step and 0 <= at.num_right <= at.num_seen):
+            raise ValueError("its sums cannot be")
+        if len(at.metrics) != at.epoch or any(set(row) != set(METRICS) for row in at.metrics):
+            raise ValueError(f"it has no row of metrics for each of {at.epoch} epochs")
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the evaluated network's logits of uint8 images; each rank does its share."""

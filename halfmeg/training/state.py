@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from halfmeg.artifacts.run import MetricsRow
 from halfmeg.training.optim import Schedule, WeightAverage
@@ -60,7 +60,36 @@ class State:
         """Restore what `state_dict` returned; a part that is missing there keeps nothing.
 
         Raises:
-            KeyError, TypeError, ValueError, RuntimeError: it is of another network.
+            Exception: it is of another network, or damaged.
         """
         for name, part in self._parts().items():
-            part.load_state_dict(states.get(name, {}))
+            stored = states.get(name, {})
+            _check_form(name, part.state_dict(), stored)
+            part.load_state_dict(stored)
+        for group in self.optimizer.param_groups:
+            for tensor in group["params"]:
+                for name, value in self.optimizer.state.get(tensor, {}).items():
+                    if isinstance(value, Tensor) and value.shape not in ((), tensor.shape):
+                        raise ValueError(f"{name} of the optimizer is {tuple(value.shape)}")
+
+
+def _check_form(name: str, own: Any, stored: Any) -> None:
+    """Raise where a part's stored state has another form than the one that it will replace."""
+    kinds = (dict, list, tuple, bool, str, int | float, type(None))
+    fits = any(isinstance(own, kind) and isinstance(stored, kind) for kind in kinds)
+    if isinstance(own, Tensor):
+        fits = isinstance(stored, Tensor) and (stored.shape, stored.dtype) == (own.shape, own.dtype)
+    elif fits and isinstance(own, dict):
+        if name == "optimizer.state":  # empty before the first step; its tensors are checked after
+            return
+        fits = own.keys() == stored.keys()
+    elif fits and isinstance(own, list | tuple):
+        fits = len(own) == len(stored)
+    if not fits:
+        raise ValueError(f"{name} is of another form")
+    if isinstance(own, dict):
+        for key, value in own.items():
+            _check_form(f"{name}.{key}", value, stored[key])
+    elif isinstance(own, list | tuple):
+        for index, value in enumerate(own):
+            _check_form(f"{name}.{index}", value, stored[index])

@@ -1,0 +1,275 @@
+"""What stands in front of the page: who may ask it, for what, and how long uploads stay.
+
+The page trusts nobody: another page in the same browser could send requests to it, and a name that
+somebody else owns could be made to point to this machine (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from halfmeg.files import parse_json
+
+MAX_UPLOAD_BYTES = 10 * 2**20
+MAX_QUESTION_BYTES = 2**16
+FORM_BYTES = 2**14
+"""What a form adds to the file that it carries."""
+
+UPLOAD = "/gradio_api/upload"
+ASK = "/gradio_api/queue/join"
+
+KEEP_ANSWERED_SECONDS = 2.0
+"""The browser draws the upload that it has sent; then nobody needs it."""
+KEEP_SECONDS = 60.0
+
+log = logging.getLogger("halfmeg")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Question(msgspec.Struct):
+    """What the page's own script asks: a function, and what it is given."""
+
+    data: Annotated[list[dict[str, Any] | int | None], Meta(max_length=4)]
+    fn_index: int
+    session_hash: Annotated[str, Meta(pattern=r"^\w{1,64}$")]
+
+
+class Refused(Exception):
+    """Why a request is not answered, and the HTTP status."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Gate:
+    """ASGI middleware that lets through what this page's own script asks, and nothing else.
+
+    Args:
+        app: what it stands in front of.
+        host: the address that the page is bound to.
+        folder: where uploads lie.
+        functions: returns the numbers that the page's functions have.
+    """
+
+    def __init__(
+        self, app: Any, host: str, folder: Path, functions: Callable[[], Collection[int]]
+    ) -> None:
+        self.app = app
+        self.host = host
+        self.folder = folder
+        self.functions = functions
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with a line."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        try:
+            if scope["type"] != "http":
+                raise Refused(403, "no WebSocket is served")
+            headers = {key.decode("latin-1"): value.decode("latin-1")
+                       for key, value in scope["headers"]}  # fmt: skip
+            self.check_origin(headers)
+            receive = await self.check_request(scope, headers, receive)
+        except Refused as refused:
+            # repr: what was sent must not write lines of its own
+            log.warning("halfmeg: a request was refused: %s", str(refused))
+            if scope["type"] == "http":
+                await _answer(send, refused)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        await self.app(scope, receive, send)
+
+    def check_origin(self, headers: dict[str, str]) -> None:
+        """Raise where the request is for another machine, or from another page."""
+        host = headers.get("host", "")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            name = ""
+        if not is_own_name(name, self.host):
+            raise Refused(403, f"Host {host[:80]!r} is not this page")
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            raise Refused(403, f"Origin {origin[:80]!r} is not this page")
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            raise Refused(403, "it comes from another page")
+
+    async def check_request(
+        self, scope: Message, headers: dict[str, str], receive: Receive
+    ) -> Receive:
+        """Raise where the page's script would not ask so; return what the app is to read from."""
+        path = scope["path"]
+        if scope["method"] in ("GET", "HEAD"):
+            if "proxy=" in path:
+                raise Refused(403, "nothing is fetched from elsewhere")
+            return receive
+        if scope["method"] != "POST" or path.rstrip("/") not in (UPLOAD, ASK):
+            raise Refused(404, f"{scope['method'][:20]} {path[:80]!r} is not served")
+        limit = MAX_UPLOAD_BYTES + FORM_BYTES if path.rstrip("/") == UPLOAD else MAX_QUESTION_BYTES
+        length = headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit()):
+            raise Refused(411, "it does not state its length")
+        if len(length) > 12 or int(length) > limit:
+            raise Refused(413, "File size exceeds the maximum allowed size")
+        if path.rstrip("/") == UPLOAD:
+            if not headers.get("content-type", "").startswith("multipart/form-data"):
+                raise Refused(400, "the upload is no form")
+            return receive
+        body = b""
+        while len(body) < int(length):
+            message = await receive()
+            if message["type"] != "http.request":
+                raise Refused(400, "it ended early")
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        self.check_question(body)
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return replay
+
+    def check_question(self, body: bytes) -> None:
+        """Raise where a question is no question, or names a file that nobody uploaded."""
+        try:
+            question = parse_json(body, Question)
+            if question.fn_index not in self.functions():
+                raise ValueError(f"there is no function {question.fn_index}")
+            for item in question.data:
+                if isinstance(item, dict):
+                    if item.get("meta") != {"_type": "gradio.FileData"}:
+                        raise ValueError("the file is described otherwise than the page does")
+                    if any(item.get(key) for key in ("url", "is_stream")) and not isinstance(
+                        item.get("url"), str
+                    ):
+                        raise ValueError("the file is described otherwise than the page does")
+                    check_upload(item.get("path"), self.folder)
+        except ValueError as error:
+            raise Refused(400, " ".join(str(error).split())[:200]) from None
+
+
+def is_own_name(name: str, bound: str) -> bool:
+    """Whether a Host names this page: its address, or a name that nobody else can own."""
+    name = name.lower().rstrip(".")
+    try:
+        local = ipaddress.ip_address(bound).is_loopback
+    except ValueError:
+        local = bound == "localhost"
+    try:
+        address = ipaddress.ip_address(name)
+        return address.is_loopback or not local  # nobody can make an address point elsewhere
+    except ValueError:
+        pass
+    if name in ("localhost", bound.lower()):
+        return True
+    own = {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
+    return not local and name in own
+
+
+def check_upload(path: object, folder: Path) -> Path:
+    """Return a path that is a regular file within the limit below the folder of uploads.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(path, str) or "\0" in path:
+        raise ValueError("no file was uploaded")
+    try:
+        resolved = Path(path).resolve(strict=True)
+        facts = resolved.stat()
+    except (OSError, RuntimeError):
+        raise ValueError("the upload is not there any more; send it again") from None
+    if not resolved.is_relative_to(folder.resolve()) or not stat.S_ISREG(facts.st_mode):
+        raise ValueError("that file was not uploaded")
+    if facts.st_size > MAX_UPLOAD_BYTES:
+        raise ValueError(f"the upload is larger than {MAX_UPLOAD_BYTES:,} bytes")
+    return resolved
+
+
+async def _answer(send: Send, refused: Refused) -> None:
+    body = str(refused).encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Sweeper:
+    """Deletes uploads once they are answered, and everything else after a minute.
+
+    Args:
+        folder: where they lie.
+        kept: files in it that stay.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kept: set[Path] = set()
+        self.seen: dict[tuple[Path, int, int], float] = {}
+        self.answered: dict[Path, float] = {}
+        self.stopped = threading.Event()
+
+    def start(self) -> None:
+        """Keep what is there now, and sweep every second from now on."""
+        self.kept = {path for path in self.folder.rglob("*") if path.is_file()}
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        """End the sweeping."""
+        self.stopped.set()
+
+    def note_answered(self, path: Path) -> None:
+        """Have an upload deleted soon."""
+        self.answered[path] = time.monotonic()
+
+    def _run(self) -> None:
+        while not self.stopped.wait(1):
+            self.sweep(time.monotonic())
+
+    def sweep(self, now: float) -> None:
+        """Delete what has had its time; the clock is one that never jumps."""
+        found: dict[tuple[Path, int, int], float] = {}
+        for folder, _, names in os.walk(self.folder):
+            for path in (Path(folder, name) for name in names):
+                try:
+                    facts = path.lstat()
+                except OSError:
+                    continue
+                key = (path, facts.st_ino, facts.st_ctime_ns)
+                since = found[key] = self.seen.get(key, now)
+                answered = self.answered.get(path)
+                done = answered is not None and since <= answered < now - KEEP_ANSWERED_SECONDS
+                if path not in self.kept and (done or since < now - KEEP_SECONDS):
+                    path.unlink(missing_ok=True)
+                    self.answered.pop(path, None)
+        self.seen = found
+        for path in [path for path in self.answered if not path.exists()]:
+            self.answered.pop(path, None)
