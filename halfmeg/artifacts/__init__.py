@@ -3,6 +3,7 @@
 | module | holds |
 |---|---|
 | `environment` | command, commit, versions, machine |
+| `seen` | which images a network was trained on |
 | `weights` | weights and checkpoints |
 | `rebuild` | a trained network from its weights and what is said of it |
 | `run` | the run folder |

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `config.json` | the `RunConfig` and the facts of the data |
+| `trained_on.u64`, `held_out.u64` | 8 bytes of a hash of each image (`halfmeg.artifacts.seen`) |
 | `environment.json` | versions, machine and command |
 | `metrics.csv` | one row for each epoch |
 | `checkpoints/` | everything needed to continue, the newest last |
@@ -28,7 +29,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict, final
 
@@ -38,10 +39,12 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.rebuild import check_classes, rebuild
+from halfmeg.artifacts.rebuild import rebuild
+from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, leave_out, read_ids
 from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.options import DataOptions
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
 from halfmeg.files import (
     check_json,
@@ -118,6 +121,8 @@ class DataFacts:
     std: Channels
     num_train: Count
     num_test: Count
+    num_validation: Count = 0  # in the user's own validation part
+    options: dict[str, str] = field(default_factory=dict)  # how the source was read
 
     @classmethod
     def of(cls, data: DataSplits) -> DataFacts:
@@ -132,6 +137,8 @@ class DataFacts:
             std=data.std,
             num_train=len(data.train),
             num_test=len(data.test),
+            num_validation=len(data.validation) if data.validation is not None else 0,
+            options=data.options,
         )
 
 
@@ -182,6 +189,9 @@ class Run:
                 (part / "checkpoints").mkdir()
                 write_json(part / "environment.json", environment() | {"threads": threads})
                 write_json(part / "config.json", stored)
+                trained_on = [own.ids for name, own in data.parts.items() if name != "test"]
+                (part / TRAINED_ON).write_bytes(ids_to_bytes(*trained_on))
+                (part / HELD_OUT).write_bytes(ids_to_bytes(data.test.ids))
         except OSError as error:
             raise ValueError(f"cannot make the run folder {folder}: {error.strerror}") from None
         return cls(folder, config, facts)
@@ -200,6 +210,7 @@ class Run:
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{folder} is no run folder: it has no config.json") from None
         try:
+            DataOptions.from_dict(stored.data.options)
             return cls(folder, RunConfig.from_dict(stored.config), stored.data)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
@@ -305,11 +316,16 @@ class Run:
     def evaluate(self, data: DataSplits) -> Evaluation:
         """Evaluate the trained weights on the test part of `data`; the reading is logged.
 
+        Of other data than the run's, images that it was trained or validated on are left out.
+
         Raises:
-            ValueError: other classes than the run's, or weights that cannot be loaded.
+            ValueError: images of other classes than the run's, or of these images alone, or
+                weights that cannot be loaded.
         """
         model = self.load_model()
-        check_classes(data, self.data.classes, "run")
+        test, left_out = data.test.renamed(self.data.classes), 0
+        if data.fingerprint != self.data.fingerprint:
+            test, left_out = leave_out(data.name, test, self.trained_on())
         try:
             self.log_test_reading(f"evaluation on {data.name}")
         except OSError as error:
@@ -318,10 +334,28 @@ class Run:
             told = f"{self.folder} is read-only, so this reading of the test set is not noted there"
             warnings.warn(told, UnloggedReadingWarning, stacklevel=2)
         mean, std = self.data.mean, self.data.std
-        found = evaluate(model, data.test, mean, std, precision=self.config.precision)
+        found = evaluate(model, test, mean, std, precision=self.config.precision)
         if data.fingerprint == self.data.fingerprint:
             self.check_accuracy(found.accuracy)
-        return found
+        return replace(found, left_out=left_out)
+
+    @property
+    def options(self) -> DataOptions:
+        """How the run's source was read."""
+        return DataOptions.from_dict(self.data.options)
+
+    @property
+    def knows_its_images(self) -> bool:
+        """Whether the folder says which images it was trained on; those of old versions do not."""
+        return (self.folder / TRAINED_ON).exists()
+
+    def trained_on(self) -> np.ndarray | None:
+        """Return the sorted ids of the images it was trained or validated on; None in old runs.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return read_ids(self.folder / TRAINED_ON)
 
     def check_accuracy(self, accuracy: float) -> None:
         """Compare what the weights give on the run's own test images with what the run says.

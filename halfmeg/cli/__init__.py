@@ -7,6 +7,8 @@
 | `train` | `train`, `resume`, `evaluate` |
 | `compare` | `compare`, `report` |
 | `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |
+| `hints` | the line to type instead of a wrong one |
+| `answers` | what `predict` writes |
 | `show` | common options, text, tables, JSON |
 | `progress` | bars and lines while a command works |
 """

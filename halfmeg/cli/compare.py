@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halfmeg.cli.show import (
+    NO_DATA,
     DataDirOption,
     DataOption,
+    ImageColumnOption,
     ImageSizeOption,
     JsonOption,
+    LabelColumnOption,
     build_table,
     format_range,
     print_error,
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
 
 def compare(
     arguments: Annotated[list[str], typer.Argument(help="Networks, and settings as key=value.")],
-    data: DataOption = "digits",
+    data: DataOption = None,
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     seeds: Annotated[int, typer.Option(help="Runs for each network and recipe.")] = 3,
     recipe: Annotated[
         list[str] | None,
@@ -54,23 +59,27 @@ def compare(
 
     Started again with the same --out, it trains only what is missing.
     """
+    from halfmeg.cli.hints import check_compare_words
     from halfmeg.cli.progress import StudyDisplay, load, training_display
+    from halfmeg.data.options import read_options
     from halfmeg.networks.table import MODELS, build_model
     from halfmeg.studies.compare import compare as compare_models
     from halfmeg.training.recipes import build_recipe
 
     names = [text for text in arguments if "=" not in text]
-    settings = [text for text in arguments if "=" in text]
+    given = [text for text in arguments if "=" in text]
+    options, settings = read_options(given, image_column, label_column)
+    check_compare_words(names, given)
     recipes = [build_recipe(name).override(settings) for name in recipe or ["common"]]
     if not names:
         raise ValueError(f"no network named; allowed: {', '.join(MODELS)}")
     if len(names) * len(recipes) < 2:
         raise ValueError(f"{names[0]} alone is no comparison; name two networks, or --recipe twice")
-    loaded = load(data, data_dir, image_size, quiet=as_json)
+    loaded = load(data or "digits", data_dir, image_size, quiet=as_json, options=options)
     for name in names:
         build_model(name, len(loaded.classes), loaded.image_size, recipes[0].budget)
     folder = Path(out or f"runs/compare-{loaded.name}-{'-'.join(names)}")
-    with training_display(quiet=as_json) as display:
+    with training_display(quiet=as_json, note=None if data else NO_DATA) as display:
         result = compare_models(
             names, loaded, seeds=seeds, out=folder, config=recipes, workers=workers,
             cluster=cluster, gpus_per_run=gpus_per_run, stack=stack,
@@ -96,7 +105,7 @@ def report(
 
     Without their data the page has no pictures, and nothing is measured anew.
     """
-    from halfmeg.cli.progress import load
+    from halfmeg.cli.progress import load_again
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import measure
     from halfmeg.studies.page import check_page_folder
@@ -110,7 +119,7 @@ def report(
     check_page_folder(folder)
     loaded = None
     try:
-        loaded = load(data or first.source, data_dir, first.image_size, quiet=as_json)
+        loaded = load_again(runs[0], data, data_dir, quiet=as_json)
         if loaded.fingerprint != first.fingerprint:
             raise ValueError(f"{runs[0].folder} was trained on other data than {loaded.name}")
     except ValueError as error:

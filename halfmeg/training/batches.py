@@ -49,6 +49,7 @@ class Batches:
         dtype: of the batches.
         selection: chooses the images of an epoch.
         ranks: the processes of the run.
+        weights: to draw each of the images by; None for each image once in an epoch.
     """
 
     indices: Tensor
@@ -58,6 +59,7 @@ class Batches:
     dtype: torch.dtype
     selection: Selection
     ranks: Ranks
+    weights: Tensor | None = None
 
     def draw(self, train: Dataset, epoch: Epoch, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `first` on.
@@ -72,7 +74,7 @@ class Batches:
         """
         if first == 0:
             self.selection.start_epoch()
-        order = self.selection.choose(epoch.order(self.indices), epoch.num_images)
+        order = self.selection.choose(epoch.order(self.indices, self.weights), epoch.num_images)
         mirrored = epoch.mirrored(len(train))
         for step in range(first, len(epoch.batches)):
             chosen = order[epoch.batches[step]]
