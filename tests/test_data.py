@@ -69,7 +69,7 @@ def test_small_classes_are_held_out_without_a_message() -> None:
     assert labels[second].bincount().tolist() == [1] * 220
     first, second = stratified_split(torch.tensor([0] * 10 + [1]), 0.2, seed=0)
     assert 10 in first.tolist() and len(second) == 2
-    with pytest.raises(ValueError, match="val_fraction=0.1 cannot hold out.* set val_fraction=0"):
+    with pytest.raises(ValueError, match=r"val_fraction=0\.1 cannot hold out.* set val_fraction=0"):
         stratified_split(torch.arange(5), 0.1, seed=0)
 
 

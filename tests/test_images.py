@@ -458,12 +458,13 @@ def damaged_images() -> dict[str, bytes]:
     return {
         "avif": bytes(avif),
         "qoi": qoi,
-        "dds": b"DDS " + struct.pack("<7I44x8I", 124, 4103, 4, 4, 0, 0, 0, 32, 4, 0x31415926, *[0] * 5)
+        "dds": b"DDS "
+        + struct.pack("<7I44x8I", 124, 4103, 4, 4, 0, 0, 0, 32, 4, 0x31415926, *[0] * 5)
         + bytes(64),
         "spider": struct.pack(">30f", *[1.0] * 30) + bytes(1000),
         "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
         "bigtiff": b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**60) + bytes(50),
-        "tiff": b"II*\0" + struct.pack("<I", 8) + struct.pack("<HHHII", 1, 256, 3, 2**31, 8) + bytes(9),
+        "tiff": b"II*\0" + struct.pack("<IHHHII", 8, 1, 256, 3, 2**31, 8) + bytes(9),
     }  # fmt: skip
 
 

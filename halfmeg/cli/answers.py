@@ -59,13 +59,9 @@ def _opened(out: str | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
-    try:
-        file = Path(out).open("x", encoding="utf-8", errors="backslashreplace", newline="")
-    except FileExistsError:
-        raise ValueError(
-            f"{out} exists already and is not overwritten; choose another --out"
-        ) from None
-    with file:
+    if Path(out).exists():
+        raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
+    with Path(out).open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         yield file
 
 

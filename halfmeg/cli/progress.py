@@ -181,7 +181,8 @@ def training_display(
 
     with Progress(
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
-        TextColumn("{task.fields[numbers]}", markup=False), console=screen(stderr=True), transient=True,
+        TextColumn("{task.fields[numbers]}", markup=False), transient=True,
+        console=screen(stderr=True),
         disable=quiet or not screen(stderr=True).is_terminal,
     ) as bars:  # fmt: skip
 

@@ -105,8 +105,8 @@ def _no_classes(folder: Path, scan: Scan) -> str:
     if any(len(found.parts) == 1 for found in scan.folders):
         return _no_images(folder, scan)
     return (
-        f"{folder} has no sub-folders{_tables(scan)}; expected: one folder of images for each class, "
-        f"as in {folder}/train/CLASS/image.png"
+        f"{folder} has no sub-folders{_tables(scan)}; expected: one folder of images for each "
+        f"class, as in {folder}/train/CLASS/image.png"
     )
 
 

@@ -338,7 +338,8 @@ def _label(label: Any, path: Path, column: str, where: str) -> int | str:
         return unicodedata.normalize("NFC", label)
     if not isinstance(label, int) or label < 0:
         raise ValueError(
-            f"{path.parent / where}: {column} {label!r}; expected: a class index, 0 or more, or a text"
+            f"{path.parent / where}: {column} {label!r}; expected: a class index, "
+            "0 or more, or a text"
         )
     return label
 

@@ -219,9 +219,7 @@ def _versions() -> dict[str, Any]:
     return {key: facts[key] for key in kept} | versions
 
 
-def _model_card(
-    facts: dict[str, Any], measured: Evaluation, contents: dict[str, bytes]
-) -> str:
+def _model_card(facts: dict[str, Any], measured: Evaluation, contents: dict[str, bytes]) -> str:
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("halfmeg.shipping"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=False,

@@ -111,7 +111,10 @@ def _check_answers(address: str) -> None:
 
 
 def _train_on_node(
-    config: RunConfig, arrays: dict[tuple[str, str], Any], facts: DataSplits, files: dict[str, bytes]
+    config: RunConfig,
+    arrays: dict[tuple[str, str], Any],
+    facts: DataSplits,
+    files: dict[str, bytes],
 ) -> dict[str, bytes] | str:
     """Train one run on a node; return its files, or the error."""
     torch.set_num_threads(max(1, config.threads))

@@ -210,9 +210,7 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
         train_indices, augmentation_of(config), mean, std, dtype, selection, ranks, weights
     )  # fmt: skip
     criterion = build_loss(config, data, device, labels)
-    return Job(
-        run, data, ranks, device, dtype, plan, val, state, batches, network, criterion
-    )
+    return Job(run, data, ranks, device, dtype, plan, val, state, batches, network, criterion)
 
 
 def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) -> nn.Module:

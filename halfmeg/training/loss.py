@@ -84,9 +84,7 @@ class TaughtLoss:
         return self.of_labels.macs(image_size) + count_macs(self.teacher.model, image_size)
 
 
-def build_loss(
-    config: RunConfig, data: DataSplits, device: torch.device, labels: Tensor
-) -> Loss:
+def build_loss(config: RunConfig, data: DataSplits, device: torch.device, labels: Tensor) -> Loss:
     """Return the config's loss.
 
     Args:

@@ -32,9 +32,9 @@ from halfmeg.training.fit import open_to_resume
 from halfmeg.training.job import Job, check, compiled, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
+from halfmeg.training.loss import WeighedLoss
 from halfmeg.training.optim import LastWeights
 from halfmeg.training.outcome import end_epoch, finish
-from halfmeg.training.loss import WeighedLoss
 from halfmeg.training.plan import Epoch
 from halfmeg.training.process import prepare_process
 from halfmeg.training.selection import AllImages
