@@ -19,7 +19,7 @@ from halfmeg.data.load import load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.evaluation.evaluate import score
 from halfmeg.training.fit import fit
-from halfmeg.training.plan import balanced_weights, epoch_order
+from halfmeg.training.plan import Plan, balanced_weights
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
@@ -195,12 +195,12 @@ def test_balanced_weights_and_draws() -> None:
     assert weights[labels].mean() == pytest.approx(1)
     assert weights[0] * 90 == pytest.approx(float(weights[1] * 10))
     assert weights[2] == 0
-    order = epoch_order(torch.arange(100), 0, 5, weights[labels])
-    assert torch.equal(order, epoch_order(torch.arange(100), 0, 5, weights[labels]))
-    drawn = torch.cat(
-        [labels[epoch_order(torch.arange(100), 0, e, weights[labels])] for e in range(50)]
-    )
-    assert drawn.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    plan = Plan.of(small_config(epochs=50), 100, 32)
+    indices = torch.arange(100)
+    orders = [epoch.order(indices, weights[labels]) for epoch in plan.epochs]
+    assert torch.equal(orders[5], plan.epochs[5].order(indices, weights[labels]))
+    assert labels[torch.cat(orders)].float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert sorted(plan.epochs[0].order(indices).tolist()) == list(range(100))
     with pytest.raises(ValueError, match="sampling=balanced draws images anew"):
         RunConfig(model="cnn", epochs=1, sampling="balanced", hard_share=0.5)
 
