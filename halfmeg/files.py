@@ -208,10 +208,12 @@ def read_limited(path: Path, limit: int) -> bytes:
         OSError: it is missing or cannot be read.
         ValueError: it is larger, or no regular file: a pipe or a device would never end.
     """
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise ValueError(f"{path.name} is no regular file")
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path.name} is no regular file")
+    with open(descriptor, "rb") as file:
         content = file.read(min(facts.st_size, limit) + 1)
     if len(content) > limit:
         raise ValueError(f"{path.name} is larger than {limit:,} bytes")

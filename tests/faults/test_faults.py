@@ -1,0 +1,328 @@
+"""What the fault campaign found, and a short sample of it; `slow` runs thousands of cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from inputs import KINDS, make_study, small_config, small_data
+from kills import KILLED
+
+from halfmeg.artifacts.run import Run, UnloggedReadingWarning
+from halfmeg.data.cache import clear_cache, list_cache, save_splits
+from halfmeg.files import new_folder, read_json, read_limited, scratch_folder, write_atomically
+from halfmeg.studies.study import run_study
+from halfmeg.training.fit import fit, resume
+
+CAMPAIGN = Path(__file__).parent / "campaign.py"
+CHEAP = ("cifar", "cache", "checkpoints", "run files", "weights and logits")
+
+
+def campaign(*arguments: str, timeout: float = 600) -> str:
+    """Run the campaign; it exits with 1 where something did not hold."""
+    command = [sys.executable, "-W", "ignore", str(CAMPAIGN), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two short runs."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_study(folder)
+    return folder / "study"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Run:
+    """A copy of one of them."""
+    return Run.open(shutil.copytree(trained / "cnn-seed-0", tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kind", CHEAP)
+def test_a_sample_of_mutated_inputs(kind: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "cache"))
+    case = KINDS[kind](tmp_path)
+    found = [case(random.Random(f"{kind} {number}")) for number in range(25)]
+    assert set(found) <= {"refused", "right"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_mutated_inputs(kind: str) -> None:
+    count = {"parquet": 100, "onnx": 100, "hub": 60, "bundles": 300}.get(kind, 1000)
+    campaign("--only", kind, "--inputs", str(count))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
+def test_a_sample_of_kills() -> None:
+    campaign("--kills", "2", "--only", "training")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
+@pytest.mark.parametrize("kind", KILLED)
+def test_many_kills(kind: str) -> None:
+    campaign("--kills", "3" if kind == "exports" else "10", "--only", kind)
+
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace")
+
+
+@pytest.mark.slow
+@needs_strace
+@pytest.mark.parametrize("kind", ["training", "studies", "cache"])
+def test_power_cuts(kind: str) -> None:
+    campaign("--power-cuts", "--only", kind, "--every", "3")
+
+
+# --- what is written ---------------------------------------------------------------------------
+
+
+def test_a_lost_row_of_metrics_comes_back(run: Run) -> None:
+    rows = run.read_metrics()
+    (run.folder / "result.json").unlink()
+    run.write_metrics(rows[:-1])
+    resume(run.folder, small_data())
+    assert run.read_metrics() == rows
+
+
+def test_a_run_begins_where_one_of_the_same_process_id_died(tmp_path: Path) -> None:
+    dead = [tmp_path / f".run.{os.getpid()}.partial", tmp_path / ".run.0123abcd.partial"]
+    for path in dead:
+        (path / "checkpoints").mkdir(parents=True)
+    Run.create(tmp_path / "run", small_config(), small_data())
+    assert not dead[1].exists()  # of this version, so surely nobody's
+
+
+def test_only_what_is_dead_is_removed(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "name") as living:
+        dead = tmp_path / ".name.0123abcd.partial"
+        dead.mkdir()
+        with pytest.raises(FileExistsError), new_folder(tmp_path / "name"):
+            assert living.exists()
+            assert not dead.exists()
+            (tmp_path / "name").mkdir()  # the race is lost to a third one
+            (tmp_path / "name" / "file").touch()
+        shutil.rmtree(tmp_path / "name")
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def test_the_loser_of_a_race_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    from halfmeg.artifacts import run as module
+
+    def slowly() -> dict[str, str]:
+        (tmp_path / "run" / "won").mkdir(parents=True)
+        return {}
+
+    monkeypatch.setattr(module, "environment", slowly)
+    with pytest.raises(ValueError, match="exists already and is not overwritten"):
+        Run.create(tmp_path / "run", small_config(), small_data())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_scratch_folders_of_the_dead_go(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead, others = tmp_path / "halfmeg-0123abcd", tmp_path / "halfmeg-notes"
+    dead.mkdir()
+    others.mkdir()
+    with scratch_folder() as living:
+        assert not dead.exists()
+        with scratch_folder() as second:
+            assert living.exists()
+            assert second.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["halfmeg-notes"]
+    with pytest.raises(OSError, match="No space left") as full, scratch_folder():
+        raise OSError(28, "No space left on device")
+    assert str(tmp_path) in full.value.filename
+
+
+def test_a_killed_study_leaves_no_data_behind(tmp_path: Path) -> None:
+    """The next study in the same temporary folder cleans up."""
+    code = (
+        "import os, signal, time, tempfile; from halfmeg.files import scratch_folder\n"
+        "with scratch_folder() as folder: (folder / 'data').touch(); os.kill(os.getpid(), 9)"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    died = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    code = "from halfmeg.files import scratch_folder\nwith scratch_folder(): pass"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_another_process_removed(tmp_path: Path, monkeypatch) -> None:
+    run = Run.create(tmp_path / "run", small_config(keep_checkpoints=1), small_data())
+    run.save_checkpoint({"epoch": 1}, 1, 0)
+    listed = run.checkpoints()
+    listed[0].unlink()
+    monkeypatch.setattr(Run, "checkpoints", lambda self: [*listed, listed[0]])
+    run.save_checkpoint({"epoch": 2}, 2, 0)
+
+
+def test_a_reading_after_a_torn_line(run: Run) -> None:
+    path = run.folder / "test_readings.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    run.log_test_reading("next")
+    assert json.loads(path.read_text().splitlines()[-1])["purpose"] == "next"
+
+
+def test_a_clock_that_jumps(tmp_path: Path, monkeypatch) -> None:
+    """Durations come from a clock that does not; the log of readings keeps its order of writing."""
+    clock = iter(range(10**9, -(10**9), -100_000_000))
+    now = time.localtime
+
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "localtime", lambda *a: now(abs(next(clock))))
+    run = fit(small_config(), small_data(), tmp_path / "run")
+    monkeypatch.undo()
+    result = run.result() or {}
+    assert 0 < result["seconds"] < 600
+    assert all(0 < (row["seconds"] or 0) < 600 for row in run.read_metrics())
+    assert len((run.folder / "test_readings.jsonl").read_text().splitlines()) == 1
+
+
+def test_files_are_flushed_before_and_folders_after_the_rename(tmp_path, monkeypatch) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        sync(descriptor)
+
+    def rename(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_atomically(tmp_path / "name", b"content")
+    assert done == ["file", "rename", "folder"]
+
+
+# --- what is read ------------------------------------------------------------------------------
+
+
+def test_two_flipped_bits_in_weights_are_found(run: Run) -> None:
+    path = run.folder / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    content[-7] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights.safetensors is damaged or was altered"):
+        run.evaluate(small_data())
+
+
+def test_a_run_from_before_checksums_opens_and_its_accuracy_is_compared(run: Run) -> None:
+    path = run.folder / "result.json"
+    result = json.loads(path.read_text())
+    del result["sha256"]
+    path.write_text(json.dumps(result))
+    assert run.evaluate(small_data()).accuracy == result["test_accuracy"]
+    assert len(run.load_logits()["test_logits"]) == 30
+    other = float(result["test_accuracy"] < 0.5)
+    path.write_text(json.dumps(result | {"test_accuracy": other}))
+    with pytest.raises(ValueError, match=r"where result.json says"):
+        run.evaluate(small_data())
+
+
+def test_a_read_only_run_is_evaluated_and_the_reading_told(run: Run, monkeypatch) -> None:
+    def read_only(self: Run, purpose: str) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Run, "log_test_reading", read_only)
+    with pytest.warns(UnloggedReadingWarning, match="this reading of the test set is not noted"):
+        assert run.evaluate(small_data()).n == 30
+
+
+def test_pipes_devices_and_bombs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ValueError, match="is no regular file"):
+            read_limited(path, 100)
+    (tmp_path / "large").write_bytes(bytes(101))
+    with pytest.raises(ValueError, match="larger than 100 bytes"):
+        read_limited(tmp_path / "large", 100)
+    for content in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"1e999"):
+        (tmp_path / "deep.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"deep.json is damaged"):
+            read_json(tmp_path / "deep.json", dict)
+
+
+def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch, cli) -> None:
+    monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "cache"))
+    save_splits(small_data(), tmp_path / "cache" / "key")
+    old = tmp_path / "cache" / ".partial-abc"
+    old.mkdir()
+    (old / "train_images.npy").write_bytes(bytes(10))
+    mine = tmp_path / "cache" / "mine"
+    mine.mkdir()
+    (mine / "photo.jpg").touch()
+    assert {entry.name for entry in list_cache()} == {"digits", None}
+    shown = cli("data", "cache", "--json")
+    assert [item["images"] for item in shown.json["entries"] if item["name"]] == [90]
+    assert cli("data", "cache").out.count("left by a stopped process") == 1
+    with new_folder(tmp_path / "cache" / "being-written") as living:
+        (living / "train_images.npy").touch()
+        assert len(clear_cache()) == 2
+        assert living.exists()
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"mine", "being-written"}
+
+
+# --- what is a user's --------------------------------------------------------------------------
+
+
+def test_a_study_that_would_leave_runs_out_is_refused(trained: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(trained, tmp_path / "study")
+    before = (out / "study.json").read_bytes()
+    with pytest.raises(ValueError, match=r"holds runs that this study has not \(cnn seed 0"):
+        run_study([small_config(model="resnet20", epochs=1)], small_data(), out)
+    assert (out / "study.json").read_bytes() == before
+
+
+def test_a_report_overwrites_nothing_of_a_users(trained: Path, tmp_path: Path, cli) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "comparison.md").write_text("mine")
+    refused = cli("report", str(trained), "--out", "notes")
+    assert refused.code == 2
+    assert "comparison.md was not written by halfmeg" in refused.err
+    assert (tmp_path / "notes" / "comparison.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.4, 0.8])
+def test_ctrl_c_while_modules_load_is_one_line(seconds: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from halfmeg.__main__ import start; print('up', flush=True); "
+         "import sys; sys.argv = ['halfmeg', 'models']; start()"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    threading.Event().wait(seconds)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)  # 0 where it was faster
+    assert "Traceback" not in told
+
+
+def test_resumed_after_many_kills_to_the_same_bits(tmp_path: Path, run: Run) -> None:
+    """The two files that a run is remembered by do not depend on what happened on the way."""
+    again = fit(dataclasses.replace(run.config), small_data(), tmp_path / "again")
+    assert torch.equal(again.load_logits()["test_logits"], run.load_logits()["test_logits"])
+    assert (again.result() or {})["sha256"] == (run.result() or {})["sha256"]
