@@ -6,6 +6,7 @@
 | `seen` | which images a network was trained on |
 | `weights` | weights and checkpoints |
 | `rebuild` | a trained network from its weights and what is said of it |
+| `facts` | what is read of a run folder's JSON |
 | `run` | the run folder |
 | `bundle` | a trained network as a folder that needs nothing else |
 | `hub` | bundles to and from the Hugging Face hub |
