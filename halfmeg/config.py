@@ -19,6 +19,7 @@ ScheduleName = Literal["constant", "step", "plateau", "cosine", "onecycle"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
 MonitorName = Literal["val", "test"]
 PadMode = Literal["zero", "reflect"]
+BalanceName = Literal["none", "balanced"]
 
 BUDGET = 500_000
 """A network fits when it has fewer parameters than this, all of them counted."""
@@ -71,6 +72,10 @@ class RunConfig:
     warmup: float = 0.3  # share of all steps in which `onecycle` rises; `cosine` uses a tenth
     label_smoothing: float = 0.0
     loss: str = ""  # a place; without one it is cross-entropy
+    # Classes of different size: weigh the loss of an image, or draw it, by one over its class's
+    # number of training images.
+    class_weights: BalanceName = "none"
+    sampling: BalanceName = "none"
     ema: float = 0.0  # decay per step of the averaged weights that are evaluated and stored
     # Augmentation, drawn anew for every image.
     rotation: float = 0.0  # degrees; an angle is drawn from [-rotation, rotation]
@@ -133,6 +138,11 @@ class RunConfig:
             raise ValueError("schedule=step needs milestones, as in milestones=75,115")
         if self.head_lr != 1 and self.optimizer != "muon":
             raise ValueError(f"head_lr={self.head_lr:g} needs optimizer=muon; otherwise head_lr=1")
+        if self.sampling == "balanced" and self.hard_share < 1:
+            raise ValueError(
+                "sampling=balanced draws images anew, which hard_share below 1 does too; "
+                "set hard_share=1, or class_weights=balanced instead"
+            )
         if self.alternate and not self.hflip:
             raise ValueError("alternate=true needs hflip=true")
         if self.monitor == "val" and self.schedule == "plateau" and self.val_fraction == 0:

@@ -62,9 +62,15 @@ def test_a_stratified_split_keeps_shares_and_loses_nothing() -> None:
     assert len(stratified_split(labels, 0, seed=3)[1]) == 0
 
 
-def test_a_class_too_small_to_split_is_named() -> None:
-    with pytest.raises(ValueError, match="the smallest has 1"):
-        stratified_split(torch.tensor([0] * 10 + [1]), 0.2, seed=0)
+def test_small_classes_are_held_out_without_a_message() -> None:
+    labels = torch.arange(220).repeat_interleave(9)  # a tenth is fewer images than classes
+    first, second = stratified_split(labels, 0.1, seed=0)
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(220 * 9))
+    assert labels[second].bincount().tolist() == [1] * 220
+    first, second = stratified_split(torch.tensor([0] * 10 + [1]), 0.2, seed=0)
+    assert 10 in first.tolist() and len(second) == 2
+    with pytest.raises(ValueError, match=r"val_fraction=0\.1 cannot hold out.* set val_fraction=0"):
+        stratified_split(torch.arange(5), 0.1, seed=0)
 
 
 def test_statistics_equal_numpy() -> None:
@@ -103,7 +109,7 @@ def test_any_mode_and_size_becomes_rgb(mode: str, size: tuple[int, int]) -> None
     # Compressed, since Pillow 12.3 does not read the uncompressed YCbCr files that it writes.
     as_tiff = {"kind": "TIFF", "compression": "tiff_lzw"}
     content = encoded(image, **as_tiff) if mode in ("CMYK", "YCbCr") else encoded(image)
-    pixels, own_size = decode_image(content, 32)
+    pixels, own_size, _ = decode_image(content, 32)
     assert own_size == size
     assert pixels.shape == (3, 32, 32)
     assert pixels.dtype == np.uint8
@@ -130,7 +136,7 @@ def test_exif_orientation_is_honoured() -> None:
     image.paste((255, 255, 255), (0, 0, 8, 4))  # white on top
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by 180 degrees
-    pixels, _ = decode_image(encoded(image, "PNG", exif=exif), 8)
+    pixels = decode_image(encoded(image, "PNG", exif=exif), 8).pixels
     assert pixels[0, 0, 0] == 0
     assert pixels[0, 7, 0] == 255
 
@@ -197,7 +203,9 @@ def test_the_hubs_layout(tmp_path: Path, column: str, held_out: str) -> None:
 def test_one_file_without_names_is_split(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "all.parquet", [0, 1, 2] * 10)
     data = load_dataset(str(path))
-    assert (len(data.train), len(data.test), data.classes) == (24, 6, ("0", "1", "2"))
+    assert (len(data.train) + len(data.test), data.classes) == (30, ("0", "1", "2"))
+    assert data.train.labels.bincount().min() > 0
+    assert data.test.labels.bincount().min() > 0
 
 
 def test_parquet_mistakes(tmp_path: Path) -> None:
@@ -205,7 +213,7 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="columns text, label; expected: img or image"):
         load_dataset(str(tmp_path / "text.parquet"))
     pq.write_table(pa.table({"img": ["a"], "label": [0]}), tmp_path / "plain.parquet")
-    with pytest.raises(ValueError, match="cannot be read as Parquet of images"):
+    with pytest.raises(ValueError, match="row 0: img has no bytes, but the path 'a'"):
         load_dataset(str(tmp_path / "plain.parquet"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
@@ -230,11 +238,11 @@ def test_a_folder_with_train_and_test(tmp_path: Path) -> None:
     assert data.train.labels.tolist() == [0] * 4 + [1] * 3
 
 
-def test_a_folder_of_classes_is_split_80_20(tmp_path: Path) -> None:
-    make_folder(tmp_path, {"cats": 20, "dogs": 10})
+def test_a_folder_of_classes_is_split_by_content(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"cats": 200, "dogs": 100}, size=(8, 8))
     data = load_dataset(str(tmp_path))
-    assert data.train.labels.bincount().tolist() == [16, 8]
-    assert data.test.labels.bincount().tolist() == [4, 2]
+    assert (data.train.labels.bincount() + data.test.labels.bincount()).tolist() == [200, 100]
+    assert 0.12 < len(data.test) / 300 < 0.28
     assert torch.equal(load_dataset(str(tmp_path)).test.images, data.test.images)
 
 
@@ -279,7 +287,8 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch) -> None:
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "file" / "cache"))
-    assert len(load_dataset(str(make_folder(tmp_path / "i", {"a": 5, "b": 5}))).train) == 8
+    data = load_dataset(str(make_folder(tmp_path / "i", {"a": 5, "b": 5})))
+    assert len(data.train) + len(data.test) == 10
 
 
 @pytest.mark.parametrize(

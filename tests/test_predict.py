@@ -12,7 +12,8 @@ from PIL import Image
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle
 from halfmeg.data.load import load_dataset
-from halfmeg.shipping.predict import find_images, predict
+from halfmeg.data.scan import find_images
+from halfmeg.shipping.predict import predict
 
 
 @pytest.fixture
@@ -34,25 +35,28 @@ def photos(tmp_path: Path) -> Path:
 def test_a_folder_of_any_formats(cli: Cli, photos: Path) -> None:
     found = cli("predict", "photos", "--json")
     assert found.code == 1
-    assert [Path(row["path"]).name for row in found.json] == [
+    rows = [row for row in found.json if "error" not in row]
+    assert len(found.json) == len(rows) + 1
+    assert [Path(row["path"]).name for row in rows] == [
         "a.png", "b.JPG", "c.webp", "clear.png", "d.bmp", "e.gif", "f.tiff", "gray.png",
     ]  # fmt: skip
     assert "text.png: cannot identify image file; JPEG, PNG and most" in found.err
-    assert "notes.txt" not in found.err
-    for row in found.json:
+    assert "1 file passed over: 1 no image format that is read (.txt)" in found.err
+    for row in rows:
         assert row["label"] == row["top"][0]["label"]
         assert row["probability"] == row["top"][0]["probability"]
         assert len(row["top"]) == 3
         assert row["top"][0]["probability"] >= row["top"][1]["probability"]
-    lossless = {row["label"] for row in found.json if row["path"][-3:] in ("png", "bmp")}
-    assert len(lossless - {found.json[-1]["label"]}) <= 1
+    lossless = {row["label"] for row in rows if row["path"][-3:] in ("png", "bmp")}
+    assert len(lossless - {rows[-1]["label"]}) <= 1
 
 
 def test_patterns_top_and_csv(cli: Cli, photos: Path) -> None:
     found = cli("predict", "photos/*.png", "photos/a.png", "--top", "1", "--csv")
     rows = list(csv.reader(io.StringIO(found.out)))
-    assert rows[0] == ["path", "label", "probability"]
-    assert len(rows) == 4, "each file once, the broken one left out"
+    assert rows[0] == ["path", "label", "probability", "error"]
+    assert len(rows) == 5, "each file once"
+    assert [row[0] for row in rows[1:] if row[3]] == ["photos/text.png"]
     table = cli("predict", "photos/a.png")
     assert table.code == 0
     assert "photos/a.png" in table.out
@@ -88,7 +92,7 @@ def test_mistakes(cli: Cli, photos: Path) -> None:
     assert cli("predict", "nothing.jpg").is_one_line("nothing.jpg is a file that does not exist")
     assert cli("predict", "photos/empty").is_one_line("is a folder without images")
     assert cli("predict", "photos/a.png", "--top", "0").is_one_line("top=0")
-    assert len(find_images([str(photos), str(photos / "a.png")])) == 9
+    assert len(find_images([str(photos), str(photos / "a.png")])[0]) == 9
 
 
 @pytest.mark.slow

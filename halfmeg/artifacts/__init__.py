@@ -3,9 +3,11 @@
 | module | holds |
 |---|---|
 | `environment` | command, commit, versions, machine |
+| `seen` | which images a network was trained on |
 | `weights` | weights and checkpoints |
 | `sources` | Python of the user's own, kept as text in the run folder |
 | `rebuild` | a trained network from its weights and what is said of it |
+| `facts` | what is read of a run folder's JSON |
 | `run` | the run folder |
 | `graph` | an exported graph run by onnxruntime |
 | `bundle` | a trained network as a folder that needs nothing else |

@@ -17,7 +17,7 @@ number of `model.json` against what it may be.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, final
@@ -27,9 +27,14 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from halfmeg.artifacts.graph import onnx_logits
-from halfmeg.artifacts.rebuild import check_classes, rebuild
+from halfmeg.artifacts.rebuild import rebuild
+from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.seen import TRAINED_ON, leave_out, read_ids
 from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.decode import FitName
+from halfmeg.data.options import DataOptions
+from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
 from halfmeg.files import check_json, read_json, read_limited
 from halfmeg.networks.table import build_model
@@ -40,7 +45,7 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_DESCRIPTION_BYTES = 2**20
 MAX_CLASSES = 10_000
 MAX_BUDGET = 10_000_000
-FILES = ("model.safetensors", "model.onnx", "model.int8.onnx", "README.md")
+FILES = ("model.safetensors", "model.onnx", "model.int8.onnx", "README.md", TRAINED_ON)
 
 BUNDLED = Path(str(files("halfmeg") / "bundled"))
 """The network that is installed with the program."""
@@ -59,6 +64,13 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What the program reads of the steps from a file to the network."""
+
+    fit: FitName = "crop"
+
+
+@dataclass(frozen=True)
 class StoredBundle:
     """What the program reads of model.json; more stands there."""
 
@@ -72,6 +84,7 @@ class StoredBundle:
     accuracy: Accuracy
     files: dict[str, str]
     budget: int = BUDGET
+    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing())
 
 
 @final
@@ -98,6 +111,7 @@ class Bundle:
     temperature: float
     accuracy: dict[str, Any]
     described: dict[str, Any]
+    weights: str = "model.safetensors"
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
@@ -167,7 +181,39 @@ class Bundle:
     @property
     def is_own(self) -> bool:
         """Whether it holds a network of one's own, which only the exported graphs can run."""
-        return is_place(self.model)
+        return is_place(self.model) and self.weights == "model.safetensors"  # not a run's
+
+    @classmethod
+    def of_run(cls, run: Run) -> Bundle:
+        """Return what a finished run can answer with, though it was not exported.
+
+        Raises:
+            ValueError: the run has not finished, or its files are damaged.
+        """
+        result = run.result()
+        if result is None:
+            raise ValueError(f"{run.folder} has not finished; continue it with `halfmeg resume`")
+        logits = run.load_logits()
+        held_out = "val_logits" in logits and "val_labels" in logits
+        temperature = None
+        if held_out:
+            temperature = fit_temperature(logits["val_logits"], logits["val_labels"])
+        facts = run.data
+        return cls(
+            folder=run.folder, model=run.config.model, budget=run.config.budget,
+            classes=facts.classes, image_size=facts.image_size, mean=facts.mean, std=facts.std,
+            temperature=temperature or 1.0,
+            accuracy={
+                "test_accuracy": result["test_accuracy"], "test_n": result["test_n"],
+                "data": facts.name,
+            },
+            described={
+                "params": result["params"], "files": {},
+                "data": {"name": facts.name, "fingerprint": facts.fingerprint},
+                "preprocessing": {"fit": run.options.fit},
+            },
+            weights="weights.safetensors",
+        )  # fmt: skip
 
     def load_model(self) -> nn.Module:
         """Rebuild the network, in evaluation mode.
@@ -180,8 +226,7 @@ class Bundle:
                 f"{self.folder} holds {self.model}, a network of one's own, without its Python; "
                 f"its exported graphs run it"
             )
-        name = "model.safetensors"
-        path, sha256 = self.folder / name, self.described["files"][name]
+        path, sha256 = self.folder / self.weights, self.described["files"].get(self.weights)
         return rebuild(self.model, self.classes, self.image_size, self.budget, path, sha256)
 
     def read_file(self, name: str) -> bytes:
@@ -220,14 +265,50 @@ class Bundle:
     def evaluate(self, data: DataSplits) -> Evaluation:
         """Evaluate the network on the test part of `data`, in float32 as when it was exported.
 
+        Of other data than its own, images that it was trained or validated on are left out.
+
         Raises:
-            ValueError: other classes, or another size.
+            ValueError: images of other classes, or none but those.
         """
-        check_classes(data, self.classes, "bundle")
+        test, left_out = data.test.renamed(self.classes), 0
+        if data.fingerprint != self.fingerprint:
+            seen = read_ids(self.folder / TRAINED_ON) if self.has(TRAINED_ON) else None
+            test, left_out = leave_out(data.name, test, seen)
         if self.is_own:
-            graph = (self.folder / "model.onnx").read_bytes()
-            return score(onnx_logits(graph, data.test.images), data.test.labels)
-        return evaluate(self.load_model(), data.test, self.mean, self.std, precision="fp32")
+            result = score(onnx_logits(self.read_file("model.onnx"), test.images), test.labels)
+        else:
+            result = evaluate(self.load_model(), test, self.mean, self.std, precision="fp32")
+        return replace(result, left_out=left_out)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the data that it was trained on; None where model.json does not say."""
+        data = self.described.get("data")
+        return (
+            str(data["fingerprint"]) if isinstance(data, dict) and "fingerprint" in data else None
+        )
+
+    @property
+    def knows_its_images(self) -> bool:
+        """Whether the bundle says which images it was trained on."""
+        return self.has(TRAINED_ON)
+
+    @property
+    def options(self) -> DataOptions:
+        """How images are brought to the network's size."""
+        return DataOptions(fit=self.described.get("preprocessing", {}).get("fit", "crop"))
+
+
+def open_network(folder: str | Path) -> Bundle:
+    """Open a bundle, or a finished run folder as one.
+
+    Raises:
+        ValueError: neither, or one that was damaged.
+    """
+    folder = _locate(folder)
+    if (folder / "config.json").is_file() and not (folder / "model.json").is_file():
+        return Bundle.of_run(Run.open(folder))
+    return Bundle.open(folder)
 
 
 def is_bundle(folder: str | Path) -> bool:

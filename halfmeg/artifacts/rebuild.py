@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import nn
 
 from halfmeg.artifacts.weights import load_weights
-from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.table import build_model
 
@@ -32,16 +31,3 @@ def rebuild(
     load_weights(model, weights, sha256)
     use_channels_last(model)
     return model.eval()
-
-
-def check_classes(data: DataSplits, classes: Sequence[str], whose: str) -> None:
-    """Raise where a network knows other classes than those of the data.
-
-    Raises:
-        ValueError: so it is.
-    """
-    if data.classes != tuple(classes):
-        raise ValueError(
-            f"data {data.name} has the classes {', '.join(data.classes)}; "
-            f"the {whose} knows {', '.join(classes)}"
-        )

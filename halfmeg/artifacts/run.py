@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `config.json` | the `RunConfig` and the facts of the data |
+| `trained_on.u64`, `held_out.u64` | 8 bytes of a hash of each image (`halfmeg.artifacts.seen`) |
 | `environment.json` | versions, machine and command |
 | `metrics.csv` | one row for each epoch |
 | `checkpoints/` | everything needed to continue, the newest last |
@@ -29,21 +30,23 @@ import time
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Required, TypedDict, final
+from typing import Any, final
 
 import numpy as np
 import torch
-from msgspec import Meta
 from torch import Tensor, nn
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.rebuild import check_classes, rebuild
+from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
+from halfmeg.artifacts.rebuild import rebuild
+from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, leave_out, read_ids
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
 from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.options import DataOptions
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
 from halfmeg.files import (
     check_json,
@@ -79,72 +82,6 @@ machine's bfloat16 changes about 0.001."""
 
 class UnloggedReadingWarning(UserWarning):
     """The test set was read for a run in whose folder nothing can be noted."""
-
-
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Channels = Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
-
-
-class Result(TypedDict, total=False):
-    """What the program reads of result.json; more stands there."""
-
-    model: Required[str]
-    recipe: Required[str]
-    seed: Required[Count]
-    params: Required[Count]
-    macs: Required[Count]
-    total_macs: Count
-    epochs: Required[Count]
-    precision: str
-    val_accuracy: Required[Share | None]
-    val_n: Required[Count]
-    test_accuracy: Required[Share]
-    test_loss: Required[float]
-    test_n: Required[Count]
-    data: Required[str]
-    fingerprint: Required[str]
-    images_per_second: Required[float]
-    seconds: Required[float]
-    sha256: dict[str, str]
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a run folder keeps of its data: enough to find it again and to prepare images."""
-
-    name: str
-    source: str
-    fingerprint: str
-    classes: Annotated[tuple[str, ...], Meta(min_length=2, max_length=100_000)]
-    image_size: Annotated[int, Meta(ge=1, le=4096)]
-    mean: Channels
-    std: Channels
-    num_train: Count
-    num_test: Count
-
-    @classmethod
-    def of(cls, data: DataSplits) -> DataFacts:
-        """Take the facts from loaded data."""
-        return cls(
-            name=data.name,
-            source=data.source,
-            fingerprint=data.fingerprint,
-            classes=data.classes,
-            image_size=data.image_size,
-            mean=data.mean,
-            std=data.std,
-            num_train=len(data.train),
-            num_test=len(data.test),
-        )
-
-
-@dataclass(frozen=True)
-class StoredConfig:
-    """config.json."""
-
-    config: dict[str, Any]
-    data: DataFacts
 
 
 @final
@@ -187,6 +124,9 @@ class Run:
                 write_json(part / "environment.json", environment() | {"threads": threads})
                 write_sources(part, config.places())
                 write_json(part / "config.json", stored)
+                trained_on = [own.ids for name, own in data.parts.items() if name != "test"]
+                (part / TRAINED_ON).write_bytes(ids_to_bytes(*trained_on))
+                (part / HELD_OUT).write_bytes(ids_to_bytes(data.test.ids))
         except OSError as error:
             raise ValueError(f"cannot make the run folder {folder}: {error.strerror}") from None
         return cls(folder, config, facts)
@@ -210,6 +150,7 @@ class Run:
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{folder} is no run folder: it has no config.json") from None
         try:
+            DataOptions.from_dict(stored.data.options)
             config = RunConfig.from_dict(stored.config)
             run = cls(folder, config, stored.data)
         except ValueError as error:
@@ -341,11 +282,16 @@ class Run:
     def evaluate(self, data: DataSplits) -> Evaluation:
         """Evaluate the trained weights on the test part of `data`; the reading is logged.
 
+        Of other data than the run's, images that it was trained or validated on are left out.
+
         Raises:
-            ValueError: other classes than the run's, or weights that cannot be loaded.
+            ValueError: images of other classes than the run's, or of these images alone, or
+                weights that cannot be loaded.
         """
         model = self.load_model()
-        check_classes(data, self.data.classes, "run")
+        test, left_out = data.test.renamed(self.data.classes), 0
+        if data.fingerprint != self.data.fingerprint:
+            test, left_out = leave_out(data.name, test, self.trained_on())
         try:
             self.log_test_reading(f"evaluation on {data.name}")
         except OSError as error:
@@ -354,10 +300,28 @@ class Run:
             told = f"{self.folder} is read-only, so this reading of the test set is not noted there"
             warnings.warn(told, UnloggedReadingWarning, stacklevel=2)
         mean, std = self.data.mean, self.data.std
-        found = evaluate(model, data.test, mean, std, precision=self.config.precision)
+        found = evaluate(model, test, mean, std, precision=self.config.precision)
         if data.fingerprint == self.data.fingerprint:
             self.check_accuracy(found.accuracy)
-        return found
+        return replace(found, left_out=left_out)
+
+    @property
+    def options(self) -> DataOptions:
+        """How the run's source was read."""
+        return DataOptions.from_dict(self.data.options)
+
+    @property
+    def knows_its_images(self) -> bool:
+        """Whether the folder says which images it was trained on; those of old versions do not."""
+        return (self.folder / TRAINED_ON).exists()
+
+    def trained_on(self) -> np.ndarray | None:
+        """Return the sorted ids of the images it was trained or validated on; None in old runs.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return read_ids(self.folder / TRAINED_ON)
 
     def check_accuracy(self, accuracy: float) -> None:
         """Compare what the weights give on the run's own test images with what the run says.

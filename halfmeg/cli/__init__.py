@@ -8,6 +8,8 @@
 | `train` | `train`, `resume`, `evaluate` |
 | `compare` | `plan`, `compare`, `report` |
 | `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |
+| `hints` | the line to type instead of a wrong one |
+| `answers` | what `predict` writes |
 | `show` | common options, text, tables, JSON |
 | `progress` | bars and lines while a command works |
 """

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halfmeg.cli.show import (
+    NO_DATA,
     DataDirOption,
     DataOption,
+    ImageColumnOption,
     ImageSizeOption,
     JsonOption,
+    LabelColumnOption,
     build_table,
     format_range,
     print_error,
@@ -52,6 +55,8 @@ def compare(
     data: SeveralDataOption = None,
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     seeds: Annotated[
         int | None, typer.Option(help="Runs for each network and recipe.", show_default="3")
     ] = None,
@@ -90,23 +95,31 @@ def compare(
 
     Started again with the same --out, it trains only what is missing.
     """
+    from halfmeg.cli.hints import check_compare_words
     from halfmeg.cli.progress import StudyDisplay, load, training_display
+    from halfmeg.data.options import read_options
     from halfmeg.studies.compare import compare as compare_models
     from halfmeg.studies.compare import compare_until_decided
     from halfmeg.studies.reading import MARGIN
 
     if until_decided and seeds is not None:
         raise ValueError(f"--until-decided and --seeds {seeds} exclude each other; leave one out")
-    names, recipes = _networks_and_terms(arguments, recipe)
+    given = [text for text in arguments if "=" in text]
+    options, settings = read_options(given, image_column, label_column)
+    words = [text for text in arguments if "=" not in text]
+    check_compare_words(words, given)
+    names, recipes = _networks_and_terms([*words, *settings], recipe)
     if len(names) * len(recipes) < 2:
         raise ValueError(f"{names[0]} alone is no comparison; name two networks, or --recipe twice")
     sources = data or ["digits"]
-    all_data = [load(source, data_dir, image_size, quiet=as_json) for source in sources]
+    all_data = [
+        load(source, data_dir, image_size, quiet=as_json, options=options) for source in sources
+    ]
     _check_networks(names, recipes, all_data)
     folders = _study_folders(all_data, out, names)
     results = []
     for loaded, folder in zip(all_data, folders, strict=True):
-        with training_display(quiet=as_json) as display:
+        with training_display(quiet=as_json, note=None if data else NO_DATA) as display:
             listener = StudyDisplay(
                 display, quiet=as_json, apart=workers > 1 or bool(cluster) or stack
             )
@@ -162,7 +175,7 @@ def _study_folders(data: list[DataSplits], out: str | None, names: list[str]) ->
 
 def plan(
     arguments: Annotated[list[str], typer.Argument(help="Networks, and settings as key=value.")],
-    data: DataOption = "digits",
+    data: DataOption = None,
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
     difference: Annotated[float, typer.Option(help="Points that shall be seen.")] = 0.5,
@@ -185,13 +198,16 @@ def plan(
     from dataclasses import replace
 
     from halfmeg.cli.progress import load
+    from halfmeg.data.options import read_options
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.plan import make_plan, time_training
     from halfmeg.studies.study import open_runs
 
-    names, recipes = _networks_and_terms(arguments, recipe)
+    options, others = read_options([text for text in arguments if "=" in text], None, None)
+    words = [text for text in arguments if "=" not in text]
+    names, recipes = _networks_and_terms([*words, *others], recipe)
     found = None if pilot is None else compare_runs(open_runs([pilot]))
-    loaded = load(data, data_dir, image_size, quiet=as_json)
+    loaded = load(data or "digits", data_dir, image_size, quiet=as_json, options=options)
     _check_networks(names, recipes, [loaded])
     count = len(names) * len(recipes)
     made = make_plan(count, len(loaded.test), difference=difference / 100, pilot=found)
@@ -239,7 +255,7 @@ def report(
     """
     from dataclasses import replace
 
-    from halfmeg.cli.progress import load
+    from halfmeg.cli.progress import load_again
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import measure
     from halfmeg.studies.page import check_page_folder
@@ -259,7 +275,7 @@ def report(
     check_page_folder(folder)
     loaded = None
     try:
-        loaded = load(data or first.source, data_dir, first.image_size, quiet=as_json)
+        loaded = load_again(runs[0], data, data_dir, quiet=as_json)
         if loaded.fingerprint != first.fingerprint:
             raise ValueError(f"{runs[0].folder} was trained on other data than {loaded.name}")
     except ValueError as error:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from halfmeg.cli.show import (
     DataDirOption,
+    ImageColumnOption,
     ImageSizeOption,
     JsonOption,
+    LabelColumnOption,
     build_table,
     print_json,
     print_line,
@@ -19,6 +22,7 @@ from halfmeg.config import BUDGET
 from halfmeg.places.place import is_place
 
 if TYPE_CHECKING:
+    from halfmeg.data.check import DataReport
     from halfmeg.networks.summary import ModelSummary
 
 
@@ -143,38 +147,86 @@ def _setting(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+MOST_PAIRS = 10
+
+
 def data_check(
     source: Annotated[str, typer.Argument(help="As for --data.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="How it is read, as key=value: group=REGEX, fit=pad."),
+    ] = None,
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    html: Annotated[
+        str | None, typer.Option(help="A page to write, with pictures; it must not exist.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count and inspect a source; exit 1 when something is wrong with it."""
     from halfmeg.cli.progress import progress_bars
-    from halfmeg.data.load import inspect_data
+    from halfmeg.data.load import inspect_source
+    from halfmeg.data.options import read_options
 
+    options, others = read_options(settings, image_column, label_column)
+    if others:
+        raise ValueError(f"{others[0]!r} is no setting of data; allowed: fit=, group=")
     with progress_bars(quiet=as_json) as progress:
-        report = inspect_data(source, data_dir=data_dir, image_size=image_size, progress=progress)
+        report, images = inspect_source(
+            source, data_dir=data_dir, image_size=image_size, options=options, progress=progress
+        )
+    if html is not None:
+        from halfmeg.data.page import write_check_page
+
+        write_check_page(report, images, Path(html))
     if as_json:
         print_json(report.to_dict())
     else:
-        table = build_table("class", "training images", "test images")
+        parts = {"train": "training", "validation": "validation", "test": "test"}
+        shown = [part for part in parts if part != "validation" or report.validation]
+        table = build_table("class", *(f"{parts[part]} images" for part in shown))
         for name, count in report.classes.items():
-            table.add_row(name, f"{count['train']:,}", f"{count['test']:,}")
+            table.add_row(name, *(f"{count[part]:,}" for part in shown))
         table.add_section()
-        table.add_row("all", f"{report.train:,}", f"{report.test:,}")
+        totals = {"train": report.train, "validation": report.validation, "test": report.test}
+        table.add_row("all", *(f"{totals[part]:,}" for part in shown))
         print_table(table)
         smallest, largest = ("×".join(map(str, s)) for s in (report.smallest, report.largest))
         print_line(f"sizes        {smallest} to {largest}, brought to {report.image_size} pixels")
         print_line(f"mean         {'  '.join(f'{value:.4f}' for value in report.mean)}")
         print_line(f"std          {'  '.join(f'{value:.4f}' for value in report.std)}")
         print_line(f"fingerprint  {report.fingerprint}")
+        used = report.train + report.validation + report.test
+        print_line(f"files        {report.files:,}, of which {used:,} are used")
+        for note in (*report.notes, *report.giveaways):
+            print_line(f"note: {note}")
+        for item in report.passed_over:
+            many = f" ({item.count:,} files)" if item.count > 1 else ""
+            print_line(f"passed over: {item.path}{many}: {item.reason}")
+        _print_near_duplicates(report)
         for problem in report.problems:
             print_line(f"problem: {problem}")
         if not report.problems:
             print_line("no problems found")
+        if html is not None:
+            print_line(f"page         {html}")
     if report.problems:
         raise typer.Exit(1)
+
+
+def _print_near_duplicates(report: DataReport) -> None:
+    pairs = report.near_duplicates
+    if not pairs:
+        return
+    across = sum(pair.across_parts for pair in pairs)
+    print_line(f"near duplicates: {len(pairs):,} pairs, {across:,} of them across parts")
+    worst = sorted(pairs, key=lambda pair: not (pair.across_parts or pair.across_classes))
+    for pair in worst[:MOST_PAIRS]:
+        print_line(f"  {pair.first} ~ {pair.second} ({pair.likeness:.3f})")
+    if len(pairs) > MOST_PAIRS:
+        print_line("  …; --json lists all, --html FILE shows them")
 
 
 def data_cache(

@@ -6,6 +6,7 @@ once (`benchmarks/startup.py`).
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import Annotated, Any, NoReturn
@@ -15,7 +16,8 @@ from typer.exceptions import TyperException
 
 import halfmeg
 from halfmeg.cli import compare, look, new, ship, train
-from halfmeg.cli.show import SPEAKS, print_line
+from halfmeg.cli.hints import option_hint
+from halfmeg.cli.show import SPEAKS, print_line, printable
 from halfmeg.places.load import blame
 from halfmeg.places.place import PlaceWarning
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
@@ -44,14 +46,23 @@ new_app.command("network")(new.network)
 app.add_typer(new_app, name="new")
 
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+
 def main() -> NoReturn:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
     warnings.simplefilter("ignore", UserWarning)
     warnings.simplefilter("always", PlaceWarning)
     warnings.filterwarnings("always", message=".*this reading of the test set is not noted")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter it lacks is written as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt  # which typer makes an exit code of
         sys.exit(code if isinstance(code, int) else 0)
     except TyperException as error:
         message = error.format_message()
@@ -72,7 +83,7 @@ def main() -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 2)
     except KeyboardInterrupt:
-        _fail("stopped", 130)
+        _fail("stopped", INTERRUPTED)
     except Exception as error:
         if (told := blame(error)) is None:
             raise
@@ -99,6 +110,10 @@ def _explain(error: TyperException) -> str:
         return f"{message}; allowed: {', '.join(context.command.list_commands(context))}"
     options = [name for parameter in context.command.params for name in parameter.opts]
     if message.startswith("No such option"):
+        wrong = next((a for a in sys.argv if a.split("=")[0] in message.split()[3:4]), "")
+        hint = option_hint(wrong or message.split()[3].rstrip(":"), context.command.name)
+        if hint:
+            return f"{message}; {hint}"
         return f"{message}; allowed: {', '.join(name for name in options if name[:2] == '--')}"
     parameter: Any = getattr(error, "param", None)
     for name in parameter.opts if parameter else ():
@@ -109,7 +124,7 @@ def _explain(error: TyperException) -> str:
 
 def _print_plainly(text: str) -> None:
     if SPEAKS:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable(text) + "\n")
 
 
 def _print_version(wanted: bool) -> None:

@@ -14,24 +14,47 @@ from halfmeg.cli.show import print_error, screen
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.load import load_dataset
+from halfmeg.data.options import DataOptions
 from halfmeg.places.place import short_name
 from halfmeg.studies.study import StudyListener
 from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.plan import on_hard_images
 
 
-def load(source: str, data_dir: str, image_size: int, *, quiet: bool) -> DataSplits:
-    """Load data; what takes long is shown."""
+def load(
+    source: str,
+    data_dir: str,
+    image_size: int,
+    *,
+    quiet: bool,
+    options: DataOptions | None = None,
+    to_train: bool = True,
+) -> DataSplits:
+    """Load data; what takes long is shown, and what a user should know about it is told."""
     with progress_bars(quiet=quiet) as progress:
-        return load_dataset(source, data_dir=data_dir, image_size=image_size, progress=progress)
+        data = load_dataset(
+            source, data_dir=data_dir, image_size=image_size, options=options, to_train=to_train,
+            progress=progress,
+        )  # fmt: skip
+    for note in data.notes:
+        print_error(f"halfmeg: {note}")
+    return data
+
+
+def load_again(run: Run, data: str | None, data_dir: str, *, quiet: bool) -> DataSplits:
+    """Load a run's data, from where it is now if that is said, as it was read before."""
+    return load(
+        data or run.data.source, data_dir, run.data.image_size, quiet=quiet, options=run.options
+    )
 
 
 @contextmanager
 def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function that shows what is being done as bars on the error stream."""
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeRemainingColumn(), console=screen(stderr=True), transient=True, disable=quiet,
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(), console=screen(stderr=True), transient=True,
+        disable=quiet or not screen(stderr=True).is_terminal,
     ) as bars:  # fmt: skip
         tasks: dict[str, Any] = {}
 
@@ -81,13 +104,15 @@ class StudyDisplay(StudyListener):
 class _Display(Listener):
     """Shows a run as a progress bar, and as one line for each epoch where there is no screen."""
 
-    def __init__(self, bars: Progress, config: RunConfig) -> None:
+    def __init__(self, bars: Progress, config: RunConfig, tell: Callable[[], None]) -> None:
         self.bars = bars
+        self.tell = tell
         self.config = config
         self.name = f"{short_name(config.model)} seed {config.seed}"
         self.task = bars.add_task(self.name, total=None, numbers="")
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
+        self.tell()
         for path in damaged:
             print_error(f"damaged checkpoint passed over: {path}")
 
@@ -143,16 +168,29 @@ class _TensorBoard(Listener):
 
 
 @contextmanager
-def training_display(*, quiet: bool) -> Iterator[Callable[[RunConfig], Listener]]:
-    """Yield a function that returns the display of a run; TensorBoard too, where installed."""
+def training_display(
+    *, quiet: bool, note: str | None = None
+) -> Iterator[Callable[[RunConfig], Listener]]:
+    """Yield a function that returns the display of a run; TensorBoard too, where installed.
+
+    A note is told when the first run starts, so that a mistake before it remains one line.
+    """
+    notes = [note] if note and not quiet else []
+
+    def tell() -> None:
+        while notes:
+            print_error(notes.pop())
+
     with Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20),
-        TextColumn("{task.fields[numbers]}"), console=screen(stderr=True), transient=True,
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
+        TextColumn("{task.fields[numbers]}", markup=False), transient=True,
+        console=screen(stderr=True),
         disable=quiet or not screen(stderr=True).is_terminal,
     ) as bars:  # fmt: skip
 
         def listener(config: RunConfig) -> Listener:
-            display = _Display(bars, config)
+            display = _Display(bars, config, tell)
             return _TensorBoard(display) if _has_tensorboard() else display
 
         yield listener
+        tell()  # where all runs were trained elsewhere

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import signal
-import sys
 import threading
 from typing import Annotated
 
@@ -22,7 +20,7 @@ from halfmeg.cli.show import (
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A finished run folder.")],
+    run: Annotated[str, typer.Argument(help="A finished run folder, or a bundle.")],
     out: Annotated[str, typer.Option(help="The bundle's folder, which must not exist.")],
     data: Annotated[
         str | None, typer.Option(help="Where the run's data is now.", show_default="as before")
@@ -37,12 +35,22 @@ def export(
 
     All is proved before it is written.
     """
+    from halfmeg.artifacts.bundle import is_bundle
     from halfmeg.artifacts.run import Run
-    from halfmeg.cli.progress import load
+    from halfmeg.cli.progress import load_again
+    from halfmeg.shipping.export import copy_bundle
     from halfmeg.shipping.export import export as export_run
 
+    if is_bundle(run):
+        copied = copy_bundle(run, out)
+        print_error(f"halfmeg: {run} is a bundle already; it was checked and copied")
+        if as_json:
+            print_json(copied.described)
+        else:
+            print_line(f"bundle           {copied.folder}")
+        return
     opened = Run.open(run)
-    loaded = load(data or opened.data.source, data_dir, opened.data.image_size, quiet=as_json)
+    loaded = load_again(opened, data, data_dir, quiet=as_json)
     bundle, proof = export_run(opened, loaded, out, allow_loss=allow_loss)
     if as_json:
         print_json(bundle.described)
@@ -59,40 +67,43 @@ def export(
 def predict(
     images: Annotated[list[str], typer.Argument(help="Image files, folders, or patterns.")],
     bundle: Annotated[
-        str | None, typer.Option(help="A bundle.", show_default="the one installed with halfmeg")
+        str | None,
+        typer.Option(help="A bundle or a run.", show_default="the one installed with halfmeg"),
     ] = None,
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 3,
+    out: Annotated[
+        str | None, typer.Option(help="A file to write, .csv or .json, which must not exist.")
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Name the class of each image.
 
-    Exits with 1 when one of them could not be read.
+    Each answer is given as soon as it is known. Exits with 1 when an image could not be read.
     """
-    from halfmeg.artifacts.bundle import BUNDLED, Bundle
-    from halfmeg.shipping.predict import find_images
+    from halfmeg.artifacts.bundle import BUNDLED, open_network
+    from halfmeg.cli.answers import write_answers
+    from halfmeg.cli.progress import progress_bars
+    from halfmeg.data.scan import find_images, summarize_passed_over
     from halfmeg.shipping.predict import predict as predict_images
 
-    opened = Bundle.open(bundle or BUNDLED)
-    predictions = list(predict_images(opened, find_images(images), top=top))
-    good = [item for item in predictions if item.error is None]
-    if as_json:
-        print_json([item.to_dict() for item in good])
-    elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["path", "label", "probability"])
-        writer.writerows([item.path, item.top[0][0], f"{item.top[0][1]:.6f}"] for item in good)
-    elif good:
-        table = build_table("image", "class", "probability", "then")
-        for item in good:
-            (label, probability), *rest = item.top
-            others = ", ".join(f"{name} {p:.1%}" for name, p in rest)
-            table.add_row(item.path, label, f"{probability:.1%}", others)
-        print_table(table)
-    for item in predictions:
-        if item.error is not None:
-            print_error(f"halfmeg: {item.path}: {item.error}")
-    if len(good) < len(predictions):
+    opened = open_network(bundle or BUNDLED)
+    paths, passed_over = find_images(images)
+    if passed_over:
+        print_error(f"halfmeg: {summarize_passed_over(passed_over)}")
+    answers = predict_images(opened, paths, top=top)
+    measured = opened.accuracy
+    print_error(
+        f"halfmeg: answers by {bundle or 'the network installed with halfmeg'}: {opened.model}, "
+        f"{len(opened.classes)} classes, {measured['test_accuracy']:.1%} of the test images of "
+        f"{measured['data']}"
+    )
+    form = "json" if as_json else "csv" if as_csv else None
+    with progress_bars(quiet=out is None) as progress:
+        failed = write_answers(
+            answers, len(paths), out, form, min(top, len(opened.classes)), progress
+        )
+    if failed:
         raise typer.Exit(1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +23,19 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
 DataOption = Annotated[
-    str,
-    typer.Option(help="digits, cifar10, or a path to Parquet files or to a folder of images."),
+    str | None,
+    typer.Option(
+        help="digits, cifar10, or a path to Parquet files or to a folder of images.",
+        show_default="digits",
+    ),
+]
+
+ImageColumnOption = Annotated[
+    str | None, typer.Option(help="Of a table: the images.", show_default="img or image")
+]
+
+LabelColumnOption = Annotated[
+    str | None, typer.Option(help="Of a table: the classes.", show_default="label")
 ]
 
 DataDirOption = Annotated[
@@ -37,6 +49,8 @@ SettingsArgument = Annotated[
     typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),
 ]
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 SPEAKS = os.environ.get("RANK", "0") == "0"
 """Whether this process speaks for the run: torchrun numbers its processes."""
 
@@ -46,7 +60,8 @@ def screen(*, stderr: bool = False) -> Console:
     """Return rich's console on one of the two streams."""
     from rich.console import Console
 
-    return Console(stderr=stderr, quiet=not SPEAKS)
+    # What users name is text, never markup: `photo[copy].jpg`, a class `[red]`.
+    return Console(stderr=stderr, quiet=not SPEAKS, markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: object) -> None:
@@ -54,15 +69,23 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def printable(text: str) -> str:
+    """Return text with control characters, which a file's name may hold, written as escapes."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def print_line(text: str) -> None:
     """Print text as it is."""
     if SPEAKS:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(printable(text) + "\n")
 
 
 def print_error(text: str) -> None:
     """Print text on the error stream; a bar that is drawn there moves down."""
-    screen(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    screen(stderr=True).print(printable(text), soft_wrap=True)
+
+
+NO_DATA = "halfmeg: without --data this is the built-in data set, digits"
 
 
 TEXT_COLUMNS = ("description", "most often taken for", "class", "then")
@@ -75,7 +98,9 @@ def build_table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         is_text = index == 0 or column in TEXT_COLUMNS
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=index == 0)
+        table.add_column(
+            column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+        )
     return table
 
 

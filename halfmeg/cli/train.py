@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halfmeg.cli.show import (
+    NO_DATA,
     DataDirOption,
     DataOption,
+    ImageColumnOption,
     ImageSizeOption,
     JsonOption,
+    LabelColumnOption,
     SettingsArgument,
     build_table,
     format_range,
+    print_error,
     print_json,
     print_line,
     print_table,
@@ -33,24 +37,30 @@ def train(
         ),
     ],
     settings: SettingsArgument = None,
-    data: DataOption = "digits",
+    data: DataOption = None,
     data_dir: DataDirOption = "data",
     image_size: ImageSizeOption = 32,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     out: Annotated[
         str | None, typer.Option(help="The run folder to make.", show_default="runs/RECIPE-…")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a network by a recipe, changed by key=value settings."""
+    from halfmeg.cli.hints import check_train_words
     from halfmeg.cli.progress import load, training_display
+    from halfmeg.data.options import read_options
     from halfmeg.training.fit import fit
     from halfmeg.training.recipes import build_recipe
 
-    config = build_recipe(recipe).override(settings or [])
-    loaded = load(data, data_dir, image_size, quiet=as_json)
+    check_train_words(recipe, settings or [])
+    options, others = read_options(settings, image_column, label_column)
+    config = build_recipe(recipe).override(others)
+    loaded = load(data or "digits", data_dir, image_size, quiet=as_json, options=options)
     names = (file_name(config.recipe), file_name(config.model), f"seed-{config.seed}")
     folder = out or f"runs/{'-'.join(names)}"
-    with training_display(quiet=as_json) as listener:
+    with training_display(quiet=as_json, note=None if data else NO_DATA) as listener:
         run = fit(config, loaded, folder, listener=listener(config))
     _print_result(run, as_json)
 
@@ -65,11 +75,13 @@ def resume(
 ) -> None:
     """Continue a run that was stopped or killed."""
     from halfmeg.artifacts.run import Run
-    from halfmeg.cli.progress import load, training_display
+    from halfmeg.cli.progress import load_again, training_display
     from halfmeg.training.fit import resume as resume_run
 
     run = Run.open(folder)
-    loaded = load(data or run.data.source, data_dir, run.data.image_size, quiet=as_json)
+    if run.result() is not None:
+        print_error(f"halfmeg: {folder} has finished already; nothing is trained")
+    loaded = load_again(run, data, data_dir, quiet=as_json)
     with training_display(quiet=as_json) as listener:
         run = resume_run(folder, loaded, listener=listener(run.config))
     _print_result(run, as_json)
@@ -93,6 +105,11 @@ def _print_result(run: Run, as_json: bool) -> None:
             f"validation accuracy  {result['val_accuracy']:.2%} ({result['val_n']:,} images)"
         )
     print_line(f"test accuracy        {result['test_accuracy']:.2%} ({result['test_n']:,} images)")
+    if result.get("test_balanced_accuracy") is not None:
+        print_line(
+            f"                     balanced {result['test_balanced_accuracy']:.2%}, macro-F1 "
+            f"{result['test_macro_f1']:.3f}; a constant answer {result['constant_accuracy']:.2%}"
+        )
     print_line(f"parameters           {result['params']:,}")
     print_line(
         f"training             {result['seconds']:.1f} s, "
@@ -108,15 +125,19 @@ def evaluate(
         str | None, typer.Option(help="Other data of the same classes.", show_default="the run's")
     ] = None,
     data_dir: DataDirOption = "data",
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate trained weights on the test images.
+    """Evaluate trained weights on test images.
 
-    A run folder logs the reading.
+    Of other data without a test part, all images are taken, but those that were trained on. A
+    run folder logs the reading.
     """
     from halfmeg.artifacts.bundle import Bundle, is_bundle
     from halfmeg.artifacts.run import Run
-    from halfmeg.cli.progress import load
+    from halfmeg.cli.progress import load, load_again
+    from halfmeg.data.options import read_options
     from halfmeg.studies.stats import wilson_interval
 
     evaluated: Run | Bundle
@@ -124,12 +145,29 @@ def evaluate(
         evaluated = Bundle.open(folder)
         if data is None:
             raise ValueError(f"{folder} is a bundle, which does not know where data is; add --data")
-        loaded = load(data, data_dir, evaluated.image_size, quiet=as_json)
+        size, fingerprint = evaluated.image_size, evaluated.fingerprint
     else:
         evaluated = Run.open(folder)
-        size = evaluated.data.image_size
-        loaded = load(data or evaluated.data.source, data_dir, size, quiet=as_json)
+        size, fingerprint = evaluated.data.image_size, evaluated.data.fingerprint
+    if data is None and isinstance(evaluated, Run):
+        loaded = load_again(evaluated, None, data_dir, quiet=as_json)
+    else:
+        options, _ = read_options([f"fit={evaluated.options.fit}"], image_column, label_column)
+        loaded = load(data or "", data_dir, size, quiet=as_json, options=options, to_train=False)
+        if loaded.fingerprint != fingerprint:
+            loaded = loaded.whole
     result = evaluated.evaluate(loaded)
+    if result.left_out:
+        print_error(
+            f"halfmeg: {result.left_out:,} of {result.left_out + result.n:,} images were trained "
+            "or validated on, and are left out"
+        )
+    elif loaded.divided and loaded.fingerprint != fingerprint and not evaluated.knows_its_images:
+        print_error(
+            f"halfmeg: {folder} does not say which images it was trained on, so some of these "
+            "may be among them"
+        )
+    classes = evaluated.data.classes if isinstance(evaluated, Run) else evaluated.classes
     interval = wilson_interval(round(result.accuracy * result.n), result.n)
     if as_json:
         numbers = result.to_dict() | {"accuracy_interval": interval.to_dict()}
@@ -137,11 +175,19 @@ def evaluate(
         return
     print_line(f"accuracy  {result.accuracy:.2%} ({result.n:,} test images of {loaded.name})")
     print_line(f"interval  {format_range(interval)} (95%, over images)")
+    print_line(
+        f"balanced  {result.balanced_accuracy:.2%}, macro-F1 {result.macro_f1:.3f}; a constant "
+        f"answer would score {result.constant_accuracy:.2%}"
+    )
     print_line(f"loss      {result.loss:.4f}")
-    table = build_table("class", "accuracy", "most often taken for")
-    for index, name in enumerate(loaded.classes):
+    table = build_table("class", "images", "recall", "precision", "most often taken for")
+    for index, name in enumerate(classes):
         accuracy = result.per_class[index]
         wrong = [count if i != index else 0 for i, count in enumerate(result.confusion[index])]
-        taken = f"{loaded.classes[wrong.index(max(wrong))]} ({max(wrong)})" if any(wrong) else "–"
-        table.add_row(name, "–" if accuracy is None else f"{accuracy:.1%}", taken)
+        taken = f"{classes[wrong.index(max(wrong))]} ({max(wrong)})" if any(wrong) else "–"
+        precision = result.precision[index]
+        table.add_row(
+            name, f"{sum(result.confusion[index]):,}",
+            *("–" if share is None else f"{share:.1%}" for share in (accuracy, precision)), taken,
+        )  # fmt: skip
     print_table(table)

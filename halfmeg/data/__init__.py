@@ -3,10 +3,11 @@
 | module | holds |
 |---|---|
 | `load` | `load_dataset` and `inspect_data`: one call for every source |
-| `digits`, `cifar`, `parquet`, `folder` | the sources |
-| `decode`, `source` | files to pixels |
+| `digits`, `cifar`, `parquet`, `folder`, `table`, `arrays` | the sources |
+| `options`, `parts`, `scan` | how a source is read; names of parts; every file below a folder |
+| `formats`, `decode`, `source` | files to pixels |
 | `cache` | decoded data, kept on disk |
 | `dataset` | `Dataset`, `DataSplits`, the stratified split |
-| `check` | what is wrong with a source |
+| `check`, `duplicates`, `page` | what is wrong with a source, in words and as a page |
 | `augment`, `corrupt` | pure functions on batches of images |
 """

@@ -6,9 +6,10 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ import torch
 from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.files import new_folder, read_json, remove_dead_parts, remove_if_dead, write_json
 
-ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
+PARTS = ("train", "validation", "test")
+KINDS = ("images", "labels", "groups", "sizes")
+ARRAYS = tuple(f"{part}_{kind}.npy" for part in PARTS for kind in KINDS)
+"""The files that may stand there; validation part, groups and sizes only where there are any."""
 INFO = "info.json"
 
 
@@ -36,6 +40,9 @@ class Info:
     std: tuple[float, ...]
     fingerprint: str
     files: dict[str, tuple[int, int]]  # size in bytes and CRC-32 of each array's file
+    divided: bool = False
+    notes: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
     checksum: int = 0
 
     def sealed(self) -> Info:
@@ -55,12 +62,21 @@ class CacheEntry:
 
 
 def cache_folder() -> Path:
-    """Return the folder for decoded data: `HALFMEG_CACHE`, or the user's cache folder."""
+    """Return the folder for decoded data: `HALFMEG_CACHE`, or the user's cache folder.
+
+    A user without a home, as in a container, has it in the folder for temporary files.
+    """
     configured = os.environ.get("HALFMEG_CACHE")
     if configured:
         return Path(configured)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "halfmeg"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "halfmeg"
+    try:
+        return Path.home() / ".cache" / "halfmeg"
+    except RuntimeError:
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        return Path(tempfile.gettempdir()) / f"halfmeg-cache-{user}"
 
 
 def load_cached(name: str, key: str, build: Callable[[], DataSplits]) -> DataSplits:
@@ -71,17 +87,29 @@ def load_cached(name: str, key: str, build: Callable[[], DataSplits]) -> DataSpl
         key: a hash of the content; the name of the cache's sub-folder.
         build: decodes the source.
     """
+    found = find_cached(name, key)
+    return keep_cached(build(), key) if found is None else found
+
+
+def find_cached(name: str, key: str) -> DataSplits | None:
+    """Open what lies in the cache; None where there is nothing, or nothing undamaged."""
     folder = cache_folder() / key
-    if folder.exists():
-        try:
-            return replace(open_splits(folder), name=name)
-        except (OSError, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
-    splits = build()
+    if not folder.exists():
+        return None
+    try:
+        return replace(open_splits(folder), name=name)
+    except (OSError, ValueError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+def keep_cached(splits: DataSplits, key: str) -> DataSplits:
+    """Put decoded data into the cache and return it from there, memory-mapped."""
+    folder = cache_folder() / key
     try:
         remove_dead_parts(folder.parent)
         save_splits(splits, folder)
-        return replace(open_splits(folder), name=name)
+        return replace(open_splits(folder), name=splits.name)
     except (OSError, ValueError):  # a full disk or a read-only folder: this run works from memory
         return splits
 
@@ -92,12 +120,17 @@ def save_splits(splits: DataSplits, folder: Path) -> None:
     Raises:
         OSError: the disk is full or read-only.
     """
-    arrays = (splits.train.images, splits.train.labels, splits.test.images, splits.test.labels)
+    arrays = {
+        f"{name}_{kind}.npy": getattr(dataset, kind)
+        for name, dataset in splits.parts.items()
+        for kind in KINDS
+    }
     try:
         with new_folder(folder) as part:
             files = {
                 name: _write_array(part / name, array.numpy())
-                for name, array in zip(ARRAYS, arrays, strict=True)
+                for name, array in arrays.items()
+                if array is not None
             }
             info = Info(
                 splits.name,
@@ -107,6 +140,9 @@ def save_splits(splits: DataSplits, folder: Path) -> None:
                 tuple(map(float, splits.std)),
                 splits.fingerprint,
                 files,
+                splits.divided,
+                splits.notes,
+                splits.options,
             )
             write_json(part / INFO, asdict(info.sealed()))
     except FileExistsError:
@@ -120,12 +156,27 @@ def open_splits(folder: Path) -> DataSplits:
         OSError, ValueError: the folder is absent or damaged.
     """
     info = read_json(folder / INFO, Info)
-    if info.sealed() != info or set(info.files) != set(ARRAYS):
+    if info.sealed() != info or not set(info.files) <= set(ARRAYS):
         raise ValueError(f"{folder / INFO} is damaged: its checksum is another")
-    arrays = [_open_array(folder / name, *info.files[name]) for name in ARRAYS]
-    train = Dataset(arrays[0], arrays[1].clone(), info.classes)
-    test = Dataset(arrays[2], arrays[3].clone(), info.classes)
-    return DataSplits(info.name, train, test, info.mean, info.std, info.fingerprint, info.source)
+    arrays = {name: _open_array(folder / name, *facts) for name, facts in info.files.items()}
+    parts = {}
+    for part in PARTS:
+        images, labels, groups, sizes = (arrays.get(f"{part}_{kind}.npy") for kind in KINDS)
+        if images is not None and labels is not None:
+            parts[part] = Dataset(
+                images,
+                labels.clone(),
+                info.classes,
+                None if groups is None else groups.clone(),
+                None if sizes is None else sizes.clone(),
+            )
+    if not {"train", "test"} <= parts.keys():
+        raise ValueError(f"{folder / INFO} is damaged: a part is missing")
+    return DataSplits(
+        info.name, parts["train"], parts["test"], info.mean, info.std, info.fingerprint,
+        info.source, parts.get("validation"), info.divided, info.notes,
+        info.options,
+    )  # fmt: skip
 
 
 def list_cache() -> list[CacheEntry]:

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.decode import Progress, no_progress
+from halfmeg.data.duplicates import exact_duplicates, near_duplicates
+from halfmeg.data.scan import PassedOver
+from halfmeg.data.source import DecodedSource
+
+LEAST_SIDE_OF_LIKENESS = 16
+"""Smaller images, such as 8×8 digits, are alike without being the same."""
+
+GIVEAWAY_FOLDS = 5
+GIVEAWAY_MARGIN = 0.25
+"""What tells this share of images more than a constant answer does is worth a line."""
 
 IMBALANCE = 10
 """A class with fewer than a tenth of the largest class's images is a problem."""
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """Two images that show nearly the same: where they come from, and how alike they are."""
+
+    first: str
+    second: str
+    likeness: float
+    across_parts: bool
+    across_classes: bool
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,12 @@ class DataReport:
     std: tuple[float, ...]
     fingerprint: str
     problems: tuple[str, ...]
+    validation: int = 0
+    files: int = 0  # all files below the root, or rows
+    passed_over: tuple[PassedOver, ...] = ()
+    notes: tuple[str, ...] = ()
+    near_duplicates: tuple[NearDuplicate, ...] = ()
+    giveaways: tuple[str, ...] = ()  # what tells the classes apart without looking
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -40,28 +68,33 @@ class DataReport:
             "mean": list(self.mean),
             "std": list(self.std),
             "problems": list(self.problems),
+            "passed_over": [dict(vars(item)) for item in self.passed_over],
+            "notes": list(self.notes),
+            "giveaways": list(self.giveaways),
+            "near_duplicates": [dict(vars(item)) for item in self.near_duplicates],
         }
 
 
-def check_data(data: DataSplits, sizes: np.ndarray, unreadable: Sequence[str] = ()) -> DataReport:
+def check_data(
+    source: DecodedSource,
+    sizes: np.ndarray,
+    passed_over: Sequence[PassedOver] = (),
+    problems: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> DataReport:
     """Count and inspect loaded data.
 
     Args:
-        data: what could be read.
+        source: what could be read.
         sizes: int B×2, widths and heights of the images before they were scaled.
-        unreadable: a line for each image that could not be read.
+        passed_over: the files that are not used.
+        problems: what was found before.
+        progress: told how far it is.
     """
-    counts = {
-        name: {"train": train, "test": test}
-        for name, train, test in zip(
-            data.classes,
-            _count(data.train.labels, len(data.classes)),
-            _count(data.test.labels, len(data.classes)),
-            strict=True,
-        )
-    }
+    data = source.splits
+    counts = _counts(data)
     largest = max(count["train"] for count in counts.values())
-    problems = [f"unreadable: {line}" for line in unreadable]
+    problems = [*(f"unreadable: {line}" for line in source.unreadable), *problems]
     for name, count in counts.items():
         if count["train"] == 0 or count["test"] == 0:
             empty = "training" if count["train"] == 0 else "test"
@@ -70,7 +103,19 @@ def check_data(data: DataSplits, sizes: np.ndarray, unreadable: Sequence[str] = 
             problems.append(
                 f"class {name!r} has {count['train']} training images, the largest {largest}"
             )
-    problems += _leaks(data)
+    names = [name for part in data.parts for name in source.names[part]]
+    labels, parts = _labels_and_parts(data)
+    problems += _exact_problems(data, names, labels, parts)
+    told_apart = sizes.min(1).max() >= LEAST_SIDE_OF_LIKENESS
+    images = [dataset.images for dataset in data.parts.values()]
+    near = tuple(
+        NearDuplicate(
+            names[pair.first], names[pair.second], round(pair.likeness, 4),
+            parts[pair.first] != parts[pair.second], labels[pair.first] != labels[pair.second],
+        )
+        for pair in (near_duplicates(images, progress) if told_apart else ())
+        if not _same(data, pair.first, pair.second)
+    )  # fmt: skip
     return DataReport(
         name=data.name,
         train=len(data.train),
@@ -83,7 +128,21 @@ def check_data(data: DataSplits, sizes: np.ndarray, unreadable: Sequence[str] = 
         std=data.std,
         fingerprint=data.fingerprint,
         problems=tuple(problems),
+        validation=len(data.validation) if data.validation is not None else 0,
+        files=len(names) + len(source.unreadable) + sum(item.count for item in passed_over),
+        passed_over=tuple(passed_over),
+        notes=data.notes,
+        near_duplicates=near,
+        giveaways=_giveaways(data, source.names),
     )
+
+
+def _counts(data: DataSplits) -> dict[str, dict[str, int]]:
+    by_part = {part: _count(d.labels, len(data.classes)) for part, d in data.parts.items()}
+    return {
+        name: {part: counts[label] for part, counts in by_part.items()}
+        for label, name in enumerate(data.classes)
+    }
 
 
 def _size(pair: np.ndarray) -> tuple[int, int]:
@@ -95,17 +154,83 @@ def _count(labels: Tensor, num_classes: int) -> list[int]:
     return counts
 
 
-def _leaks(data: DataSplits) -> list[str]:
-    """Find test images whose pixels stand in the training part too."""
-    seen: dict[bytes, int] = {}
-    for index, image in enumerate(data.train.images.numpy()):
-        seen.setdefault(hashlib.sha256(image.tobytes()).digest(), index)
+def _labels_and_parts(data: DataSplits) -> tuple[list[int], list[str]]:
+    labels = [label for dataset in data.parts.values() for label in dataset.labels.tolist()]
+    parts = [part for part, dataset in data.parts.items() for _ in range(len(dataset))]
+    return labels, parts
+
+
+def _exact_problems(
+    data: DataSplits, names: list[str], labels: list[int], parts: list[str]
+) -> list[str]:
+    """Name the images whose very pixels stand under two labels or in two parts."""
+    ids = np.concatenate([dataset.ids for dataset in data.parts.values()])
+    leaks, contradictions = [], []
+    for same in exact_duplicates(ids):
+        shown = " = ".join(names[index] for index in same[:3])
+        own_parts = [parts[index] for index in same]
+        if len({labels[index] for index in same}) > 1:
+            contradictions.append(shown)
+        if len(set(own_parts)) > 1:
+            leaks += [shown] * max(1, own_parts.count("test"))
+    problems = []
+    if contradictions:
+        problems.append(
+            f"{len(contradictions)} image(s) stand under two labels: {_some(contradictions)}"
+        )
+    if leaks:
+        problems.append(
+            f"{len(leaks)} test image(s) stand in the training part too: {_some(leaks)}"
+        )
+    return problems
+
+
+def _giveaways(data: DataSplits, names: dict[str, list[str]]) -> tuple[str, ...]:
+    """Say where size, file format or brightness alone tell the classes of the training part apart.
+
+    A shallow tree that knows nothing else is cross-validated; a network may learn the same.
+    """
+    from sklearn.model_selection import cross_val_score
+    from sklearn.tree import DecisionTreeClassifier
+
+    labels = data.train.labels.numpy()
+    smallest = int(np.bincount(labels)[np.unique(labels)].min()) if len(labels) else 0
+    if smallest < GIVEAWAY_FOLDS or len(np.unique(labels)) < 2:
+        return ()
+    constant = np.bincount(labels).max() / len(labels)
+    endings = [PurePath(name).suffix.lower() for name in names["train"]]
+    pixels = data.train.images
+    means = np.concatenate([c.float().mean((1, 2, 3)).numpy() for c in pixels.split(1024)])  # type: ignore[no-untyped-call]
+    features: dict[str, np.ndarray] = {
+        "file endings": np.array([sorted(set(endings)).index(e) for e in endings])[:, None],
+        "mean brightness": means[:, None],
+    }
+    if data.train.sizes is not None:
+        features["sizes in pixels"] = data.train.sizes.numpy()
+    lines = []
+    for what, values in features.items():
+        tree = DecisionTreeClassifier(max_depth=4, random_state=0)
+        share = float(cross_val_score(tree, values, labels, cv=GIVEAWAY_FOLDS).mean())
+        if share > constant + GIVEAWAY_MARGIN:
+            lines.append(
+                f"{what} alone tell the class of {share:.0%} of the training images "
+                f"(a constant answer: {constant:.0%})"
+            )
+    return tuple(lines)
+
+
+def _some(lines: list[str]) -> str:
+    distinct = list(dict.fromkeys(lines))
+    return ", ".join(distinct[:3]) + (" and more" if len(distinct) > 3 else "")
+
+
+def _same(data: DataSplits, first: int, second: int) -> bool:
+    """Return whether two images, by their index over all parts, have the same pixels."""
     found = []
-    for index, image in enumerate(data.test.images.numpy()):
-        twin = seen.get(hashlib.sha256(image.tobytes()).digest())
-        if twin is not None:
-            found.append((index, twin))
-    if not found:
-        return []
-    examples = ", ".join(f"test {test} = train {train}" for test, train in found[:3])
-    return [f"{len(found)} test image(s) stand in the training part too: {examples}"]
+    for index in (first, second):
+        for dataset in data.parts.values():
+            if index < len(dataset):
+                found.append(int(dataset.ids[index]))
+                break
+            index -= len(dataset)
+    return found[0] == found[1]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+MAX_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
@@ -19,18 +24,54 @@ class Dataset:
         images: uint8 B×3×H×W, in memory or memory-mapped.
         labels: int64 B, indices into `classes`.
         classes: the names.
+        groups: int64 B, equal where images have to stay together in every split; None where none
+            were named.
+        sizes: int64 B×2, the images' own widths and heights; None where all have one size.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    groups: Tensor | None = None
+    sizes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: Tensor | slice) -> Dataset:
         """Return the images at int64 `indices`, copied into memory, or a view of a slice."""
-        return Dataset(self.images[indices], self.labels[indices], self.classes)
+        groups, sizes = (None if x is None else x[indices] for x in (self.groups, self.sizes))
+        return Dataset(self.images[indices], self.labels[indices], self.classes, groups, sizes)
+
+    def renamed(self, classes: tuple[str, ...]) -> Dataset:
+        """Return the same images with labels that are indices into other class names.
+
+        Raises:
+            ValueError: an image of a class that these names do not have.
+        """
+        if classes == self.classes:
+            return self
+        index = {name: label for label, name in enumerate(classes)}
+        present = self.labels.bincount(minlength=len(self.classes)).tolist()
+        for name, count in zip(self.classes, present, strict=True):
+            if count and name not in index:
+                raise ValueError(
+                    f"{count:,} image(s) are of the class {name!r}; "
+                    f"the network knows {', '.join(classes)}"
+                )
+        mapped = torch.tensor([index.get(name, 0) for name in self.classes])
+        return replace(self, labels=mapped[self.labels], classes=classes)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """uint64 B: 8 bytes of a hash over each image's pixels, by which it is known again."""
+        return np.array(
+            [_image_id(image) for image in self.images.numpy()], dtype=np.uint64
+        )  # reads every image once
+
+
+def _image_id(image: np.ndarray) -> int:
+    return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
@@ -42,6 +83,10 @@ class DataSplits:
         source: the text that `load_dataset` was given.
         mean, std: per channel over the training images, of pixels scaled to [0, 1].
         fingerprint: 16 hexadecimal digits of a SHA-256 over pixels, labels and class names.
+        validation: the user's own validation part; None where it is drawn from the training part.
+        divided: the source had no test part, so a fifth of it is held out, by content.
+        notes: what a user should know about how the source was read, a line each.
+        options: how the source was read, as `DataOptions.to_dict` gives it.
     """
 
     name: str
@@ -51,6 +96,29 @@ class DataSplits:
     std: tuple[float, ...]
     fingerprint: str
     source: str = ""
+    validation: Dataset | None = None
+    divided: bool = False
+    notes: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Dataset]:
+        """The parts by name: "train", "validation" where the user has one, and "test"."""
+        middle = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train} | middle | {"test": self.test}
+
+    @property
+    def whole(self) -> Self:
+        """The same source with all its images as the test part, where it had none of its own."""
+        if not self.divided:
+            return self
+        both = (self.train, self.test)
+        test = Dataset(
+            torch.cat([part.images for part in both]),
+            torch.cat([part.labels for part in both]),
+            self.classes,
+        )
+        return replace(self, train=self.train.subset(slice(0)), test=test)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -63,19 +131,37 @@ class DataSplits:
         return self.train.images.shape[-1]
 
 
-def build_splits(name: str, train: Dataset, test: Dataset) -> DataSplits:
+def build_splits(
+    name: str, train: Dataset, test: Dataset, validation: Dataset | None = None
+) -> DataSplits:
     """Measure mean, standard deviation and fingerprint, and put the parts together.
 
+    The training part may be empty, or all of one class, where the source is only evaluated on;
+    `require_trainable` says so to those who train.
+
     Raises:
-        ValueError: a part is empty, or there are fewer than two classes.
+        ValueError: the test part is empty.
     """
-    for part, dataset in (("training", train), ("test", test)):
+    if len(test) == 0:
+        raise ValueError(f"{name} has no test images")
+    mean, std = channel_statistics(train.images if len(train) else test.images)
+    splits = DataSplits(name, train, test, mean, std, "", validation=validation)
+    return replace(splits, fingerprint=fingerprint(*splits.parts.values()))
+
+
+def require_trainable(data: DataSplits) -> None:
+    """Raise where a network cannot be trained on a source.
+
+    Raises:
+        ValueError: no training images, an empty validation part, a class without training images,
+            or fewer than two classes.
+    """
+    if len(data.classes) < 2:
+        raise ValueError(one_class_message(data.name, data.classes))
+    for part, dataset in data.parts.items():
         if len(dataset) == 0:
-            raise ValueError(f"{name} has no {part} images")
-    if len(train.classes) < 2:
-        raise ValueError(one_class_message(name, train.classes))
-    mean, std = channel_statistics(train.images)
-    return DataSplits(name, train, test, mean, std, fingerprint(train, test))
+            called = "training" if part == "train" else part
+            raise ValueError(f"{data.name} has no {called} images")
 
 
 def one_class_message(name: str, classes: Sequence[str]) -> str:
@@ -113,8 +199,35 @@ def fingerprint(*datasets: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def hold_out(data: DataSplits, fraction: float, seed: int) -> tuple[Tensor, Dataset]:
+    """Choose what to train on and what to validate on.
+
+    Args:
+        data: a source; its own validation part is taken where it has one.
+        fraction: share of the training part, 0 to below 1; with 0 nothing is held out.
+        seed: of the draw.
+
+    Returns:
+        int64 indices of the training images to train on, and the validation images.
+
+    Raises:
+        ValueError: there are too few images or groups.
+    """
+    train = data.train
+    if data.validation is not None and fraction > 0:
+        return torch.arange(len(train)), data.validation
+    if train.groups is not None and fraction > 0:
+        first, second = _grouped_split(train.labels, train.groups, fraction, seed)
+    else:
+        first, second = stratified_split(train.labels, fraction, seed)
+    return first, train.subset(second)
+
+
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split indices so that each class gives the same share to the second part.
+
+    Where a class is too small for that, each class of two images or more gives at least one, and
+    a class of one image gives none.
 
     Args:
         labels: int64 B.
@@ -125,7 +238,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         Two sorted int64 tensors of indices that together hold each index once.
 
     Raises:
-        ValueError: a class is too small to stand in both parts.
+        ValueError: no class has two images.
     """
     everything = torch.arange(len(labels))
     if fraction == 0:
@@ -139,15 +252,79 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
             random_state=seed,
             stratify=labels.numpy(),
         )
-    except ValueError as error:
-        counts = torch.bincount(labels)
-        least = len(counts) / len(labels)  # one image of each class
-        remedy = f"; allowed: 0, or {least:.2g} or more" if fraction < least else ""
-        raise ValueError(
-            f"cannot hold out {fraction:g} of {len(labels)} images in {len(counts)} classes "
-            f"(the smallest has {int(counts.min())}): {error}{remedy}"
-        ) from None
+    except ValueError:
+        return _split_small_classes(labels, fraction, seed)
     return torch.from_numpy(np.sort(first)), torch.from_numpy(np.sort(second))
+
+
+def _split_small_classes(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in np.unique(labels.numpy()):
+        own = (labels == label).nonzero()[:, 0]
+        count = min(max(1, round(fraction * len(own))), len(own) - 1)
+        held_out[own[torch.randperm(len(own), generator=generator)[:count]]] = True
+    if not held_out.any():
+        raise ValueError(
+            f"val_fraction={fraction:g} cannot hold out any of {len(labels)} images, since no "
+            "class has two; add images, or set val_fraction=0"
+        )
+    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+
+def _grouped_split(
+    labels: Tensor, groups: Tensor, fraction: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Split with each group on one side, the classes' shares as equal as that allows."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    distinct = np.unique(groups.numpy())
+    count = len(distinct)
+    folds = min(max(2, round(1 / fraction)), count)
+    if folds < 2:
+        raise ValueError(
+            f"val_fraction={fraction:g} cannot hold out whole groups, since the training images "
+            "are one group; set val_fraction=0, or another group="
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a class has fewer images than there are folds
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        try:
+            first, second = next(splitter.split(labels.numpy(), labels.numpy(), groups.numpy()))
+        except ValueError:  # every class has fewer images than there are folds
+            kept = groups != int(distinct[seed % count])
+            return kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
+    return torch.from_numpy(np.sort(first)), torch.from_numpy(np.sort(second))
+
+
+def split_by_content(
+    labels: Tensor, keys: Sequence[bytes], fraction: float
+) -> tuple[Tensor, Tensor]:
+    """Split indices by a hash of each image's content alone, so that no other image moves it.
+
+    A class that has none in the second part gives it the image of the smallest hash, if it has
+    another; one that has none in the first part keeps that of the largest. So parts are only
+    about as large as `fraction` says.
+
+    Args:
+        labels: int64 B.
+        keys: for each image a hash of its content, or of its group.
+        fraction: about the share of the second part, between 0 and 1.
+
+    Returns:
+        Two sorted int64 tensors of indices.
+    """
+    place = np.array([int.from_bytes(key[:8], "big") for key in keys], dtype=np.uint64)
+    held_out = place < np.uint64(fraction * 2**64)
+    for label in np.unique(labels.numpy()):
+        own = labels.numpy() == label
+        if not held_out[own].any() and len(np.unique(place[own])) > 1:
+            held_out |= place == place[own].min()
+        if held_out[own].all():
+            held_out &= place != place[own].max()
+    indices = torch.arange(len(labels))
+    chosen = torch.from_numpy(held_out)
+    return indices[~chosen], indices[chosen]
 
 
 def class_names(count: int, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -8,14 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from halfmeg.data.check import DataReport, check_data
-from halfmeg.data.cifar import load_cifar10
-from halfmeg.data.dataset import DataSplits
+from halfmeg.data.arrays import find_arrays
+from halfmeg.data.check import IMBALANCE, DataReport, check_data
+from halfmeg.data.cifar import CLASSES, load_cifar10
+from halfmeg.data.dataset import DataSplits, require_trainable
 from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
+from halfmeg.data.options import DataOptions
 from halfmeg.data.parquet import find_parquet, read_parquet
-from halfmeg.data.source import EncodedSource, decode_source, load_encoded
+from halfmeg.data.scan import summarize_passed_over
+from halfmeg.data.source import (
+    DecodedSource,
+    EncodedSource,
+    decode_cached,
+    load_encoded,
+    torn_groups,
+)
+from halfmeg.data.table import read_table
 
 NAMED_SOURCES = ("digits", "cifar10")
 
@@ -25,6 +35,8 @@ def load_dataset(
     *,
     data_dir: str | Path = "data",
     image_size: int = 32,
+    options: DataOptions | None = None,
+    to_train: bool = True,
     progress: Progress = no_progress,
 ) -> DataSplits:
     """Load a source of labelled images.
@@ -33,6 +45,8 @@ def load_dataset(
         source: `digits`, `cifar10`, or a path to Parquet files or to a folder of images.
         data_dir: where `cifar10` is looked for and downloaded to.
         image_size: side of the square images in pixels.
+        options: how the source is read.
+        to_train: False takes a test part alone too, and images of one class.
         progress: told of longer work.
 
     Raises:
@@ -47,11 +61,24 @@ def load_dataset(
         (torch.uint8, (3, 32, 32))
     """
     _check_image_size(image_size)
-    if source in NAMED_SOURCES:
+    options = options or DataOptions()
+    encoded = _find(source, Path(data_dir), options)
+    if encoded is None:
         splits = _load_named(source, Path(data_dir), image_size, progress)
+        splits = dataclasses.replace(splits, notes=_named_notes(source))
     else:
-        splits = load_encoded(_source_name(source), _read(source), image_size, progress)
-    return dataclasses.replace(splits, source=source)
+        torn = torn_groups(encoded)
+        if torn and to_train:
+            raise ValueError(f"{source}: {torn}; divide it anew, or leave the parts to halfmeg")
+        splits = load_encoded(_name(source), encoded, image_size, progress, options.fit)
+        line = summarize_passed_over(encoded.passed_over)
+        told = (f"{line}; `halfmeg data check {source}` lists them",) if line else ()
+        splits = dataclasses.replace(splits, notes=(*told, *splits.notes))
+    if to_train:
+        require_trainable(splits)
+        _require_images_of_each_class(splits, encoded)
+        splits = dataclasses.replace(splits, notes=(*splits.notes, *_unbalanced(splits)))
+    return dataclasses.replace(splits, source=source, options=options.to_dict())
 
 
 def inspect_data(
@@ -59,6 +86,7 @@ def inspect_data(
     *,
     data_dir: str | Path = "data",
     image_size: int = 32,
+    options: DataOptions | None = None,
     progress: Progress = no_progress,
 ) -> DataReport:
     """Load a source past its unreadable images, and report all that is wrong with it.
@@ -66,18 +94,61 @@ def inspect_data(
     Raises:
         ValueError: the source does not exist, or too little of it can be read to say more.
     """
+    return inspect_source(
+        source, data_dir=data_dir, image_size=image_size, options=options, progress=progress
+    )[0]
+
+
+def inspect_source(
+    source: str,
+    *,
+    data_dir: str | Path = "data",
+    image_size: int = 32,
+    options: DataOptions | None = None,
+    progress: Progress = no_progress,
+) -> tuple[DataReport, DecodedSource]:
+    """Return what `inspect_data` does, and the images that it is about."""
     _check_image_size(image_size)
-    if source in NAMED_SOURCES:
+    options = options or DataOptions()
+    encoded = _find(source, Path(data_dir), options)
+    if encoded is None:
         splits = _load_named(source, Path(data_dir), image_size, progress)
+        splits = dataclasses.replace(splits, notes=_named_notes(source))
+        names = {part: [f"{part} {i}" for i in range(len(d))] for part, d in splits.parts.items()}
         own_size = 8 if source == "digits" else 32
-        return check_data(splits, np.full((1, 2), own_size))
-    decoded = decode_source(_source_name(source), _read(source), image_size, progress)
-    return check_data(decoded.splits, decoded.sizes, decoded.unreadable)
+        sizes = np.full((1, 2), own_size)
+        decoded = DecodedSource(splits, names, ())
+        return check_data(decoded, sizes, progress=progress), decoded
+    decoded = decode_cached(_name(source), encoded, image_size, progress, options.fit)
+    if len(decoded.splits.classes) < 2:
+        require_trainable(decoded.splits)
+    sizes = np.concatenate([d.sizes for d in decoded.splits.parts.values() if d.sizes is not None])
+    torn = torn_groups(encoded)
+    problems = [torn] if torn else []
+    return check_data(decoded, sizes, encoded.passed_over, problems, progress), decoded
 
 
 def _check_image_size(image_size: int) -> None:
     if not 8 <= image_size <= 512:
         raise ValueError(f"image_size={image_size} is out of range; allowed: [8, 512]")
+
+
+def _find(source: str, data_dir: Path, options: DataOptions) -> EncodedSource | None:
+    """Return the encoded images of a source; None for one that has a loader of its own."""
+    if source == "digits":
+        return None
+    if source == "cifar10":  # a Parquet copy may stand for the official archive
+        for folder in (data_dir / "cifar10", data_dir):
+            try:
+                files = find_parquet(folder) if folder.is_dir() else None
+            except ValueError:
+                continue  # other tables than this one
+            if files is not None and {"train", "test"} <= files.parts.keys():
+                encoded = read_parquet(files, options)
+                if encoded.classes == CLASSES:
+                    return encoded
+        return None
+    return _read(Path(source), source, options)
 
 
 def _load_named(source: str, data_dir: Path, image_size: int, progress: Progress) -> DataSplits:
@@ -86,8 +157,16 @@ def _load_named(source: str, data_dir: Path, image_size: int, progress: Progress
     return load_cifar10(data_dir, image_size, progress)
 
 
-def _read(source: str) -> EncodedSource:
-    path = Path(source)
+def _named_notes(source: str) -> tuple[str, ...]:
+    if not Path(source).exists():
+        return ()
+    return (
+        f"{source} is the data set that halfmeg knows by this name; "
+        f"what is called {source} here is not read: write ./{source} for it",
+    )
+
+
+def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     if not path.exists():
         close = difflib.get_close_matches(source, NAMED_SOURCES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -96,14 +175,61 @@ def _read(source: str) -> EncodedSource:
             "a path to Parquet files, or a path to a folder of images"
         )
     files = find_parquet(path)
-    if files:
-        return read_parquet(files)
-    if path.is_file():
-        raise ValueError(f"{source} is a file; expected: a folder of images, or a .parquet file")
-    if not any(path.iterdir()):
-        raise ValueError(f"{source} is an empty folder; expected: one folder of images per class")
-    return read_folder(path)
+    arrays = find_arrays(path) if files is None else None
+    if files is not None:
+        encoded = read_parquet(files, options)
+    elif arrays is not None:
+        encoded = arrays
+    elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
+        encoded = read_table(path, options)
+    elif path.is_file():
+        raise ValueError(
+            f"{source} is a file; expected: a folder of images, or a .parquet, .csv or .npz file"
+        )
+    else:
+        encoded = read_folder(path, options.path_group)
+    _check_groups(encoded, options)
+    return encoded
 
 
-def _source_name(source: str) -> str:
-    return Path(source).resolve().name
+def _check_groups(encoded: EncodedSource, options: DataOptions) -> None:
+    """Raise where a group was asked for and there is none.
+
+    Raises:
+        ValueError: no image has one.
+    """
+    images = [image for part in encoded.parts.values() for image in part]
+    if options.group and images and not any(image.group for image in images):
+        raise ValueError(
+            f"group={options.group!r} matches no path and is no column; "
+            f"the first image is {images[0].name}"
+        )
+
+
+def _require_images_of_each_class(data: DataSplits, encoded: EncodedSource | None) -> None:
+    counts = data.train.labels.bincount(minlength=len(data.classes)).tolist()
+    empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    if empty and encoded is not None and any(item.is_image for item in encoded.passed_over):
+        raise ValueError(
+            f"class {empty[0]!r} of {data.name} has no training images that can be read "
+            f"({summarize_passed_over(encoded.passed_over)})"
+        )
+
+
+def _unbalanced(data: DataSplits) -> tuple[str, ...]:
+    """Say what a constant answer scores where some classes are much larger than others."""
+    counts = data.train.labels.bincount(minlength=len(data.classes))
+    present = counts[counts > 0]
+    if int(present.max()) < IMBALANCE * int(present.min()):
+        return ()
+    name = data.classes[int(counts.argmax())]
+    share = (data.test.labels == counts.argmax()).float().mean().item()
+    return (
+        f"classes have {int(present.min()):,} to {int(present.max()):,} training images: always "
+        f"answering {name!r} would score {share:.1%} of the test images; class_weights=balanced "
+        "or sampling=balanced count the classes alike",
+    )
+
+
+def _name(source: str) -> str:
+    return source if source in NAMED_SOURCES else Path(source).resolve().name

@@ -3,86 +3,353 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from halfmeg.data.dataset import class_names
+from halfmeg.data.dataset import MAX_CLASSES, class_names
 from halfmeg.data.decode import EncodedImage
+from halfmeg.data.formats import MAX_FILE_BYTES
+from halfmeg.data.options import DataOptions
+from halfmeg.data.parts import find_parts, part_of
+from halfmeg.data.scan import PassedOver
 from halfmeg.data.source import EncodedSource
 
 IMAGE_COLUMNS = ("img", "image")
-TEST_PREFIXES = ("test", "validation")
+LABEL_COLUMNS = ("label", "labels")
+BATCH_ROWS = 64
+FEW_ROWS = 8
+"""Rows that are held at once; few where each may be as large as an image file may be."""
+
+MAX_EXPANSION = 20
+"""A file may hold this many times its own size of image bytes, and `FREE_BYTES` at least."""
+
+FREE_BYTES = 256 * 2**20
+
+_SHARD = re.compile(r"(.*?)-?(\d+)-of-(\d+)$")
 
 
-def find_parquet(path: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of `path`, a file or a folder, for "train" and "test".
+@dataclass
+class ParquetFiles:
+    """The files of a source.
 
-    A validation file stands in for the test part where there is no test file. A single file, or
-    files of other names, hold everything and come under "all". No file gives an empty result.
+    Attributes:
+        parts: "train", "validation" and "test", or "all".
+        passed_over: files that belong to no part.
     """
-    if path.is_file():
-        return {"all": [path]} if path.suffix == ".parquet" else {}
-    files = sorted(path.glob("*.parquet"))
-    if not files and (path / "data").is_dir():  # where the hub puts them
-        files = sorted((path / "data").glob("*.parquet"))
-    train = [file for file in files if file.name.startswith("train")]
-    for prefix in TEST_PREFIXES:
-        test = [file for file in files if file.name.startswith(prefix)]
-        if train and test:
-            return {"train": train, "test": test}
-    return {"all": files} if files else {}
+
+    parts: dict[str, list[Path]]
+    passed_over: list[PassedOver] = field(default_factory=list)
 
 
-def read_parquet(files: dict[str, list[Path]]) -> EncodedSource:
-    """Read the encoded images and labels of `find_parquet`'s files.
+def find_parquet(path: Path) -> ParquetFiles | None:
+    """Return the Parquet files of `path`, a file or a folder; None where there are none.
+
+    They stand in the folder, in its `data`, or in the one sub-folder that the hub names after a
+    configuration, each also in a folder for each part. A file's part is the first word of its
+    name; files of other names hold everything together.
 
     Raises:
-        ValueError: no Parquet file, no image column, or labels that are no class indices.
+        ValueError: shards are missing, or there are several configurations.
     """
-    names: list[str] | None = None
-    parts: dict[str, list[EncodedImage]] = {}
-    for part, paths in files.items():
-        parts[part] = []
-        for path in paths:
-            images, file_names = _read_file(path)
-            parts[part] += images
-            names = names or file_names
-    highest = max((image.label for images in parts.values() for image in images), default=-1)
-    classes = class_names(highest + 1, names)
-    if highest >= len(classes):
-        raise ValueError(f"label {highest} has no name; the metadata names {len(classes)} classes")
-    return EncodedSource(parts, classes)
+    if path.is_file():
+        return ParquetFiles({"all": [path]}) if _is_parquet(path) else None
+    files = _files_of(path) or _files_of(path / "data")
+    if not files:
+        found = {folder.name: _files_of(folder) for folder in _sub_folders(path)}
+        found = {name: files for name, files in found.items() if files}
+        if len(found) > 1:
+            raise ValueError(
+                f"{path} has several tables: {', '.join(sorted(found))}; name one of these folders"
+            )
+        files = next(iter(found.values()), {})
+    if not files:
+        return None
+    for file in files:
+        _require_shards(file, list(files))
+    named = find_parts(set(files.values()), str(path))
+    if named is None:
+        return ParquetFiles({"all": sorted(files)})
+    parts = {
+        part: sorted(f for f, own in files.items() if own == word) for part, word in named.items()
+    }
+    left = sorted(files.keys() - {file for part in parts.values() for file in part})
+    reason = "beside the tables of the parts"
+    return ParquetFiles(parts, [PassedOver(str(file.relative_to(path)), reason) for file in left])
 
 
-def _read_file(path: Path) -> tuple[list[EncodedImage], list[str] | None]:
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet" and not path.name.startswith(".")
+
+
+def _sub_folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _files_of(folder: Path) -> dict[Path, str]:
+    """Return a folder's Parquet files with the word that may name their part."""
+    if not folder.is_dir():
+        return {}
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if _is_parquet(path) and path.is_file():
+            word = re.split(r"[^a-z]", path.stem.lower(), maxsplit=1)[0]
+            files[path] = word if part_of(word) else word.removesuffix("set").removesuffix("data")
+        elif path.is_dir() and part_of(path.name):
+            files |= {p: path.name.lower() for p in sorted(path.iterdir()) if _is_parquet(p)}
+    return files
+
+
+def _require_shards(file: Path, files: list[Path]) -> None:
+    """Raise where a file says that it is one of several and not all are there."""
+    shard = _SHARD.match(file.stem)
+    if shard is None:
+        return
+    name, total = shard[1], int(shard[3])
+    siblings = (_SHARD.match(f.stem) for f in files if f.parent == file.parent)
+    there = {int(s[2]) for s in siblings if s and s[1] == name and int(s[3]) == total}
+    if missing := sorted(set(range(min(total, 100_000))) - there):
+        listed = ", ".join(map(str, missing[:5])) + (" and more" if len(missing) > 5 else "")
+        raise ValueError(
+            f"{file.parent} has not all of the {total} files {name}-…-of-{shard[3]}: "
+            f"missing are {listed}, counted from 0"
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    content: bytes | Path
+    label: int | str
+    group: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    path: Path
+    rows: list[_Row]
+    names: tuple[str, ...] | None  # of the class indices
+
+
+def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
+    """Read the encoded images and labels of `find_parquet`'s files.
+
+    Labels are class indices, matched between files by the names that each file's metadata gives
+    them, or texts.
+
+    Raises:
+        ValueError: no Parquet file, no image column, labels that are neither, or too much content.
+    """
+    tables = {
+        part: [_read_file(path, options) for path in paths] for part, paths in files.parts.items()
+    }
+    everything = [table for part in tables.values() for table in part]
+    classes, notes = _classes_of(everything)
+    parts = {}
+    for part, own in tables.items():
+        parts[part] = [
+            EncodedImage(row.name, row.content, label, row.group)
+            for table in own
+            for row, label in zip(table.rows, _labels_of(table, classes), strict=True)
+        ]
+    return EncodedSource(parts, classes, tuple(files.passed_over), notes)
+
+
+def _classes_of(tables: list[_Table]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the class names of all tables, and what is to be said about them."""
+    labels = {row.label for table in tables for row in table.rows}
+    texts = {label for label in labels if isinstance(label, str)}
+    if texts:
+        if len(texts) < len(labels):
+            raise ValueError("labels are texts in some rows and numbers in others; use one kind")
+        return tuple(sorted(texts)), ()
+    numbers = [label for label in labels if isinstance(label, int)]
+    highest = max(numbers, default=-1)
+    named = [table for table in tables if table.names is not None]
+    if not named:
+        if highest >= MAX_CLASSES:
+            raise ValueError(f"label {highest} is out of range; allowed: 0 to {MAX_CLASSES - 1:,}")
+        return class_names(highest + 1, None), ()
+    classes = named[0].names
+    assert classes is not None
+    notes = tuple(
+        f"{table.path.name} has no class names; those of {named[0].path.name} are used"
+        for table in tables
+        if table.names is None
+    )
+    return classes, notes
+
+
+def _labels_of(table: _Table, classes: tuple[str, ...]) -> list[int]:
+    index = {name: label for label, name in enumerate(classes)}
+    names = table.names or classes
+    labels = []
+    for row in table.rows:
+        if isinstance(row.label, str):
+            labels.append(index[row.label])
+        elif row.label >= len(names):
+            raise ValueError(
+                f"{row.name}: label {row.label} has no name; the metadata names "
+                f"{len(names)} classes"
+            )
+        elif names[row.label] not in index:
+            raise ValueError(
+                f"{row.name} is of the class {names[row.label]!r}; allowed: {', '.join(classes)}"
+            )
+        else:
+            labels.append(index[names[row.label]])
+    return labels
+
+
+def _read_file(path: Path, options: DataOptions) -> _Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(path)
-        column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-        if column is None or "label" not in schema.names:
-            raise ValueError(
-                f"{path} has the columns {', '.join(schema.names)}; "
-                "expected: img or image, and label"
-            )
-        table = pq.read_table(path, columns=[column, "label"])
-        contents = pa.compute.struct_field(table[column], "bytes").to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet of images: {error}") from None
-    labels = table["label"].to_pylist()
-    images = []
-    for row, (content, label) in enumerate(zip(contents, labels, strict=True)):
-        if not isinstance(label, int) or label < 0:
-            raise ValueError(
-                f"{path} row {row}: label {label!r}; expected: a class index, 0 or more"
-            )
-        images.append(EncodedImage(f"{path.name} row {row}", content or b"", label))
-    return images, _label_names(schema.metadata or {})
+        image_column = _find_column(path, schema, options.image_column, "image")
+        label_column = _find_column(path, schema, options.label_column, "label")
+        group_column = options.group if options.group in schema.names else None
+        columns = _Columns(image_column, label_column, group_column)
+        # Equal contents stand in memory once, however often a dictionary repeats them.
+        file = pq.ParquetFile(path, read_dictionary=_dictionaries(path, image_column))
+        try:
+            rows = _read_rows(path, file, columns, options, BATCH_ROWS)
+        except pa.ArrowNotImplementedError:  # a dictionary for some rows only
+            rows = _read_rows(path, pq.ParquetFile(path), columns, options, FEW_ROWS)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
+    return _Table(path, rows, _label_names(schema.metadata or {}, label_column))
 
 
-def _label_names(metadata: dict[bytes, bytes]) -> list[str] | None:
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    label: str
+    group: str | None
+
+
+def _read_rows(
+    path: Path, file: Any, columns: _Columns, options: DataOptions, batch_rows: int
+) -> list[_Row]:
+    names = [columns.image, columns.label, *([columns.group] if columns.group else [])]
+    allowed = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
+    rows: list[_Row] = []
+    seen: dict[bytes, bytes] = {}
+    for batch in file.iter_batches(batch_size=batch_rows, columns=list(dict.fromkeys(names))):
+        groups = batch[columns.group].to_pylist() if columns.group else None
+        pairs = zip(_cells(batch[columns.image]), batch[columns.label].to_pylist(), strict=True)
+        for place, (cell, label) in enumerate(pairs):
+            where = f"{path.name} row {len(rows)}"
+            content, inner = _content(cell, path, columns.image, len(rows))
+            if isinstance(content, bytes):
+                if content not in seen:
+                    allowed -= len(content)
+                content = seen.setdefault(content, content)
+                if allowed < 0:
+                    raise ValueError(f"{path} holds much more than its size; nothing is read")
+            if content == b"":
+                where += f" ({columns.image} is null)"
+            group = str(groups[place]) if groups else options.path_group(inner)
+            rows.append(_Row(where, content, _label(label, path, columns.label, where), group))
+    return rows
+
+
+def _dictionaries(path: Path, column: str) -> list[str]:
+    """Return the parts of a column that are stored as an index into their distinct values."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    names = {c.path_in_schema for c in chunks if c.has_dictionary_page}
+    return sorted(names & {column, f"{column}.bytes"})
+
+
+def _find_column(path: Path, schema: Any, wanted: str, kind: str) -> str:
+    names: list[str] = schema.names
+    known = (wanted,) if wanted else IMAGE_COLUMNS if kind == "image" else LABEL_COLUMNS
+    found = next((name for name in known if name in names), None)
+    if found is None and not wanted and kind == "image":
+        structs = [n for n in names if str(schema.field(n).type).startswith("struct<bytes: ")]
+        found = structs[0] if len(structs) == 1 else None
+    if found is None:
+        shown = ", ".join(names[:20])
+        expected = f"{wanted!r}" if wanted else "img or image, and label"
+        raise ValueError(
+            f"{path} has the columns {shown}; expected: {expected}; "
+            f"name another with --{kind}-column"
+        )
+    return found
+
+
+def _cells(column: Any) -> Iterator[Any]:
+    """Yield a batch's cells, without making Python numbers of a list's bytes."""
+    import pyarrow as pa
+
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        for cell in column:
+            if not cell.is_valid:
+                yield None
+            elif not pa.types.is_uint8(column.type.value_type):
+                yield cell
+            else:
+                yield cell.values.to_numpy(zero_copy_only=False).tobytes()
+    else:
+        yield from column.to_pylist()
+
+
+def _content(cell: Any, path: Path, column: str, row: int) -> tuple[bytes | Path, str]:
+    """Return an image's bytes or file, and the path by which the table calls it.
+
+    Raises:
+        ValueError: neither bytes nor the path of a file below the table's folder.
+    """
+    inner = ""
+    if isinstance(cell, dict):
+        inner = str(cell.get("path") or "")
+        cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
+    if cell is None:
+        return b"", inner
+    if isinstance(cell, bytes):
+        if len(cell) > MAX_FILE_BYTES:
+            raise ValueError(f"{path} row {row}: {column} is larger than {MAX_FILE_BYTES:,} bytes")
+        return cell, inner
+    if not isinstance(cell, str):
+        raise ValueError(
+            f"{path} row {row}: {column} cannot be read as Parquet of images; "
+            "expected: bytes, a struct of bytes and path, or a path"
+        )
+    file = path.parent / cell
+    if not file.resolve().is_relative_to(path.parent.resolve()) or not file.is_file():
+        raise ValueError(
+            f"{path} row {row}: {column} has no bytes, but the path {cell!r}, and there is no "
+            f"such file below {path.parent}"
+        )
+    return file, cell
+
+
+def _label(label: Any, path: Path, column: str, where: str) -> int | str:
+    if isinstance(label, str):
+        return unicodedata.normalize("NFC", label)
+    if not isinstance(label, int) or label < 0:
+        raise ValueError(
+            f"{path.parent / where}: {column} {label!r}; expected: a class index, "
+            "0 or more, or a text"
+        )
+    return label
+
+
+def _label_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] | None:
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features["label"]["names"]]
-    except (KeyError, ValueError, TypeError):
+        names = features[column]["names"]
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
+    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
+        return None
+    return tuple(unicodedata.normalize("NFC", str(name)) for name in names)

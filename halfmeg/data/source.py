@@ -1,47 +1,88 @@
-"""Encoded images of a source, and their decoding."""
+"""Encoded images of a source, their division into parts, and their decoding."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
 
-from halfmeg.data.cache import load_cached
-from halfmeg.data.dataset import (
-    Dataset,
-    DataSplits,
-    build_splits,
-    one_class_message,
-    stratified_split,
-)
-from halfmeg.data.decode import EncodedImage, Progress, decode_images
+from halfmeg.data.cache import find_cached, keep_cached
+from halfmeg.data.dataset import Dataset, DataSplits, build_splits, split_by_content
+from halfmeg.data.decode import EncodedImage, FitName, Progress, decode_images
+from halfmeg.data.scan import PassedOver
 
 TEST_FRACTION = 0.2
-SPLIT_SEED = 0
-"""A source without a test part is split 80/20, stratified, with this seed."""
+"""About this share of a source without a test part is held out, by a hash of the content."""
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 """Raised when decoding changes, so that older caches are not used."""
 
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """A source before decoding: its parts ("train" and "test", or "all") and class names."""
+    """A source before decoding.
+
+    Attributes:
+        parts: "train", "test" and perhaps "validation", or "all"; "test" alone can be evaluated on.
+        classes: the names.
+        passed_over: the files that are not used, and why.
+        notes: what a user should know about how it was read, a line each.
+        divided: the test part was drawn here, not given.
+    """
 
     parts: dict[str, list[EncodedImage]]
     classes: tuple[str, ...]
+    passed_over: tuple[PassedOver, ...] = ()
+    notes: tuple[str, ...] = ()
+    divided: bool = False
 
-    def content_key(self, image_size: int) -> str:
+    def divide(self) -> Self:
+        """Return the source with a training and a test part, drawn by content if need be."""
+        if "all" not in self.parts:
+            return (
+                self if "train" in self.parts else replace(self, parts={"train": []} | self.parts)
+            )
+        images = self.parts["all"]
+        keys = [_group_digest(image.group) if image.group else image.digest for image in images]
+        labels = torch.tensor([image.label for image in images], dtype=torch.int64)
+        chosen = dict(
+            zip(("train", "test"), split_by_content(labels, keys, TEST_FRACTION), strict=True)
+        )
+        parts = {part: [images[i] for i in indices.tolist()] for part, indices in chosen.items()}
+        return replace(self, parts=parts, divided=True)
+
+    def content_key(self, image_size: int, fit: FitName) -> str:
         """Return a hash of all image bytes, labels and names, and of how they are decoded."""
-        digest = hashlib.sha256(repr((CACHE_FORMAT, image_size, self.classes)).encode())
+        digest = hashlib.sha256(repr((CACHE_FORMAT, image_size, fit, self.classes)).encode())
         for part, images in self.parts.items():
             digest.update(part.encode())
             for image in images:
                 digest.update(image.label.to_bytes(8, "little"))
-                digest.update(hashlib.sha256(image.read()).digest())
+                digest.update(_group_digest(image.group) if image.group else b"")
+                digest.update(image.digest)
         return digest.hexdigest()[:32]
+
+
+def _group_digest(group: str) -> bytes:
+    return hashlib.sha256(group.encode(errors="surrogateescape")).digest()
+
+
+def torn_groups(source: EncodedSource) -> str:
+    """Return a line that names the groups which a given division into parts tears, or ""."""
+    first: dict[str, tuple[str, str]] = {}
+    torn: dict[str, str] = {}
+    for part, images in source.parts.items():
+        for image in images:
+            own_part, name = first.setdefault(image.group, (part, image.name))
+            if image.group and own_part != part:
+                torn.setdefault(image.group, f"{name} and {image.name}")
+    if not torn:
+        return ""
+    return f"{len(torn)} group(s) stand in two parts: {'; '.join([*torn.values()][:3])}"
 
 
 @dataclass(frozen=True)
@@ -50,66 +91,100 @@ class DecodedSource:
 
     Attributes:
         splits: the readable images.
-        sizes: int B×2, their own widths and heights.
+        names: for each part, where each image comes from.
         unreadable: a line for each image that could not be read.
     """
 
     splits: DataSplits
-    sizes: np.ndarray
+    names: dict[str, list[str]]
     unreadable: tuple[str, ...]
 
 
 def load_encoded(
-    name: str, source: EncodedSource, image_size: int, progress: Progress
+    name: str, source: EncodedSource, image_size: int, progress: Progress, fit: FitName = "crop"
 ) -> DataSplits:
     """Load a source through the cache.
 
     Raises:
         ValueError: images that cannot be read, by name; or too few images or classes.
     """
+    decoded = decode_cached(name, source, image_size, progress, fit)
+    if unreadable := decoded.unreadable:
+        more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+        raise ValueError(
+            f"{name} has {len(unreadable)} unreadable image(s): "
+            f"{'; '.join(unreadable[:3])}{more}; "
+            "mend or remove them (`halfmeg data check` lists all)"
+        )
+    return decoded.splits
 
-    def build() -> DataSplits:
-        decoded = decode_source(name, source, image_size, progress)
-        if unreadable := decoded.unreadable:
-            more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
-            raise ValueError(
-                f"{name} has {len(unreadable)} unreadable image(s): "
-                f"{'; '.join(unreadable[:3])}{more}; "
-                "mend or remove them (`halfmeg data check` lists all)"
-            )
-        return decoded.splits
 
-    return load_cached(name, source.content_key(image_size), build)
+def decode_cached(
+    name: str, source: EncodedSource, image_size: int, progress: Progress, fit: FitName = "crop"
+) -> DecodedSource:
+    """Decode what can be read of a source; in the cache it is kept where all of it can be.
+
+    Raises:
+        ValueError: nothing of it can be read, or nothing of its test part.
+    """
+    source = source.divide()
+    key = source.content_key(image_size, fit)
+    splits = find_cached(name, key)
+    if splits is None:
+        decoded = decode_source(name, source, image_size, progress, fit)
+        if not decoded.unreadable:
+            decoded = replace(decoded, splits=keep_cached(decoded.splits, key))
+    else:
+        names = {part: [image.name for image in images] for part, images in source.parts.items()}
+        decoded = DecodedSource(splits, names, ())
+    notes = (*source.notes, *decoded.splits.notes)
+    return replace(decoded, splits=replace(decoded.splits, notes=notes))
 
 
 def decode_source(
-    name: str, source: EncodedSource, image_size: int, progress: Progress
+    name: str, source: EncodedSource, image_size: int, progress: Progress, fit: FitName = "crop"
 ) -> DecodedSource:
-    """Decode what can be read of a source.
+    """Decode what can be read of a divided source.
 
     Raises:
-        ValueError: too few readable images or classes.
+        ValueError: nothing of it can be read, or nothing of its test part.
     """
     parts: dict[str, Dataset] = {}
+    names: dict[str, list[str]] = {}
     unreadable: list[str] = []
-    sizes: list[np.ndarray] = []
+    found: Counter[str] = Counter()
     for part, encoded in source.parts.items():
-        decoded = decode_images(encoded, image_size, progress)
+        decoded = decode_images(encoded, image_size, progress, fit)
         pixels = decoded.pixels
         readable = [index for index in range(len(encoded)) if index not in decoded.unreadable]
         if decoded.unreadable:
             pixels = pixels[readable]
+        kept = [encoded[index] for index in readable]
         unreadable += [f"{encoded[i].name}: {reason}" for i, reason in decoded.unreadable.items()]
-        sizes.append(decoded.sizes[readable])
-        labels = torch.tensor([encoded[index].label for index in readable], dtype=torch.int64)
-        parts[part] = Dataset(torch.from_numpy(pixels), labels, source.classes)
+        found.update(decoded.notes.values())
+        names[part] = [image.name for image in kept]
+        parts[part] = Dataset(
+            torch.from_numpy(pixels),
+            torch.tensor([image.label for image in kept], dtype=torch.int64),
+            source.classes,
+            groups=_groups(kept),
+            sizes=torch.from_numpy(decoded.sizes[readable]),
+        )
     if not sum(map(len, parts.values())):
-        raise ValueError(f"{name} has no readable images; the first: {unreadable[0]}")
-    if len(source.classes) < 2:
-        raise ValueError(one_class_message(name, source.classes))
-    if "all" in parts:
-        everything = parts["all"]
-        first, second = stratified_split(everything.labels, TEST_FRACTION, SPLIT_SEED)
-        parts = {"train": everything.subset(first), "test": everything.subset(second)}
-    splits = build_splits(name, parts["train"], parts["test"])
-    return DecodedSource(splits, np.concatenate(sizes), tuple(unreadable))
+        first = f"; the first: {unreadable[0]}" if unreadable else ""
+        raise ValueError(f"{name} has no readable images{first}")
+    splits = build_splits(name, parts["train"], parts["test"], parts.get("validation"))
+    notes = tuple(
+        f"{count:,} image(s) hold {note}, and are scaled so" for note, count in found.items()
+    )
+    splits = replace(splits, divided=source.divided, notes=notes)
+    return DecodedSource(splits, names, tuple(sorted(unreadable)))
+
+
+def _groups(images: list[EncodedImage]) -> torch.Tensor | None:
+    """Return a number for each image, equal for those of one group; one without has its own."""
+    if not any(image.group for image in images):
+        return None
+    keys = [_group_digest(image.group) if image.group else image.digest for image in images]
+    numbers = np.array([int.from_bytes(key[:8], "little") for key in keys], dtype=np.uint64)
+    return torch.from_numpy(numbers.view(np.int64))

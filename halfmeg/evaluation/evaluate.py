@@ -25,9 +25,10 @@ class Evaluation:
     Attributes:
         accuracy: share of right answers, 0 to 1.
         loss: mean cross-entropy in nats.
-        per_class: accuracy of each class; None for a class without images.
+        per_class: accuracy of each class, its recall; None for a class without images.
         confusion: confusion[t][p] images of true class t were called p.
         n: number of images.
+        left_out: images that were not counted, since the network was trained on them.
     """
 
     accuracy: float
@@ -35,16 +36,58 @@ class Evaluation:
     per_class: tuple[float | None, ...]
     confusion: tuple[tuple[int, ...], ...]
     n: int
+    left_out: int = 0
+
+    @property
+    def precision(self) -> tuple[float | None, ...]:
+        """Of the images called each class, the share that are; None where none is called so."""
+        called = [sum(row[p] for row in self.confusion) for p in range(len(self.confusion))]
+        return tuple(self.confusion[p][p] / n if n else None for p, n in enumerate(called))
+
+    @property
+    def f1(self) -> tuple[float | None, ...]:
+        """The harmonic mean of precision and recall of each class; None without images of it."""
+        pairs = zip(self.precision, self.per_class, strict=True)
+        return tuple(
+            None if recall is None else 2 * p * recall / (p + recall) if p and recall else 0.0
+            for p, recall in pairs
+        )
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the classes' own accuracies, each class counting alike."""
+        return _mean(self.per_class)
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of `f1` over the classes that have images."""
+        return _mean(self.f1)
+
+    @property
+    def constant_accuracy(self) -> float:
+        """What an answer would score that is always the most frequent class."""
+        return max(sum(row) for row in self.confusion) / self.n
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
             "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
+            "constant_accuracy": self.constant_accuracy,
+            "precision": list(self.precision),
+            "f1": list(self.f1),
             "loss": self.loss,
             "per_class": list(self.per_class),
             "confusion": [list(row) for row in self.confusion],
             "n": self.n,
+            "left_out": self.left_out,
         }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present)
 
 
 @torch.inference_mode()

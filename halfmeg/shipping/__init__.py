@@ -2,6 +2,7 @@
 
 | module | holds |
 |---|---|
+| `preprocess` | what happens to an image before the network, in words and as a program |
 | `onnx` | ONNX in float32 and int8 |
 | `verify` | a bundle's ONNX files bounded, and compared with its weights |
 | `export` | run folder → bundle, each file proved before it gets its name |

@@ -156,7 +156,8 @@ def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], Image
     mean, std = torch.tensor(bundle.mean), torch.tensor(bundle.std)
 
     def answer(content: bytes) -> tuple[dict[str, float], Image.Image]:
-        pixels = torch.from_numpy(decode_image(content, bundle.image_size)[0].copy())[None]
+        image = decode_image(content, bundle.image_size, bundle.options.fit)
+        pixels = torch.from_numpy(image.pixels.copy())[None]
         logits = run(pixels)
         heat = torch.zeros(pixels.shape[2:])  # of a network without a map: the image alone
         if model is not None and layer is not None:

@@ -14,15 +14,17 @@ from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
 from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
-from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
+from halfmeg.data.dataset import Dataset, DataSplits, hold_out
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
-from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
+from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.files import json_bytes, new_folder
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.onnx import quantize, to_onnx
+from halfmeg.shipping.preprocess import preprocessing, snippet
 from halfmeg.shipping.verify import logit_tolerance
 
 NUM_CALIBRATION = 512
@@ -108,6 +110,9 @@ def export(
         "model.onnx": onnx_model,
         "model.int8.onnx": int8_model,
     }
+    trained_on = run.trained_on()
+    if trained_on is not None:
+        contents[TRAINED_ON] = ids_to_bytes(trained_on)
     facts = {
         "format": FORMAT,
         "model": short_name(run.config.model),
@@ -120,10 +125,14 @@ def export(
         "std": list(std),
         "temperature": temperature,
         "temperature_origin": origin,
+        "preprocessing": preprocessing(run.data.image_size, run.options.fit),
         "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
         "accuracy": {
             "test_accuracy": measured.accuracy,
             "test_n": measured.n,
+            "test_balanced_accuracy": measured.balanced_accuracy,
+            "test_macro_f1": measured.macro_f1,
+            "constant_accuracy": measured.constant_accuracy,
             "data": run.data.name,
             "precision": "float32",
         },
@@ -133,7 +142,7 @@ def export(
     }
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python
         facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
-    contents["README.md"] = _model_card(facts, measured.per_class, contents).encode()
+    contents["README.md"] = _model_card(facts, measured, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)
     with new_folder(out) as part:
@@ -157,6 +166,21 @@ def _temperature(logits: Tensor, held_out: Dataset, kind: str) -> tuple[float, s
     return fitted, "fitted on validation images"
 
 
+def copy_bundle(bundle: str | Path, out: str | Path) -> Bundle:
+    """Copy a bundle, its files checked, to a new folder.
+
+    Raises:
+        ValueError: no bundle or a damaged one.
+        OSError: `out` exists or cannot be written.
+    """
+    opened = Bundle.open(bundle)
+    with new_folder(Path(out)) as part:
+        (part / "model.json").write_bytes((opened.folder / "model.json").read_bytes())
+        for name in opened.described["files"]:
+            (part / name).write_bytes(opened.read_file(name))
+    return Bundle.open(out)
+
+
 def _require_ship_extra() -> None:
     try:
         import onnx  # noqa: F401
@@ -170,8 +194,8 @@ def _proof_images(run: Run, data: DataSplits) -> tuple[Dataset, str]:
     fraction, kind = run.config.val_fraction, "validation"
     if fraction == 0:
         fraction, kind = 0.1, "training"
-    _, indices = stratified_split(data.train.labels, fraction, run.config.seed)
-    return data.train.subset(indices[:MAX_PROOF_IMAGES]), kind
+    _, held_out = hold_out(data, fraction, run.config.seed)
+    return held_out.subset(slice(MAX_PROOF_IMAGES)), kind
 
 
 def _prove(
@@ -215,15 +239,14 @@ def _versions() -> dict[str, Any]:
     return {key: facts[key] for key in kept} | versions
 
 
-def _model_card(
-    facts: dict[str, Any], per_class: tuple[float | None, ...], contents: dict[str, bytes]
-) -> str:
+def _model_card(facts: dict[str, Any], measured: Evaluation, contents: dict[str, bytes]) -> str:
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("halfmeg.shipping"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=False,
     )  # fmt: skip
     return templates.get_template("card.md").render(
         facts=facts,
-        classes=list(zip(facts["classes"], per_class, strict=True)),
+        classes=list(zip(facts["classes"], measured.per_class, measured.precision, strict=True)),
+        snippet=snippet(facts["image_size"], facts["preprocessing"]["fit"]),
         sizes={name: len(content) for name, content in contents.items()},
     )

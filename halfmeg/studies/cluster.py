@@ -61,13 +61,13 @@ def train_on_cluster(
     ray = _connect(address)
     try:
         arrays = {
-            "train_images": data.train.images.numpy(),
-            "train_labels": data.train.labels.numpy(),
-            "test_images": data.test.images.numpy(),
-            "test_labels": data.test.labels.numpy(),
+            (part, kind): tensor.numpy()
+            for part, dataset in data.parts.items()
+            for kind in ("images", "labels", "groups")
+            if (tensor := getattr(dataset, kind)) is not None
         }
         empty = Dataset(torch.empty(0), torch.empty(0), data.classes)
-        facts = replace(data, train=empty, test=empty)
+        facts = replace(data, train=empty, test=empty, validation=None)
         shared = ray.put(arrays)
         train = ray.remote(_train_on_node)
         waiting = {}
@@ -116,21 +116,28 @@ def _check_answers(address: str) -> None:
 
 
 def _train_on_node(
-    config: RunConfig, arrays: dict[str, Any], facts: DataSplits, files: dict[str, bytes],
+    config: RunConfig,
+    arrays: dict[tuple[str, str], Any],
+    facts: DataSplits,
+    files: dict[str, bytes],
     sources: Sequence[Source],
-) -> dict[str, bytes] | str:  # fmt: skip
+) -> dict[str, bytes] | str:
     """Train one run on a node; return its files, or the error."""
     torch.set_num_threads(max(1, config.threads))
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     parts = {
         part: Dataset(
-            torch.from_numpy(arrays[f"{part}_images"]),
-            torch.from_numpy(arrays[f"{part}_labels"]).clone(),
+            torch.from_numpy(arrays[part, "images"]),
+            torch.from_numpy(arrays[part, "labels"]).clone(),
             facts.classes,
+            groups=torch.from_numpy(groups).clone() if groups is not None else None,
         )
-        for part in ("train", "test")
+        for part in sorted({part for part, _ in arrays})
+        for groups in [arrays.get((part, "groups"))]
     }
-    data = replace(facts, train=parts["train"], test=parts["test"])
+    data = replace(
+        facts, train=parts["train"], test=parts["test"], validation=parts.get("validation")
+    )
     with scratch_folder() as temporary:
         folder = temporary / "run"
         for index, source in enumerate(sources):

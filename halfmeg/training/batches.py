@@ -51,6 +51,7 @@ class Batches:
         selection: chooses the images of an epoch.
         ranks: the processes of the run.
         transform: what is done to the images last.
+        weights: to draw each of the images by; None for each image once in an epoch.
     """
 
     indices: Tensor
@@ -61,6 +62,7 @@ class Batches:
     selection: Selection
     ranks: Ranks
     transform: Transform = same_images
+    weights: Tensor | None = None
 
     def draw(self, train: Dataset, epoch: Epoch, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `first` on.
@@ -75,7 +77,7 @@ class Batches:
         """
         if first == 0:
             self.selection.start_epoch()
-        order = self.selection.choose(epoch.order(self.indices), epoch.num_images)
+        order = self.selection.choose(epoch.order(self.indices, self.weights), epoch.num_images)
         mirrored = epoch.mirrored(len(train))
         for step in range(first, len(epoch.batches)):
             chosen = order[epoch.batches[step]]

@@ -15,7 +15,7 @@ from halfmeg.artifacts.run import METRICS, Run
 from halfmeg.artifacts.weights import OTHER_VERSION
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize
-from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
+from halfmeg.data.dataset import Dataset, DataSplits, hold_out
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.files import check_json
@@ -36,7 +36,7 @@ from halfmeg.training.optim import (
     decay_groups,
 )
 from halfmeg.training.own import build_own_optimizer, build_transform, try_own
-from halfmeg.training.plan import Epoch, Plan, augmentation_of, derive_seed
+from halfmeg.training.plan import Epoch, Plan, augmentation_of, balanced_weights, derive_seed
 from halfmeg.training.selection import build_selection
 from halfmeg.training.state import Position, State
 from halfmeg.training.stopping import how_to_continue
@@ -66,7 +66,7 @@ def check(config: RunConfig, data: DataSplits) -> None:
         load_initial_weights(model, config)
     if config.teacher:
         open_teacher(config, data)
-    train, _ = stratified_split(data.train.labels, config.val_fraction, config.seed)
+    train, _ = hold_out(data, config.val_fraction, config.seed)
     if len(train) < 2:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
 
@@ -129,7 +129,7 @@ class Job:
     Attributes:
         device, dtype: where and in what its network is computed.
         plan: what its epochs do.
-        val_indices: the training images that are held out.
+        val: the images to validate on.
         state: its network, and what changes with it.
         network: maps normalized images B×3×H×W to logits; compiled, and over several processes.
         criterion: the loss of a batch.
@@ -142,7 +142,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     plan: Plan
-    val_indices: Tensor
+    val: Dataset
     state: State
     batches: Batches
     network: Callable[[Tensor], Tensor]
@@ -229,9 +229,11 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     config, run.writes = run.config, ranks.rank == 0
     device = ranks.device(config.device)
     dtype = compute_dtype(config.precision, device)
-    train_indices, val_indices = stratified_split(
-        data.train.labels, config.val_fraction, config.seed
-    )
+    train_indices, val = hold_out(data, config.val_fraction, config.seed)
+    labels = data.train.labels[train_indices]
+    weights = None
+    if config.sampling == "balanced":
+        weights = balanced_weights(labels, len(data.classes))[labels]
     plan = Plan.of(config, len(train_indices), data.image_size)
     model = build_network(config, data, train_indices)
     model.to(device=device)
@@ -246,12 +248,10 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
     batches = Batches(
         train_indices, augmentation_of(config), mean, std, dtype, selection, ranks,
-        build_transform(config),
+        build_transform(config), weights,
     )  # fmt: skip
-    criterion = build_loss(config, data, device)
-    return Job(
-        run, data, ranks, device, dtype, plan, val_indices, state, batches, network, criterion
-    )
+    criterion = build_loss(config, data, device, labels)
+    return Job(run, data, ranks, device, dtype, plan, val, state, batches, network, criterion)
 
 
 def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) -> nn.Module:

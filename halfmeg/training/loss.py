@@ -14,6 +14,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.summary import count_macs
 from halfmeg.training.distill import Teacher
 from halfmeg.training.own import build_own_loss
+from halfmeg.training.plan import balanced_weights
 
 
 class Loss(Protocol):
@@ -65,6 +66,26 @@ class OwnLoss:
 
 
 @final
+class WeighedLoss:
+    """Cross-entropy with the labels, in float32, that of each image times its class's weight."""
+
+    def __init__(self, label_smoothing: float, weights: Tensor) -> None:
+        self.label_smoothing = label_smoothing
+        self.weights = weights
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """Return the mean over the batch."""
+        losses = F.cross_entropy(
+            logits.float(), labels, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return (losses * self.weights[labels]).mean()
+
+    def macs(self, image_size: int) -> int:
+        """Return 0: no network runs."""
+        return 0
+
+
+@final
 class TaughtLoss:
     """Another loss with a teacher's part in it."""
 
@@ -81,9 +102,19 @@ class TaughtLoss:
         return self.of_labels.macs(image_size) + count_macs(self.teacher.model, image_size)
 
 
-def build_loss(config: RunConfig, data: DataSplits, device: torch.device) -> Loss:
-    """Return the config's loss."""
+def build_loss(config: RunConfig, data: DataSplits, device: torch.device, labels: Tensor) -> Loss:
+    """Return the config's loss.
+
+    Args:
+        config: the run's.
+        data: what it trains on.
+        device: where it trains.
+        labels: int64 N, of the images to train on.
+    """
     of_labels: Loss = LabelLoss(config.label_smoothing)
+    if config.class_weights == "balanced":
+        weights = balanced_weights(labels, len(data.classes)).to(device)
+        of_labels = WeighedLoss(config.label_smoothing, weights)
     if config.loss:
         of_labels = OwnLoss(build_own_loss(config))
     if not config.teacher:

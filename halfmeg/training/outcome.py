@@ -34,10 +34,9 @@ def finish(job: Job, at: Position) -> None:
     run.save_weights(model)
     arrays: dict[str, Tensor] = {}
     val_accuracy = None
-    if len(job.val_indices):
-        val = data.train.subset(job.val_indices)
-        arrays |= {"val_logits": job.logits(val.images), "val_labels": val.labels}
-        val_accuracy = score(arrays["val_logits"], val.labels).accuracy
+    if len(job.val):
+        arrays |= {"val_logits": job.logits(job.val.images), "val_labels": job.val.labels}
+        val_accuracy = score(arrays["val_logits"], job.val.labels).accuracy
     run.log_test_reading("final evaluation")
     arrays |= {"test_logits": job.logits(data.test.images), "test_labels": data.test.labels}
     test = score(arrays["test_logits"], data.test.labels)
@@ -59,9 +58,14 @@ def finish(job: Job, at: Position) -> None:
             "epochs": config.epochs,
             "precision": "bf16" if job.dtype == torch.bfloat16 else "fp32",  # what auto chose
             "val_accuracy": val_accuracy,
-            "val_n": len(job.val_indices),
+            "val_n": len(job.val),
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
+            "test_balanced_accuracy": test.balanced_accuracy,
+            "test_macro_f1": test.macro_f1,
+            "test_precision": list(test.precision),
+            "test_recall": list(test.per_class),
+            "constant_accuracy": test.constant_accuracy,
             "test_n": test.n,
             "test_curve": "monitoring only" if config.monitor == "test" else None,
             "data": run.data.name,
@@ -77,9 +81,8 @@ def finish(job: Job, at: Position) -> None:
 def _held_out_metrics(job: Job, at: Position) -> MetricsRow:
     """Measure the validation split, and the test set where the recipe draws its curve."""
     measured: MetricsRow = {}
-    if len(job.val_indices):
-        val = job.data.train.subset(job.val_indices)
-        result = score(job.logits(val.images), val.labels)
+    if len(job.val):
+        result = score(job.logits(job.val.images), job.val.labels)
         measured |= {"val_loss": result.loss, "val_accuracy": result.accuracy}
     if job.run.config.monitor == "test":
         job.run.log_test_reading(f"epoch {at.epoch + 1}: test curve, monitoring only")

@@ -78,6 +78,23 @@ def images_in(config: RunConfig, epoch: int, count: int) -> int:
     return count
 
 
+def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Return for each class a weight of one over its number of images.
+
+    Their mean over the images is 1, and a class without images has 0.
+
+    Args:
+        labels: int64 N.
+        num_classes: K.
+
+    Returns:
+        float32 K.
+    """
+    counts = labels.bincount(minlength=num_classes)
+    present = int((counts > 0).sum())
+    return torch.where(counts > 0, len(labels) / (present * counts.clamp_min(1)), 0.0).float()
+
+
 @final
 @dataclass(frozen=True)
 class Epoch:
@@ -101,9 +118,18 @@ class Epoch:
     first_step: int
     alternate: bool
 
-    def order(self, indices: Tensor) -> Tensor:
-        """Return indices of images in the order in which the epoch sees them."""
+    def order(self, indices: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return indices of images in the order in which the epoch sees them.
+
+        Args:
+            indices: int64 N.
+            weights: N, to draw each image by, with replacement; None for each image once.
+        """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.number))
+        if weights is not None:
+            return indices[
+                torch.multinomial(weights, len(indices), replacement=True, generator=generator)
+            ]
         return indices[torch.randperm(len(indices), generator=generator)]
 
     def mirrored(self, count: int) -> Tensor | None:

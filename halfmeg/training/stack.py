@@ -34,6 +34,7 @@ from halfmeg.training.fit import open_to_resume
 from halfmeg.training.job import Job, check, compiled, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
+from halfmeg.training.loss import WeighedLoss
 from halfmeg.training.optim import LastWeights
 from halfmeg.training.outcome import end_epoch, finish
 from halfmeg.training.plan import Epoch
@@ -196,10 +197,16 @@ class Stack:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss of each network's batch, S values."""
-        return F.cross_entropy(
+        losses = F.cross_entropy(
             logits.float().flatten(0, 1), batch.labels.flatten(),
             reduction="none", label_smoothing=self.run.config.label_smoothing,
-        ).view(batch.labels.shape).mean(1)  # fmt: skip
+        ).view(batch.labels.shape)  # fmt: skip
+        weights = [
+            job.criterion.weights for job in self.jobs if isinstance(job.criterion, WeighedLoss)
+        ]
+        if weights:
+            losses = losses * torch.stack(weights).gather(1, batch.labels)
+        return losses.mean(1)
 
     def after_step(self, batch: Batch, logits: Tensor) -> None:
         """Let each job take in its own weights and losses."""

@@ -1,0 +1,65 @@
+"""Which images a network has seen, so that it is never tested on them unawares.
+
+An image is known by 8 bytes of a hash over its decoded pixels (`Dataset.ids`); a file holds these
+numbers sorted, in little-endian order, and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from halfmeg.data.dataset import Dataset
+from halfmeg.files import read_limited
+
+TRAINED_ON = "trained_on.u64"
+HELD_OUT = "held_out.u64"
+MAX_BYTES = 256 * 2**20
+
+
+def ids_to_bytes(*ids: np.ndarray) -> bytes:
+    """Return a file's content for the ids, uint64 B, of one or several parts."""
+    return np.unique(np.concatenate(ids)).astype("<u8").tobytes()
+
+
+def read_ids(path: Path) -> np.ndarray | None:
+    """Return what `ids_to_bytes` wrote; None where there is no file, as in old run folders.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        content = read_limited(path, MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if len(content) % 8:
+        raise ValueError(f"{path} is damaged: {len(content)} bytes are no whole number of ids")
+    return np.frombuffer(content, "<u8").astype(np.uint64)
+
+
+def leave_out(name: str, test: Dataset, trained_on: np.ndarray | None) -> tuple[Dataset, int]:
+    """Return the images of a test set that were not trained on, and the number of the others.
+
+    Args:
+        name: of the data, for the message.
+        test: what is to be tested on.
+        trained_on: ids; None where they are not known, which leaves nothing out.
+
+    Raises:
+        ValueError: all of them were trained on.
+    """
+    if trained_on is None:
+        return test, 0
+    seen = np.isin(test.ids, trained_on)
+    if not seen.any():
+        return test, 0
+    if seen.all():
+        raise ValueError(
+            f"all {len(seen):,} images of {name} were trained or validated on; "
+            "an accuracy on them would say nothing about new ones"
+        )
+    return test.subset(torch.from_numpy(np.flatnonzero(~seen))), int(seen.sum())

@@ -1,0 +1,67 @@
+"""What a user meant who gave the right word in the wrong place: the line to type instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+
+def check_train_words(recipe: str, settings: Sequence[str]) -> None:
+    """Raise where a network or a path stands in the place of a recipe or a setting.
+
+    Raises:
+        ValueError: with the line to type.
+    """
+    from halfmeg.networks.table import MODELS
+    from halfmeg.training.recipes import RECIPES
+
+    given = [recipe, *(text for text in settings if "=" not in text)]
+    recipes = [word for word in given if word in RECIPES]
+    name = recipes[0] if recipes else "common"
+    others = [text for text in settings if "=" in text]
+    wrong = [word for word in given if word not in recipes[:1]]
+    for word in wrong:
+        if word in MODELS:
+            _say("train", f"{word} is a network", name, [f"model={word}", *others])
+        if Path(word).exists():
+            _say("train", f"{word} is data", name, [f"--data {word}", *others])
+
+
+def check_compare_words(names: Sequence[str], settings: Sequence[str]) -> None:
+    """Raise where a recipe or a path stands in the place of a network.
+
+    Raises:
+        ValueError: with the line to type.
+    """
+    from halfmeg.networks.table import MODELS
+    from halfmeg.training.recipes import RECIPES
+
+    for word in names:
+        others = [name for name in names if name != word]
+        if word in MODELS:
+            continue
+        if word in RECIPES:
+            _say("compare", f"{word} is a recipe", *_words(others, settings, f"--recipe {word}"))
+        if Path(word).exists() and ":" not in word:
+            _say("compare", f"{word} is data", *_words(others, settings, f"--data {word}"))
+
+
+def option_hint(option: str, command: str) -> str:
+    """Return what to type instead of an option that is a setting; "" for another one."""
+    from halfmeg.config import RunConfig
+
+    name, _, value = option.removeprefix("--").partition("=")
+    key = name.replace("-", "_")
+    if command not in ("train", "compare") or key not in {f.name for f in fields(RunConfig)}:
+        return ""
+    return f"settings have no dashes: write {key}={value or 'VALUE'}"
+
+
+def _words(names: Sequence[str], settings: Sequence[str], option: str) -> tuple[str, list[str]]:
+    first, *rest = [*names] or ["NETWORK"]
+    return first, [*rest, *settings, option]
+
+
+def _say(command: str, what: str, first: str, words: Sequence[str]) -> None:
+    raise ValueError(f"{what}; write: halfmeg {command} {' '.join([first, *words])}")

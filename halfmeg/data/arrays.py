@@ -1,0 +1,226 @@
+"""Images as arrays: MNIST's IDX files, CIFAR-100's binary form, NumPy's .npz and .npy."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from halfmeg.data.dataset import MAX_CLASSES, class_names
+from halfmeg.data.decode import EncodedImage
+from halfmeg.data.source import EncodedSource
+from halfmeg.files import read_limited
+
+MAX_BYTES = 2 * 2**30
+"""No more is read of a file, nor unpacked of one."""
+
+IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+CIFAR100_FILES = {"train": "train.bin", "test": "test.bin"}
+CIFAR100_NAMES = "fine_label_names.txt"
+CIFAR100_RECORD = 2 + 3 * 32 * 32  # a byte for the coarse class, one for the fine one
+NPZ_NAMES = {
+    "all": (("images", "labels"), ("x", "y"), ("data", "labels")),
+    "train": (("train_images", "train_labels"), ("x_train", "y_train")),
+    "validation": (("val_images", "val_labels"), ("x_val", "y_val")),
+    "test": (("test_images", "test_labels"), ("x_test", "y_test")),
+}
+"""Names of arrays in an .npz file, as Keras, MedMNIST and others choose them."""
+
+
+def find_arrays(path: Path) -> EncodedSource | None:
+    """Read a source of arrays; None where `path` is none.
+
+    It may be a folder with MNIST's IDX files (each perhaps as .gz), the folder or the archive of
+    CIFAR-100's binary form, an .npz file, or an .npy file of images beside NAME_labels.npy.
+
+    Raises:
+        ValueError: files that are damaged or do not fit together.
+    """
+    if path.is_dir():
+        if (path / CIFAR100_FILES["train"]).is_file() and (path / CIFAR100_NAMES).is_file():
+            names = (*CIFAR100_FILES.values(), CIFAR100_NAMES)
+            return _cifar100({name: _read(path / name) for name in names}, path)
+        if any(_with_gz(path, name).is_file() for name in IDX_FILES["train"]):
+            return _idx(path)
+        return None
+    if path.name.startswith("cifar-100-binary") and path.suffix in (".gz", ".tar", ".tgz"):
+        return _cifar100(_read_archive(path), path)
+    if path.suffix == ".npz":
+        return _npz(path)
+    return _npy(path) if path.suffix == ".npy" else None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_limited(path, MAX_BYTES)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read_archive(path: Path) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    wanted = (*CIFAR100_FILES.values(), CIFAR100_NAMES)
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = Path(member.name).name
+                file = archive.extractfile(member) if member.isfile() else None
+                if file is not None and name in wanted and member.size <= MAX_BYTES:
+                    contents[name] = file.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}") from None
+    for name in wanted:
+        if name not in contents:
+            raise ValueError(f"{path} has no {name}")
+    return contents
+
+
+def _cifar100(contents: dict[str, bytes], path: Path) -> EncodedSource:
+    names = contents[CIFAR100_NAMES].decode(errors="replace").split()
+    parts = {}
+    for part, name in CIFAR100_FILES.items():
+        content = contents[name]
+        if not content or len(content) % CIFAR100_RECORD:
+            raise ValueError(
+                f"{path}: {name} is damaged: {len(content)} bytes are no whole number of "
+                f"{CIFAR100_RECORD}-byte records"
+            )
+        records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR100_RECORD)
+        images = records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        parts[part] = (images, records[:, 1])
+    return _source(parts, path, names)
+
+
+def _with_gz(folder: Path, name: str) -> Path:
+    plain = folder / name
+    return plain if plain.exists() else folder / f"{name}.gz"
+
+
+def _idx(path: Path) -> EncodedSource:
+    parts = {}
+    for part, (images, labels) in IDX_FILES.items():
+        if _with_gz(path, images).exists() or part == "train":
+            parts[part] = (
+                _read_idx(_with_gz(path, images), 3),
+                _read_idx(_with_gz(path, labels), 1),
+            )
+    return _source(parts if "test" in parts else {"all": parts["train"]}, path, None)
+
+
+def _read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Read an IDX file of unsigned bytes (LeCun, "The MNIST database of handwritten digits")."""
+    content = _read(path)
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(path) as file:
+                content = file.read(MAX_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+    start = 4 + 4 * dimensions
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+    count = 1
+    for length in shape:
+        count *= length
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + count:
+        raise ValueError(
+            f"{path} is damaged: it is no IDX file of {dimensions} dimension(s) of bytes"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _npz(path: Path) -> EncodedSource:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            sizes = {name: stored.zip.getinfo(f"{name}.npy").file_size for name in stored.files}
+            if sum(sizes.values()) > MAX_BYTES:
+                raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
+            found = {}
+            for part, pairs in NPZ_NAMES.items():
+                for images, labels in pairs:
+                    if images in sizes and labels in sizes and part not in found:
+                        found[part] = (stored[images], stored[labels])
+            names = list(sizes)
+    except Exception as error:  # what a damaged archive raises depends on where the damage is
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not found:
+        raise ValueError(
+            f"{path} has the arrays {', '.join(names[:20])}; expected: images and labels, or "
+            "train_images, train_labels, test_images and test_labels"
+        )
+    if "train" in found:
+        found.pop("all", None)
+        if "test" not in found and "validation" in found:
+            found["test"] = found.pop("validation")
+        if "test" not in found:
+            found = {"all": found["train"]}
+    order = ("train", "validation", "test", "all")
+    return _source({part: found[part] for part in order if part in found}, path, None)
+
+
+def _npy(path: Path) -> EncodedSource:
+    labels = path.with_name(f"{path.stem}_labels.npy")
+    if not labels.is_file():
+        raise ValueError(f"{path} needs its labels beside it, in {labels.name}")
+    try:
+        pair = (np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False))
+    except Exception as error:  # as above
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    return _source({"all": pair}, path, None)
+
+
+def _source(
+    parts: dict[str, tuple[np.ndarray, np.ndarray]], path: Path, names: list[str] | None
+) -> EncodedSource:
+    """Make a source of images B×H×W, B×H×W×3 or B×3×H×W of bytes, and labels B."""
+    checked = {part: _checked(*pair, path) for part, pair in parts.items()}
+    texts = sorted({str(n) for _, labels in checked.values() for n in labels if isinstance(n, str)})
+    names = texts or names
+    index = {name: label for label, name in enumerate(texts)}
+    highest = max(
+        (n for _, labels in checked.values() for n in labels if isinstance(n, int)), default=-1
+    )
+    classes = class_names(highest + 1, names)
+    if highest >= len(classes):
+        raise ValueError(f"{path}: label {highest} has no name; there are {len(classes)} names")
+    encoded = {
+        part: [
+            EncodedImage(f"{part} {i}", image, n if isinstance(n, int) else index[n])
+            for i, (image, n) in enumerate(zip(images, labels, strict=True))
+        ]
+        for part, (images, labels) in checked.items()
+    }
+    return EncodedSource(encoded, classes)
+
+
+def _checked(
+    images: np.ndarray, labels: np.ndarray, path: Path
+) -> tuple[np.ndarray, list[int | str]]:
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.dtype != np.uint8 or not (images.ndim == 3 or images.shape[3:] == (3,)):
+        raise ValueError(
+            f"{path} has images of type {images.dtype} and shape {images.shape}; expected: uint8 "
+            "of count, height, width, and 3 channels or none"
+        )
+    labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iuUS":
+        raise ValueError(
+            f"{path} has {len(images)} images and labels of type {labels.dtype} and shape "
+            f"{labels.shape}; expected: a class index or a name for each image"
+        )
+    if labels.dtype.kind in "US":
+        return np.ascontiguousarray(images), [str(name) for name in labels.astype(str)]
+    if len(labels) and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
+        raise ValueError(
+            f"{path} has labels from {labels.min()} to {labels.max()}; "
+            f"allowed: 0 to {MAX_CLASSES - 1:,}"
+        )
+    return np.ascontiguousarray(images), [int(label) for label in labels]

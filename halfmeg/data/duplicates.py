@@ -1,0 +1,109 @@
+"""Images that stand in a source more than once: bit for bit, or nearly.
+
+Near duplicates are found by a perceptual hash of 63 bits: the signs, against their median, of the
+lowest frequencies of a cosine transform (Zauner 2010, "Implementation and Benchmarking of
+Perceptual Image Hash Functions"). Pairs that it proposes are then compared pixel by pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.fft import dct
+from torch import Tensor
+
+from halfmeg.data.decode import Progress, no_progress
+
+HASH_DISTANCE = 12
+"""Pairs whose hashes differ in more bits are not looked at."""
+
+LEAST_CORRELATION = 0.9
+"""Of the pixels of two near duplicates, in gray, as measured in docs/data.md."""
+
+THUMB = 32
+ROWS = 64
+MAX_CANDIDATES = 2_000_000
+"""More pairs are not compared: images that are all alike would take hours."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images, by their index in the order of all parts.
+
+    Attributes:
+        first, second: indices, the smaller one first.
+        likeness: correlation of their pixels; 1 for the same pixels.
+    """
+
+    first: int
+    second: int
+    likeness: float
+
+
+def exact_duplicates(ids: np.ndarray) -> list[list[int]]:
+    """Return the indices of each set of images that have the same pixels.
+
+    Args:
+        ids: uint64 B, as `Dataset.ids`.
+    """
+    _, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(counts[inverse] > 1)
+    sets: dict[int, list[int]] = {}
+    for index in repeated.tolist():
+        sets.setdefault(int(inverse[index]), []).append(index)
+    return sorted(sets.values())
+
+
+def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> list[Pair]:
+    """Return the pairs of images that show nearly the same, the likest first.
+
+    Args:
+        images: uint8 B×3×H×W of each part.
+        progress: told how far it is.
+    """
+    thumbs = np.concatenate([_thumbnails(part) for part in images])
+    hashes = _hashes(thumbs)
+    flat = thumbs.reshape(len(thumbs), THUMB * THUMB)
+    pairs: list[Pair] = []
+    candidates = 0
+    for start in range(0, len(hashes), ROWS):
+        block = hashes[start : start + ROWS, None] ^ hashes[None, start:]
+        rows, columns = np.nonzero(np.bitwise_count(block) <= HASH_DISTANCE)
+        later = columns > rows
+        rows, columns = rows[later] + start, columns[later] + start
+        candidates += len(rows)
+        if candidates > MAX_CANDIDATES:
+            break
+        likeness = np.einsum("ij,ij->i", flat[rows], flat[columns])
+        close = likeness >= LEAST_CORRELATION
+        found = zip(rows[close], columns[close], likeness[close], strict=True)
+        pairs += [Pair(int(a), int(b), float(c)) for a, b, c in found]
+        progress("looking for near duplicates", min(start + ROWS, len(hashes)), len(hashes))
+    return sorted(pairs, key=lambda pair: -pair.likeness)
+
+
+def _thumbnails(images: Tensor) -> np.ndarray:
+    """Return float32 B×THUMB×THUMB in gray, each of mean 0 and length 1 (0 where all is flat)."""
+    weights = torch.tensor([0.299, 0.587, 0.114])
+    chunks = []
+    for chunk in images.split(1024):  # type: ignore[no-untyped-call]
+        gray = torch.einsum("bchw,c->bhw", chunk.float(), weights)[:, None]
+        small = F.interpolate(gray, (THUMB, THUMB), mode="area")[:, 0]
+        small = small - small.mean((1, 2), keepdim=True)
+        chunks.append(small / small.norm(dim=(1, 2), keepdim=True).clamp_min(1e-3))
+    empty = torch.zeros(0, THUMB, THUMB)
+    return torch.cat(chunks or [empty]).numpy()
+
+
+def _hashes(thumbs: np.ndarray) -> np.ndarray:
+    """Return uint64 B: bit k says whether the k-th low frequency lies above their median."""
+    basis: Any = dct(np.eye(THUMB, dtype=np.float32), axis=0, norm="ortho")[:8]
+    low = np.einsum("fy,byx,gx->bfg", basis, thumbs, basis, optimize=True).reshape(-1, 64)[:, 1:]
+    bits = low > np.median(low, axis=1, keepdims=True)
+    padded = np.pad(bits, ((0, 0), (1, 0)))
+    packed = np.packbits(padded, axis=1)
+    return packed.view(np.uint64)[:, 0] if len(packed) else np.zeros(0, np.uint64)

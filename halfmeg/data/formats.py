@@ -1,0 +1,90 @@
+"""The image formats that are read, and how large an image of each may be."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import PIL
+from PIL import Image
+
+MAX_FILE_BYTES = 128 * 2**20
+"""A larger file is refused before it is read."""
+
+MIN_SIDE = 2
+"""An image with a side of one pixel shows nothing; it is reported as unreadable."""
+
+MAX_PIXELS = 64 * 10**6
+"""Larger images are refused before they are decoded, so that none takes a gigabyte of memory."""
+
+MAX_COSTLY_PIXELS = 16 * 10**6
+"""The same for what takes several copies: transparency, more than 8 bits, some decoders."""
+
+LARGE_PIXELS = 4 * 10**6
+"""Larger images are decoded one at a time, so that several threads take no more than one."""
+
+# Not among them: what starts another program (EPS), holds files within files (ICNS), or is no
+# picture that a camera, a scanner or an editor leaves (DDS, FITS, SPIDER and the like).
+_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM",
+    "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+_COSTLY_FORMATS = ("JPEG2000", "HEIF", "AVIF")
+_HEIC_ENDINGS = (".heic", ".heif", ".hif")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+HEIC_HINT = "HEIC needs pillow-heif: pip install -e '.[heif]'"
+
+
+@cache
+def read_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read here; HEIF with its extra only."""
+    if find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    _silence_libtiff()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """Return the endings of files that are taken for images, in lower case."""
+    formats = read_formats()
+    return frozenset(e for e, name in Image.registered_extensions().items() if name in formats)
+
+
+def is_heic(path: Path, head: bytes) -> bool:
+    """Return whether a file is HEIC by its ending or its first bytes."""
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    return path.suffix.lower() in _HEIC_ENDINGS or brand in _HEIC_BRANDS
+
+
+def max_pixels(image: Image.Image) -> int:
+    """Return how many pixels an opened, not yet decoded image may have."""
+    wide = image.mode.startswith("I") or image.mode == "F"
+    costly = wide or image.has_transparency_data or image.format in _COSTLY_FORMATS
+    return MAX_COSTLY_PIXELS if costly else MAX_PIXELS
+
+
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing its own lines about damaged files on the screen.
+
+    What it finds reaches Pillow as an error all the same.
+    """
+    folder = Path(PIL.__file__).parent
+    bundled = [*folder.parent.glob("pillow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")]
+    name = str(bundled[0]) if bundled else ctypes.util.find_library("tiff")
+    if name is None:
+        return
+    try:
+        library = ctypes.CDLL(name)
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+    except (OSError, AttributeError):
+        return  # another build of Pillow: the lines stay

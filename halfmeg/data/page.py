@@ -1,0 +1,82 @@
+"""The data check as a page that needs nothing else: a contact sheet a class, what was found."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from halfmeg.data.check import DataReport
+from halfmeg.data.source import DecodedSource
+from halfmeg.files import write_atomically
+
+PER_CLASS = 24
+MOST_PAIRS = 100
+EXTREMES = 8
+
+
+def write_check_page(report: DataReport, source: DecodedSource, path: Path) -> None:
+    """Write the page of a data check.
+
+    Args:
+        report: what was found.
+        source: the images.
+        path: a file that must not exist.
+
+    Raises:
+        ValueError: the file exists.
+        OSError: it cannot be written.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already and is not overwritten; choose another --html")
+    data = source.splits
+    pixels = {
+        name: image
+        for part, dataset in data.parts.items()
+        for name, image in zip(source.names[part], dataset.images.numpy(), strict=True)
+    }
+    train = data.train if len(data.train) else data.test
+    names = source.names["train" if len(data.train) else "test"]
+    sheets = {}
+    for label, name in enumerate(data.classes):
+        own = np.flatnonzero(train.labels.numpy() == label)
+        # Spread over the whole class, since files beside each other are often alike.
+        chosen = own[np.linspace(0, len(own) - 1, min(PER_CLASS, len(own))).round().astype(int)]
+        sheets[name] = [(names[i], _picture(train.images[i].numpy())) for i in chosen.tolist()]
+    worst = sorted(
+        report.near_duplicates,
+        key=lambda p: (not p.across_classes, not p.across_parts, -p.likeness),
+    )
+    pairs: list[dict[str, Any]] = [
+        vars(pair)
+        | {"first_picture": _picture(pixels[pair.first])}
+        | {"second_picture": _picture(pixels[pair.second])}
+        for pair in worst[:MOST_PAIRS]
+    ]
+    by_light = sorted(pixels, key=lambda name: float(pixels[name].mean()))
+    ends = dict.fromkeys([*by_light[:EXTREMES], *by_light[-EXTREMES:]])
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("halfmeg.data"), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True,
+    )  # fmt: skip
+    text = templates.get_template("check.html").render(
+        report=report,
+        parts=list(data.parts),
+        sheets=sheets,
+        pairs=pairs,
+        extremes=[(name, _picture(pixels[name])) for name in ends],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode(errors="backslashreplace"))
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """Return an image, uint8 3×H×W, as a PNG in a data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,209 @@
+"""What lies below a folder: its images, and every other file with the reason it is passed over."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from halfmeg.data.formats import HEIC_HINT, image_endings, is_heic, read_formats
+
+SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+"""What operating systems, archives and network storage leave beside a user's files."""
+
+_OWN_FILES = (("config.json", "environment.json"), ("model.json", "model.safetensors"))
+_OWN_PAGES = frozenset(("study.json", "comparison.json", "comparison.html"))
+_MAX_HEAD = 32
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A file that is not used, or a folder of them.
+
+    Attributes:
+        path: below the root.
+        reason: why, in a few words.
+        count: the files that it stands for.
+        is_image: it seems to be an image, which only cannot be read here.
+    """
+
+    path: str
+    reason: str
+    count: int = 1
+    is_image: bool = False
+
+
+@dataclass
+class Scan:
+    """What `scan_folder` found.
+
+    Attributes:
+        images: sorted paths below the root.
+        passed_over: everything else.
+        folders: the folders that were looked into, below the root.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+
+def scan_folder(root: Path) -> Scan:
+    """Look at every file below a folder.
+
+    An image is known by its ending, and without one by its first bytes. Passed over are hidden
+    files and those of the system, results of this program, links to folders below the first
+    level, broken links, and what cannot be opened.
+
+    Raises:
+        ValueError: the folder itself cannot be opened.
+    """
+    found = Scan()
+    try:
+        os.listdir(root)
+    except OSError as error:
+        raise ValueError(f"{root} cannot be opened: {error.strerror}") from None
+    _look(root, Path(), found, root.resolve())
+    found.images.sort()
+    return found
+
+
+def find_images(patterns: Iterable[str]) -> tuple[list[Path], list[PassedOver]]:
+    """Return the files that paths, folders and patterns such as `*.jpg` stand for.
+
+    A file that is named is taken as it is; a folder stands for the images anywhere below it.
+
+    Returns:
+        The images, each once, and what was passed over in folders.
+
+    Raises:
+        ValueError: something that does not exist, or a folder or pattern without an image.
+    """
+    found: dict[Path, None] = {}
+    passed_over: list[PassedOver] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            scan = scan_folder(path)
+            matches = [path / image for image in scan.images]
+            passed_over += scan.passed_over
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+            matches = [p for p in matches if p.is_file()]
+        if not matches:
+            kind = "folder without images" if path.is_dir() else "file that does not exist"
+            told = summarize_passed_over(passed_over) if path.is_dir() else ""
+            raise ValueError(f"{pattern} is a {kind}" + (f"; {told}" if told else ""))
+        found |= dict.fromkeys(matches)
+    return list(found), passed_over
+
+
+def summarize_passed_over(passed_over: Iterable[PassedOver]) -> str:
+    """Return "12 files passed over: 8 hidden, 4 …", or "" for none."""
+    counts: Counter[str] = Counter()
+    for item in passed_over:
+        counts[item.reason] += item.count
+    if not counts:
+        return ""
+    total = sum(counts.values())
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+    return f"{total:,} file{'' if total == 1 else 's'} passed over: {listed}"
+
+
+def _look(folder: Path, below: Path, found: Scan, root: Path) -> None:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        reason = f"in a folder that cannot be opened ({error.strerror})"
+        found.passed_over.append(PassedOver(str(below), reason, is_image=True))
+        return
+    for entry in entries:
+        path, name = below / entry.name, Path(entry.path)
+        unwanted = _unwanted(entry, below, root)
+        if unwanted is not None:
+            count = _count_files(name) if entry.is_dir(follow_symlinks=False) else 1
+            if count:
+                found.passed_over.append(PassedOver(str(path), unwanted, count))
+        elif entry.is_dir():
+            found.folders.append(path)
+            _look(name, path, found, root)
+        else:
+            passed_over = _no_image(name, path)
+            if passed_over is None:
+                found.images.append(path)
+            else:
+                found.passed_over.append(passed_over)
+
+
+def _unwanted(entry: os.DirEntry[str], below: Path, root: Path) -> str | None:
+    if entry.name.startswith("."):
+        return "hidden"
+    if not entry.is_dir():
+        return None
+    if entry.name in SYSTEM_FOLDERS:
+        return "in a folder of the system"
+    if entry.is_symlink():  # a class may be a link; a link further down may lead anywhere
+        if root.is_relative_to(Path(entry.path).resolve()):
+            return "link to a folder above"
+        if len(below.parts) >= 2:
+            return "link to a folder"
+    if is_result(Path(entry.path)):
+        return "in a result of halfmeg"
+    return None
+
+
+def is_result(folder: Path) -> bool:
+    """Return whether a folder is a run, a bundle, a study or a page that this program wrote."""
+    try:
+        names = set(os.listdir(folder))
+    except OSError:
+        return False
+    return any(names.issuperset(files) for files in _OWN_FILES) or not names.isdisjoint(_OWN_PAGES)
+
+
+def _no_image(file: Path, path: Path) -> PassedOver | None:
+    """Return why a file is no image, or None for one that is to be decoded."""
+    try:
+        mode = file.stat().st_mode
+    except OSError as error:
+        reason = "broken link" if file.is_symlink() else f"cannot be opened ({error.strerror})"
+        return PassedOver(str(path), reason, is_image=True)
+    if not stat.S_ISREG(mode):
+        return PassedOver(str(path), "not a regular file")
+    ending = file.suffix.lower()
+    if ending in image_endings():
+        return None
+    if ending and not is_heic(file, b""):
+        return PassedOver(str(path), f"no image format that is read ({ending})")
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(_MAX_HEAD)
+    except OSError as error:
+        return PassedOver(str(path), f"cannot be opened ({error.strerror})", is_image=True)
+    if is_heic(file, head):  # with its extra the ending is known
+        readable = "HEIF" in read_formats()
+        return None if readable else PassedOver(str(path), HEIC_HINT, is_image=True)
+    return None if _is_image(file) else PassedOver(str(path), "without an ending, and no image")
+
+
+def _is_image(file: Path) -> bool:
+    formats = [name for name in read_formats() if name not in ("TGA", "ICO", "PCX")]  # weak signs
+    try:
+        with Image.open(file, formats=formats):
+            return True
+    except Exception:  # what a decoder raises depends on format and damage
+        return False
+
+
+def _count_files(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
