@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """A trained network leaves the program: exported, proved, tried out.
 
 | module | holds |
@@ -8,3 +9,6 @@
 | `bench` | speed and memory of a bundle in each runtime |
 | `demo` | a local page that classifies images |
 """
+=======
+"""From a trained network to where it runs."""
+>>>>>>> 7d9eb79 (Trace any network to a graph of nine operators and fold it into steps)
