@@ -282,3 +282,28 @@ def _of_channels(constant: Array, node: Node) -> Array | None:
     if constant.shape[1:] != (1, 1):
         return None
     return np.broadcast_to(constant.ravel(), node.shape[0])
+
+
+def border_classes(node: Conv) -> tuple[Array, Array, Array]:
+    """Return which positions of a convolution see the same part of their window.
+
+    Where padding is a zero of the input itself (`outside` is 0), all positions are of one class.
+
+    Returns:
+        The class of each row and of each column, uint8; and for each pair of classes the taps that
+        lie outside of the image, bool R×S×kh×kw.
+    """
+    _, height, width = node.inputs[0].shape
+    found = []
+    for axis, side in enumerate((height, width)):
+        taps = np.arange(node.weight.shape[2 + axis]) * node.dilation[axis]
+        starts = np.arange(node.shape[1 + axis]) * node.stride[axis] - node.padding[axis]
+        places = starts[:, None] + taps
+        missing = (places < 0) | (places >= side)
+        if not node.outside.any():
+            missing = np.zeros_like(missing)
+        kinds, classes = np.unique(missing, axis=0, return_inverse=True)
+        found.append((kinds, classes.ravel().astype(np.uint8)))
+    (rows, row_class), (columns, column_class) = found
+    outside = rows[:, None, :, None] | columns[None, :, None, :]
+    return row_class, column_class, outside
