@@ -18,7 +18,6 @@ from halfmeg.networks.graph import (
     Function,
     Gather,
     Graph,
-    Input,
     MaxPool,
     Multiply,
     Node,
