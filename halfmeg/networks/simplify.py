@@ -79,6 +79,11 @@ class Step:
         """The nodes whose maps it reads."""
         return self.node.inputs
 
+    @property
+    def can_give_logits(self) -> bool:
+        """Whether it can end a network with sums that are not rounded to bytes."""
+        return isinstance(self.node, SUMS) and self.result is self.node
+
 
 def steps(graph: Graph) -> tuple[Step, ...]:
     """Return the passes over an image that compute a graph."""

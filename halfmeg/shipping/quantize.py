@@ -95,7 +95,7 @@ def quantize_graph(graph: Graph, ranges: Ranges) -> IntegerGraph:
     for step in passes:
         sources = [(source, meanings[source]) for source in step.inputs]
         inputs = tuple(places[source] for source in step.inputs)
-        is_logits = step is passes[-1] and step.result is step.node
+        is_logits = step is passes[-1] and step.can_give_logits
         operation = _quantize_step(step, inputs, [m for _, m in sources], ranges, is_logits)
         operations.append(operation)
         places[step.result] = len(operations)
