@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from halfmeg.networks.graph import (
     OUTSIDE,
-    Array,
     AvgPool,
     Combine,
     Concat,
@@ -28,27 +26,19 @@ from halfmeg.networks.graph import (
     Shape,
     axis_maps,
 )
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor of the traced program: values of one node, wherever they stand.
-
-    Attributes:
-        node: whose values they are.
-        index: int64, of the tensor's shape with a batch of 1: places in the node's map, flattened.
-    """
-
-    node: Node
-    index: Tensor
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether each value of the node stands here once."""
-        flat = self.index.flatten()
-        return flat.numel() == math.prod(self.node.shape) and bool(
-            torch.equal(flat.sort().values, torch.arange(flat.numel()))
-        )
+from halfmeg.networks.values import (
+    Value,
+    array,
+    as_function,
+    as_type,
+    compact,
+    function_of_one,
+    margins,
+    pair,
+    pool_padding,
+    pooled,
+    whole,
+)
 
 
 class Lowering:
@@ -75,7 +65,8 @@ class Lowering:
         shape = tuple(value.index.shape[1:]) if shape is None else shape
         if len(shape) > 3 or value.index.shape[0] != 1:
             raise self.unknown(f"a tensor of {len(shape) + 1} axes")
-        filled: Shape = (*shape, 1, 1, 1)[:3]
+        sides = [*shape, 1, 1, 1]
+        filled: Shape = (sides[0], sides[1], sides[2])
         index = value.index.reshape(filled).numpy()
         if filled == value.node.shape and np.array_equal(index.ravel(), np.arange(index.size)):
             return value.node
@@ -88,11 +79,11 @@ class Lowering:
         index, node = value.index[0].numpy(), value.node
         maps = axis_maps(index, node.shape)
         if maps is not None and np.array_equal(maps[0], np.arange(node.shape[0])):
-            margins = [
-                _margins(rows, size) for rows, size in zip(maps[1:], node.shape[1:], strict=True)
+            around = [
+                margins(rows, size) for rows, size in zip(maps[1:], node.shape[1:], strict=True)
             ]
-            if margins[0] is not None and margins[1] is not None:
-                (top, bottom), (left, right) = margins
+            if around[0] is not None and around[1] is not None:
+                (top, bottom), (left, right) = around
                 return node, (top, left, bottom, right)
         return self.node(value), (0, 0, 0, 0)
 
@@ -106,14 +97,14 @@ class Lowering:
         source, (top, left, bottom, right) = self.image(input)
         kernel = tuple(weight.shape[2:])
         if padding == "same":
-            around = [d * (k - 1) for d, k in zip(_pair(dilation), kernel, strict=True)]
+            around = [d * (k - 1) for d, k in zip(pair(dilation), kernel, strict=True)]
             before = [total // 2 for total in around]
             after = [total - b for total, b in zip(around, before, strict=True)]
         else:
-            before = after = list(_pair(0 if padding == "valid" else padding))
+            before = after = list(pair(0 if padding == "valid" else padding))
         pads = (top + before[0], left + before[1], bottom + after[0], right + after[1])
         return self._conv(
-            source, weight, bias, stride=_pair(stride), padding=pads, dilation=_pair(dilation),
+            source, weight, bias, stride=pair(stride), padding=pads, dilation=pair(dilation),
             groups=groups,
         )  # fmt: skip
 
@@ -123,11 +114,11 @@ class Lowering:
         dilation: tuple[int, int] = (1, 1), groups: int = 1,
     ) -> Value:  # fmt: skip
         channels, _, *kernel = weight.shape
-        sides = _pooled(source.shape, tuple(kernel), stride, padding, dilation)
+        sides = pooled(source.shape, tuple(kernel), stride, padding, dilation)
         return whole(
             Conv(
                 self.name, (channels, *sides), (source,),
-                _array(weight), np.zeros(channels) if bias is None else _array(bias), self.weights,
+                array(weight), np.zeros(channels) if bias is None else array(bias), self.weights,
                 np.zeros(source.shape[0]), stride, padding, dilation, groups,
             )
         )  # fmt: skip
@@ -175,7 +166,7 @@ class Lowering:
 
     def _affine(self, value: Value, scale: Tensor, shift: Tensor) -> Value:
         """Scale and shift by constants that broadcast to the value."""
-        shape = torch.broadcast_shapes(value.index.shape, scale.shape, shift.shape)
+        shape = np.broadcast_shapes(value.index.shape, scale.shape, shift.shape)
         if tuple(shape) != tuple(value.index.shape):
             value = Value(value.node, value.index.expand(shape).clone())
         if not value.is_whole:
@@ -185,7 +176,7 @@ class Lowering:
         for constant in (scale, shift):
             placed = torch.empty(value.index.numel(), dtype=torch.float64)
             placed[value.index.flatten()] = constant.double().expand(value.index.shape).flatten()
-            arrays.append(_compact(placed.view(value.node.shape).numpy()))
+            arrays.append(compact(placed.view(value.node.shape).numpy()))
         node = Combine(
             self.name,
             value.node.shape,
@@ -200,9 +191,9 @@ class Lowering:
         """Lower an operator of two maps."""
         first, second = args[0], args[1]
         alpha = float(kwargs.get("alpha", 1)) * (-1 if kind == "sub" else 1)
-        base = _function_of_one(first, second)
+        base = function_of_one(first, second)
         if base is not None:
-            f, g = (_as_function(value.node, base) for value in (first, second))
+            f, g = (as_function(value.node, base) for value in (first, second))
             shared = Value(base, first.index)
             return self._function(shared, lambda x: target(f(x), g(x), **kwargs), is_clamp=False)
         if kind not in ("add", "sub", "mul"):
@@ -216,9 +207,9 @@ class Lowering:
             if first.index.dim() != second.index.dim():
                 raise self.unknown("of tensors with another number of axes")
             sources = (self.node(first), self.node(second))
-            shape = torch.broadcast_shapes(first.index.shape, second.index.shape)
+            shape = np.broadcast_shapes(first.index.shape, second.index.shape)
             index = torch.arange(math.prod(shape)).view(shape)
-        filled: Shape = np.broadcast_shapes(*(s.shape for s in sources))  # type: ignore[assignment]
+        filled: Shape = np.broadcast_shapes(sources[0].shape, sources[1].shape)
         if kind == "mul":
             return Value(Multiply(self.name, filled, sources), index)
         scales = (np.ones((1, 1, 1)), np.full((1, 1, 1), alpha))
@@ -251,7 +242,7 @@ class Lowering:
             raise self.unknown("a different function for each channel")
 
         def function(x: Tensor) -> Tensor:
-            filled = [x if i == position else _scalar(a, x) for i, a in enumerate(args)]
+            filled = [x if i == position else as_type(a, x) for i, a in enumerate(args)]
             return target(*filled, **kwargs)  # type: ignore[no-any-return]
 
         return self._function(value, function, is_clamp=is_clamp)
@@ -272,16 +263,16 @@ class Lowering:
         ceil_mode: bool,
     ) -> Value:  # fmt: skip
         """Take the maximum of windows."""
-        if _pair(dilation) != (1, 1):
+        if pair(dilation) != (1, 1):
             raise self.unknown("dilation")
         if self_.index.dim() == 4 and bool((self_.index == OUTSIDE).any()):
             source, zeros = self.node(self_), (0, 0, 0, 0)  # these zeros take part
         else:
             source, zeros = self.image(self_)
-        kernel, step = _pair(kernel_size), _pair(stride or kernel_size)
-        pads = _pool_padding(source.shape, kernel, step, _pair(padding), ceil_mode)
+        kernel, step = pair(kernel_size), pair(stride or kernel_size)
+        pads = pool_padding(source.shape, kernel, step, pair(padding), ceil_mode)
         assert zeros == (0, 0, 0, 0)
-        shape = (source.shape[0], *_pooled(source.shape, kernel, step, pads))
+        shape = (source.shape[0], *pooled(source.shape, kernel, step, pads))
         return whole(MaxPool(self.name, shape, (source,), kernel, step, pads))
 
     def max_pool2d_with_indices(self, **arguments: Any) -> tuple[Value]:
@@ -294,13 +285,13 @@ class Lowering:
     ) -> Value:  # fmt: skip
         """Take the mean of windows."""
         source, zeros = self.image(self_)
-        kernel, step, around = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
-        pads = _pool_padding(source.shape, kernel, step, around, ceil_mode)
+        kernel, step, around = pair(kernel_size), pair(stride or kernel_size), pair(padding)
+        pads = pool_padding(source.shape, kernel, step, around, ceil_mode)
         uneven = not count_include_pad and any(around)
         if (uneven or pads != (*around, *around)) and not divisor_override:
             raise self.unknown("windows of different numbers of values")
         pads = tuple(a + b for a, b in zip(pads, zeros, strict=True))  # type: ignore[assignment]
-        shape = (source.shape[0], *_pooled(source.shape, kernel, step, pads))
+        shape = (source.shape[0], *pooled(source.shape, kernel, step, pads))
         divisor = divisor_override or kernel[0] * kernel[1]
         return whole(AvgPool(self.name, shape, (source,), kernel, step, divisor, pads))
 
@@ -317,7 +308,7 @@ class Lowering:
     def _adaptive(self, value: Value, output_size: Any) -> tuple[Node, tuple[int, int], Shape]:
         source = self.node(value)
         channels, height, width = source.shape
-        rows, columns = _pair(output_size)
+        rows, columns = pair(output_size)
         if height % rows or width % columns:
             raise self.unknown(f"{height}×{width} in {rows}×{columns} windows of equal size")
         return source, (height // rows, width // columns), (channels, rows, columns)
@@ -421,115 +412,3 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "constant_pad_nd": Lowering.constant_pad_nd,
     "upsample_nearest2d": Lowering.upsample,
 }
-
-
-def whole(node: Node) -> Value:
-    """Return the map of a node as a tensor B×C×H×W."""
-    return Value(node, torch.arange(math.prod(node.shape)).view(1, *node.shape))
-
-
-def _function_of_one(first: Value, second: Value) -> Node | None:
-    """Return the node that two tensors are both functions of, value by value, or None."""
-    if first.index.shape != second.index.shape or not torch.equal(first.index, second.index):
-        return None
-    others = _sources(second.node)
-    return next((node for node in _sources(first.node) if node in others), None)
-
-
-def _sources(node: Node) -> list[Node]:
-    """Return a node and those before it of which it is a function, value by value."""
-    found = [node]
-    while isinstance(node, Function) or _is_scalar(node):
-        (node,) = node.inputs
-        found.append(node)
-    return found
-
-
-def _is_scalar(node: Node) -> bool:
-    return (
-        isinstance(node, Combine)
-        and len(node.inputs) == 1
-        and node.scales[0].size == node.shift.size == 1
-        and node.shape == node.inputs[0].shape
-    )
-
-
-def _as_function(node: Node, base: Node) -> Callable[[Tensor], Tensor]:
-    chain = []
-    while node is not base:
-        chain.append(node)
-        (node,) = node.inputs
-
-    def function(x: Tensor) -> Tensor:
-        for step in reversed(chain):
-            x = step.function(x) if isinstance(step, Function) else _scaled(step, x)
-        return x
-
-    return function
-
-
-def _scaled(node: Node, x: Tensor) -> Tensor:
-    assert isinstance(node, Combine)
-    return x * node.scales[0].item() + node.shift.item()
-
-
-def _scalar(argument: Any, x: Tensor) -> Any:
-    """Return a constant in the type of x; a tensor of one value keeps its one axis."""
-    return argument.to(x.dtype) if isinstance(argument, Tensor) else argument
-
-
-def _array(tensor: Tensor) -> Array:
-    return tensor.double().numpy()
-
-
-def _compact(array: Array) -> Array:
-    """Return an array of shape C×1×1 or 1×1×1 where it is the same along the other axes."""
-    channels = array[:, :1, :1]
-    if not np.array_equal(np.broadcast_to(channels, array.shape), array):
-        return array
-    first = channels[:1]
-    same = np.array_equal(np.broadcast_to(first, channels.shape), channels)
-    return first.copy() if same else channels.copy()
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    first, *rest = value
-    return int(first), int(rest[0] if rest else first)
-
-
-def _margins(places: Array, size: int) -> tuple[int, int] | None:
-    """Return how many zeros stand before and after all places in order, or None if it is other."""
-    before = int(np.argmax(places != OUTSIDE))
-    after = len(places) - before - size
-    plain = after >= 0 and np.array_equal(places[before:][:size], np.arange(size))
-    outside = np.delete(places, slice(before, before + size))
-    return (before, after) if plain and bool((outside == OUTSIDE).all()) else None
-
-
-def _pooled(
-    shape: Shape, kernel: tuple[int, ...], stride: tuple[int, int], padding: Padding,
-    dilation: tuple[int, int] = (1, 1),
-) -> tuple[int, int]:  # fmt: skip
-    sides = (shape[1] + padding[0] + padding[2], shape[2] + padding[1] + padding[3])
-    rows, columns = (
-        (side - step * (taps - 1) - 1) // by + 1
-        for side, taps, by, step in zip(sides, kernel, stride, dilation, strict=True)
-    )
-    return rows, columns
-
-
-def _pool_padding(
-    shape: Shape, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-    ceil_mode: bool,
-) -> Padding:  # fmt: skip
-    """Return the padding on four sides; with `ceil_mode` more on two, for a last window."""
-    after = list(padding)
-    for axis in range(2 if ceil_mode else 0):
-        side, around, by = shape[1 + axis], padding[axis], stride[axis]
-        windows = math.ceil((side + 2 * around - kernel[axis]) / by) + 1
-        if (windows - 1) * by >= side + around:  # it would hold nothing but padding
-            windows -= 1
-        after[axis] = max(around, (windows - 1) * by + kernel[axis] - side - around)
-    return padding[0], padding[1], after[0], after[1]

@@ -141,9 +141,7 @@ def plan_arena(passes: tuple[Step, ...]) -> Plan:
             best = top, placed
     assert best is not None
     top, places = best
-    live = tuple(
-        sum(b.size for b in buffers if b.first <= i <= b.last) for i in range(len(passes))
-    )
+    live = tuple(sum(b.size for b in buffers if b.first <= i <= b.last) for i in range(len(passes)))
     offsets = tuple(places[owner[i]] if i in owner else 0 for i in range(len(passes)))
     scratch = tuple(places.get(-1 - i) for i in range(len(passes)))
     return Plan(offsets, scratch, live, top)
@@ -203,7 +201,7 @@ def _overwrites(step: Step, source: Node) -> bool:
 
 
 def _place(buffers: list[_Buffer]) -> dict[int, int]:
-    """Put each buffer, in this order, at the lowest place that is free all the time it is needed."""
+    """Put each buffer, in this order, at the lowest place that is free while it is needed."""
     placed: list[tuple[int, _Buffer]] = []
     for buffer in buffers:
         offset = 0
@@ -217,4 +215,3 @@ def _place(buffers: list[_Buffer]) -> dict[int, int]:
 
 def _aligned(size: int) -> int:
     return ALIGNMENT * math.ceil(size / ALIGNMENT)
-

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.networks.graph import Graph, Input, Shape, in_order
-from halfmeg.networks.lowering import LOWERINGS, Lowering, Value, whole
+from halfmeg.networks.lowering import LOWERINGS, Lowering
+from halfmeg.networks.values import Value, whole
 
 MOVES = {
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",

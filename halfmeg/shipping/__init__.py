@@ -1,14 +1,15 @@
-<<<<<<< HEAD
 """A trained network leaves the program: exported, proved, tried out.
 
 | module | holds |
 |---|---|
-| `onnx` | ONNX in float32 and int8 |
+| `onnx` | ONNX in float32, and logits by onnxruntime |
+| `integer` | int8 as integers, and their oracle in NumPy |
+| `quantize` | a trained network in integers, calibrated on images |
+| `integer_onnx` | the integers as ONNX |
+| `c`, `c_constants` | the integers as C |
+| `build` | that C compiled and run: its proof |
 | `export` | run folder → bundle, each file proved before it gets its name |
 | `predict` | classes of a user's own images |
 | `bench` | speed and memory of a bundle in each runtime |
 | `demo` | a local page that classifies images |
 """
-=======
-"""From a trained network to where it runs."""
->>>>>>> 7d9eb79 (Trace any network to a graph of nine operators and fold it into steps)
