@@ -75,9 +75,9 @@ class Conv(Node):
     groups: int = 1
 
     @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one image."""
-        return self.weight[0].size * self.shape[0] * self.shape[1] * self.shape[2]
+    def is_depthwise(self) -> bool:
+        """Whether each channel has one filter of its own."""
+        return self.groups == self.shape[0] == self.inputs[0].shape[0]
 
     def compute(self, *maps: Tensor) -> Tensor:
         """Convolve."""

@@ -81,14 +81,9 @@ def patch_values(node: Conv) -> int:
     return 4 * math.ceil(node.weight[0].size / 4)
 
 
-def is_depthwise(node: Conv) -> bool:
-    """Return whether each channel has one filter of its own."""
-    return node.groups == node.shape[0] == node.inputs[0].shape[0]
-
-
 def scratch_bytes(step: Step) -> int:
     """Return the size of a step's patch: two positions, unrolled, in 16 bits."""
-    if not isinstance(step.node, Conv) or is_depthwise(step.node):
+    if not isinstance(step.node, Conv) or step.node.is_depthwise:
         return 0
     return 2 * 2 * patch_values(step.node)
 
@@ -97,7 +92,7 @@ def flash_bytes(passes: tuple[Step, ...]) -> int:
     """Return the bytes of all constants; weights that are used twice stand there once."""
     weights = {
         step.node.weight_key: step.node.weight.size
-        if is_depthwise(step.node)
+        if step.node.is_depthwise
         else len(step.node.weight) * patch_values(step.node)
         for step in passes
         if isinstance(step.node, Conv)

@@ -82,7 +82,8 @@ class Step:
     @property
     def can_give_logits(self) -> bool:
         """Whether it can end a network with sums that are not rounded to bytes."""
-        return isinstance(self.node, SUMS) and self.result is self.node
+        depthwise = isinstance(self.node, Conv) and self.node.is_depthwise
+        return isinstance(self.node, SUMS) and self.result is self.node and not depthwise
 
 
 def steps(graph: Graph) -> tuple[Step, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmeg.networks.graph import OUTSIDE, Padding, Shape
+from halfmeg.networks.memory import Plan
 
 Int8 = NDArray[np.int8]
 UInt8 = NDArray[np.uint8]
@@ -97,6 +98,11 @@ class Convolution(Sum):
     groups: int
     pool: tuple[tuple[int, int], tuple[int, int]] | None
     sides: tuple[int, int]
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel has one filter of its own."""
+        return self.weight.shape[1] == 1 and self.groups == len(self.weight)
 
     @property
     def has_border(self) -> bool:
@@ -185,11 +191,14 @@ class IntegerGraph:
     Attributes:
         image: shape of the input, uint8.
         operations: in the order of computing; the last one gives the logits.
-        output: where the last result is uint8, what its bytes mean; None where it is float32.
+        plan: where each result stands in the memory of a device.
+        constant_bytes: of all constants, as they are stored there.
     """
 
     image: Shape
     operations: tuple[Operation, ...]
+    plan: Plan
+    constant_bytes: int
 
     @property
     def output(self) -> Quantization | None:
@@ -297,7 +306,7 @@ def _convolve(operation: Convolution, sources: list[UInt8]) -> Int32:
         for j in range(kernel[1])
     ]
     flat = weight.transpose(2, 3, 1, 0).reshape(len(taps), per_group, channels)
-    if per_group == 1 and operation.groups == channels:  # a filter for each channel
+    if operation.is_depthwise:
         sums = sum(tap.astype(np.int32) * w[0] for tap, w in zip(taps, flat, strict=True))
         return sums + _bias(operation)  # type: ignore[no-any-return]
     largest = 255 * int(np.abs(weight.astype(np.int64)).sum((1, 2, 3)).max())

@@ -22,6 +22,7 @@ from halfmeg.networks.graph import (
     Multiply,
     Node,
 )
+from halfmeg.networks.memory import flash_bytes, plan_arena
 from halfmeg.networks.simplify import Step, border_classes, simplify, steps
 from halfmeg.networks.trace import trace
 from halfmeg.shipping.integer import (
@@ -101,7 +102,9 @@ def quantize_graph(graph: Graph, ranges: Ranges) -> IntegerGraph:
         places[step.result] = len(operations)
         if operation.quantization is not None:
             meanings[step.result] = operation.quantization
-    return IntegerGraph(graph.input.shape, tuple(operations))
+    return IntegerGraph(
+        graph.input.shape, tuple(operations), plan_arena(passes), flash_bytes(passes)
+    )
 
 
 def _quantize_step(
@@ -193,6 +196,9 @@ def _convolution(
     for place in np.ndindex(*missing.shape[:2]):
         border = (outside * missing[place]).sum((1, 2))
         bias[place] = np.rint(base + border / exact) - folded
+    largest = 255 * np.abs(weight.astype(np.int64)).sum((1, 2, 3)) + np.abs(bias).max((0, 1))
+    if largest.max() >= 2**31:
+        raise ValueError(f"{node.name}: its sums do not fit 32 bits")
     pool = None if step.pool is None else (step.pool.kernel, step.pool.stride)
     return Convolution(
         *common,
