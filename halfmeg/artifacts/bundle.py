@@ -5,6 +5,7 @@
 | `model.json` | architecture, classes, normalization, accuracy as measured, checksums |
 | `model.safetensors` | the weights |
 | `model.onnx`, `model.int8.onnx` | the network for other runtimes, where they were exported |
+| `c/` | the network in C, where it was asked for |
 | `README.md` | the model card |
 
 Nothing in it is unpickled, every file is checked against its checksum before it is read, and every
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +37,9 @@ MAX_DESCRIPTION_BYTES = 2**20
 MAX_CLASSES = 10_000
 MAX_BUDGET = 10_000_000
 FILES = ("model.safetensors", "model.onnx", "model.int8.onnx", "README.md")
+
+C_FILE = re.compile(r"c(/[A-Za-z0-9_][A-Za-z0-9_.]*){1,3}")
+"""Names of files in the folder of C."""
 
 BUNDLED = Path(str(files("halfmeg") / "bundled"))
 """The network that is installed with the program."""
@@ -112,8 +117,9 @@ class Bundle:
         accuracy = described["accuracy"]
         if not isinstance(accuracy, dict) or not isinstance(described["files"], dict):
             raise ValueError("accuracy and files: objects are expected")
-        if unknown := sorted(set(described["files"]) - set(FILES)):
-            raise ValueError(f"files: {unknown[0]!r} is not known; allowed: {', '.join(FILES)}")
+        for name in sorted(set(described["files"]) - set(FILES)):
+            if not C_FILE.fullmatch(name):
+                raise ValueError(f"files: {name!r} is not known; allowed: {', '.join(FILES)}, c/")
         if "model.safetensors" not in described["files"]:
             raise ValueError("files: model.safetensors is missing")
         model = described["model"]

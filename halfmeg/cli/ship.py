@@ -31,9 +31,12 @@ def export(
     allow_loss: Annotated[
         bool, typer.Option(help="Keep an int8 file that loses more than half a point.")
     ] = False,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Write this too: c, for a microcontroller.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a run as a bundle: weights, ONNX, int8, model card.
+    """Export a run as a bundle: weights, ONNX, int8, model card; C where it is asked for.
 
     All is proved before it is written.
     """
@@ -43,7 +46,7 @@ def export(
 
     opened = Run.open(run)
     loaded = load(data or opened.data.source, data_dir, opened.data.image_size, quiet=as_json)
-    bundle, proof = export_run(opened, loaded, out, allow_loss=allow_loss)
+    bundle, proof = export_run(opened, loaded, out, allow_loss=allow_loss, targets=target or ())
     if as_json:
         print_json(bundle.described)
         return
@@ -52,7 +55,16 @@ def export(
         f"model.onnx       logits differ by at most {proof.max_difference:.1e}, "
         f"same accuracy ({proof.n:,} {proof.images} images)"
     )
-    print_line(f"model.int8.onnx  loses {100 * proof.int8_loss:.2f} points on them")
+    exact = "all logits those of the integers" if proof.int8_exact else (
+        "made by onnxruntime, as an operator has no form in integers")  # fmt: skip
+    print_line(f"model.int8.onnx  loses {100 * proof.int8_loss:.2f} points on them; {exact}")
+    if "c" in bundle.described:
+        source = bundle.described["c"]
+        print_line(
+            f"c/               {source['arena_bytes']:,} bytes of RAM, set by {source['peak']}; "
+            f"{source['constant_bytes']:,} of flash without code"
+        )
+        print_line(f"                 {source['proof_text']}")
     print_line(f"bundle           {bundle.folder}")
 
 

@@ -85,8 +85,8 @@ def write_c(
         "probability_scale": number(np.float32(PROBABILITY_STEPS / temperature)),
     }  # fmt: skip
     return {
-        f"{name}.c": render("network.c", **facts),
-        f"{name}.h": render("network.h", **facts),
+        f"{name}.c": render("c/network.c", **facts),
+        f"{name}.h": render("c/network.h", **facts),
     }
 
 
@@ -323,9 +323,9 @@ def _steps(shape: tuple[int, ...]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a text as a string of C, in ASCII."""
+    """Return a text as a string of C, in ASCII and on one line."""
     escaped = "".join(
         chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
-        for byte in text.encode()
+        for byte in " ".join(text.split()).encode()
     )
     return f'"{escaped}"'

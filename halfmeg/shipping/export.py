@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +22,15 @@ from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
 from halfmeg.networks.summary import count_macs, count_params
-from halfmeg.shipping.onnx import onnx_logits, quantize, to_onnx
+from halfmeg.shipping.build import build_c
+from halfmeg.shipping.c import render
+from halfmeg.shipping.integer import Float32, IntegerGraph
+from halfmeg.shipping.integer import run as run_integers
+from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
+from halfmeg.shipping.onnx import onnx_logits, quantize_by_library, to_onnx
+from halfmeg.shipping.quantize import quantize
+
+TARGETS = ("c",)
 
 NUM_CALIBRATION = 512
 
@@ -46,6 +54,8 @@ class Proof:
         n: number of them.
         max_difference: largest difference between a logit of the ONNX file and torch's.
         accuracy, onnx_accuracy, int8_accuracy: of torch in float32 and of the two files.
+        int8_exact: whether all int8 logits are those of the integers that C is written from; None
+            where an operator has no form in integers, and a library made the int8 file.
     """
 
     images: str
@@ -54,6 +64,7 @@ class Proof:
     accuracy: float
     onnx_accuracy: float
     int8_accuracy: float
+    int8_exact: bool | None
 
     @property
     def int8_loss(self) -> float:
@@ -66,7 +77,12 @@ class Proof:
 
 
 def export(
-    run: Run, data: DataSplits, out: str | Path, *, allow_loss: bool = False
+    run: Run,
+    data: DataSplits,
+    out: str | Path,
+    *,
+    allow_loss: bool = False,
+    targets: Sequence[str] = (),
 ) -> tuple[Bundle, Proof]:
     """Export a finished run as a bundle, proved on the run's validation images.
 
@@ -77,11 +93,15 @@ def export(
         data: its data.
         out: the bundle's folder, which must not exist.
         allow_loss: keep an int8 file that loses more than half a point.
+        targets: names from `TARGETS`, of what is written beside ONNX.
 
     Raises:
-        ValueError: `out` exists, other data than the run's, the `ship` extra is missing, or a
-            file that does not do what the network does.
+        ValueError: `out` exists, other data than the run's, the `ship` extra is missing, an
+            operator that a target does not have, or a file that does not do what the network does.
     """
+    for target in targets:
+        if target not in TARGETS:
+            raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
@@ -92,11 +112,19 @@ def export(
     _require_ship_extra()
     model = run.load_model().eval()
     mean, std = run.data.mean, run.data.std
-    held_out, kind = _proof_images(run, data)
+    held_out, calibration, kind = _proof_images(run, data)
     onnx_model = to_onnx(model, mean, std, run.data.image_size)
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    int8_model = quantize(onnx_model, data.train.images[order[:NUM_CALIBRATION]])
-    proof, reference = _prove(model, run, held_out, kind, onnx_model, int8_model)
+    integers: IntegerGraph | None = None
+    try:
+        integers = quantize(model, mean, std, calibration)
+    except ValueError:
+        if "c" in targets:
+            raise
+        int8_model = quantize_by_library(onnx_model, calibration)
+    else:
+        int8_model = integers_to_onnx(integers)
+    oracle = None if integers is None else run_integers(integers, held_out.images.numpy())
+    proof, reference = _prove(model, run, held_out, kind, onnx_model, int8_model, oracle)
     if proof.int8_loss > ALLOWED_LOSS and not allow_loss:
         raise ValueError(
             f"int8 loses {100 * proof.int8_loss:.2f} points on {proof.n:,} {kind} images, more "
@@ -133,6 +161,12 @@ def export(
         "recipe": run.config.to_dict(),
         "exported": _versions(),
     }
+    if "c" in targets:
+        assert integers is not None and oracle is not None
+        images = held_out.images.numpy()
+        source = build_c(integers, run.config.model, run.data.classes, temperature, images, oracle)
+        contents |= {f"c/{path}": content for path, content in source.files.items()}
+        facts["c"] = source.to_dict() | {"proof_text": source.proof_text}
     contents["README.md"] = _model_card(facts, measured.per_class, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)
@@ -149,21 +183,25 @@ def _require_ship_extra() -> None:
         raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
 
 
-def _proof_images(run: Run, data: DataSplits) -> tuple[Dataset, str]:
+def _proof_images(run: Run, data: DataSplits) -> tuple[Dataset, Tensor, str]:
+    """Return the images of the proof, those of the calibration, and what the former are."""
     fraction, kind = run.config.val_fraction, "validation"
     if fraction == 0:
         fraction, kind = 0.1, "training"
-    _, indices = stratified_split(data.train.labels, fraction, run.config.seed)
-    return data.train.subset(indices[:MAX_PROOF_IMAGES]), kind
+    trained, indices = stratified_split(data.train.labels, fraction, run.config.seed)
+    order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))
+    calibration = data.train.images[trained[order[:NUM_CALIBRATION]]]
+    return data.train.subset(indices[:MAX_PROOF_IMAGES]), calibration, kind
 
 
 def _prove(
-    model: nn.Module, run: Run, held_out: Dataset, kind: str, onnx_model: bytes, int8_model: bytes
-) -> tuple[Proof, Tensor]:
-    """Compare both files with torch in float32.
+    model: nn.Module, run: Run, held_out: Dataset, kind: str, onnx_model: bytes,
+    int8_model: bytes, oracle: Float32 | None,
+) -> tuple[Proof, Tensor]:  # fmt: skip
+    """Compare one file with torch in float32, the other with the integers.
 
     Raises:
-        ValueError: the ONNX file differs by more than rounding.
+        ValueError: the ONNX file differs by more than rounding, or the int8 file at all.
     """
     images, labels = held_out.images, held_out.labels
     reference = compute_logits(model, images, run.data.mean, run.data.std, precision="fp32")
@@ -173,13 +211,21 @@ def _prove(
     for batch in (1, 2, 7):  # an exporter may freeze the batch, or be wrong at some sizes
         part = onnx_logits(onnx_model, images[:7], batch_size=batch)
         difference = max(difference, (part - reference[:7]).abs().max().item())
+    int8_logits = onnx_logits(int8_model, images)
+    different = 0 if oracle is None else int((int8_logits.numpy() != oracle).sum())
+    if different:
+        raise ValueError(
+            f"the int8 ONNX file gives {different:,} of {int8_logits.numel():,} logits other than "
+            "the integers: this onnxruntime rounds in another way"
+        )
     proof = Proof(
         images=kind,
         n=len(labels),
         max_difference=difference,
         accuracy=score(reference, labels).accuracy,
         onnx_accuracy=score(logits, labels).accuracy,
-        int8_accuracy=score(onnx_logits(int8_model, images), labels).accuracy,
+        int8_accuracy=score(int8_logits, labels).accuracy,
+        int8_exact=None if oracle is None else True,
     )
     if not difference <= LOGIT_TOLERANCE * scale or proof.onnx_accuracy != proof.accuracy:
         raise ValueError(
@@ -202,11 +248,8 @@ def _versions() -> dict[str, Any]:
 def _model_card(
     facts: dict[str, Any], per_class: tuple[float | None, ...], contents: dict[str, bytes]
 ) -> str:
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("halfmeg.shipping"), trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, autoescape=False,
-    )  # fmt: skip
-    return templates.get_template("card.md").render(
+    return render(
+        "card.md",
         facts=facts,
         classes=list(zip(facts["classes"], per_class, strict=True)),
         sizes={name: len(content) for name, content in contents.items()},
@@ -219,6 +262,7 @@ def _write_folder(out: Path, contents: dict[str, bytes]) -> None:
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
     try:
         for name, content in contents.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
             with (partial / name).open("wb") as file:
                 file.write(content)
                 file.flush()
