@@ -106,8 +106,10 @@ class Combine(Node):
 
     def compute(self, *maps: Tensor) -> Tensor:
         """Add up."""
-        terms = (x * _like(s, x) for x, s in zip(maps, self.scales, strict=True))
-        return sum(terms, _like(self.shift, maps[0])).expand(-1, *self.shape)  # type: ignore[union-attr]
+        total = _like(self.shift, maps[0])
+        for x, scale in zip(maps, self.scales, strict=True):
+            total = total + x * _like(scale, x)
+        return total.expand(-1, *self.shape)
 
 
 @final

@@ -47,7 +47,7 @@ class Lowering:
     Args:
         name: of its node in the program.
         operator: its own name, for messages.
-        weights: names of the parameters that it reads.
+        weights: names of the parameters that it reads, or of the operator where it reads none.
     """
 
     def __init__(self, name: str, operator: str, weights: str) -> None:
@@ -60,9 +60,9 @@ class Lowering:
         name = self.operator.removesuffix(".default")
         return ValueError(f"{name} ({self.name}) has no int8 form{why and ': ' + why}")
 
-    def node(self, value: Value, shape: tuple[int, ...] | None = None) -> Node:
+    def node(self, value: Value) -> Node:
         """Return a node whose map is the value, gathered where it does not lie so already."""
-        shape = tuple(value.index.shape[1:]) if shape is None else shape
+        shape = tuple(value.index.shape[1:])
         if len(shape) > 3 or value.index.shape[0] != 1:
             raise self.unknown(f"a tensor of {len(shape) + 1} axes")
         sides = [*shape, 1, 1, 1]
@@ -79,12 +79,9 @@ class Lowering:
         index, node = value.index[0].numpy(), value.node
         maps = axis_maps(index, node.shape)
         if maps is not None and np.array_equal(maps[0], np.arange(node.shape[0])):
-            around = [
-                margins(rows, size) for rows, size in zip(maps[1:], node.shape[1:], strict=True)
-            ]
-            if around[0] is not None and around[1] is not None:
-                (top, bottom), (left, right) = around
-                return node, (top, left, bottom, right)
+            rows, columns = (margins(maps[i], node.shape[i]) for i in (1, 2))
+            if rows is not None and columns is not None:
+                return node, (rows[0], columns[0], rows[1], columns[1])
         return self.node(value), (0, 0, 0, 0)
 
     def conv2d(
@@ -161,7 +158,6 @@ class Lowering:
 
     def native_batch_norm(self, **arguments: Any) -> tuple[Value]:
         """Scale and shift each channel."""
-        arguments["input"] = arguments.pop("input", None)
         return (self.batch_norm(**arguments),)
 
     def _affine(self, value: Value, scale: Tensor, shift: Tensor) -> Value:
@@ -183,7 +179,7 @@ class Lowering:
             (value.node,),
             (arrays[0],),
             arrays[1],
-            self.weights or self.name,
+            self.weights,
         )
         return Value(node, value.index)
 
@@ -214,7 +210,7 @@ class Lowering:
             return Value(Multiply(self.name, filled, sources), index)
         scales = (np.ones((1, 1, 1)), np.full((1, 1, 1), alpha))
         return Value(
-            Combine(self.name, filled, sources, scales, np.zeros((1, 1, 1)), self.name), index
+            Combine(self.name, filled, sources, scales, np.zeros((1, 1, 1)), self.weights), index
         )
 
     def constant_or_function(
@@ -226,8 +222,7 @@ class Lowering:
         value = args[position]
         if kind in ("add", "sub", "mul", "div") and not kwargs.get("rounding_mode"):
             other = torch.as_tensor(args[1 - position]).double()
-            one, zero = torch.ones(()), torch.zeros(())
-            alpha = kwargs.get("alpha", 1)
+            one, zero, alpha = torch.ones(()), torch.zeros(()), kwargs.get("alpha", 1)
             if kind == "mul":
                 return self._affine(value, other, zero)
             if kind == "div" and position == 0:
@@ -274,10 +269,6 @@ class Lowering:
         assert zeros == (0, 0, 0, 0)
         shape = (source.shape[0], *pooled(source.shape, kernel, step, pads))
         return whole(MaxPool(self.name, shape, (source,), kernel, step, pads))
-
-    def max_pool2d_with_indices(self, **arguments: Any) -> tuple[Value]:
-        """Take the maximum of windows, whose places are not asked for."""
-        return (self.max_pool2d(**arguments),)
 
     def avg_pool2d(
         self, self_: Value, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool,
@@ -380,10 +371,6 @@ class Lowering:
         moved = F.pad(self_.index.double(), pad, mode)  # torch has it for floats only
         return Value(self_.node, moved.long())
 
-    def constant_pad_nd(self, self_: Value, pad: Any, value: Any = None) -> Value:
-        """Add zeros around."""
-        return self.pad(self_, pad, value=value)
-
     def upsample(self, self_: Value, output_size: Any, scale_factors: Any = None) -> Value:
         """Repeat the nearest value."""
         sizes = None if output_size is None else list(output_size)
@@ -399,7 +386,6 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "batch_norm": Lowering.batch_norm,
     "_native_batch_norm_legit_no_training": Lowering.native_batch_norm,
     "max_pool2d": Lowering.max_pool2d,
-    "max_pool2d_with_indices": Lowering.max_pool2d_with_indices,
     "avg_pool2d": Lowering.avg_pool2d,
     "adaptive_avg_pool2d": Lowering.adaptive_avg_pool2d,
     "adaptive_max_pool2d": Lowering.adaptive_max_pool2d,
@@ -409,6 +395,6 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "max": Lowering.max,
     "cat": Lowering.cat,
     "pad": Lowering.pad,
-    "constant_pad_nd": Lowering.constant_pad_nd,
+    "constant_pad_nd": Lowering.pad,
     "upsample_nearest2d": Lowering.upsample,
 }

@@ -78,7 +78,8 @@ def memory_of(passes: tuple[Step, ...]) -> Memory:
 
 def patch_values(node: Conv) -> int:
     """Return the length of a filter in memory: whole groups of four."""
-    return 4 * math.ceil(node.weight[0].size / 4)
+    taps: int = node.weight[0].size
+    return 4 * math.ceil(taps / 4)
 
 
 def scratch_bytes(step: Step) -> int:

@@ -61,7 +61,8 @@ def trace(model: nn.Module, image_size: int) -> Graph:
         raise ValueError(f"{type(model).__name__} cannot be traced: {reason}") from None
     finally:
         model.train(was_training)
-    return _lower(program, (3, image_size, image_size))
+    leaves = {path for path, module in model.named_modules() if not any(module.children())}
+    return _lower(program, (3, image_size, image_size), leaves)
 
 
 def _changes_its_input(node: torch.fx.Node) -> bool:
@@ -69,7 +70,7 @@ def _changes_its_input(node: torch.fx.Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
-def _lower(program: torch.export.ExportedProgram, shape: Shape) -> Graph:
+def _lower(program: torch.export.ExportedProgram, shape: Shape, leaves: set[str]) -> Graph:
     state = {**program.state_dict, **program.constants}
     signature = program.graph_signature
     names = {
@@ -85,15 +86,15 @@ def _lower(program: torch.export.ExportedProgram, shape: Shape) -> Graph:
         elif node.op == "placeholder":
             values[node] = whole(image)
         elif node.op == "call_function":
-            values[node] = _call(node, values)
-    (returned, *others) = program.graph.output_node().args[0]  # type: ignore[misc]
+            values[node] = _call(node, values, leaves)
+    (returned, *others) = program.graph.output_node().args[0]
     logits = values.get(returned)
     if others or not isinstance(logits, Value) or logits.index.dim() != 2:
         raise ValueError("a network is expected to return one tensor of logits B×K")
     return Graph(image, in_order(Lowering(returned.name, returned.name, "").node(logits)))
 
 
-def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any]) -> Any:
+def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], leaves: set[str]) -> Any:
     """Return what an operator makes of its arguments: a value, or a constant of constants."""
     args: Any = torch.fx.map_arg(node.args, values.__getitem__)
     kwargs: Any = torch.fx.map_arg(node.kwargs, values.__getitem__)
@@ -106,7 +107,7 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any]) -> Any:
         return target(*args, **kwargs)
     kind = target._schema.name.removeprefix("aten::")
     constants = [a.name for a in node.all_input_nodes if isinstance(values[a], Tensor)]
-    lowering = Lowering(node.name, str(target), ",".join(constants))
+    lowering = Lowering(_name(node, leaves), str(target), ",".join(constants) or node.name)
     if kind in LOWERINGS:
         return LOWERINGS[kind](lowering, **_bind(target, args, kwargs))
     if kind in UNCHANGED:
@@ -118,6 +119,13 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any]) -> Any:
     if kind in ARITHMETIC or kind in FUNCTIONS:
         return lowering.constant_or_function(kind, target, args, kwargs, kind in CLAMPS)
     raise lowering.unknown()
+
+
+def _name(node: torch.fx.Node, leaves: set[str]) -> str:
+    """Return the module that calls an operator, and the operator where it calls several."""
+    modules = list(node.meta.get("nn_module_stack", {}).values())
+    path = modules[-1][0] if modules else ""
+    return path if path in leaves and path else f"{path}.{node.name}".lstrip(".")
 
 
 def _bind(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -143,8 +151,8 @@ def _move(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return argument.index
 
     moved = target(
-        *torch.fx.node.map_aggregate(args, places),  # type: ignore[misc]
-        **torch.fx.node.map_aggregate(kwargs, places),  # type: ignore[arg-type]
+        *torch.fx.node.map_aggregate(args, places),
+        **torch.fx.node.map_aggregate(kwargs, places),
     )
     if isinstance(moved, Tensor):
         return Value(nodes[0], moved.contiguous())

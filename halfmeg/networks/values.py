@@ -68,7 +68,7 @@ def _is_scalar(node: Node) -> bool:
 
 def as_function(node: Node, base: Node) -> Callable[[Tensor], Tensor]:
     """Return how a node is computed from one that it is a function of."""
-    chain = []
+    chain: list[Node] = []
     while node is not base:
         chain.append(node)
         (node,) = node.inputs
@@ -83,7 +83,7 @@ def as_function(node: Node, base: Node) -> Callable[[Tensor], Tensor]:
 
 def _scaled(node: Node, x: Tensor) -> Tensor:
     assert isinstance(node, Combine)
-    return x * node.scales[0].item() + node.shift.item()
+    return x * float(node.scales[0].item()) + float(node.shift.item())
 
 
 def array(tensor: Tensor) -> Array:

@@ -144,8 +144,9 @@ class _Writer:
                 self.call("multiply", "multiply", structure_name, *sources, ends)
             case Average():
                 self.pooling(
-                    index, operation, shapes[0], scale=operation.scale[0], outside=operation.outside,
-                    zero=operation.zero_point, **self.table(index, operation.table),
+                    index, operation, shapes[0], scale=operation.scale[0],
+                    outside=operation.outside, zero=operation.zero_point,
+                    **self.table(index, operation.table),
                 )  # fmt: skip
                 self.call("average", "pool_average", structure_name, sources[0], ends)
             case Maximum():

@@ -162,7 +162,8 @@ def export(
         "exported": _versions(),
     }
     if "c" in targets:
-        assert integers is not None and oracle is not None
+        assert integers is not None
+        assert oracle is not None
         images = held_out.images.numpy()
         source = build_c(integers, run.config.model, run.data.classes, temperature, images, oracle)
         contents |= {f"c/{path}": content for path, content in source.files.items()}

@@ -230,8 +230,8 @@ def requantize(sums: Int32, scale: Float32, zero_point: int, table: UInt8 | None
     scaled = sums.astype(np.float32) * scale
     low, high = np.float32(-zero_point), np.float32(255 - zero_point)
     rounded = np.rint(np.clip(scaled, low, high)).astype(np.int32) + zero_point
-    found = rounded.astype(np.uint8)
-    return found if table is None else table[found]
+    found: UInt8 = rounded.astype(np.uint8)
+    return found if table is None else np.take(table, found)
 
 
 def run(graph: IntegerGraph, images: UInt8, batch_size: int = 50) -> Float32:
@@ -267,7 +267,7 @@ def _run_batch(graph: IntegerGraph, images: UInt8) -> Float32:
 def _compute(operation: Operation, sources: list[UInt8]) -> UInt8:
     match operation:
         case Sum():
-            sums = _SUMS[type(operation)](operation, sources)
+            sums = _sums(operation, sources)
             if operation.quantization is None:
                 return sums.astype(np.float32) * operation.scale  # type: ignore[return-value]
             found = requantize(sums, operation.scale, operation.zero_point, operation.table)
@@ -280,7 +280,7 @@ def _compute(operation: Operation, sources: list[UInt8]) -> UInt8:
             windows = _windows(padded, operation.kernel, operation.stride)
             return windows.max((-2, -1))  # type: ignore[no-any-return]
         case Lookup():
-            return operation.table[sources[0]]
+            return np.take(operation.table, sources[0])
         case Concatenation():
             pairs = zip(sources, operation.tables, strict=True)
             return np.concatenate([x if t is None else t[x] for x, t in pairs], -1)
@@ -319,7 +319,7 @@ def _convolve(operation: Convolution, sources: list[UInt8]) -> Int32:
         matrix = flat[:, :, group * each : (group + 1) * each].reshape(-1, each).astype(exact)
         parts.append((columns.reshape(-1, len(matrix)) @ matrix).astype(np.int32))
     sums = np.concatenate(parts, -1).reshape(len(x), height, width, channels)
-    return sums + _bias(operation)  # type: ignore[no-any-return]
+    return sums + _bias(operation)
 
 
 def _bias(operation: Convolution) -> Int32:
@@ -331,10 +331,10 @@ def _bias(operation: Convolution) -> Int32:
 
 def _combine(operation: Combination, sources: list[UInt8]) -> Int32:
     terms = zip(sources, operation.multipliers, strict=True)
-    return sum(  # type: ignore[return-value]
-        (x.astype(np.int32) * m.transpose(1, 2, 0) for x, m in terms),
-        operation.offset.transpose(1, 2, 0),
-    )
+    total = operation.offset.transpose(1, 2, 0)
+    for x, multiplier in terms:
+        total = total + x.astype(np.int32) * multiplier.transpose(1, 2, 0)
+    return total
 
 
 def _multiply(operation: Product, sources: list[UInt8]) -> Int32:
@@ -348,16 +348,21 @@ def _average(operation: Average, sources: list[UInt8]) -> Int32:
     x = _pad(sources[0], operation.padding, operation.outside)
     windows = _windows(x, operation.kernel, operation.stride)
     values = operation.kernel[0] * operation.kernel[1]
-    sums = windows.sum((-2, -1), dtype=np.int32) - values * operation.outside
-    return sums.astype(np.int32)
+    sums: Int32 = windows.sum((-2, -1), dtype=np.int32)
+    return sums - np.int32(values * operation.outside)
 
 
-_SUMS = {
-    Convolution: _convolve,
-    Combination: _combine,
-    Product: _multiply,
-    Average: _average,
-}
+def _sums(operation: Sum, sources: list[UInt8]) -> Int32:
+    match operation:
+        case Convolution():
+            return _convolve(operation, sources)
+        case Combination():
+            return _combine(operation, sources)
+        case Product():
+            return _multiply(operation, sources)
+        case Average():
+            return _average(operation, sources)
+    raise AssertionError(operation)
 
 
 def _pad(x: UInt8, padding: Padding, value: int) -> UInt8:

@@ -46,7 +46,7 @@ def to_onnx(graph: IntegerGraph) -> bytes:
         centred = writer.add("Sub", writer.cast(last, "int32"), _int32(graph.output.zero_point))
         last = writer.add("Mul", writer.cast(centred, "float32"), graph.output.scale)
     writer.add("Flatten", last, axis=1, output="logits")
-    image = ["batch", *graph.image]
+    image: list[str | int | None] = ["batch", *graph.image]
     made = helper.make_graph(
         writer.nodes,
         "int8",
@@ -132,7 +132,7 @@ class _Writer:
 
     def convolution(self, operation: Convolution, x: str) -> str:
         weight = (operation.weight.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8)
-        attributes = {
+        attributes: dict[str, Any] = {
             "strides": operation.stride,
             "pads": operation.padding,
             "dilations": operation.dilation,

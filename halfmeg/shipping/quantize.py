@@ -173,7 +173,8 @@ def _table(node: Function | None, source: Quantization, result: Quantization) ->
     steps_of = np.rint(values / float(result.scale)) + result.zero_point
     # bytes that no image gave may lie where the function is not defined
     finite = np.nan_to_num(steps_of, nan=result.zero_point, posinf=255, neginf=0)
-    return finite.clip(0, 255).astype(np.uint8)
+    found: UInt8 = finite.clip(0, 255).astype(np.uint8)
+    return found
 
 
 def _convolution(
