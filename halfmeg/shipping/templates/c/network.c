@@ -3,6 +3,13 @@
 
 #include <float.h>
 
+/* A product and a sum must stay two roundings. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=off")
+#else
+#pragma STDC FP_CONTRACT OFF
+#endif
+
 #if defined(__GNUC__)
 #define ALIGNED __attribute__((aligned(4)))
 #else
