@@ -1,3 +1,9 @@
+#if defined(__GNUC__)
+#define OWN_FUNCTION __attribute__((noinline)) /* as its loop needs all registers */
+#else
+#define OWN_FUNCTION
+#endif
+
 /* The patch holds the input of two positions, unrolled, as 16-bit values: of each four values
  * those of the first position, then those of the second. `dot` adds the products of two filters
  * with both to sums: filter 0 at both positions, then filter 1. How four values are ordered is a
@@ -23,8 +29,8 @@ static inline void widen_four(const uint8_t *from, int16_t *to)
 
 #define MULTIPLY_ADD(sum, a, b) __asm__("smlad %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b))
 
-static inline void dot(const int16_t *patch, const int8_t *filter0, const int8_t *filter1,
-                       int32_t fours, int32_t sums[4])
+static void OWN_FUNCTION dot(const int16_t *patch, const int8_t *filter0, const int8_t *filter1,
+                             int32_t fours, int32_t sums[4])
 {
     const word *x = (const word *)(const void *)patch, *end = x + 4 * fours;
     const word *w0 = (const word *)(const void *)filter0;
@@ -62,20 +68,27 @@ static inline void widen_four(const uint8_t *from, int16_t *to)
     to[3] = from[3];
 }
 
-static inline void dot(const int16_t *patch, const int8_t *filter0, const int8_t *filter1,
-                       int32_t fours, int32_t sums[4])
+/* One weight of each filter, with both positions. */
+#define TAP(k)                                                                                    \
+    {                                                                                              \
+        int32_t a = w0[k], b = w1[k], first = x[k], second = x[4 + k];                             \
+        s0 += a * first;                                                                           \
+        s1 += a * second;                                                                          \
+        s2 += b * first;                                                                           \
+        s3 += b * second;                                                                          \
+    }
+
+static void OWN_FUNCTION dot(const int16_t *patch, const int8_t *filter0, const int8_t *filter1,
+                             int32_t fours, int32_t sums[4])
 {
     const int16_t *x = patch, *end = patch + 8 * fours;
     const int8_t *w0 = filter0, *w1 = filter1;
     int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
-    while (x != end) {
-        s0 += w0[0] * x[0] + w0[1] * x[1] + w0[2] * x[2] + w0[3] * x[3];
-        s1 += w0[0] * x[4] + w0[1] * x[5] + w0[2] * x[6] + w0[3] * x[7];
-        s2 += w1[0] * x[0] + w1[1] * x[1] + w1[2] * x[2] + w1[3] * x[3];
-        s3 += w1[0] * x[4] + w1[1] * x[5] + w1[2] * x[6] + w1[3] * x[7];
-        x += 8;
-        w0 += 4;
-        w1 += 4;
+    for (; x != end; x += 8, w0 += 4, w1 += 4) {
+        TAP(0)
+        TAP(1)
+        TAP(2)
+        TAP(3)
     }
     sums[0] = s0;
     sums[1] = s1;
