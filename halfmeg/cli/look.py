@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 def models(as_json: JsonOption = False) -> None:
     """List the networks: parameters, multiply-accumulates, budget."""
+    from halfmeg.networks.memory import measure_memory
     from halfmeg.networks.summary import summarize
     from halfmeg.networks.table import MODELS, build_model
 
-    rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
+    rows = []
+    for name, entry in MODELS.items():
+        model = build_model(name)
+        rows.append((name, entry, summarize(model), measure_memory(model)))
     if as_json:
         print_json(
             [
@@ -36,18 +40,26 @@ def models(as_json: JsonOption = False) -> None:
                     "params": summary.params,
                     "macs": summary.macs,
                     "within_budget": summary.within_budget,
+                    "memory": memory.to_dict(),
                 }
-                for name, entry, summary in rows
+                for name, entry, summary, memory in rows
             ]
         )
         return
-    table = build_table("network", "parameters", f"fits {BUDGET:,}", "MACs, M", "description")
-    for name, entry, summary in rows:
+    table = build_table(
+        "network", "parameters", f"fits {BUDGET:,}", "MACs, M", "RAM, kB", "flash, kB",
+        "description",
+    )  # fmt: skip
+    for name, entry, summary, memory in rows:
         fits = "yes" if summary.within_budget else "no"
-        macs = f"{summary.macs / 1e6:.2f}"
-        table.add_row(name, f"{summary.params:,}", fits, macs, entry.description)
+        table.add_row(
+            name, f"{summary.params:,}", fits, f"{summary.macs / 1e6:.2f}",
+            f"{memory.ram_bytes / 1000:.1f}", f"{memory.flash_bytes / 1000:.1f}",
+            entry.description,
+        )  # fmt: skip
     print_table(table)
     print_line("All parameters count; MACs are for one image of 32×32 pixels and 10 classes.")
+    print_line("RAM and flash are those of the int8 network in C, without image, stack and code.")
 
 
 def summary(
@@ -60,14 +72,19 @@ def summary(
     as_json: JsonOption = False,
 ) -> None:
     """Print a network's layer table, with published and true counts."""
+    from halfmeg.networks.memory import measure_memory
     from halfmeg.networks.summary import format_table, summarize
     from halfmeg.networks.table import build_model
 
-    result = summarize(build_model(model, num_classes, image_size, budget), image_size)
+    built = build_model(model, num_classes, image_size, budget)
+    result, memory = summarize(built, image_size), measure_memory(built, image_size)
     if as_json:
-        print_json(_summary_json(result))
-    else:
-        print_line(format_table(result))
+        print_json(_summary_json(result) | {"memory": memory.to_dict()})
+        return
+    print_line(format_table(result))
+    print_line("In C, as 8-bit integers (image, stack and code are not counted):")
+    print_line(f"RAM: {memory.ram_bytes:,} bytes, set by {memory.peak}")
+    print_line(f"Flash: {memory.flash_bytes:,} bytes")
 
 
 def _summary_json(result: ModelSummary) -> dict[str, Any]:

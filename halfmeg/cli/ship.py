@@ -6,7 +6,7 @@ import csv
 import signal
 import sys
 import threading
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,9 +20,12 @@ from halfmeg.cli.show import (
     print_table,
 )
 
+if TYPE_CHECKING:
+    from halfmeg.artifacts.bundle import Bundle
+
 
 def export(
-    run: Annotated[str, typer.Argument(help="A finished run folder.")],
+    run: Annotated[str, typer.Argument(help="A finished run folder; or a bundle, with --data.")],
     out: Annotated[str, typer.Option(help="The bundle's folder, which must not exist.")],
     data: Annotated[
         str | None, typer.Option(help="Where the run's data is now.", show_default="as before")
@@ -40,12 +43,20 @@ def export(
 
     All is proved before it is written.
     """
+    from halfmeg.artifacts.bundle import Bundle, is_bundle
     from halfmeg.artifacts.run import Run
     from halfmeg.cli.progress import load
     from halfmeg.shipping.export import export as export_run
 
-    opened = Run.open(run)
-    loaded = load(data or opened.data.source, data_dir, opened.data.image_size, quiet=as_json)
+    opened: Run | Bundle
+    if is_bundle(run):
+        opened = Bundle.open(run)
+        if data is None:
+            raise ValueError(f"{run} is a bundle, which does not know where data is; add --data")
+        loaded = load(data, data_dir, opened.image_size, quiet=as_json)
+    else:
+        opened = Run.open(run)
+        loaded = load(data or opened.data.source, data_dir, opened.data.image_size, quiet=as_json)
     bundle, proof = export_run(opened, loaded, out, allow_loss=allow_loss, targets=target or ())
     if as_json:
         print_json(bundle.described)
@@ -112,12 +123,21 @@ def bench(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
     threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
     rounds: Annotated[int, typer.Option(help="Each runs every runtime in turn.")] = 20,
+    device: Annotated[
+        str | None, typer.Option(help="Count instructions on this instead, as cortex-m7.")
+    ] = None,
+    mhz: Annotated[
+        int | None, typer.Option(min=1, help="Clock of the device.", show_default="a usual one")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure speed and memory of a bundle in each installed runtime."""
+    """Measure speed and memory of a bundle in each installed runtime, or on an emulated chip."""
     from halfmeg.artifacts.bundle import Bundle
     from halfmeg.shipping.bench import bench as bench_bundle
 
+    if device is not None:
+        _bench_device(Bundle.open(bundle), device, mhz, as_json)
+        return
     try:
         counts = [int(text) for text in threads.split(",")]
     except ValueError:
@@ -139,6 +159,26 @@ def bench(
         )  # fmt: skip
     print_table(table)
     print_line("one image, and batches of 128; kB: the file; MB: memory that it adds to a process")
+
+
+def _bench_device(bundle: Bundle, device: str, mhz: int | None, as_json: bool) -> None:
+    from halfmeg.shipping.device import bench_device
+
+    found = bench_device(bundle, device)
+    clock = mhz or found.clock_mhz
+    estimate = found.mean_instructions / clock / 1000
+    if as_json:
+        print_json(found.to_dict() | {"clock_mhz": clock, "estimated_ms": estimate})
+        return
+    print_line(f"device        {found.device} ({found.machine} in QEMU), {found.compiler}")
+    print_line(f"logits        {found.checked}")
+    print_line(f"instructions  {found.mean_instructions / 1e6:.2f} M an image")
+    print_line(f"flash         {found.flash_bytes:,} bytes with code")
+    print_line(f"RAM           {found.ram_bytes:,} bytes, and up to {found.stack_bytes:,} of stack")
+    print_line(
+        f"estimate      {estimate:.0f} ms at {clock} MHz if each instruction took one cycle: "
+        "instructions are counted here, not cycles"
+    )
 
 
 def demo(

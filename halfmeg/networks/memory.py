@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -55,6 +56,10 @@ class Memory:
     flash_bytes: int
     peak: str
     peak_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return dict(vars(self))
 
 
 def measure_memory(model: nn.Module, image_size: int = 32) -> Memory:

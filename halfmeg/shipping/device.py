@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from halfmeg.artifacts.bundle import Bundle
 from halfmeg.shipping.c import render
 from halfmeg.shipping.integer import Float32, UInt8
+from halfmeg.shipping.onnx import onnx_logits
 
 COMPILER = "arm-none-eabi-gcc"
 EMULATOR = "qemu-system-arm"
@@ -74,6 +79,8 @@ class DeviceRun:
         flash_bytes: code and constants of the network, as compiled.
         ram_bytes: its static memory.
         stack_bytes: the deepest its calls can go.
+        compiler: its name and version.
+        checked: against what the logits were held, in words.
     """
 
     device: str
@@ -82,11 +89,37 @@ class DeviceRun:
     flash_bytes: int
     ram_bytes: int
     stack_bytes: int
+    compiler: str
+    checked: str = "not held against others"
 
     @property
     def mean_instructions(self) -> float:
         """Instructions an image."""
         return sum(self.instructions) / len(self.instructions)
+
+    @property
+    def machine(self) -> str:
+        """QEMU's name of the board."""
+        return DEVICES[self.device].machine
+
+    @property
+    def clock_mhz(self) -> int:
+        """A usual clock of such a processor."""
+        return DEVICES[self.device].clock_mhz
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON types."""
+        return {
+            "device": self.device,
+            "machine": self.machine,
+            "instructions": self.mean_instructions,
+            "images": len(self.instructions),
+            "flash_bytes": self.flash_bytes,
+            "ram_bytes": self.ram_bytes,
+            "stack_bytes": self.stack_bytes,
+            "compiler": self.compiler,
+            "logits": self.checked,
+        }
 
 
 def missing_tool() -> str | None:
@@ -150,7 +183,35 @@ def run_on(device: str, source: str, header: str, name: str, images: UInt8) -> D
     stacks = {line.split("\t")[0].rsplit(":", 1)[1]: int(line.split("\t")[1]) for line in usage}
     entry = stacks.pop(f"{name}_classify")
     deepest = entry + max(stacks.values(), default=0)
-    return DeviceRun(device, logits, instructions, text + data, data + bss, deepest)
+    version = _run([COMPILER, "-dumpfullversion"], Path.cwd()).strip()
+    return DeviceRun(
+        device, logits, instructions, text + data, data + bss, deepest, f"{COMPILER} {version}"
+    )
+
+
+def bench_device(bundle: Bundle, device: str, num_images: int = 2) -> DeviceRun:
+    """Run a bundle's C on a device, on random images, and hold it against its int8 ONNX file.
+
+    Raises:
+        ValueError: as `run_on`; a bundle without C, or logits that are not equal.
+    """
+    if "c" not in bundle.described:
+        raise ValueError(f"{bundle.folder} holds no C; export its run with --target c")
+    name = str(bundle.described["c"]["name"])
+    source, header = ((bundle.folder / "c" / "src" / f"{name}.{kind}").read_text() for kind in "ch")
+    size = (num_images, 3, bundle.image_size, bundle.image_size)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator())
+    found = run_on(device, source, header, name, images.numpy())
+    if find_spec("onnxruntime") is None:
+        return found
+    expected = onnx_logits((bundle.folder / "model.int8.onnx").read_bytes(), images).numpy()
+    different = int((found.logits != expected).sum())
+    if different:
+        raise ValueError(f"{different} of {expected.size} logits on {device} are not onnxruntime's")
+    return replace(
+        found,
+        checked=f"all {expected.size} of {num_images} random images equal to onnxruntime's int8",
+    )
 
 
 def _run(command: list[str], folder: Path) -> str:

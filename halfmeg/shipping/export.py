@@ -18,6 +18,7 @@ from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.files import json_bytes
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import weights_to_bytes
+from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits, stratified_split
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import compute_logits, evaluate, score
@@ -76,8 +77,40 @@ class Proof:
         return dict(vars(self)) | {"int8_loss": self.int8_loss}
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What is exported: a finished run, or a bundle anew."""
+
+    folder: Path
+    model: nn.Module
+    config: RunConfig
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    data: dict[str, str]
+
+    @classmethod
+    def of(cls, source: Run | Bundle) -> _Trained:
+        if isinstance(source, Bundle):
+            recipe, data = source.described["recipe"], source.described["data"]
+            return cls(
+                source.folder, source.load_model().eval(), RunConfig.from_dict(recipe),
+                source.classes, source.image_size, source.mean, source.std,
+                {"name": str(data["name"]), "fingerprint": str(data["fingerprint"])},
+            )  # fmt: skip
+        if source.result() is None:
+            raise ValueError(f"{source.folder} has not finished; continue it with `halfmeg resume`")
+        facts = source.data
+        return cls(
+            source.folder, source.load_model().eval(), source.config, facts.classes,
+            facts.image_size, facts.mean, facts.std,
+            {"name": facts.name, "fingerprint": facts.fingerprint},
+        )  # fmt: skip
+
+
 def export(
-    run: Run,
+    source: Run | Bundle,
     data: DataSplits,
     out: str | Path,
     *,
@@ -89,7 +122,7 @@ def export(
     Reads the test set once, for the accuracy that the bundle states.
 
     Args:
-        run: a finished run.
+        source: a finished run, or a bundle, as to write a target that it lacks.
         data: its data.
         out: the bundle's folder, which must not exist.
         allow_loss: keep an int8 file that loses more than half a point.
@@ -105,15 +138,13 @@ def export(
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
-    if run.result() is None:
-        raise ValueError(f"{run.folder} has not finished; continue it with `halfmeg resume`")
-    if data.fingerprint != run.data.fingerprint:
+    run = _Trained.of(source)
+    if data.fingerprint != run.data["fingerprint"]:
         raise ValueError(f"{run.folder} was trained on other data than {data.name}")
     _require_ship_extra()
-    model = run.load_model().eval()
-    mean, std = run.data.mean, run.data.std
-    held_out, calibration, kind = _proof_images(run, data)
-    onnx_model = to_onnx(model, mean, std, run.data.image_size)
+    model, mean, std = run.model, run.mean, run.std
+    held_out, calibration, kind = _proof_images(run.config, data)
+    onnx_model = to_onnx(model, mean, std, run.image_size)
     integers: IntegerGraph | None = None
     try:
         integers = quantize(model, mean, std, calibration)
@@ -124,7 +155,7 @@ def export(
     else:
         int8_model = integers_to_onnx(integers)
     oracle = None if integers is None else run_integers(integers, held_out.images.numpy())
-    proof, reference = _prove(model, run, held_out, kind, onnx_model, int8_model, oracle)
+    proof, reference = _prove(run, held_out, kind, onnx_model, int8_model, oracle)
     if proof.int8_loss > ALLOWED_LOSS and not allow_loss:
         raise ValueError(
             f"int8 loses {100 * proof.int8_loss:.2f} points on {proof.n:,} {kind} images, more "
@@ -132,7 +163,8 @@ def export(
         )
     # Without held-out images the confidence of training images would be fitted, so it is left.
     temperature = fit_temperature(reference, held_out.labels) if kind == "validation" else 1.0
-    run.log_test_reading("export: the accuracy that the bundle states")
+    if isinstance(source, Run):
+        source.log_test_reading("export: the accuracy that the bundle states")
     measured = evaluate(model, data.test, mean, std, precision="fp32")
     contents = {
         "model.safetensors": weights_to_bytes(model),
@@ -144,17 +176,17 @@ def export(
         "model": run.config.model,
         "budget": run.config.budget,
         "params": count_params(model),
-        "macs": count_macs(model, run.data.image_size),
-        "classes": list(run.data.classes),
-        "image_size": run.data.image_size,
+        "macs": count_macs(model, run.image_size),
+        "classes": list(run.classes),
+        "image_size": run.image_size,
         "mean": list(mean),
         "std": list(std),
         "temperature": temperature,
-        "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
+        "data": run.data,
         "accuracy": {
             "test_accuracy": measured.accuracy,
             "test_n": measured.n,
-            "data": run.data.name,
+            "data": run.data["name"],
             "precision": "float32",
         },
         "proof": proof.to_dict(),
@@ -165,7 +197,7 @@ def export(
         assert integers is not None
         assert oracle is not None
         images = held_out.images.numpy()
-        source = build_c(integers, run.config.model, run.data.classes, temperature, images, oracle)
+        source = build_c(integers, run.config.model, run.classes, temperature, images, oracle)
         contents |= {f"c/{path}": content for path, content in source.files.items()}
         facts["c"] = source.to_dict() | {"proof_text": source.proof_text}
     contents["README.md"] = _model_card(facts, measured.per_class, contents).encode()
@@ -184,20 +216,20 @@ def _require_ship_extra() -> None:
         raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
 
 
-def _proof_images(run: Run, data: DataSplits) -> tuple[Dataset, Tensor, str]:
+def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor, str]:
     """Return the images of the proof, those of the calibration, and what the former are."""
-    fraction, kind = run.config.val_fraction, "validation"
+    fraction, kind = config.val_fraction, "validation"
     if fraction == 0:
         fraction, kind = 0.1, "training"
-    trained, indices = stratified_split(data.train.labels, fraction, run.config.seed)
+    trained, indices = stratified_split(data.train.labels, fraction, config.seed)
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))
     calibration = data.train.images[trained[order[:NUM_CALIBRATION]]]
     return data.train.subset(indices[:MAX_PROOF_IMAGES]), calibration, kind
 
 
 def _prove(
-    model: nn.Module, run: Run, held_out: Dataset, kind: str, onnx_model: bytes,
-    int8_model: bytes, oracle: Float32 | None,
+    run: _Trained, held_out: Dataset, kind: str, onnx_model: bytes, int8_model: bytes,
+    oracle: Float32 | None,
 ) -> tuple[Proof, Tensor]:  # fmt: skip
     """Compare one file with torch in float32, the other with the integers.
 
@@ -205,7 +237,7 @@ def _prove(
         ValueError: the ONNX file differs by more than rounding, or the int8 file at all.
     """
     images, labels = held_out.images, held_out.labels
-    reference = compute_logits(model, images, run.data.mean, run.data.std, precision="fp32")
+    reference = compute_logits(run.model, images, run.mean, run.std, precision="fp32")
     logits = onnx_logits(onnx_model, images)
     difference = (logits - reference).abs().max().item()
     scale = max(1.0, reference.abs().max().item())
