@@ -197,9 +197,9 @@ def export(
         assert integers is not None
         assert oracle is not None
         images = held_out.images.numpy()
-        source = build_c(integers, run.config.model, run.classes, temperature, images, oracle)
-        contents |= {f"c/{path}": content for path, content in source.files.items()}
-        facts["c"] = source.to_dict() | {"proof_text": source.proof_text}
+        written = build_c(integers, run.config.model, run.classes, temperature, images, oracle)
+        contents |= {f"c/{path}": content for path, content in written.files.items()}
+        facts["c"] = written.to_dict() | {"proof_text": written.proof_text}
     contents["README.md"] = _model_card(facts, measured.per_class, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)
