@@ -49,7 +49,7 @@ class Anything(nn.Module):
         shuffled = x.view(x.shape[0], 2, 4, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
         x = x + shuffled
         x = x * torch.sigmoid(x) - x.flip(2)
-        x = F.adaptive_max_pool2d(F.hardtanh(x - 0.1, -4.0, 4.0) / 3, 1).flatten(1)
+        x = F.adaptive_max_pool2d(F.hardtanh(x + 0.5, -4.0, 4.0) / 0.3, 1).flatten(1)
         return self.head(F.relu6(F.leaky_relu(x, 0.1)))  # type: ignore[no-any-return]
 
 
