@@ -23,7 +23,7 @@ EMULATOR = "qemu-system-arm"
 FLAGS = (
     "-std=c99", "-O2", "-mthumb", "-ffp-contract=off", "-ffunction-sections", "-fdata-sections",
 )  # fmt: skip
-TIMEOUT_S = 600
+TIMEOUT_S = 3600
 
 
 @dataclass(frozen=True)
