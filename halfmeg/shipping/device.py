@@ -78,7 +78,7 @@ class DeviceRun:
         instructions: of each image.
         flash_bytes: code and constants of the network, as compiled.
         ram_bytes: its static memory.
-        stack_bytes: the deepest its calls can go.
+        stack_bytes: it takes no more: the frames of all functions together.
         compiler: its name and version.
         checked: against what the logits were held, in words.
     """
@@ -180,9 +180,9 @@ def run_on(device: str, source: str, header: str, name: str, images: UInt8) -> D
     text, data, bss = map(int, sizes[:3])
     # a nanosecond an instruction, by -icount
     instructions = tuple(int(count) * 1_000_000_000 // board.timer_hz for count in ticks)
-    stacks = {line.split("\t")[0].rsplit(":", 1)[1]: int(line.split("\t")[1]) for line in usage}
-    entry = stacks.pop(f"{name}_classify")
-    deepest = entry + max(stacks.values(), default=0)
+    frames = {line.split("\t")[0].rsplit(":", 1)[1]: int(line.split("\t")[1]) for line in usage}
+    frames.pop(f"{name}_probabilities", None)  # it is called by itself
+    deepest = sum(frames.values())  # nothing calls itself
     version = _run([COMPILER, "-dumpfullversion"], Path.cwd()).strip()
     return DeviceRun(
         device, logits, instructions, text + data, data + bss, deepest, f"{COMPILER} {version}"
