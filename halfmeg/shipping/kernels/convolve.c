@@ -57,6 +57,50 @@ static void OWN_FUNCTION dot(const int16_t *patch, const int8_t *filter0, const 
     sums[2] = s2;
     sums[3] = s3;
 }
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
+
+static inline int32_t lane(int32_t k) { return k; }
+
+static inline void widen_four(const uint8_t *from, int16_t *to)
+{
+    wasm_v128_store64_lane(to, wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(from)), 0);
+}
+
+/* Eight products of each filter and position; those of two neighbours are added at once. */
+#define EIGHT(first, second, a, b)                                                                 \
+    {                                                                                              \
+        v128_t x0 = first, x1 = second, w0 = a, w1 = b;                                            \
+        s0 = wasm_i32x4_add(s0, wasm_i32x4_dot_i16x8(x0, w0));                                     \
+        s1 = wasm_i32x4_add(s1, wasm_i32x4_dot_i16x8(x1, w0));                                     \
+        s2 = wasm_i32x4_add(s2, wasm_i32x4_dot_i16x8(x0, w1));                                     \
+        s3 = wasm_i32x4_add(s3, wasm_i32x4_dot_i16x8(x1, w1));                                     \
+    }
+
+static void OWN_FUNCTION dot(const int16_t *patch, const int8_t *filter0, const int8_t *filter1,
+                             int32_t fours, int32_t sums[4])
+{
+    const v128_t none = wasm_i32x4_const(0, 0, 0, 0);
+    v128_t s0 = none, s1 = none, s2 = none, s3 = none;
+    for (; fours >= 2; fours -= 2, patch += 16, filter0 += 8, filter1 += 8) {
+        v128_t four = wasm_v128_load(patch), next = wasm_v128_load(patch + 8);
+        EIGHT(wasm_i64x2_shuffle(four, next, 0, 2), wasm_i64x2_shuffle(four, next, 1, 3),
+              wasm_i16x8_load8x8(filter0), wasm_i16x8_load8x8(filter1))
+    }
+    if (fours) {
+        v128_t four = wasm_v128_load(patch);
+        EIGHT(wasm_i64x2_shuffle(four, none, 0, 2), wasm_i64x2_shuffle(four, none, 1, 2),
+              wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(filter0)),
+              wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(filter1)))
+    }
+    v128_t left = wasm_i32x4_add(wasm_i32x4_shuffle(s0, s1, 0, 4, 1, 5),
+                                 wasm_i32x4_shuffle(s0, s1, 2, 6, 3, 7));
+    v128_t right = wasm_i32x4_add(wasm_i32x4_shuffle(s2, s3, 0, 4, 1, 5),
+                                  wasm_i32x4_shuffle(s2, s3, 2, 6, 3, 7));
+    v128_t all = wasm_i32x4_add(wasm_i64x2_shuffle(left, right, 0, 2),
+                                wasm_i64x2_shuffle(left, right, 1, 3));
+    wasm_v128_store(sums, wasm_i32x4_add(wasm_v128_load(sums), all));
+}
 #else
 static inline int32_t lane(int32_t k) { return k; }
 
