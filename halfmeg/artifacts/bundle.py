@@ -6,6 +6,7 @@
 | `model.safetensors` | the weights |
 | `model.onnx`, `model.int8.onnx` | the network for other runtimes, where they were exported |
 | `c/` | the network in C, where it was asked for |
+| `web/` | the network as a page, where it was asked for |
 | `README.md` | the model card |
 
 Nothing in it is unpickled, every file is checked against its checksum before it is read, and every
@@ -38,8 +39,8 @@ MAX_CLASSES = 10_000
 MAX_BUDGET = 10_000_000
 FILES = ("model.safetensors", "model.onnx", "model.int8.onnx", "README.md")
 
-C_FILE = re.compile(r"c(/[A-Za-z0-9_][A-Za-z0-9_.]*){1,3}")
-"""Names of files in the folder of C."""
+TARGET_FILE = re.compile(r"(c|web)(/[A-Za-z0-9_][A-Za-z0-9_.]*){1,3}")
+"""Names of files in the folders of C and of the page."""
 
 BUNDLED = Path(str(files("halfmeg") / "bundled"))
 """The network that is installed with the program."""
@@ -118,8 +119,9 @@ class Bundle:
         if not isinstance(accuracy, dict) or not isinstance(described["files"], dict):
             raise ValueError("accuracy and files: objects are expected")
         for name in sorted(set(described["files"]) - set(FILES)):
-            if not C_FILE.fullmatch(name):
-                raise ValueError(f"files: {name!r} is not known; allowed: {', '.join(FILES)}, c/")
+            if not TARGET_FILE.fullmatch(name):
+                allowed = ", ".join((*FILES, "c/", "web/"))
+                raise ValueError(f"files: {name!r} is not known; allowed: {allowed}")
         if "model.safetensors" not in described["files"]:
             raise ValueError("files: model.safetensors is missing")
         model = described["model"]

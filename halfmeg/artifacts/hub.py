@@ -61,7 +61,7 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> Bundle:
                 repo,
                 revision=revision,
                 local_dir=partial,
-                allow_patterns=["model.json", *FILES, "c/*"],
+                allow_patterns=["model.json", *FILES, "c/*", "web/*"],
             )
         except Exception as error:  # as above
             raise ValueError(f"{repo} cannot be read: {_reason(error)}") from None

@@ -35,11 +35,11 @@ def export(
         bool, typer.Option(help="Keep an int8 file that loses more than half a point.")
     ] = False,
     target: Annotated[
-        list[str] | None, typer.Option(help="Write this too: c, for a microcontroller.")
+        list[str] | None, typer.Option(help="Write this too: c, for a microcontroller; web, a page.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a run as a bundle: weights, ONNX, int8, model card; C where it is asked for.
+    """Export a run as a bundle: weights, ONNX, int8, model card; C or a page where asked for.
 
     All is proved before it is written.
     """
@@ -76,6 +76,10 @@ def export(
             f"{source['constant_bytes']:,} of flash without code"
         )
         print_line(f"                 {source['proof_text']}")
+    if "web" in bundle.described:
+        page = bundle.described["web"]
+        print_line(f"web/index.html   {page['page_bytes']:,} bytes; open it in a browser")
+        print_line(f"                 {page['proof_text']}")
     print_line(f"bundle           {bundle.folder}")
 
 

@@ -30,8 +30,9 @@ from halfmeg.shipping.integer import run as run_integers
 from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
 from halfmeg.shipping.onnx import onnx_logits, quantize_by_library, to_onnx
 from halfmeg.shipping.quantize import quantize
+from halfmeg.shipping.web import build_web, require_compiler
 
-TARGETS = ("c",)
+TARGETS = ("c", "web")
 
 NUM_CALIBRATION = 512
 
@@ -135,6 +136,8 @@ def export(
     for target in targets:
         if target not in TARGETS:
             raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
+    if "web" in targets:
+        require_compiler()
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
@@ -149,7 +152,7 @@ def export(
     try:
         integers = quantize(model, mean, std, calibration)
     except ValueError:
-        if "c" in targets:
+        if targets:
             raise
         int8_model = quantize_by_library(onnx_model, calibration)
     else:
@@ -200,6 +203,15 @@ def export(
         written = build_c(integers, run.config.model, run.classes, temperature, images, oracle)
         contents |= {f"c/{path}": content for path, content in written.files.items()}
         facts["c"] = written.to_dict() | {"proof_text": written.proof_text}
+    if "web" in targets:
+        assert integers is not None
+        assert oracle is not None
+        images = held_out.images.numpy()
+        page = build_web(
+            integers, run.config.model, run.classes, temperature, images, oracle, facts
+        )  # fmt: skip
+        contents |= {f"web/{path}": content for path, content in page.files.items()}
+        facts["web"] = page.to_dict() | {"proof_text": page.proof_text}
     contents["README.md"] = _model_card(facts, measured.per_class, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)

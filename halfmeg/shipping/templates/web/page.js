@@ -119,7 +119,7 @@ async function classify(blob, name) {
   showBars(shares);
   showPixels(pixels);
   element("times").textContent =
-    `It took ${milliseconds.toFixed(1)} ms (WebAssembly, ${build}), and scaling the image ` +
+    `It took ${milliseconds.toFixed(1)} ms (WebAssembly, ${build}); scaling the image, ` +
     `${resized.toFixed(0)} ms.`;
   element("seen").hidden = false;
 }
