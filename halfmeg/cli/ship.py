@@ -35,7 +35,7 @@ def export(
         bool, typer.Option(help="Keep an int8 file that loses more than half a point.")
     ] = False,
     target: Annotated[
-        list[str] | None, typer.Option(help="Write this too: c, for a microcontroller; web, a page.")
+        list[str] | None, typer.Option(help="Write this too: c, for a chip; web, as a page.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -177,9 +177,7 @@ def build_web(
     return WebPage(contents, proof)
 
 
-def prove(
-    parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32
-) -> WebProof | None:
+def prove(parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32) -> WebProof | None:
     """Run both builds on images with the page's own code; None where there is no node.
 
     Args:
