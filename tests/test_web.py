@@ -100,14 +100,19 @@ def test_the_page_scales_as_pillow_does(tmp_path: Path, size: int) -> None:
         assert np.array_equal(found, expected), shape
 
 
-@needs_node
-@pytest.mark.parametrize("count", [10, pytest.param(200, marks=SLOW)])
-def test_photographs_are_scaled_as_pillow_does(tmp_path: Path, count: int) -> None:
+def photographs(count: int) -> list[bytes]:
     if not PHOTOGRAPHS.is_dir():
         pytest.skip("the photographs of clothing are not on this machine")
     paths = sorted(PHOTOGRAPHS.glob("*/*/*.jpg"))
     contents = [path.read_bytes() for path in paths[:: len(paths) // count][:count]]
     assert len(contents) == count
+    return contents
+
+
+@needs_node
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=SLOW)])
+def test_photographs_are_scaled_as_pillow_does(tmp_path: Path, count: int) -> None:
+    contents = photographs(count)
     for size in (32, 64):
         for content, found in zip(
             contents, scaled_by_the_page(tmp_path, contents, size), strict=True
@@ -351,7 +356,7 @@ class TestPage:
                 " : new DragEvent(kind, {[holder]: data, bubbles: true, cancelable: true})); }",
                 [kind, holder, list(content)],
             )
-            page.wait_for_function("document.getElementById('pixels').width === 32")
+            page.wait_for_function("() => document.getElementById('pixels').width === 32")
             expect_answer(page, content)
             page.evaluate("document.getElementById('pixels').width = 1")
 
@@ -383,6 +388,22 @@ class TestPage:
 @needs_clang
 class TestOtherBrowsers:
     pytestmark = in_browser
+
+    @pytest.mark.slow
+    def test_photographs_as_files_give_the_pixels_of_training(
+        self, browser: Any, folder: Path
+    ) -> None:
+        """The whole way: this browser decodes and scales to the very bytes that Pillow gives."""
+        page = open_page(browser, (folder / "index.html").as_uri(), 1280)
+        for content in photographs(200):
+            found = page.evaluate(
+                "async (text) => { const bitmap = await createImageBitmap("
+                "new Blob([decodeBase64(text)]), {colorSpaceConversion: 'none'});"
+                "return [...resize(bitmap.width, bitmap.height, rowReader(bitmap), 32)]; }",
+                base64.b64encode(content).decode(),
+            )
+            expected = decode_image(content, 32)[0]
+            assert found == expected.transpose(1, 2, 0).ravel().tolist()
 
     def test_without_simd_the_plain_build_gives_the_same(self, browser: Any, folder: Path) -> None:
         page = open_page(browser, "about:blank", 1280)
@@ -431,7 +452,7 @@ class TestDemo:
         address = f"http://127.0.0.1:{server.server_port}/"
         try:
             page = open_page(browser, address, 390)
-            page.wait_for_function("navigator.serviceWorker.controller !== null")
+            page.wait_for_function("() => navigator.serviceWorker.controller !== null")
             own = page.context.new_cdp_session(page)
             manifest = own.send("Page.getAppManifest")
             assert manifest["errors"] == []

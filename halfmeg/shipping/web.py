@@ -202,7 +202,7 @@ def prove(parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32)
         builds.write_text(json.dumps(texts))
         pixels.write_bytes(np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes())
         sizes = (images[0].size, logits.shape[1])
-        command = [node, script, builds, pixels, found_path, *map(str, sizes)]
+        command = [node, *map(str, (script, builds, pixels, found_path, *sizes))]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             raise ValueError(f"node does not run the page's network: {_error_line(ran.stderr)}")
