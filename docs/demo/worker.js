@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "6b479c4d326b6f25";
+const CACHE = PREFIX + "7e68282b09d88193";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {
