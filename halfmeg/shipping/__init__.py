@@ -9,6 +9,7 @@
 | `c`, `c_constants` | the integers as C |
 | `build` | that C compiled and run: its proof |
 | `device` | that C on an emulated Cortex-M |
+| `web` | that C as WebAssembly in one page, and its proof |
 | `export` | run folder → bundle, each file proved before it gets its name |
 | `predict` | classes of a user's own images |
 | `bench` | speed and memory of a bundle in each runtime |

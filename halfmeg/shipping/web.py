@@ -124,12 +124,7 @@ def build_web(
     Raises:
         ValueError: no compiler, one that does not take the file, or logits that are not equal.
     """
-    require_compiler()
-    identifier = c_name(name)
-    macro = identifier.upper()
-    sources = write_c(graph, identifier, classes, temperature)
-    sources["entry.c"] = render("web/entry.c", name=identifier, macro=macro)
-    parts = {build: _split(_compile(sources, build)) for build in BUILDS}
+    parts = compile_builds(graph, name, classes)
     proof = prove(parts, images, logits)
     data = {"simd": _text(parts["simd"][1])}
     if parts["plain"][1] != parts["simd"][1]:  # else the weights stand in the page once
@@ -175,6 +170,21 @@ def build_web(
     kept = json.dumps(["./", *contents])
     contents["worker.js"] = render("web/worker.js", version=version, kept=kept).encode()
     return WebPage(contents, proof)
+
+
+def compile_builds(
+    graph: IntegerGraph, name: str, classes: Sequence[str]
+) -> dict[str, tuple[bytes, bytes]]:
+    """Return a network's WebAssembly for each of `BUILDS`, in two parts: code and weights.
+
+    Raises:
+        ValueError: no compiler, or one that does not take the file.
+    """
+    require_compiler()
+    identifier = c_name(name)
+    sources = write_c(graph, identifier, classes)
+    sources["entry.c"] = render("web/entry.c", name=identifier, macro=identifier.upper())
+    return {build: _split(_compile(sources, build)) for build in BUILDS}
 
 
 def prove(parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32) -> WebProof | None:
