@@ -457,13 +457,16 @@ class TestDemo:
             manifest = own.send("Page.getAppManifest")
             assert manifest["errors"] == []
             assert json.loads(manifest["data"])["display"] == "standalone"
-            assert own.send("Page.getInstallabilityErrors")["installabilityErrors"] == []
+            errors = own.send("Page.getInstallabilityErrors")["installabilityErrors"]
+            # a test's browser keeps nothing, which is all that stands in the way
+            assert {error["errorId"] for error in errors} <= {"in-incognito"}
             assert all(url.startswith((address, "data:")) for url in page.asked)
         finally:
             server.shutdown()
             server.server_close()
             thread.join()
         page.reload()
+        page.goto(f"{address}index.html?again")
         page.locator("#examples button").first.click()
         page.wait_for_selector("#seen:not([hidden])")
         assert page.text_content("#verdict") == "ship"

@@ -167,7 +167,7 @@ def build_web(
     }
     contents["manifest.webmanifest"] = json.dumps(manifest, indent=1).encode()
     version = hashlib.sha256(page).hexdigest()[:16]
-    kept = json.dumps(["./", *contents])
+    kept = json.dumps(["./", *(file for file in contents if file != "index.html")])
     contents["worker.js"] = render("web/worker.js", version=version, kept=kept).encode()
     return WebPage(contents, proof)
 

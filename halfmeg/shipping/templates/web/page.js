@@ -106,6 +106,8 @@ async function classify(blob, name) {
   }
   say("");
   showPicture(bitmap);
+  await new Promise((painted) => setTimeout(painted)); // a large photograph takes a moment
+  if (turn !== latest) return;
   const start = performance.now();
   const pixels = resize(bitmap.width, bitmap.height, rowReader(bitmap), network.size);
   const resized = performance.now() - start;

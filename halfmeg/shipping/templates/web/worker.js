@@ -24,7 +24,8 @@ self.addEventListener("fetch", (event) => {
   if (event.request.method !== "GET") return;
   const answer = async () => {
     const cache = await caches.open(CACHE);
-    return (await cache.match(event.request, { ignoreSearch: true })) ?? fetch(event.request);
+    const address = event.request.url.replace(/index\.html(?=$|\?)/, ""); // kept as "./"
+    return (await cache.match(address, { ignoreSearch: true })) ?? fetch(event.request);
   };
   event.respondWith(answer());
 });
