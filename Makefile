@@ -11,10 +11,10 @@ demo: .venv/installed
 	$(BIN)/halfmeg compare cnn resnet-linear resnet-shared epochs=4 batch_size=64 \
 		--data digits --seeds 3 --out runs/demo
 
-test: .venv/installed-dev .venv/browser
+test: .venv/installed-dev .venv/browser .venv/webassembly
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
-test-all: .venv/installed-dev .venv/browser
+test-all: .venv/installed-dev .venv/browser .venv/chip .venv/webassembly
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/installed-dev
@@ -40,6 +40,22 @@ clean:
 	@command -v chromium chromium-browser >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 \
 		|| echo "no chromium: the tests of the page in a browser will be skipped"
+	touch $@
+
+# C runs on emulated Cortex-M boards; without compiler and emulator those tests are skipped.
+.venv/chip: .venv/created
+	@command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+			gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm; } >/dev/null 2>&1 \
+		|| echo "no arm-none-eabi-gcc or qemu-system-arm: the tests on boards will be skipped"
+	touch $@
+
+# The page's network is compiled by clang and proved in node; without them those tests are skipped.
+.venv/webassembly: .venv/created
+	@(for program in clang wasm-ld node; do command -v $$program || exit 1; done) >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends clang lld nodejs; } \
+			>/dev/null 2>&1 \
+		|| echo "no clang, lld or node: the tests of the exported page will be skipped"
 	touch $@
 
 .venv/installed-dev: .venv/installed

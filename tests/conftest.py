@@ -106,6 +106,20 @@ def small_config(**changes: Any) -> RunConfig:
     return RunConfig(**settings | changes)
 
 
+@pytest.fixture(scope="session")
+def cnn_in_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with C of a network that learned next to nothing."""
+    from halfmeg.shipping.export import export
+    from halfmeg.training.fit import fit
+
+    folder = tmp_path_factory.mktemp("c")
+    data = first_digits(200)
+    config = small_config(epochs=1, batch_size=50, val_fraction=0.1)
+    run = fit(config, data, folder / "run")
+    export(run, data, folder / "bundle", allow_loss=True, targets=("c",))
+    return folder / "bundle"
+
+
 class Outcome:
     """What a command line left: exit code, both streams, and the output read as JSON."""
 

@@ -5,6 +5,8 @@
 | `model.json` | architecture, classes, normalization, accuracy as measured, checksums |
 | `model.safetensors` | the weights |
 | `model.onnx`, `model.int8.onnx` | the network for other runtimes, where they were exported |
+| `c/` | the network in C, where it was asked for |
+| `web/` | the network as a page, where it was asked for |
 | `README.md` | the model card |
 
 A bundle of a network of one's own names it, but does not hold its Python: it predicts from the
@@ -17,6 +19,7 @@ number of `model.json` against what it may be.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -46,6 +49,9 @@ MAX_DESCRIPTION_BYTES = 2**20
 MAX_CLASSES = 10_000
 MAX_BUDGET = 10_000_000
 FILES = ("model.safetensors", "model.onnx", "model.int8.onnx", "README.md", TRAINED_ON)
+
+TARGET_FILE = re.compile(r"(c|web)(/[A-Za-z0-9_][A-Za-z0-9_.]*){1,3}")
+"""Names of files in the folders of C and of the page."""
 
 BUNDLED = Path(str(files("halfmeg") / "bundled"))
 """The network that is installed with the program."""
@@ -153,8 +159,10 @@ class Bundle:
             raise ValueError(
                 f"temperature={stored.temperature} is out of range; allowed: (0, 1000]"
             )
-        if unknown := sorted(set(stored.files) - set(FILES)):
-            raise ValueError(f"files: {unknown[0]!r} is not known; allowed: {', '.join(FILES)}")
+        for name in sorted(set(stored.files) - set(FILES)):
+            if not TARGET_FILE.fullmatch(name):
+                allowed = ", ".join((*FILES, "c/", "web/"))
+                raise ValueError(f"files: {name!r} is not known; allowed: {allowed}")
         if "model.safetensors" not in stored.files:
             raise ValueError("files: model.safetensors is missing")
         if not 0 < stored.budget <= MAX_BUDGET:

@@ -9,10 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from halfmeg.artifacts.bundle import FILES, MAX_DESCRIPTION_BYTES, MAX_FILE_BYTES, Bundle
+from halfmeg.artifacts.bundle import (
+    FILES,
+    MAX_DESCRIPTION_BYTES,
+    MAX_FILE_BYTES,
+    TARGET_FILE,
+    Bundle,
+)
 from halfmeg.files import new_folder, read_json
 
 DESCRIPTION = "model.json"
+MAX_FILES = 64
 CHUNK_BYTES = 2**16
 TIMEOUT_SECONDS = 30.0
 DEADLINE_SECONDS = 600.0
@@ -67,8 +74,11 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> Bundle:
             (part / DESCRIPTION).write_bytes(fetch(DESCRIPTION, MAX_DESCRIPTION_BYTES))
             described = read_json(part / DESCRIPTION, dict[str, Any], MAX_DESCRIPTION_BYTES)
             listed = described.get("files")
-            for name in FILES:
-                if isinstance(listed, dict) and name in listed:
+            if not isinstance(listed, dict) or len(listed) > MAX_FILES:
+                raise ValueError(f"files: an object of at most {MAX_FILES} names is expected")
+            for name in listed:
+                if name in FILES or TARGET_FILE.fullmatch(name):
+                    (part / name).parent.mkdir(parents=True, exist_ok=True)
                     (part / name).write_bytes(fetch(name, MAX_FILE_BYTES))
             bundle = Bundle.open(part)
             if not bundle.is_own:

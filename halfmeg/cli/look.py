@@ -22,7 +22,10 @@ from halfmeg.config import BUDGET
 from halfmeg.places.place import is_place
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from halfmeg.data.check import DataReport
+    from halfmeg.networks.memory import Memory
     from halfmeg.networks.summary import ModelSummary
 
 
@@ -31,7 +34,10 @@ def models(as_json: JsonOption = False) -> None:
     from halfmeg.networks.summary import summarize
     from halfmeg.networks.table import MODELS, build_model
 
-    rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
+    rows = []
+    for name, entry in MODELS.items():
+        model = build_model(name)
+        rows.append((name, entry, summarize(model), _memory(model, 32)))
     if as_json:
         print_json(
             [
@@ -44,28 +50,37 @@ def models(as_json: JsonOption = False) -> None:
                     "params": summary.params,
                     "macs": summary.macs,
                     "within_budget": summary.within_budget,
+                    "memory": memory.to_dict() if memory else None,
                 }
-                for name, entry, summary in rows
+                for name, entry, summary, memory in rows
             ]
         )
         return
     table = build_table(
-        "network", "parameters", f"fits {BUDGET:,}", "MACs, M", "sides", "description"
-    )
-    groups = dict.fromkeys(entry.group for _, entry, _ in rows)
+        "network", "parameters", f"fits {BUDGET:,}", "MACs, M", "RAM, kB", "flash, kB", "sides",
+        "description",
+    )  # fmt: skip
+    groups = dict.fromkeys(entry.group for _, entry, _, _ in rows)
     for group in groups:
         table.add_section()
         table.add_row(group)
-        for name, entry, summary in rows:
+        for name, entry, summary, memory in rows:
             if entry.group != group:
                 continue
             fits = "yes" if summary.within_budget else "no"
-            macs = f"{summary.macs / 1e6:.2f}"
+            ram, flash = (
+                ("–", "–")
+                if memory is None
+                else (f"{memory.ram_bytes / 1000:.1f}", f"{memory.flash_bytes / 1000:.1f}")
+            )
             sides = entry.sizes.replace(" or more", "+")
-            params = f"{summary.params:,}"
-            table.add_row(f"  {name}", params, fits, macs, sides, entry.description)
+            table.add_row(
+                f"  {name}", f"{summary.params:,}", fits, f"{summary.macs / 1e6:.2f}", ram, flash,
+                sides, entry.description,
+            )  # fmt: skip
     print_table(table)
     print_line("All parameters count; MACs are for one image of 32×32 pixels and 10 classes.")
+    print_line("RAM and flash are those of the int8 network in C, without image, stack and code.")
     print_line("Sides are those of square images in pixels; 8+ means 8 or more.")
     print_line(
         "Your own network goes by its place, FILE.py:NAME; `halfmeg new network` writes one."
@@ -90,11 +105,28 @@ def summary(
 
     if is_place(model):
         try_out(model, num_classes, image_size, budget)
-    result = summarize(build_model(model, num_classes, image_size, budget), image_size)
+    built = build_model(model, num_classes, image_size, budget)
+    result, memory = summarize(built, image_size), _memory(built, image_size)
     if as_json:
-        print_json(_summary_json(result))
-    else:
-        print_line(format_table(result))
+        print_json(_summary_json(result) | {"memory": memory.to_dict() if memory else None})
+        return
+    print_line(format_table(result))
+    if memory is None:
+        print_line("It has no form in C: an operator of it is not known there.")
+        return
+    print_line("In C, as 8-bit integers (image, stack and code are not counted):")
+    print_line(f"RAM: {memory.ram_bytes:,} bytes, set by {memory.peak}")
+    print_line(f"Flash: {memory.flash_bytes:,} bytes")
+
+
+def _memory(model: nn.Module, image_size: int) -> Memory | None:
+    """Return the RAM and flash of a network in C; None where an operator has no form there."""
+    from halfmeg.networks.memory import measure_memory
+
+    try:
+        return measure_memory(model, image_size)
+    except ValueError:
+        return None
 
 
 def _summary_json(result: ModelSummary) -> dict[str, Any]:

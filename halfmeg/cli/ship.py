@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,9 +18,14 @@ from halfmeg.cli.show import (
     print_table,
 )
 
+if TYPE_CHECKING:
+    from halfmeg.artifacts.bundle import Bundle
+
 
 def export(
-    run: Annotated[str, typer.Argument(help="A finished run folder, or a bundle.")],
+    run: Annotated[
+        str, typer.Argument(help="A finished run folder; or a bundle, with --data for a target.")
+    ],
     out: Annotated[str, typer.Option(help="The bundle's folder, which must not exist.")],
     data: Annotated[
         str | None, typer.Option(help="Where the run's data is now.", show_default="as before")
@@ -29,19 +34,28 @@ def export(
     allow_loss: Annotated[
         bool, typer.Option(help="Keep an int8 file that loses more than half a point.")
     ] = False,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Write this too: c, for a chip; web, as a page.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a run as a bundle: weights, ONNX, int8, model card.
+    """Export a run as a bundle: weights, ONNX, int8, model card; C or a page where asked for.
 
     All is proved before it is written.
     """
-    from halfmeg.artifacts.bundle import is_bundle
+    from halfmeg.artifacts.bundle import Bundle, is_bundle
     from halfmeg.artifacts.run import Run
-    from halfmeg.cli.progress import load_again
+    from halfmeg.cli.progress import load, load_again
     from halfmeg.shipping.export import copy_bundle
     from halfmeg.shipping.export import export as export_run
 
-    if is_bundle(run):
+    opened: Run | Bundle
+    if is_bundle(run) and target:
+        opened = Bundle.open(run)
+        if data is None:
+            raise ValueError(f"{run} is a bundle, which does not know where data is; add --data")
+        loaded = load(data, data_dir, opened.image_size, quiet=as_json, options=opened.options)
+    elif is_bundle(run):
         copied = copy_bundle(run, out)
         print_error(f"halfmeg: {run} is a bundle already; it was checked and copied")
         if as_json:
@@ -49,9 +63,10 @@ def export(
         else:
             print_line(f"bundle           {copied.folder}")
         return
-    opened = Run.open(run)
-    loaded = load_again(opened, data, data_dir, quiet=as_json)
-    bundle, proof = export_run(opened, loaded, out, allow_loss=allow_loss)
+    else:
+        opened = Run.open(run)
+        loaded = load_again(opened, data, data_dir, quiet=as_json)
+    bundle, proof = export_run(opened, loaded, out, allow_loss=allow_loss, targets=target or ())
     if as_json:
         print_json(bundle.described)
         return
@@ -60,7 +75,20 @@ def export(
         f"model.onnx       logits differ by at most {proof.max_difference:.1e}, "
         f"same accuracy ({proof.n:,} {proof.images} images)"
     )
-    print_line(f"model.int8.onnx  loses {100 * proof.int8_loss:.2f} points on them")
+    exact = "all logits those of the integers" if proof.int8_exact else (
+        "made by onnxruntime, as an operator has no form in integers")  # fmt: skip
+    print_line(f"model.int8.onnx  loses {100 * proof.int8_loss:.2f} points on them; {exact}")
+    if "c" in bundle.described:
+        source = bundle.described["c"]
+        print_line(
+            f"c/               {source['arena_bytes']:,} bytes of RAM, set by {source['peak']}; "
+            f"{source['constant_bytes']:,} of flash without code"
+        )
+        print_line(f"                 {source['proof_text']}")
+    if "web" in bundle.described:
+        page = bundle.described["web"]
+        print_line(f"web/index.html   {page['page_bytes']:,} bytes; open it in a browser")
+        print_line(f"                 {page['proof_text']}")
     print_line(f"bundle           {bundle.folder}")
 
 
@@ -111,12 +139,21 @@ def bench(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
     threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
     rounds: Annotated[int, typer.Option(help="Each runs every runtime in turn.")] = 20,
+    device: Annotated[
+        str | None, typer.Option(help="Count instructions on this instead, as cortex-m7.")
+    ] = None,
+    mhz: Annotated[
+        int | None, typer.Option(min=1, help="Clock of the device.", show_default="a usual one")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure speed and memory of a bundle in each installed runtime."""
+    """Measure speed and memory of a bundle in each installed runtime, or on an emulated chip."""
     from halfmeg.artifacts.bundle import Bundle
     from halfmeg.shipping.bench import bench as bench_bundle
 
+    if device is not None:
+        _bench_device(Bundle.open(bundle), device, mhz, as_json)
+        return
     try:
         counts = [int(text) for text in threads.split(",")]
     except ValueError:
@@ -138,6 +175,26 @@ def bench(
         )  # fmt: skip
     print_table(table)
     print_line("one image, and batches of 128; kB: the file; MB: memory that it adds to a process")
+
+
+def _bench_device(bundle: Bundle, device: str, mhz: int | None, as_json: bool) -> None:
+    from halfmeg.shipping.device import bench_device
+
+    found = bench_device(bundle, device)
+    clock = mhz or found.clock_mhz
+    estimate = found.mean_instructions / clock / 1000
+    if as_json:
+        print_json(found.to_dict() | {"clock_mhz": clock, "estimated_ms": estimate})
+        return
+    print_line(f"device        {found.device} ({found.machine} in QEMU), {found.compiler}")
+    print_line(f"logits        {found.checked}")
+    print_line(f"instructions  {found.mean_instructions / 1e6:.2f} M an image")
+    print_line(f"flash         {found.flash_bytes:,} bytes with code")
+    print_line(f"RAM           {found.ram_bytes:,} bytes, and up to {found.stack_bytes:,} of stack")
+    print_line(
+        f"estimate      {estimate:.0f} ms at {clock} MHz if each instruction took one cycle: "
+        "instructions are counted here, not cycles"
+    )
 
 
 def demo(

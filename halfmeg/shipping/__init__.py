@@ -3,7 +3,14 @@
 | module | holds |
 |---|---|
 | `preprocess` | what happens to an image before the network, in words and as a program |
-| `onnx` | ONNX in float32 and int8 |
+| `onnx` | ONNX in float32, and logits by onnxruntime |
+| `integer` | int8 as integers, and their oracle in NumPy |
+| `quantize` | a trained network in integers, calibrated on images |
+| `integer_onnx` | the integers as ONNX |
+| `c`, `c_constants` | the integers as C |
+| `build` | that C compiled and run: its proof |
+| `device` | that C on an emulated Cortex-M |
+| `web` | that C as WebAssembly in one page, and its proof |
 | `verify` | a bundle's ONNX files bounded, and compared with its weights |
 | `export` | run folder → bundle, each file proved before it gets its name |
 | `predict` | classes of a user's own images |

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,18 +15,29 @@ from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
+from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes, read_ids
 from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
+from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits, hold_out
+from halfmeg.data.decode import FitName
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.files import json_bytes, new_folder
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.places.place import is_place, short_name
-from halfmeg.shipping.onnx import quantize, to_onnx
+from halfmeg.shipping.build import build_c
+from halfmeg.shipping.c import render
+from halfmeg.shipping.integer import Float32, IntegerGraph
+from halfmeg.shipping.integer import run as run_integers
+from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
+from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
+from halfmeg.shipping.quantize import quantize
 from halfmeg.shipping.verify import logit_tolerance
+from halfmeg.shipping.web import build_web, require_compiler
+
+TARGETS = ("c", "web")
 
 NUM_CALIBRATION = 512
 
@@ -45,6 +57,8 @@ class Proof:
         n: number of them.
         max_difference: largest difference between a logit of the ONNX file and torch's.
         accuracy, onnx_accuracy, int8_accuracy: of torch in float32 and of the two files.
+        int8_exact: whether all int8 logits are those of the integers that C is written from; None
+            where an operator has no form in integers, and a library made the int8 file.
     """
 
     images: str
@@ -53,6 +67,7 @@ class Proof:
     accuracy: float
     onnx_accuracy: float
     int8_accuracy: float
+    int8_exact: bool | None
 
     @property
     def int8_loss(self) -> float:
@@ -64,76 +79,132 @@ class Proof:
         return dict(vars(self)) | {"int8_loss": self.int8_loss}
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What is exported: a finished run, or a bundle anew."""
+
+    folder: Path
+    model: nn.Module
+    config: RunConfig
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    data: dict[str, str]
+    fit: FitName  # how images are brought to their size
+    trained_on: np.ndarray | None  # ids of images
+
+    @classmethod
+    def of(cls, source: Run | Bundle) -> _Trained:
+        if isinstance(source, Bundle):
+            recipe, data = source.described["recipe"], source.described["data"]
+            return cls(
+                source.folder, source.load_model().eval(), RunConfig.from_dict(recipe),
+                source.classes, source.image_size, source.mean, source.std,
+                {"name": str(data["name"]), "fingerprint": str(data["fingerprint"])},
+                source.options.fit, read_ids(source.folder / TRAINED_ON),
+            )  # fmt: skip
+        if source.result() is None:
+            raise ValueError(f"{source.folder} has not finished; continue it with `halfmeg resume`")
+        facts = source.data
+        return cls(
+            source.folder, source.load_model().eval(), source.config, facts.classes,
+            facts.image_size, facts.mean, facts.std,
+            {"name": facts.name, "fingerprint": facts.fingerprint},
+            source.options.fit, source.trained_on(),
+        )  # fmt: skip
+
+
 def export(
-    run: Run, data: DataSplits, out: str | Path, *, allow_loss: bool = False
+    source: Run | Bundle,
+    data: DataSplits,
+    out: str | Path,
+    *,
+    allow_loss: bool = False,
+    targets: Sequence[str] = (),
 ) -> tuple[Bundle, Proof]:
     """Export a finished run as a bundle, proved on the run's validation images.
 
     Reads the test set once, for the accuracy that the bundle states.
 
     Args:
-        run: a finished run.
+        source: a finished run, or a bundle, as to write a target that it lacks.
         data: its data.
         out: the bundle's folder, which must not exist.
         allow_loss: keep an int8 file that loses more than half a point.
+        targets: names from `TARGETS`, of what is written beside ONNX.
 
     Raises:
-        ValueError: `out` exists, other data than the run's, the `ship` extra is missing, or a
-            file that does not do what the network does; weights that were damaged or altered.
+        ValueError: `out` exists, other data than the run's, the `ship` extra is missing, an
+            operator that a target does not have, or a file that does not do what the network does;
+            weights that were damaged or altered.
     """
+    for target in targets:
+        if target not in TARGETS:
+            raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
+    if "web" in targets:
+        require_compiler()
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
-    if run.result() is None:
-        raise ValueError(f"{run.folder} has not finished; continue it with `halfmeg resume`")
-    if data.fingerprint != run.data.fingerprint:
+    run = _Trained.of(source)
+    if data.fingerprint != run.data["fingerprint"]:
         raise ValueError(f"{run.folder} was trained on other data than {data.name}")
     _require_ship_extra()
-    model = run.load_model().eval()
-    mean, std = run.data.mean, run.data.std
-    held_out, kind = _proof_images(run, data)
-    onnx_model = to_onnx(model, mean, std, run.data.image_size)
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    int8_model = quantize(onnx_model, data.train.images[order[:NUM_CALIBRATION]])
-    proof, reference = _prove(model, run, held_out, kind, onnx_model, int8_model)
+    model, mean, std = run.model, run.mean, run.std
+    held_out, calibration, kind = _proof_images(run.config, data)
+    onnx_model = to_onnx(model, mean, std, run.image_size)
+    integers: IntegerGraph | None = None
+    try:
+        integers = quantize(model, mean, std, calibration)
+    except ValueError:
+        if targets:
+            raise
+        int8_model = quantize_by_library(onnx_model, calibration)
+    else:
+        int8_model = integers_to_onnx(integers)
+    oracle = None if integers is None else run_integers(integers, held_out.images.numpy())
+    proof, reference = _prove(run, held_out, kind, onnx_model, int8_model, oracle)
     if proof.int8_loss > ALLOWED_LOSS and not allow_loss:
         raise ValueError(
             f"int8 loses {100 * proof.int8_loss:.2f} points on {proof.n:,} {kind} images, more "
             f"than {100 * ALLOWED_LOSS:g}; with --allow-loss it is exported all the same"
         )
     temperature, origin = _temperature(reference, held_out, kind)
-    run.log_test_reading("export: the accuracy that the bundle states")
+    if isinstance(source, Run):
+        source.log_test_reading("export: the accuracy that the bundle states")
     measured = evaluate(model, data.test, mean, std, precision="fp32")
-    run.check_accuracy(measured.accuracy)
+    if isinstance(source, Run):
+        source.check_accuracy(measured.accuracy)
     contents = {
         "model.safetensors": weights_to_bytes(model),
         "model.onnx": onnx_model,
         "model.int8.onnx": int8_model,
     }
-    trained_on = run.trained_on()
-    if trained_on is not None:
-        contents[TRAINED_ON] = ids_to_bytes(trained_on)
+    if run.trained_on is not None:
+        contents[TRAINED_ON] = ids_to_bytes(run.trained_on)
+    name = short_name(run.config.model)
     facts = {
         "format": FORMAT,
-        "model": short_name(run.config.model),
+        "model": name,
         "budget": run.config.budget,
         "params": count_params(model),
-        "macs": count_macs(model, run.data.image_size),
-        "classes": list(run.data.classes),
-        "image_size": run.data.image_size,
+        "macs": count_macs(model, run.image_size),
+        "classes": list(run.classes),
+        "image_size": run.image_size,
         "mean": list(mean),
         "std": list(std),
         "temperature": temperature,
         "temperature_origin": origin,
-        "preprocessing": preprocessing(run.data.image_size, run.options.fit),
-        "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
+        "preprocessing": preprocessing(run.image_size, run.fit),
+        "data": run.data,
         "accuracy": {
             "test_accuracy": measured.accuracy,
             "test_n": measured.n,
             "test_balanced_accuracy": measured.balanced_accuracy,
             "test_macro_f1": measured.macro_f1,
             "constant_accuracy": measured.constant_accuracy,
-            "data": run.data.name,
+            "data": run.data["name"],
             "precision": "float32",
         },
         "proof": proof.to_dict(),
@@ -142,12 +213,29 @@ def export(
     }
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python
         facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
+    if "c" in targets:
+        assert integers is not None
+        assert oracle is not None
+        images = held_out.images.numpy()
+        written = build_c(integers, name, run.classes, temperature, images, oracle)
+        contents |= {f"c/{path}": content for path, content in written.files.items()}
+        facts["c"] = written.to_dict() | {"proof_text": written.proof_text}
+    if "web" in targets:
+        assert integers is not None
+        assert oracle is not None
+        images = held_out.images.numpy()
+        page = build_web(
+            integers, name, run.classes, temperature, images, oracle, facts
+        )  # fmt: skip
+        contents |= {f"web/{path}": content for path, content in page.files.items()}
+        facts["web"] = page.to_dict() | {"proof_text": page.proof_text}
     contents["README.md"] = _model_card(facts, measured, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)
     with new_folder(out) as part:
-        for name, content in contents.items():
-            (part / name).write_bytes(content)
+        for path, content in contents.items():
+            (part / path).parent.mkdir(parents=True, exist_ok=True)
+            (part / path).write_bytes(content)
     return Bundle.open(out), proof
 
 
@@ -190,36 +278,48 @@ def _require_ship_extra() -> None:
         raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
 
 
-def _proof_images(run: Run, data: DataSplits) -> tuple[Dataset, str]:
-    fraction, kind = run.config.val_fraction, "validation"
+def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor, str]:
+    """Return the images of the proof, those of the calibration, and what the former are."""
+    fraction, kind = config.val_fraction, "validation"
     if fraction == 0:
         fraction, kind = 0.1, "training"
-    _, held_out = hold_out(data, fraction, run.config.seed)
-    return held_out.subset(slice(MAX_PROOF_IMAGES)), kind
+    trained, held_out = hold_out(data, fraction, config.seed)
+    order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))
+    calibration = data.train.images[trained[order[:NUM_CALIBRATION]]]
+    return held_out.subset(slice(MAX_PROOF_IMAGES)), calibration, kind
 
 
 def _prove(
-    model: nn.Module, run: Run, held_out: Dataset, kind: str, onnx_model: bytes, int8_model: bytes
-) -> tuple[Proof, Tensor]:
-    """Compare both files with torch in float32.
+    run: _Trained, held_out: Dataset, kind: str, onnx_model: bytes, int8_model: bytes,
+    oracle: Float32 | None,
+) -> tuple[Proof, Tensor]:  # fmt: skip
+    """Compare one file with torch in float32, the other with the integers.
 
     Raises:
-        ValueError: the ONNX file differs by more than rounding.
+        ValueError: the ONNX file differs by more than rounding, or the int8 file at all.
     """
     images, labels = held_out.images, held_out.labels
-    reference = compute_logits(model, images, run.data.mean, run.data.std, precision="fp32")
+    reference = compute_logits(run.model, images, run.mean, run.std, precision="fp32")
     logits = onnx_logits(onnx_model, images)
     difference = (logits - reference).abs().max().item()
     for batch in (1, 2, 7):  # an exporter may freeze the batch, or be wrong at some sizes
         part = onnx_logits(onnx_model, images[:7], batch_size=batch)
         difference = max(difference, (part - reference[:7]).abs().max().item())
+    int8_logits = onnx_logits(int8_model, images)
+    different = 0 if oracle is None else int((int8_logits.numpy() != oracle).sum())
+    if different:
+        raise ValueError(
+            f"the int8 ONNX file gives {different:,} of {int8_logits.numel():,} logits other than "
+            "the integers: this onnxruntime rounds in another way"
+        )
     proof = Proof(
         images=kind,
         n=len(labels),
         max_difference=difference,
         accuracy=score(reference, labels).accuracy,
         onnx_accuracy=score(logits, labels).accuracy,
-        int8_accuracy=score(onnx_logits(int8_model, images), labels).accuracy,
+        int8_accuracy=score(int8_logits, labels).accuracy,
+        int8_exact=None if oracle is None else True,
     )
     if not difference <= logit_tolerance(reference) or proof.onnx_accuracy != proof.accuracy:
         raise ValueError(
@@ -240,11 +340,8 @@ def _versions() -> dict[str, Any]:
 
 
 def _model_card(facts: dict[str, Any], measured: Evaluation, contents: dict[str, bytes]) -> str:
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("halfmeg.shipping"), trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, autoescape=False,
-    )  # fmt: skip
-    return templates.get_template("card.md").render(
+    return render(
+        "card.md",
         facts=facts,
         classes=list(zip(facts["classes"], measured.per_class, measured.precision, strict=True)),
         snippet=snippet(facts["image_size"], facts["preprocessing"]["fit"]),

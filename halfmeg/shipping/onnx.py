@@ -1,4 +1,4 @@
-"""A network as ONNX, in float32 and int8."""
+"""A network as ONNX: in float32, and where integers do not know it in int8 by a library."""
 
 from __future__ import annotations
 
@@ -104,11 +104,12 @@ def to_onnx(
     return content
 
 
-def quantize(onnx_model: bytes, calibration: Tensor) -> bytes:
+def quantize_by_library(onnx_model: bytes, calibration: Tensor) -> bytes:
     """Return an ONNX model in int8, calibrated on uint8 images B×3×H×W.
 
-    Static, in QDQ form: weights in 7 of 8 bits for each channel, since processors with AVX2 but
-    without VNNI overflow at 8, activations in 8 bits between the largest and smallest seen.
+    For networks with operators that `halfmeg.shipping.quantize` refuses. Static, in QDQ form:
+    weights in 7 of 8 bits for each channel, since processors with AVX2 but without VNNI overflow
+    at 8, activations in 8 bits between the largest and smallest seen.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,

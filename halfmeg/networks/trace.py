@@ -1,0 +1,159 @@
+"""From a module to a `Graph`: torch.export writes the program, and each operator is lowered.
+
+What only moves values (views, slices, splits, flips, padding) is not lowered one by one: it is run
+on the indices of the values, so any chain of such operators becomes one index.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfmeg.networks.graph import Graph, Input, Shape, in_order
+from halfmeg.networks.lowering import LOWERINGS, Lowering
+from halfmeg.networks.values import Value, whole
+
+MOVES = {
+    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",
+    "expand_as", "permute", "transpose", "t", "numpy_T", "movedim", "slice", "select", "narrow",
+    "split", "split_with_sizes", "chunk", "unbind", "flip", "roll", "repeat", "tile", "alias",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "repeat_interleave",
+    "swapaxes", "unsafe_split", "unsafe_chunk", "view_as", "squeeze_copy",
+}  # fmt: skip
+UNCHANGED = {
+    "to", "_to_copy", "type_as", "dropout", "feature_dropout", "alpha_dropout", "lift_fresh_copy",
+    "detach", "contiguous", "clone",
+}  # fmt: skip
+FUNCTIONS = {
+    "silu", "sigmoid", "tanh", "gelu", "leaky_relu", "elu", "selu", "celu", "hardswish", "mish",
+    "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "log_sigmoid", "relu",
+    "relu6", "clamp", "clamp_min", "clamp_max", "abs", "neg", "exp", "square", "pow", "sqrt",
+    "threshold", "hardshrink", "softshrink", "tanhshrink", "erf", "sin", "cos", "prelu", "sign",
+    "reciprocal", "rsqrt", "log1p", "expm1", "atan", "rsub",
+}  # fmt: skip
+CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
+ARITHMETIC = {"add", "sub", "mul", "div", "minimum", "maximum"}
+
+
+def trace(model: nn.Module, image_size: int) -> Graph:
+    """Trace a network in evaluation mode, for one image 3×image_size×image_size.
+
+    Raises:
+        ValueError: a network that torch.export does not trace, or an operator that integers cannot
+            follow; it is named.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of torch about its own code
+            program = torch.export.export(model, (image,))
+            if any(_changes_its_input(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})  # writes x.relu_() as relu(x)
+    except Exception as error:  # whatever a user's code, or torch about it, raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{type(model).__name__} cannot be traced: {reason}") from None
+    finally:
+        model.train(was_training)
+    leaves = {path for path, module in model.named_modules() if not any(module.children())}
+    return _lower(program, (3, image_size, image_size), leaves)
+
+
+def _changes_its_input(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _lower(program: torch.export.ExportedProgram, shape: Shape, leaves: set[str]) -> Graph:
+    state = {**program.state_dict, **program.constants}
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    image = Input("image", shape, ())
+    values: dict[torch.fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            values[node] = state[names[node.name]].detach().cpu()
+        elif node.op == "placeholder":
+            values[node] = whole(image)
+        elif node.op == "call_function":
+            values[node] = _call(node, values, leaves)
+    (returned, *others) = program.graph.output_node().args[0]
+    logits = values.get(returned)
+    if others or not isinstance(logits, Value) or logits.index.dim() != 2:
+        raise ValueError("a network is expected to return one tensor of logits B×K")
+    return Graph(image, in_order(Lowering(returned.name, returned.name, "").node(logits)))
+
+
+def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], leaves: set[str]) -> Any:
+    """Return what an operator makes of its arguments: a value, or a constant of constants."""
+    args: Any = torch.fx.map_arg(node.args, values.__getitem__)
+    kwargs: Any = torch.fx.map_arg(node.kwargs, values.__getitem__)
+    given: list[Value] = []
+    torch.fx.node.map_aggregate(
+        (args, kwargs), lambda a: given.append(a) if isinstance(a, Value) else None
+    )
+    target: Any = node.target
+    if target is operator.getitem or not given:
+        return target(*args, **kwargs)
+    kind = target._schema.name.removeprefix("aten::")
+    constants = [a.name for a in node.all_input_nodes if isinstance(values[a], Tensor)]
+    lowering = Lowering(_name(node, leaves), str(target), ",".join(constants) or node.name)
+    if kind in LOWERINGS:
+        return LOWERINGS[kind](lowering, **_bind(target, args, kwargs))
+    if kind in UNCHANGED:
+        return args[0]
+    if kind in MOVES:
+        return _move(target, args, kwargs)
+    if kind in ARITHMETIC and len(given) == 2:
+        return lowering.arithmetic(kind, target, args, kwargs)
+    if kind in ARITHMETIC or kind in FUNCTIONS:
+        return lowering.constant_or_function(kind, target, args, kwargs, kind in CLAMPS)
+    raise lowering.unknown()
+
+
+def _name(node: torch.fx.Node, leaves: set[str]) -> str:
+    """Return the module that calls an operator, and the operator where it calls several."""
+    modules = list(node.meta.get("nn_module_stack", {}).values())
+    path = modules[-1][0] if modules else ""
+    return path if path in leaves and path else f"{path}.{node.name}".lstrip(".")
+
+
+def _bind(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return an operator's arguments by name, what was left out included; `self` is `self_`."""
+    bound = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if position < len(args):
+            value = args[position]
+        else:
+            value = kwargs.get(argument.name, argument.default_value)
+        bound["self_" if argument.name == "self" else argument.name] = value
+    return bound
+
+
+def _move(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator that only moves values on their places."""
+    nodes = []
+
+    def places(argument: Any) -> Any:
+        if not isinstance(argument, Value):
+            return argument
+        nodes.append(argument.node)
+        return argument.index
+
+    moved = target(
+        *torch.fx.node.map_aggregate(args, places),
+        **torch.fx.node.map_aggregate(kwargs, places),
+    )
+    if isinstance(moved, Tensor):
+        return Value(nodes[0], moved.contiguous())
+    return tuple(Value(nodes[0], part.contiguous()) for part in moved)

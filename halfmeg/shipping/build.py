@@ -1,0 +1,169 @@
+"""The C folder of a bundle: written, compiled on this machine, and held against the oracle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halfmeg.shipping.c import c_name, render, write_c
+from halfmeg.shipping.integer import Float32, IntegerGraph, UInt8
+
+WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+NOT_PROVED = "not proved on this machine: no compiler"
+
+
+@dataclass(frozen=True)
+class CProof:
+    """What the compiled C did on this machine.
+
+    Attributes:
+        n: number of images.
+        logits: how many logits were held against the oracle's; all were equal.
+        compiler: its name and version.
+    """
+
+    n: int
+    logits: int
+    compiler: str
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return (
+            f"all {self.logits:,} logits of {self.n:,} images equal, under address and "
+            f"undefined-behaviour sanitizers ({self.compiler})"
+        )
+
+
+@dataclass(frozen=True)
+class CSource:
+    """A network in C with what belongs to it.
+
+    Attributes:
+        name: prefix of its files and of all that they declare.
+        files: contents by path, `/` between folders.
+        arena_bytes, constant_bytes: of RAM and of flash.
+        peak: the operation that sets the size of the arena.
+        proof: None where there is no compiler.
+    """
+
+    name: str
+    files: dict[str, bytes]
+    arena_bytes: int
+    constant_bytes: int
+    peak: str
+    proof: CProof | None
+
+    @property
+    def proof_text(self) -> str:
+        """What was proved, in a line."""
+        return NOT_PROVED if self.proof is None else str(self.proof)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a bundle states, as JSON types."""
+        return {
+            "name": self.name,
+            "arena_bytes": self.arena_bytes,
+            "constant_bytes": self.constant_bytes,
+            "peak": self.peak,
+            "proof": None if self.proof is None else dict(vars(self.proof)),
+        }
+
+
+def build_c(
+    graph: IntegerGraph,
+    name: str,
+    classes: Sequence[str],
+    temperature: float,
+    images: UInt8,
+    logits: Float32,
+) -> CSource:
+    """Return a network in C, compiled and run on images before it is handed out.
+
+    Args:
+        graph: the network.
+        name: as a user calls it.
+        classes: names of the classes.
+        temperature: by which logits are divided before they become probabilities.
+        images: uint8 B×C×H×W.
+        logits: the oracle's, of these images.
+
+    Raises:
+        ValueError: a compiler that does not take the file, or logits that are not equal.
+    """
+    identifier = c_name(name)
+    network = write_c(graph, identifier, classes, temperature)
+    facts: dict[str, Any] = {"name": identifier, "macro": identifier.upper(), "image": graph.image}
+    main = render("c/main.c", **facts)
+    proof = prove(network, main, identifier, images, logits)
+    plan = graph.plan
+    peak = graph.operations[int(np.argmax(plan.live_bytes))].name
+    facts |= {
+        "arena_bytes": plan.arena_bytes,
+        "constant_bytes": graph.constant_bytes,
+        "peak": peak,
+        "proof": f"On this network's images: {NOT_PROVED if proof is None else proof}.",
+    }
+    texts = {f"src/{file}": text for file, text in network.items()} | {"main.c": main}
+    for path in (
+        "Makefile", "CMakeLists.txt", "library.properties", "library.json", "README.md",
+        "zephyr/module.yml", "examples/classify/classify.ino",
+    ):  # fmt: skip
+        texts[path] = render(f"c/{Path(path).name}", **facts)
+    files = {path: text.encode() for path, text in texts.items()}
+    return CSource(identifier, files, plan.arena_bytes, graph.constant_bytes, peak, proof)
+
+
+def prove(
+    network: dict[str, str], main: str, name: str, images: UInt8, logits: Float32
+) -> CProof | None:
+    """Compile a network with gcc and run it on images; None where there is no gcc.
+
+    Raises:
+        ValueError: gcc does not take it, a sanitizer stops it, or a logit is another.
+    """
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for file, text in (*network.items(), ("main.c", main)):
+            Path(folder, file).write_text(text)
+        command = [compiler, *WARNINGS, "-O2", *SANITIZERS, "-o", "proof", f"{name}.c", "main.c"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f"gcc does not compile {name}.c: {_first_line(done.stderr)}")
+        pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes()
+        environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+        ran = subprocess.run(
+            [str(Path(folder, "proof"))], input=pixels, capture_output=True, env=environment,
+            check=False,
+        )  # fmt: skip
+        if ran.returncode:
+            reason = _first_line(ran.stderr.decode(errors="replace"))
+            raise ValueError(f"{name}.c stops on this machine: {reason}")
+    found = read_logits(ran.stdout.decode(), logits.shape[1])
+    different = int((found != logits).sum()) if found.shape == logits.shape else logits.size
+    if different:
+        raise ValueError(f"{name}.c gives {different:,} of {logits.size:,} logits differently")
+    version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True)
+    return CProof(len(images), logits.size, f"gcc {version.stdout.strip()}")
+
+
+def read_logits(output: str, num_classes: int) -> Float32:
+    """Return logits B×K as main.c prints them: the last columns of each line."""
+    rows = [line.split("\t")[-num_classes:] for line in output.splitlines()]
+    return np.array(rows, np.float64).reshape(-1, num_classes).astype(np.float32)
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if "error" in line.lower()]
+    return (lines or text.splitlines() or ["it says nothing"])[0][:200]

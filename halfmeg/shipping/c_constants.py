@@ -1,0 +1,61 @@
+"""Arrays and structures of numbers as C text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+C_TYPES = {
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "int16": "int16_t",
+    "uint16": "uint16_t",
+    "int32": "int32_t",
+    "float32": "float",
+}
+
+
+class Constants:
+    """Collects arrays; what has the same key stands in the text once."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._texts: list[str] = []
+        self._keys: dict[str, str] = {}
+
+    def add(self, name: str, array: NDArray[Any], key: str | None = None) -> str:
+        """Add an array and return its name in C."""
+        if key is not None and key in self._keys:
+            return self._keys[key]
+        self._keys[key or name] = name
+        self.names.append(name)
+        flat = array.ravel()
+        kind = C_TYPES[flat.dtype.name]
+        numbers = ", ".join(map(number, flat.tolist() if flat.dtype != np.float32 else flat))
+        body = textwrap.fill(numbers, 99, initial_indent="    ", subsequent_indent="    ")
+        aligned = " ALIGNED" if kind == "int8_t" else ""
+        self._texts.append(f"static const {kind} {name}[{flat.size}]{aligned} = {{\n{body}\n}};\n")
+        return name
+
+    def text(self) -> str:
+        """Return all definitions."""
+        return "\n".join(self._texts)
+
+
+def number(value: Any) -> str:
+    """Return a number as C text; float32 in hexadecimal, which every compiler reads exactly."""
+    return f"{float(value).hex()}f" if isinstance(value, np.float32) else str(int(value))
+
+
+def structure(kind: str, name: str, fields: Mapping[str, str | int | np.float32]) -> str:
+    """Return the definition of a constant structure; texts are C expressions."""
+    parts = (
+        f".{key} = {value if isinstance(value, str) else number(value)}"
+        for key, value in fields.items()
+    )
+    body = textwrap.fill(", ".join(parts), 99, initial_indent="    ", subsequent_indent="    ")
+    return f"static const struct {kind} {name} = {{\n{body}\n}};\n"

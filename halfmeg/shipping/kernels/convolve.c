@@ -1,0 +1,234 @@
+#if defined(__GNUC__)
+#define OWN_FUNCTION __attribute__((noinline)) /* as its loop needs all registers */
+#else
+#define OWN_FUNCTION
+#endif
+
+/* The patch holds the input of two positions, unrolled, as 16-bit values: of each four values
+ * those of the first position, then those of the second. `dot` adds the products of two filters
+ * with both to sums: filter 0 at both positions, then filter 1. How four values are ordered is a
+ * matter of `lane` and `dot` alone. */
+#if defined(__ARM_FEATURE_DSP) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN)
+/* Two products an instruction: bytes 0 and 2 of a word are widened by one instruction and 1 and 3
+ * by another, so values stand in that order. */
+typedef uint32_t __attribute__((may_alias)) word;
+typedef struct __attribute__((packed, may_alias)) {
+    uint32_t value;
+} unaligned_word;
+
+static inline int32_t lane(int32_t k) { return (k & 1) << 1 | k >> 1; }
+
+static inline void widen_four(const uint8_t *from, int16_t *to)
+{
+    uint32_t bytes = ((const unaligned_word *)(const void *)from)->value, even, odd;
+    __asm__("uxtb16 %0, %1" : "=r"(even) : "r"(bytes));
+    __asm__("uxtb16 %0, %1, ror #8" : "=r"(odd) : "r"(bytes));
+    ((word *)(void *)to)[0] = even;
+    ((word *)(void *)to)[1] = odd;
+}
+
+#define MULTIPLY_ADD(sum, a, b) __asm__("smlad %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b))
+
+static void OWN_FUNCTION dot(const int16_t *patch, const int8_t *filter0, const int8_t *filter1,
+                             int32_t fours, int32_t sums[4])
+{
+    const word *x = (const word *)(const void *)patch, *end = x + 4 * fours;
+    const word *w0 = (const word *)(const void *)filter0;
+    const word *w1 = (const word *)(const void *)filter1;
+    int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
+    while (x != end) {
+        uint32_t bytes0 = *w0++, bytes1 = *w1++, even0, odd0, even1, odd1;
+        __asm__("sxtb16 %0, %1" : "=r"(even0) : "r"(bytes0));
+        __asm__("sxtb16 %0, %1, ror #8" : "=r"(odd0) : "r"(bytes0));
+        __asm__("sxtb16 %0, %1" : "=r"(even1) : "r"(bytes1));
+        __asm__("sxtb16 %0, %1, ror #8" : "=r"(odd1) : "r"(bytes1));
+        MULTIPLY_ADD(s0, even0, x[0]);
+        MULTIPLY_ADD(s2, even1, x[0]);
+        MULTIPLY_ADD(s0, odd0, x[1]);
+        MULTIPLY_ADD(s2, odd1, x[1]);
+        MULTIPLY_ADD(s1, even0, x[2]);
+        MULTIPLY_ADD(s3, even1, x[2]);
+        MULTIPLY_ADD(s1, odd0, x[3]);
+        MULTIPLY_ADD(s3, odd1, x[3]);
+        x += 4;
+    }
+    sums[0] = s0;
+    sums[1] = s1;
+    sums[2] = s2;
+    sums[3] = s3;
+}
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
+
+static inline int32_t lane(int32_t k) { return k; }
+
+static inline void widen_four(const uint8_t *from, int16_t *to)
+{
+    wasm_v128_store64_lane(to, wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(from)), 0);
+}
+
+/* Eight products of each filter and position; those of two neighbours are added at once. */
+#define EIGHT(first, second, a, b)                                                                 \
+    {                                                                                              \
+        v128_t x0 = first, x1 = second, w0 = a, w1 = b;                                            \
+        s0 = wasm_i32x4_add(s0, wasm_i32x4_dot_i16x8(x0, w0));                                     \
+        s1 = wasm_i32x4_add(s1, wasm_i32x4_dot_i16x8(x1, w0));                                     \
+        s2 = wasm_i32x4_add(s2, wasm_i32x4_dot_i16x8(x0, w1));                                     \
+        s3 = wasm_i32x4_add(s3, wasm_i32x4_dot_i16x8(x1, w1));                                     \
+    }
+
+static void OWN_FUNCTION dot(const int16_t *patch, const int8_t *filter0, const int8_t *filter1,
+                             int32_t fours, int32_t sums[4])
+{
+    const v128_t none = wasm_i32x4_const(0, 0, 0, 0);
+    v128_t s0 = none, s1 = none, s2 = none, s3 = none;
+    for (; fours >= 2; fours -= 2, patch += 16, filter0 += 8, filter1 += 8) {
+        v128_t four = wasm_v128_load(patch), next = wasm_v128_load(patch + 8);
+        EIGHT(wasm_i64x2_shuffle(four, next, 0, 2), wasm_i64x2_shuffle(four, next, 1, 3),
+              wasm_i16x8_load8x8(filter0), wasm_i16x8_load8x8(filter1))
+    }
+    if (fours) {
+        v128_t four = wasm_v128_load(patch);
+        EIGHT(wasm_i64x2_shuffle(four, none, 0, 2), wasm_i64x2_shuffle(four, none, 1, 2),
+              wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(filter0)),
+              wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(filter1)))
+    }
+    v128_t left = wasm_i32x4_add(wasm_i32x4_shuffle(s0, s1, 0, 4, 1, 5),
+                                 wasm_i32x4_shuffle(s0, s1, 2, 6, 3, 7));
+    v128_t right = wasm_i32x4_add(wasm_i32x4_shuffle(s2, s3, 0, 4, 1, 5),
+                                  wasm_i32x4_shuffle(s2, s3, 2, 6, 3, 7));
+    v128_t all = wasm_i32x4_add(wasm_i64x2_shuffle(left, right, 0, 2),
+                                wasm_i64x2_shuffle(left, right, 1, 3));
+    wasm_v128_store(sums, wasm_i32x4_add(wasm_v128_load(sums), all));
+}
+#else
+static inline int32_t lane(int32_t k) { return k; }
+
+static inline void widen_four(const uint8_t *from, int16_t *to)
+{
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+    to[3] = from[3];
+}
+
+/* One weight of each filter, with both positions. */
+#define TAP(k)                                                                                    \
+    {                                                                                              \
+        int32_t a = w0[k], b = w1[k], first = x[k], second = x[4 + k];                             \
+        s0 += a * first;                                                                           \
+        s1 += a * second;                                                                          \
+        s2 += b * first;                                                                           \
+        s3 += b * second;                                                                          \
+    }
+
+static void OWN_FUNCTION dot(const int16_t *patch, const int8_t *filter0, const int8_t *filter1,
+                             int32_t fours, int32_t sums[4])
+{
+    const int16_t *x = patch, *end = patch + 8 * fours;
+    const int8_t *w0 = filter0, *w1 = filter1;
+    int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
+    for (; x != end; x += 8, w0 += 4, w1 += 4) {
+        TAP(0)
+        TAP(1)
+        TAP(2)
+        TAP(3)
+    }
+    sums[0] = s0;
+    sums[1] = s1;
+    sums[2] = s2;
+    sums[3] = s3;
+}
+#endif
+
+/* Appends values to a position's part of the patch, behind the first `count`. */
+static int32_t widen(const uint8_t *from, int32_t values, int16_t *patch, int32_t count)
+{
+    int32_t end = count + values;
+    if ((count & 3) == 0)
+        for (; end - count >= 4; count += 4, from += 4)
+            widen_four(from, patch + 2 * count);
+    for (; count < end; count++)
+        patch[2 * (count & ~3) + lane(count & 3)] = *from++;
+    return end;
+}
+
+static int32_t repeat(uint8_t value, int32_t values, int16_t *patch, int32_t count)
+{
+    int32_t end = count + values;
+    for (; count < end; count++)
+        patch[2 * (count & ~3) + lane(count & 3)] = value;
+    return end;
+}
+
+static void unroll(const struct convolution *c, const uint8_t *in, int32_t group, int32_t y,
+                   int32_t x, int16_t *patch)
+{
+    int32_t per_group = c->in_channels / c->groups, count = 0;
+    int32_t first = x * c->stride_x - c->left;
+    int32_t last = first + (c->kernel_width - 1) * c->dilation_x;
+    int whole = c->groups == 1 && c->dilation_x == 1 && first >= 0 && last < c->in_width;
+    for (int32_t i = 0; i < c->kernel_height; i++) {
+        int32_t row = y * c->stride_y - c->top + i * c->dilation_y;
+        if (row < 0 || row >= c->in_height) {
+            count = repeat(c->outside, c->kernel_width * per_group, patch, count);
+            continue;
+        }
+        const uint8_t *from = in + row * c->in_width * c->in_channels + group * per_group;
+        if (whole) {
+            count = widen(from + first * c->in_channels, c->kernel_width * per_group, patch, count);
+            continue;
+        }
+        for (int32_t j = 0; j < c->kernel_width; j++) {
+            int32_t column = first + j * c->dilation_x;
+            if (column < 0 || column >= c->in_width)
+                count = repeat(c->outside, per_group, patch, count);
+            else
+                count = widen(from + column * c->in_channels, per_group, patch, count);
+        }
+    }
+    repeat(0, -count & 3, patch, count);
+}
+
+/* Writes bytes to `out`, or if that is 0 the logits. */
+static void convolve(const struct convolution *c, const uint8_t *in, uint8_t *out, float *logits,
+                     int16_t *patch)
+{
+    struct rounding rounding = rounding_at(c->zero);
+    int32_t per_group = c->out_channels / c->groups;
+    int32_t total = c->out_height * c->out_width * c->pool_height * c->pool_width;
+    for (int32_t group = 0; group < c->groups; group++) {
+        struct position p = {0, 0, 0, 0};
+        for (int32_t n = 0; n < total; n += 2) {
+            int32_t pair = total - n < 2 ? 1 : 2, places[2], is_first[2];
+            const int32_t *bias[2];
+            for (int32_t q = 0; q < 2; q++) { /* a last one alone is unrolled twice */
+                int32_t y = p.row * c->pool_stride_y + p.pool_row;
+                int32_t x = p.column * c->pool_stride_x + p.pool_column;
+                unroll(c, in, group, y, x, patch + 4 * q);
+                bias[q] = bias_at(c, y, x);
+                places[q] = (p.row * c->out_width + p.column) * c->out_channels;
+                is_first[q] = p.pool_row == 0 && p.pool_column == 0;
+                if (q < pair - 1 || n + 2 < total)
+                    advance(c, &p);
+            }
+            for (int32_t o = group * per_group; o < (group + 1) * per_group; o += 2) {
+                int32_t next = o + 1 < (group + 1) * per_group ? o + 1 : o;
+                int32_t sums[4] = {bias[0][o], bias[1][o], bias[0][next], bias[1][next]};
+                dot(patch, c->weight + o * 4 * c->fours, c->weight + next * 4 * c->fours, c->fours,
+                    sums);
+                for (int32_t q = 0; q < pair; q++) {
+                    if (!out) {
+                        logits[places[q] + o] = (float)sums[q] * c->scale[o];
+                        logits[places[q] + next] = (float)sums[2 + q] * c->scale[next];
+                        continue;
+                    }
+                    uint8_t first = requantize(sums[q], c->scale[o], rounding);
+                    uint8_t second = requantize(sums[2 + q], c->scale[next], rounding);
+                    put(out + places[q] + o, c->table ? c->table[first] : first, is_first[q]);
+                    put(out + places[q] + next, c->table ? c->table[second] : second, is_first[q]);
+                }
+            }
+        }
+    }
+}

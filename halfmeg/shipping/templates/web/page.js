@@ -1,0 +1,178 @@
+const network = JSON.parse(document.getElementById("network").textContent);
+const opened = openNetwork(network);
+const element = (id) => document.getElementById(id);
+const MAX_BARS = 10;
+const TIMED_MS = 30; // One run is too short for the clocks of some browsers.
+
+function say(problem) {
+  element("problem").textContent = problem;
+  element("problem").hidden = !problem;
+}
+
+// Rows of a bitmap as RGBA, whatever its size: a canvas of all of it may be larger than allowed.
+function rowReader(bitmap) {
+  const canvas = document.createElement("canvas");
+  canvas.width = bitmap.width;
+  return (top, count) => {
+    canvas.height = count; // which also clears it
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.imageSmoothingEnabled = false;
+    context.drawImage(bitmap, 0, -top);
+    return context.getImageData(0, 0, bitmap.width, count).data;
+  };
+}
+
+function probabilities(logits) {
+  const largest = Math.max(...logits);
+  const shares = Array.from(logits, (logit) => Math.exp((logit - largest) / network.temperature));
+  const total = shares.reduce((sum, share) => sum + share);
+  return shares.map((share) => share / total);
+}
+
+function showBars(shares) {
+  const order = network.classes.map((_, index) => index);
+  if (shares) order.sort((a, b) => shares[b] - shares[a]);
+  const bars = element("bars");
+  const shown = Math.min(MAX_BARS, order.length);
+  while (bars.children.length < shown) {
+    const bar = document.createElement("li");
+    for (const part of ["name", "track", "share"])
+      bar.append(Object.assign(document.createElement("span"), { className: part }));
+    bar.children[1].append(Object.assign(document.createElement("div"), { className: "fill" }));
+    bars.append(bar);
+  }
+  order.slice(0, shown).forEach((index, place) => {
+    const [name, track, share] = bars.children[place].children;
+    name.textContent = name.title = network.classes[index];
+    track.firstChild.style.width = shares ? `${100 * shares[index]}%` : "0";
+    share.textContent = shares ? `${(100 * shares[index]).toFixed(1)}%` : "";
+    bars.children[place].className = shares && place === 0 ? "first" : "";
+  });
+}
+
+function showPicture(bitmap) {
+  const canvas = element("picture");
+  const side = Math.min(bitmap.width, bitmap.height);
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingEnabled = side > canvas.width / 4;
+  context.imageSmoothingQuality = "high";
+  const left = (bitmap.width - side) / 2, top = (bitmap.height - side) / 2;
+  context.drawImage(bitmap, left, top, side, side, 0, 0, canvas.width, canvas.height);
+  canvas.hidden = false;
+  element("invitation").hidden = true;
+}
+
+function showPixels(pixels) {
+  const canvas = element("pixels");
+  canvas.width = canvas.height = network.size;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(network.size, network.size);
+  for (let i = 0; i < network.size ** 2; i++)
+    image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i);
+  context.putImageData(image, 0, 0);
+  element("pixel-size").textContent = `${network.size} × ${network.size} pixels`;
+}
+
+function timed(run) {
+  const start = performance.now();
+  let runs = 0, passed = 0;
+  do {
+    run();
+    runs++;
+    passed = performance.now() - start;
+  } while (passed < TIMED_MS);
+  return passed / runs;
+}
+
+let latest = 0;
+
+async function classify(blob, name) {
+  const turn = ++latest;
+  let bitmap;
+  try {
+    // Colours as they are stored, as in training; turned as the camera was held.
+    bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+  } catch {
+    say(`${name} is no image that this browser can read; JPEG, PNG and WebP are.`);
+    return;
+  }
+  const { run, build } = await opened;
+  if (turn !== latest) return; // another image came while this one was decoded
+  if (Math.min(bitmap.width, bitmap.height) < 2) {
+    say(`${name} has ${bitmap.width} × ${bitmap.height} pixels; 2 × 2 and more are needed.`);
+    return;
+  }
+  say("");
+  showPicture(bitmap);
+  await new Promise((painted) => setTimeout(painted)); // a large photograph takes a moment
+  if (turn !== latest) return;
+  const start = performance.now();
+  const pixels = resize(bitmap.width, bitmap.height, rowReader(bitmap), network.size);
+  const resized = performance.now() - start;
+  bitmap.close();
+  const logits = run(pixels, network.classes.length);
+  const shares = probabilities(logits);
+  const milliseconds = timed(() => run(pixels, network.classes.length));
+  const best = shares.indexOf(Math.max(...shares));
+  element("verdict").textContent = network.classes[best];
+  element("verdict").className = "";
+  showBars(shares);
+  showPixels(pixels);
+  element("times").textContent =
+    `It took ${milliseconds.toFixed(1)} ms (WebAssembly, ${build}); scaling the image, ` +
+    `${resized.toFixed(0)} ms.`;
+  element("seen").hidden = false;
+}
+
+function classifyFiles(files) {
+  if (files.length) classify(files[0], files[0].name || "The pasted file");
+}
+
+for (const id of ["file", "camera"])
+  element(id).addEventListener("change", ({ target }) => {
+    classifyFiles([...target.files]);
+    target.value = ""; // so that the same file can be chosen again
+  });
+
+addEventListener("paste", ({ clipboardData }) => {
+  if (clipboardData.files.length) classifyFiles(clipboardData.files);
+  else say("What was pasted is no image.");
+});
+
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  element("stage").className = "over";
+});
+addEventListener("dragleave", ({ relatedTarget }) => {
+  if (!relatedTarget) element("stage").className = "";
+});
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  element("stage").className = "";
+  if (event.dataTransfer.files.length) classifyFiles(event.dataTransfer.files);
+  else say("What was dropped is no image file.");
+});
+
+network.examples.forEach((text, index) => {
+  const button = Object.assign(document.createElement("button"), { type: "button" });
+  const image = Object.assign(new Image(), { src: `data:image/png;base64,${text}`, alt: `Example ${index + 1}` });
+  button.append(image);
+  button.addEventListener("click", () => classify(new Blob([decodeBase64(text)]), image.alt));
+  element("examples").append(button);
+  element("examples").hidden = false;
+});
+
+element("verdict").textContent = "Which of these is it?";
+element("verdict").className = "waiting";
+showBars(null);
+opened.catch((error) => say(`This browser cannot run the network: ${error.message}`));
+
+// A page from a server can be installed where that server has these files beside it.
+if (location.protocol.startsWith("http")) {
+  const link = (rel, href) => document.head.append(Object.assign(document.createElement("link"), { rel, href }));
+  link("manifest", "manifest.webmanifest");
+  link("apple-touch-icon", "icon_192.png");
+  navigator.serviceWorker?.register("worker.js").catch(() => {}); // without it the page only needs the server
+}

@@ -1,0 +1,296 @@
+"""The integers as one page: the C as WebAssembly, inside an HTML file that asks nobody anything.
+
+The page is held against the oracle before it is handed out, with SIMD and without.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from halfmeg.shipping.c import c_name, render, write_c
+from halfmeg.shipping.demo import draw_examples
+from halfmeg.shipping.integer import Float32, IntegerGraph, UInt8
+
+COMPILE = (
+    "clang", "--target=wasm32", "-std=c99", "-O3", "-ffp-contract=off", "-ffreestanding",
+    "-fno-builtin", "-nostdlib", "-Wl,--no-entry,--strip-all,-z,stack-size=65536",
+)  # fmt: skip
+"""Free of built-ins, since a loop that becomes a call of memset would have nothing to call."""
+
+BUILDS = {"simd": ("-msimd128",), "plain": ()}
+
+DATA_SECTION = 11
+
+NOT_PROVED = "not proved on this machine: no node"
+
+ICON_SIZES = (192, 512)
+
+
+@dataclass(frozen=True)
+class WebProof:
+    """What the page's WebAssembly did on this machine.
+
+    Attributes:
+        n: number of images.
+        logits: how many logits of each build were held against the oracle's; all were equal.
+        runtime: name and version of what ran it.
+    """
+
+    n: int
+    logits: int
+    runtime: str
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return (
+            f"all {self.logits:,} logits of {self.n:,} images equal, with SIMD and without "
+            f"({self.runtime})"
+        )
+
+
+@dataclass(frozen=True)
+class WebPage:
+    """A network as a page, with what makes it installable where a server offers it.
+
+    Attributes:
+        files: contents by name; `index.html` needs none of the others.
+        proof: None where there is no node.
+    """
+
+    files: dict[str, bytes]
+    proof: WebProof | None
+
+    @property
+    def proof_text(self) -> str:
+        """What was proved, in a line."""
+        return NOT_PROVED if self.proof is None else str(self.proof)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a bundle states, as JSON types."""
+        return {
+            "page_bytes": len(self.files["index.html"]),
+            "proof": None if self.proof is None else dict(vars(self.proof)),
+        }
+
+
+def require_compiler() -> None:
+    """Check for what compiles C to WebAssembly.
+
+    Raises:
+        ValueError: it is missing; the message says what to install.
+    """
+    for program in ("clang", "wasm-ld"):
+        if shutil.which(program) is None:
+            raise ValueError(
+                f"--target web needs {program}, which is not installed: on Debian or Ubuntu "
+                "`apt-get install clang lld`, on a Mac `brew install llvm lld`"
+            )
+
+
+def build_web(
+    graph: IntegerGraph,
+    name: str,
+    classes: Sequence[str],
+    temperature: float,
+    images: UInt8,
+    logits: Float32,
+    facts: dict[str, Any],
+) -> WebPage:
+    """Return a network as a page, run on images before it is handed out.
+
+    Args:
+        graph: the network.
+        name: as a user calls it.
+        classes: names of the classes.
+        temperature: by which logits are divided before they become probabilities.
+        images: uint8 B×C×H×W.
+        logits: the oracle's, of these images.
+        facts: what the page states: `params`, `accuracy` and `proof` as in model.json.
+
+    Raises:
+        ValueError: no compiler, one that does not take the file, or logits that are not equal.
+    """
+    parts = compile_builds(graph, name, classes)
+    proof = prove(parts, images, logits)
+    data = {"simd": _text(parts["simd"][1])}
+    if parts["plain"][1] != parts["simd"][1]:  # else the weights stand in the page once
+        data["plain"] = _text(parts["plain"][1])
+    network = {
+        "classes": list(classes),
+        "size": graph.image[1],
+        "temperature": temperature,
+        "data": data,
+        "code": {build: _text(code) for build, (code, _) in parts.items()},
+        "examples": _examples(classes),
+    }
+    style, script = _read("page.css"), _read("resize.js") + _read("network.js") + _read("page.js")
+    page = render(
+        "web/page.html",
+        name=name,
+        facts=facts,
+        classes=classes,
+        style=style,
+        style_hash=_content_hash(style),
+        script=script,
+        script_hash=_content_hash(script),
+        icon=_text(draw_icon(64)),
+        # A text in a script element ends at any `</script`, also inside quotation marks.
+        network=json.dumps(network).replace("<", "\\u003c"),
+    ).encode()
+    contents = {"index.html": page}
+    contents |= {f"icon_{size}.png": draw_icon(size) for size in ICON_SIZES}
+    manifest = {
+        "name": f"{name}: an image classifier",
+        "short_name": name,
+        "start_url": "./",
+        "display": "standalone",
+        "background_color": "#f6f4ef",
+        "theme_color": "#f6f4ef",
+        "icons": [
+            {"src": f"icon_{size}.png", "sizes": f"{size}x{size}", "type": "image/png"}
+            for size in ICON_SIZES
+        ],
+    }
+    contents["manifest.webmanifest"] = json.dumps(manifest, indent=1).encode()
+    version = hashlib.sha256(page).hexdigest()[:16]
+    kept = json.dumps(["./", *(file for file in contents if file != "index.html")])
+    contents["worker.js"] = render("web/worker.js", version=version, kept=kept).encode()
+    return WebPage(contents, proof)
+
+
+def compile_builds(
+    graph: IntegerGraph, name: str, classes: Sequence[str]
+) -> dict[str, tuple[bytes, bytes]]:
+    """Return a network's WebAssembly for each of `BUILDS`, in two parts: code and weights.
+
+    Raises:
+        ValueError: no compiler, or one that does not take the file.
+    """
+    require_compiler()
+    identifier = c_name(name)
+    sources = write_c(graph, identifier, classes)
+    sources["entry.c"] = render("web/entry.c", name=identifier, macro=identifier.upper())
+    return {build: _split(_compile(sources, build)) for build in BUILDS}
+
+
+def prove(parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32) -> WebProof | None:
+    """Run both builds on images with the page's own code; None where there is no node.
+
+    Args:
+        parts: code and weights of each build.
+        images: uint8 B×C×H×W.
+        logits: float32 B×K, what must come out.
+
+    Raises:
+        ValueError: a build does not run, or a logit is another.
+    """
+    node = shutil.which("node") or shutil.which("nodejs")
+    if node is None:
+        return None
+    texts = {
+        build: {"code": _text(code), "data": _text(data)} for build, (code, data) in parts.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        script, builds, pixels, found_path = (
+            Path(folder, file) for file in ("prove.js", "builds.json", "pixels", "logits")
+        )
+        script.write_text(_read("network.js") + _read("prove.js"))
+        builds.write_text(json.dumps(texts))
+        pixels.write_bytes(np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes())
+        sizes = (images[0].size, logits.shape[1])
+        command = [node, *map(str, (script, builds, pixels, found_path, *sizes))]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            raise ValueError(f"node does not run the page's network: {_error_line(ran.stderr)}")
+        found = np.fromfile(found_path, np.float32).reshape(len(BUILDS), *logits.shape)
+    for build, of_build in zip(BUILDS, found, strict=True):
+        if different := int((of_build != logits).sum()):
+            raise ValueError(
+                f"WebAssembly ({build}) gives {different:,} of {logits.size:,} logits differently"
+            )
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
+    return WebProof(len(images), logits.size, f"node {version.stdout.strip().removeprefix('v')}")
+
+
+def _compile(sources: dict[str, str], build: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        for file, text in sources.items():
+            Path(folder, file).write_text(text)
+        inputs = [file for file in sources if file.endswith(".c")]
+        command = [*COMPILE, *BUILDS[build], "-o", "network.wasm", *inputs]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = _error_line(done.stderr)
+            raise ValueError(f"clang does not compile the network to WebAssembly: {reason}")
+        return Path(folder, "network.wasm").read_bytes()
+
+
+def _split(module: bytes) -> tuple[bytes, bytes]:
+    """Return a module's bytes before its data section, and from there on.
+
+    A module is eight bytes, then sections: a number, a length in LEB128, the content
+    (https://webassembly.github.io/spec/core/binary/modules.html).
+    """
+    place = 8
+    while place < len(module):
+        start, kind = place, module[place]
+        length = shift = 0
+        more = True
+        while more:
+            place += 1
+            length |= (module[place] & 127) << shift
+            shift += 7
+            more = module[place] > 127
+        if kind == DATA_SECTION:
+            return module[:start], module[start:]
+        place += 1 + length
+    raise AssertionError("a network has weights")
+
+
+def _examples(classes: Sequence[str]) -> list[str]:
+    """Return a few drawn images to try, PNG as base64; there may be none."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [_text(path.read_bytes()) for path in draw_examples(classes, Path(folder))]
+
+
+def draw_icon(size: int) -> bytes:
+    """Return the icon, three bars of an answer, as PNG."""
+    icon = Image.new("RGB", (512, 512), "#0f5e5c")
+    draw = ImageDraw.Draw(icon)
+    for top, width, colour in ((120, 296, "#f6f4ef"), (226, 180, "#8fc1b5"), (332, 96, "#4d918a")):
+        draw.rounded_rectangle((108, top, 108 + width, top + 60), 30, fill=colour)
+    buffer = io.BytesIO()
+    icon.resize((size, size), Image.Resampling.LANCZOS).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _read(name: str) -> str:
+    return files("halfmeg.shipping").joinpath("templates", "web", name).read_text("utf-8")
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _content_hash(text: str) -> str:
+    """Return what a Content-Security-Policy allows an inline text by."""
+    return f"sha256-{_text(hashlib.sha256(text.encode()).digest())}"
+
+
+def _error_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if "error" in line.lower()]
+    return (lines or text.splitlines() or ["it says nothing"])[0][:200]

@@ -1,0 +1,210 @@
+"""C from the integers: compiled, run under sanitizers, and equal to the oracle."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cli
+from test_graph import MEAN, STD, Anything, example
+from test_integer import integers, pixels
+from torch import nn
+
+from halfmeg.artifacts.bundle import Bundle
+from halfmeg.networks.memory import measure_memory
+from halfmeg.networks.table import MODELS, build_model
+from halfmeg.shipping import build
+from halfmeg.shipping.build import NOT_PROVED, build_c
+from halfmeg.shipping.c import c_name, write_c
+from halfmeg.shipping.integer import IntegerGraph, run
+from halfmeg.shipping.quantize import quantize
+
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to compile C with")
+SLOW = pytest.mark.slow  # each takes seconds to compile
+QUICK = ("cnn", "anything")
+
+
+def proved(model: nn.Module, size: int, count: int = 6) -> build.CSource:
+    images = pixels(count, size)
+    return proved_graph(quantize(model, MEAN, STD, images), images)
+
+
+def proved_graph(graph: IntegerGraph, images: torch.Tensor) -> build.CSource:
+    oracle = run(graph, images.numpy())
+    labels = [f"class {i}" for i in range(graph.num_classes)]
+    return build_c(graph, "net", labels, 1.0, images.numpy(), oracle)
+
+
+@needs_gcc
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else SLOW) for n in (*MODELS, "anything")]
+)
+def test_c_gives_the_oracles_logits_and_the_memory_stated_before(name: str) -> None:
+    _, size = example(name)
+    source = proved_graph(integers(name), pixels(6, size))
+    assert source.proof is not None
+    assert source.proof.n == 6
+    # of a fresh network, untrained
+    fresh = Anything() if name == "anything" else build_model(name)
+    memory = measure_memory(fresh, size)
+    assert (source.arena_bytes, source.constant_bytes) == (memory.ram_bytes, memory.flash_bytes)
+    assert memory.peak.startswith(source.peak)
+    # the compiler itself refuses other sizes
+    text = source.files["src/net.c"].decode()
+    assert "arena_is_as_stated" in text
+    assert "constants_are_as_stated" in text
+
+
+@needs_gcc
+def test_a_small_network_with_gates_and_shortcuts() -> None:
+    torch.manual_seed(0)
+    model = build_model("record", 10, 32, 20_000)
+    model.train()
+    model(torch.randn(8, 3, 32, 32))
+    source = proved(model.eval(), 32, count=3)
+    assert source.proof_text.startswith("all 30 logits of 3 images equal, under address and")
+
+
+@needs_gcc
+def test_logits_in_bytes_and_a_depthwise_end() -> None:
+    """The last operator may be none that sums: then its bytes are given their scale."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 8, groups=4), nn.Flatten(), nn.Tanh()
+    )
+    assert proved(model.eval(), 8).proof is not None
+    ends = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 6, groups=4), nn.Flatten())
+    assert proved(ends.eval(), 8).proof is not None
+
+
+@needs_gcc
+def test_the_constants_of_c_are_counted_by_its_compiler(tmp_path: Path) -> None:
+    source = proved_graph(integers("anything"), pixels(6, 16))
+    text = source.files["src/net.c"].decode()
+    (tmp_path / "net.h").write_bytes(source.files["src/net.h"])
+    (tmp_path / "net.c").write_text(text)
+    header = (tmp_path / "net.h").read_text()
+    stated = f"NET_CONSTANT_BYTES {source.constant_bytes}"
+    assert stated in header
+    (tmp_path / "net.h").write_text(header.replace(stated, stated[:-1] + "7"))
+    done = subprocess.run(
+        ["gcc", "-c", "net.c"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "constants_are_as_stated" in done.stderr
+
+
+@needs_gcc
+def test_probabilities_come_from_a_table(tmp_path: Path) -> None:
+    graph = integers("anything")
+    for file, text in write_c(graph, "net", ["a"] * 5, temperature=0.5).items():
+        (tmp_path / file).write_text(text)
+    subprocess.run(
+        ["gcc", "-std=c99", "-shared", "-fPIC", "-o", "net.so", "net.c"], cwd=tmp_path, check=True
+    )
+    library = ctypes.CDLL(str(tmp_path / "net.so"))
+    logits = np.array([1.0, 0.2, -3.0, 0.9, 0.0], np.float32)
+    found = np.zeros(5, np.uint16)
+    pointers = (values.ctypes.data_as(ctypes.c_void_p) for values in (logits, found))
+    library.net_probabilities(*pointers)
+    expected = torch.from_numpy(logits / 0.5).softmax(0).numpy()
+    assert np.abs(found / 65535 - expected).max() < 0.02
+    assert abs(int(found.sum()) - 65535) <= 5
+
+
+@needs_gcc
+def test_a_wrong_file_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = build.write_c
+    changes = iter(
+        [
+            (r"(weight_0\[\d+\] ALIGNED = \{\s+)-?\d+", r"\g<1>101"),
+            (r"\.in_width = 32", ".in_width = 40"),  # reads beyond the image
+        ]
+    )
+
+    def altered(*arguments: object) -> dict[str, str]:
+        pattern, instead = next(changes)
+        files = honest(*arguments)  # type: ignore[arg-type]
+        changed = re.sub(pattern, instead, files["net.c"], count=1)
+        assert changed != files["net.c"]
+        return files | {"net.c": changed}
+
+    monkeypatch.setattr(build, "write_c", altered)
+    with pytest.raises(ValueError, match=r"net\.c gives [\d,]+ of 60 logits differently"):
+        proved_graph(integers("cnn"), pixels(6))
+    with pytest.raises(ValueError, match=r"net\.c stops on this machine: .*buffer-overflow"):
+        proved_graph(integers("cnn"), pixels(6))
+
+
+def test_without_a_compiler_the_card_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    source = proved_graph(integers("anything"), pixels(6, 16))
+    assert source.proof is None
+    assert source.proof_text == NOT_PROVED
+    assert NOT_PROVED in source.files["README.md"].decode()
+
+
+def test_names_and_labels_are_valid_c() -> None:
+    assert [c_name(name) for name in ("resnet-linear", "3x3", "größe", "___", "Ab c")] == [
+        "resnet_linear", "net_3x3", "gr_e", "net_", "ab_c",
+    ]  # fmt: skip
+    graph = integers("anything")
+    labels = ['a "b"', "back\\slash", "new\nline", "ä", "??/"]
+    text = write_c(graph, "net", labels)["net.c"]
+    assert r'"a \042b\042"' in text
+    assert r'"back\134slash"' in text
+    assert '"new line"' in text
+    assert r'"\303\244"' in text
+    assert r'"\077\077/"' in text
+    assert text.isascii()
+
+
+@needs_gcc
+def test_export_writes_c_beside_the_bundle(cnn_in_c: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(cnn_in_c)
+    card = (bundle.folder / "README.md").read_text()
+    assert "36,224 bytes of RAM (set by `layers.1`) and 83,536 of flash" in card
+    assert "All 200 logits of 20 images equal, under address and undefined-behaviour" in card
+    described = bundle.described
+    assert described["proof"]["int8_exact"] is True
+    assert described["c"]["proof"]["logits"] == 200
+    assert (bundle.folder / "c" / "examples" / "classify" / "classify.ino").is_file()
+    built = tmp_path / "built"
+    shutil.copytree(bundle.folder / "c", built)
+    subprocess.run(["make", "-s"], cwd=built, check=True)
+    image = bytes(32 * 32 * 3)
+    out = subprocess.run([built / "cnn"], input=image * 2, capture_output=True, check=True)
+    assert len(out.stdout.decode().splitlines()) == 2
+    shutil.copytree(bundle.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "c" / "src" / "cnn.c").write_text("altered")
+    with pytest.raises(ValueError, match="damaged or was altered"):
+        Bundle.open(tmp_path / "copy")
+
+
+def test_targets_and_sources_that_are_not_there(cli: Cli, cnn_in_c: Path) -> None:
+    folder = str(cnn_in_c)
+    assert cli("export", folder, "--out", "b").is_one_line("add --data")
+    assert cli("export", folder, "--out", "b", "--target", "d", "--data", "digits").is_one_line(
+        "target='d'", "allowed: c"
+    )
+    assert cli("export", folder, "--out", "b", "--data", "digits").is_one_line("other data")
+
+
+@needs_gcc
+@pytest.mark.slow
+def test_the_command_exports_runs_and_bundles(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    terms = ["model=cnn", "epochs=2", "batch_size=50", "val_fraction=0.1"]
+    assert cli("train", "common", *terms, "--data", str(pictures), "--out", "run").code == 0
+    made = cli("export", "run", "--out", "bundle", "--allow-loss", "--target", "c")
+    assert made.code == 0, made.err
+    assert "36,224 bytes of RAM, set by layers.1; 83,536 of flash" in made.out
+    assert "logits of 20 images equal, under address and undefined-behaviour" in made.out
+    again = cli("export", "bundle", "--data", str(pictures), "--out", "anew", "--allow-loss")
+    assert again.code == 0, again.err
+    assert "c" not in json.loads((tmp_path / "anew" / "model.json").read_text())

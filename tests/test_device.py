@@ -1,0 +1,61 @@
+"""The C on emulated Cortex-M boards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Cli
+from test_integer import integers, pixels
+
+from halfmeg.shipping.c import write_c
+from halfmeg.shipping.device import DEVICES, missing_tool, run_on
+from halfmeg.shipping.integer import run
+
+MISSING = missing_tool()
+needs_tools = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+
+@needs_tools
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_board_gives_the_oracles_logits(device: str) -> None:
+    images = pixels(5, 16)
+    graph = integers("anything")
+    files = write_c(graph, "net", ["a"] * 5)
+    found = run_on(device, files["net.c"], files["net.h"], "net", images.numpy())
+    assert np.array_equal(found.logits, run(graph, images.numpy()))
+    assert found.ram_bytes == graph.plan.arena_bytes
+    assert found.flash_bytes > graph.constant_bytes
+    assert 0 < found.stack_bytes < 1_000
+    assert len(set(found.instructions)) <= 5
+    assert found.mean_instructions > 100_000
+
+
+@needs_tools
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_hundred_images_on_each_board(device: str) -> None:
+    images = pixels(100)
+    graph = integers("resnet-linear")
+    files = write_c(graph, "net", ["a"] * 10)
+    found = run_on(device, files["net.c"], files["net.h"], "net", images.numpy())
+    assert np.array_equal(found.logits, run(graph, images.numpy()))
+
+
+@needs_tools
+def test_the_command(cli: Cli, cnn_in_c: Path) -> None:
+    folder = str(cnn_in_c)
+    found = cli("bench", folder, "--device", "cortex-m7", "--mhz", "100", "--json").json
+    assert found["ram_bytes"] == 36_224
+    assert found["flash_bytes"] > 83_536
+    assert found["estimated_ms"] == pytest.approx(found["instructions"] / 1e5)
+    # fewer than 2.3 instructions for a multiply-accumulate
+    assert 0 < found["instructions"] < 2.3 * 14_359_552
+    text = cli("bench", folder, "--device", "cortex-m4").out
+    assert "instructions are counted here, not cycles" in text
+    assert cli("bench", folder, "--device", "z80").is_one_line("device='z80'", "cortex-m7")
+
+
+def test_a_bundle_without_c_says_what_to_do(cli: Cli) -> None:
+    assert cli("bench", "record", "--device", "cortex-m7").is_one_line("--target c")

@@ -1,0 +1,211 @@
+"""Tracing, folding and memory: any network as the passes over an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Cli
+from test_export import unsettled
+from torch import Tensor, nn
+
+from halfmeg.networks.graph import Conv, Gather, Graph, MaxPool, axis_maps
+from halfmeg.networks.memory import memory_of, plan_arena
+from halfmeg.networks.simplify import border_classes, simplify, steps
+from halfmeg.networks.table import MODELS
+from halfmeg.networks.trace import trace
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+class Anything(nn.Module):
+    """Operators that the networks of the table do not have, all in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dilated = nn.Conv2d(3, 8, 3, padding="same", dilation=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8, padding=1)
+        self.plain_norm = nn.BatchNorm2d(8, affine=False)
+        self.prelu = nn.PReLU()
+        self.grouped = nn.Conv2d(8, 12, 3, groups=2, stride=(2, 1), padding=1)
+        self.norm = nn.BatchNorm2d(12)
+        self.last = nn.Conv2d(12, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.dilated(x), inplace=True)
+        x = F.hardswish(self.plain_norm(self.depthwise(x)))
+        x = self.prelu(F.gelu(x) + F.mish(x))
+        a, b = x.chunk(2, 1)
+        x = self.last(self.norm(F.relu(self.grouped(torch.cat([b, a.tanh()], 1)))))
+        x = F.avg_pool2d(F.avg_pool2d(x, (1, 2)), 3, 2, 1)
+        x = F.max_pool2d(F.adaptive_avg_pool2d(x, (4, 4)), 3, 2, 1, ceil_mode=True)
+        x = F.dropout2d(x, 0.1, self.training)
+        shuffled = x.view(x.shape[0], 2, 4, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        x = x + shuffled
+        x = x * torch.sigmoid(x) - x.flip(2)
+        x = F.adaptive_max_pool2d(F.hardtanh(x + 0.5, -4.0, 4.0) / 0.3, 1).flatten(1)
+        return self.head(F.relu6(F.leaky_relu(x, 0.1)))  # type: ignore[no-any-return]
+
+
+def anything() -> nn.Module:
+    torch.manual_seed(0)
+    model = Anything()
+    for _ in range(2):
+        model(torch.randn(8, 3, 16, 16))
+    return model.eval()
+
+
+def float_logits(model: nn.Module, pixels: Tensor) -> Tensor:
+    mean, std = (torch.tensor(t).view(3, 1, 1) for t in (MEAN, STD))
+    with torch.inference_mode():
+        return model((pixels / 255 - mean) / std)  # type: ignore[no-any-return]
+
+
+@cache
+def example(name: str) -> tuple[nn.Module, int]:
+    """Return a network whose BatchNorm has seen something, and its image size."""
+    return (anything(), 16) if name == "anything" else (unsettled(name), 32)
+
+
+@cache
+def folded(name: str) -> Graph:
+    """Return a network's graph, traced once: that takes a second."""
+    return simplify(trace(*example(name)), MEAN, STD)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "anything"])
+def test_a_folded_graph_computes_what_the_network_does(name: str) -> None:
+    model, size = example(name)
+    pixels = torch.randint(0, 256, (3, 3, size, size))
+    found, expected = folded(name).logits(pixels.double()).float(), float_logits(model, pixels)
+    assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_normalization_and_batchnorm_leave_no_pass_of_their_own() -> None:
+    for name, passes in (("record", 30), ("resnet20", 32), ("cnn", 5), ("resnet", 16)):
+        assert len(steps(folded(name))) == passes, name
+
+
+def test_a_batchnorm_with_a_negative_scale_stays_behind_a_maximum() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)
+    )
+    assert isinstance(model[2], nn.BatchNorm2d)
+    nn.init.constant_(model[2].weight, -1.5)
+    graph = simplify(trace(model.eval(), 8), MEAN, STD)
+    assert [type(node) for node in graph.nodes] == [Conv, MaxPool, Conv]
+    pixels = torch.randint(0, 256, (3, 3, 8, 8))
+    found = graph.logits(pixels.double()).float()
+    assert torch.allclose(found, float_logits(model, pixels), atol=1e-4)
+
+
+def test_a_padded_first_layer_knows_what_its_zeros_are() -> None:
+    """A zero of the normalized image is the mean pixel."""
+    graph = folded("resnet20")
+    stem = graph.nodes[0]
+    assert isinstance(stem, Conv)
+    assert np.allclose(stem.outside, 255 * np.array(MEAN))
+    rows, columns, missing = border_classes(stem)
+    assert missing.shape == (3, 3, 3, 3)
+    assert (rows[0], rows[1], rows[-1]) == (columns[0], columns[1], columns[-1])
+    assert len(set(rows.tolist())) == 3
+    second = next(node for node in graph.nodes[1:] if isinstance(node, Conv))
+    assert border_classes(second)[2].shape[:2] == (1, 1)
+
+
+def test_a_block_that_is_used_twice_keeps_its_weights_once() -> None:
+    shared, alone = (memory_of(steps(folded(f"resnet-{kind}"))) for kind in ("shared", "linear"))
+    more = shared.flash_bytes - alone.flash_bytes
+    # biases, scales and multipliers of the second uses: no weights
+    assert 0 < more < 6_000
+
+
+def functional(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(function(self.conv(x)).amax((2, 3)))  # type: ignore[no-any-return]
+
+    return Module()
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: F.layer_norm(x, (8,)), "aten.layer_norm"),
+        (lambda x: x.softmax(1), "aten.softmax.int"),
+        (lambda x: x @ x.transpose(2, 3), "aten.matmul"),
+        (lambda x: F.group_norm(x, 2), "aten.group_norm"),
+        (lambda x: F.prelu(x, torch.full((4,), 0.1)), "aten.prelu (prelu) has no int8 form: a dif"),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "aten.upsample_bilinear2d"),
+        (lambda x: F.adaptive_avg_pool2d(x, 3), "8×8 in 3×3 windows of equal size"),
+        (lambda x: x if x.sum() > 0 else -x, "Module cannot be traced"),
+    ],
+)  # fmt: skip
+def test_an_operator_without_a_form_is_named(
+    function: Callable[[Tensor], Tensor], named: str
+) -> None:
+    with pytest.raises(ValueError, match=r"int8|traced") as raised:
+        trace(functional(function), 8)
+    assert named in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_maps_that_separate_are_found() -> None:
+    places = torch.arange(4 * 6 * 6).view(1, 4, 6, 6)
+    half = F.pad(places[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), value=-1)[0].numpy()
+    maps = axis_maps(half, (4, 6, 6))
+    assert maps is not None
+    assert [part.tolist() for part in maps] == [[-1, -1, 0, 1, 2, 3, -1, -1], [0, 2, 4], [0, 2, 4]]
+    assert axis_maps(places[0].transpose(1, 2).numpy(), (4, 6, 6)) is None
+
+
+@pytest.mark.parametrize("name", [*MODELS, "anything"])
+def test_no_two_maps_that_are_needed_at_once_overlap(name: str) -> None:
+    passes = steps(folded(name))
+    plan, memory = plan_arena(passes), memory_of(passes)
+    assert plan.arena_bytes == memory.ram_bytes >= memory.peak_bytes
+    last = {source: i for i, step in enumerate(passes) for source in step.inputs}
+    index = {step.result: i for i, step in enumerate(passes)}
+    for i, step in enumerate(passes):
+        here = [j for node, j in index.items() if j < i and last.get(node, -1) >= i]
+        spans = [(plan.offsets[j], int(np.prod(passes[j].result.shape))) for j in here]
+        if i < len(passes) - 1 or not step.can_give_logits:
+            in_place = any(plan.offsets[i] == plan.offsets[index[source]]
+                           for source in step.inputs if source in index)  # fmt: skip
+            if not (in_place and not isinstance(step.node, Conv | Gather | MaxPool)):
+                spans.append((plan.offsets[i], int(np.prod(step.result.shape))))
+        scratch = plan.scratch[i]
+        if scratch is not None:
+            spans.append((scratch, 1))
+        for number, (start, length) in enumerate(spans):
+            assert start + length <= plan.arena_bytes
+            for other, other_length in spans[:number]:
+                assert start >= other + other_length or other >= start + length, step.node.name
+
+
+def test_the_commands_state_ram_and_flash(cli: Cli) -> None:
+    found = cli("summary", "record", "--json").json["memory"]
+    assert found["ram_bytes"] == 31_128  # the two largest maps, and a patch of 864
+    assert found["peak"] == "stages.0.conv1 (32×30×30)"
+    text = cli("summary", "cnn").out
+    assert "RAM: 36,224 bytes" in text
+    assert "Flash: 83,536 bytes" in text
+
+
+@pytest.mark.slow
+def test_models_lists_ram_and_flash(cli: Cli) -> None:
+    rows = {row["name"]: row["memory"] for row in json.loads(cli("models", "--json").out)}
+    assert set(rows) == set(MODELS)
+    assert rows["record"]["flash_bytes"] == 485_588
