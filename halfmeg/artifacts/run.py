@@ -24,9 +24,6 @@ import csv
 import errno
 import hashlib
 import io
-import json
-import os
-import time
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -40,6 +37,7 @@ from torch import Tensor, nn
 
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
+from halfmeg.artifacts.readings import log_reading, read_purposes
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, leave_out, read_ids
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
@@ -234,15 +232,7 @@ class Run:
         """Note that the test set was read, and for what."""
         if not self.writes:
             return
-        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "purpose": purpose}
-        with (self.folder / "test_readings.jsonl").open("a+b") as file:
-            torn = False  # a line that a power cut has cut short must not swallow this one
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                torn = file.read() != b"\n"
-            file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        log_reading(self.folder, purpose)
 
     def test_readings(self) -> list[str]:
         """Return for what the test set was read, in turn; empty where no log was kept.
@@ -250,13 +240,7 @@ class Run:
         Raises:
             ValueError: the log is damaged.
         """
-        path = self.folder / "test_readings.jsonl"
-        if not path.exists():
-            return []
-        try:
-            return [str(json.loads(line)["purpose"]) for line in path.read_text().splitlines()]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+        return read_purposes(self.folder)
 
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights; those that a network uses twice stand there once."""
