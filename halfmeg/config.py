@@ -212,7 +212,12 @@ class RunConfig:
         unknown = sorted(set(values) - set(_TYPES))
         if unknown:
             raise ValueError(f"unknown setting {unknown[0]!r} in a stored config")
-        return msgspec.convert(dict(values), cls)
+        own = values.get("optimizer")
+        if not (isinstance(own, str) and is_place(own)):
+            return msgspec.convert(dict(values), cls)
+        # the type names torch's optimizers alone; a place is put in afterwards
+        rest = {key: value for key, value in values.items() if key != "optimizer"}
+        return dataclasses.replace(msgspec.convert(rest, cls), optimizer=own)  # type: ignore[arg-type]
 
 
 PLACES = ("model", "loss", "augment", "optimizer")

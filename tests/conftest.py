@@ -26,6 +26,7 @@ from halfmeg.cli.main import main
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.load import load_dataset
+from halfmeg.networks.table import MODELS
 
 ROOT = Path(__file__).parent.parent
 CIFAR_JPEG = ROOT.parent / "shared" / "data" / "cifar10-jpeg"
@@ -55,6 +56,13 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits() -> DataSplits:
     return load_dataset("digits")
 
+
+COSTLY = ("resnet56", "densenet-bc-40", "mobilenetv2", "convmixer", "gated")
+
+NETWORKS = [
+    pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name for name in MODELS
+]
+"""All networks, for tests that take seconds for the costly ones."""
 
 NUM_TEST = 31  # odd, so that two processes do not divide them
 

@@ -146,7 +146,11 @@ def test_a_taken_port_is_named(process: Cli) -> None:
 def test_a_heat_map_has_the_images_shape_and_range(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name).eval().requires_grad_(False)
-    heat = grad_cam(model, last_map(model, 32), torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 9]))
+    layer = last_map(model, 32)
+    if name in ("mlp", "logistic"):
+        assert layer is None
+        return
+    heat = grad_cam(model, layer, torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 9]))
     assert heat.shape == (3, 32, 32)
     assert heat.min() >= 0
     assert heat.max() <= 1

@@ -33,7 +33,7 @@ class Published:
 
 
 PUBLISHED = {
-    # Banbury et al. 2021, table 1 and the reference model; 12.5 M as MLPerf Tiny states it
+    # the reference model of MLPerf Tiny (Banbury et al. 2021): 78,666 and 12.5 M
     "resnet8": Published(partial(build_model, "resnet8"), 78_666, 12.5 * M, buffers=True),
     # He et al. 2015, table 6: 0.27, 0.46 and 0.85 M. Exact counts and MACs as repeated since, for
     # instance by Lin et al. 2020 (HRank): 0.85 M and 125.49 M
@@ -42,7 +42,7 @@ PUBLISHED = {
     "resnet56": Published(
         partial(build_model, "resnet56"), 0.85 * M, 125.49 * M, 0.01 * M, 0.01 * M
     ),
-    # Huang et al. 2018, CondenseNet, table 2 of the CIFAR results
+    # as it is stated wherever it is compared with; its MACs are not
     "densenet-bc-40": Published(partial(build_model, "densenet-bc-40"), 0.18 * M, None, 0.01 * M),
     # Sandler et al. 2018, table 4: 3.4 M, as repeated since 3.5 M (3,504,872), and 300 M; at CIFAR
     # strides as chenyaofo/pytorch-cifar-models states: 2.24 M and 87.98 M, 0.70 M and 27.97 M
@@ -53,11 +53,11 @@ PUBLISHED = {
     "mobilenetv2 half": Published(
         lambda: MobileNetV2(0.5, 10), 0.70 * M, 27.97 * M, 0.01 * M, 0.01 * M
     ),
-    # Trockman and Kolter 2022, appendix: h(d(k² + h + 6) + 3p² + n + 3) + n, and 594,186
+    # the formula of Trockman and Kolter 2022: h(d(k² + h + 6) + 3p² + n + 3) + n, and 594,186
     "convmixer": Published(lambda: ConvMixer(256, 8, 5, 2, 10), 594_186, None),
-    # the repository's statement, and issue counts that fix its widths
+    # github.com/xvel/cifar10-tiniest
     "gated": Published(partial(build_model, "gated", budget=97_531), 97_530, 43.9 * M),
-    # Hassani et al. 2021, table 1
+    # Hassani et al. 2021
     "cct2": Published(partial(build_model, "cct2"), 0.28 * M, 0.04e9, 0.01 * M, 0.01e9),
     # by arithmetic: 3,072 pixels and a bias for each class
     "logistic": Published(partial(build_model, "logistic"), 30_730, 30_720, 1, 1),

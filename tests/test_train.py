@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import first_digits, small_config
+from conftest import NETWORKS, first_digits, small_config
 
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import read_checkpoint
@@ -19,7 +19,7 @@ from halfmeg.data.augment import normalize
 from halfmeg.data.dataset import DataSplits, stratified_split
 from halfmeg.evaluation.precision import has_bf16_hardware
 from halfmeg.networks.summary import count_macs, count_params
-from halfmeg.networks.table import MODELS, build_model
+from halfmeg.networks.table import build_model
 from halfmeg.training.fit import fit, resume
 from halfmeg.training.listen import SilentListener
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
@@ -80,7 +80,7 @@ def test_a_run_learns_and_its_folder_tells_everything(tmp_path: Path, half_digit
     assert recorder.reports[-1].step == recorder.reports[-1].steps
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_trains(name: str, tmp_path: Path) -> None:
     recorder = Recorder()
     config = small_config(model=name, epochs=4, batch_size=30, **EVERYTHING)

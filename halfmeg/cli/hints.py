@@ -24,7 +24,8 @@ def check_train_words(recipe: str, settings: Sequence[str]) -> None:
     for word in wrong:
         if word in MODELS:
             _say("train", f"{word} is a network", name, [f"model={word}", *others])
-        if Path(word).exists():
+        settings_file = word == recipe and word.endswith(".json") and Path(word).is_file()
+        if Path(word).exists() and not settings_file:
             _say("train", f"{word} is data", name, [f"--data {word}", *others])
 
 

@@ -1,7 +1,7 @@
 """ResNet-8, the image classifier of the MLPerf Tiny benchmark.
 
-Source: Banbury et al. 2021, "MLPerf Tiny Benchmark" (arXiv 2106.07597), section 3.3. The paper and
-its reference model state 78,666 parameters, with the 480 running means and variances of BatchNorm
+Source: Banbury et al. 2021, "MLPerf Tiny Benchmark" (arXiv 2106.07597). Its reference model is
+stated as 78,666 parameters, with the 480 running means and variances of BatchNorm
 among them; those that are trained are 78,186.
 """
 
