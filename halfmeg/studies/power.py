@@ -155,7 +155,7 @@ LOOK_LEVEL = LEVEL / len(LOOKS)
 """The level of each look: together they make no more false verdicts than all their levels.
 
 Looks at the same seeds and images agree, so the four make fewer; where all chance is between seeds
-3.9% of studies. A level of 1.6% (Pocock 1977) would use that up, but then has nothing to spare for
+4.0% of studies. A level of 1.6% (Pocock 1977) would use that up, but then has nothing to spare for
 the approximations of the test itself: in simulation it came to 6.6%.
 """
 
