@@ -75,10 +75,7 @@ def test_too_few_images_are_said_to_be_that() -> None:
 
 
 def test_the_looks_together_are_at_five_percent() -> None:
-    """All chance between seeds, the worst case; 20,000 studies, 2 standard errors are 0.3 points.
-
-    The constant was found with 200,000.
-    """
+    """All chance between seeds, where looks agree least; 20,000 studies."""
     from scipy import stats
 
     rng = np.random.default_rng(1)
@@ -88,7 +85,7 @@ def test_the_looks_together_are_at_five_percent() -> None:
         part = seeds[:, :look]
         t = part.mean(1) / (part.std(1, ddof=1) / np.sqrt(look))
         least = np.minimum(least, 2 * stats.t.sf(np.abs(t), look - 1))
-    assert (least < LOOK_LEVEL).mean() < 0.053
+    assert (least < LOOK_LEVEL).mean() < 0.045
     assert (least < 0.05).mean() > 0.09  # what reading it four times at 5% each would do
 
 

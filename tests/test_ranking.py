@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -102,11 +103,11 @@ def test_the_diagram_is_drawn_and_the_tables_hold_all() -> None:
 
 
 @pytest.mark.slow
-def test_two_data_sets_make_a_page_each_and_one_above(cli: Cli, tmp_path: Path) -> None:
-    from conftest import write_image_folder
-
+def test_two_data_sets_make_a_page_each_and_one_above(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
     folder = tmp_path / "colours"
-    write_image_folder(folder)
+    shutil.copytree(pictures, folder)
     arguments = ["compare", "cnn", "resnet-linear", "epochs=1", "threads=1", "--seeds", "2"]
     arguments += ["--data", "digits", "--data", str(folder), "--out", str(tmp_path / "both")]
     outcome = cli(*arguments, "--json")

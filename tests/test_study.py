@@ -520,8 +520,8 @@ def test_a_study_until_decided_stops_at_the_first_look_that_decides(
     )
     reading = Reading.of(out)
     assert reading.planned == (2, 3)
-    assert reading.level == found.reading.level == found.pairs[0].test.level == 0.016
-    assert "98.4% interval" in found.pairs[0].verdict
+    assert reading.level == found.reading.level == found.pairs[0].test.level == 0.0125
+    assert "98.75% interval" in found.pairs[0].verdict
     assert found.stopped is not None
     assert found.pairs[0].outcome != "open" or "ended with" in found.stopped
     assert found.reading.unplanned_looks(3) == ()
