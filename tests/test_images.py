@@ -794,7 +794,8 @@ def test_a_table_of_repeated_content_is_small(tmp_path: Path) -> None:
     code = (
         "import re, sys\nfrom halfmeg.data.parquet import *\n"
         "s = read_parquet(find_parquet(Path(sys.argv[1])), DataOptions())\n"
-        "print(len(s.parts['all']), *re.findall(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read()))"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(len(s.parts['all']), *re.findall(r'VmHWM:\\s+(\\d+)', status))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "rep.parquet")],
