@@ -231,9 +231,8 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     dtype = compute_dtype(config.precision, device)
     train_indices, val = hold_out(data, config.val_fraction, config.seed)
     labels = data.train.labels[train_indices]
-    weights = None
-    if config.sampling == "balanced":
-        weights = balanced_weights(labels, len(data.classes))[labels]
+    by_class = balanced_weights(labels, len(data.classes))
+    weights = by_class[labels] if config.sampling == "balanced" else None
     plan = Plan.of(config, len(train_indices), data.image_size)
     model = build_network(config, data, train_indices)
     model.to(device=device)
@@ -250,7 +249,9 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
         train_indices, augmentation_of(config), mean, std, dtype, selection, ranks,
         build_transform(config), weights,
     )  # fmt: skip
-    criterion = build_loss(config, data, device, labels)
+    criterion = build_loss(
+        config, data, device, by_class if config.class_weights == "balanced" else None
+    )
     return Job(run, data, ranks, device, dtype, plan, val, state, batches, network, criterion)
 
 

@@ -14,7 +14,6 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.summary import count_macs
 from halfmeg.training.distill import Teacher
 from halfmeg.training.own import build_own_loss
-from halfmeg.training.plan import balanced_weights
 
 
 class Loss(Protocol):
@@ -102,19 +101,23 @@ class TaughtLoss:
         return self.of_labels.macs(image_size) + count_macs(self.teacher.model, image_size)
 
 
-def build_loss(config: RunConfig, data: DataSplits, device: torch.device, labels: Tensor) -> Loss:
+def build_loss(
+    config: RunConfig,
+    data: DataSplits,
+    device: torch.device,
+    class_weights: Tensor | None = None,
+) -> Loss:
     """Return the config's loss.
 
     Args:
         config: the run's.
         data: what it trains on.
         device: where it trains.
-        labels: int64 N, of the images to train on.
+        class_weights: float32 K, of an image of each class; None for all alike.
     """
     of_labels: Loss = LabelLoss(config.label_smoothing)
-    if config.class_weights == "balanced":
-        weights = balanced_weights(labels, len(data.classes)).to(device)
-        of_labels = WeighedLoss(config.label_smoothing, weights)
+    if class_weights is not None:
+        of_labels = WeighedLoss(config.label_smoothing, class_weights.to(device))
     if config.loss:
         of_labels = OwnLoss(build_own_loss(config))
     if not config.teacher:
