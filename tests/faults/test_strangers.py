@@ -65,7 +65,7 @@ def ask(
         "type": "http", "method": method, "path": path,
         "headers": [(key.encode(), value.encode("latin-1")) for key, value in fields.items()],
     }  # fmt: skip
-    gate = Gate(app, bound, folder, lambda: {0, 1})
+    gate = Gate(app, "127.0.0.1", folder, lambda: {0, 1})
     asyncio.run(gate(scope, receive, send))
     return statuses[0]
 
