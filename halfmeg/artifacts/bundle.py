@@ -29,7 +29,7 @@ import safetensors.torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from halfmeg.artifacts.graph import onnx_logits
+from halfmeg.artifacts.graph import check_graph, onnx_logits
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, leave_out, read_ids
@@ -283,7 +283,10 @@ class Bundle:
             seen = read_ids(self.folder / TRAINED_ON) if self.has(TRAINED_ON) else None
             test, left_out = leave_out(data.name, test, seen)
         if self.is_own:
-            result = score(onnx_logits(self.read_file("model.onnx"), test.images), test.labels)
+            graph = self.read_file("model.onnx")
+            num_params = sum(tensor.numel() for tensor in self.load_state().values())
+            check_graph(graph, self.image_size, num_params)
+            result = score(onnx_logits(graph, test.images), test.labels)
         else:
             result = evaluate(self.load_model(), test, self.mean, self.std, precision="fp32")
         return replace(result, left_out=left_out)

@@ -52,6 +52,7 @@ from halfmeg.files import (
     check_json,
     json_bytes,
     new_folder,
+    parse_json,
     read_json,
     read_limited,
     remove_dead_parts,
@@ -78,6 +79,16 @@ CHECKED = ("weights.safetensors", "logits.npz")
 ALLOWED_CHANGE = 0.02
 """By how much the accuracy that weights give may differ from what result.json says. Another
 machine's bfloat16 changes about 0.001."""
+
+
+CUT_SHORT = "not known: the line was cut short"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A line of test_readings.jsonl."""
+
+    purpose: str
 
 
 class UnloggedReadingWarning(UserWarning):
@@ -236,11 +247,13 @@ class Run:
             return
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "purpose": purpose}
         with (self.folder / "test_readings.jsonl").open("a+b") as file:
-            torn = False  # a line that a power cut has cut short must not swallow this one
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                torn = file.read() != b"\n"
-            file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
+            file.seek(0)
+            content = file.read(MAX_LOGITS_BYTES)
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):  # a power cut has cut the last line short
+                file.truncate(whole)
+                file.write(json.dumps(entry | {"purpose": CUT_SHORT}).encode() + b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -254,9 +267,11 @@ class Run:
         if not path.exists():
             return []
         try:
-            return [str(json.loads(line)["purpose"]) for line in path.read_text().splitlines()]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            *lines, torn = read_limited(path, MAX_LOGITS_BYTES).split(b"\n")
+            purposes = [parse_json(line, Reading).purpose for line in lines]
+        except (ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+        return [*purposes, CUT_SHORT] if torn else purposes
 
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights; those that a network uses twice stand there once."""

@@ -40,7 +40,6 @@ def ask(
     method: str,
     path: str,
     body: bytes = b"",
-    bound: str = "127.0.0.1",
     **headers: str,
 ) -> int:
     """Ask the gate as the server would; return the status, 200 where it lets it through."""
