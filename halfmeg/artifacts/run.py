@@ -28,7 +28,6 @@ import json
 import os
 import time
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,7 @@ from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, leave_out, read_ids
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
-from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
+from halfmeg.artifacts.weights import parse_logits, read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.options import DataOptions
@@ -79,16 +78,6 @@ CHECKED = ("weights.safetensors", "logits.npz")
 ALLOWED_CHANGE = 0.02
 """By how much the accuracy that weights give may differ from what result.json says. Another
 machine's bfloat16 changes about 0.001."""
-
-
-CUT_SHORT = "not known: the line was cut short"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A line of test_readings.jsonl."""
-
-    purpose: str
 
 
 class UnloggedReadingWarning(UserWarning):
@@ -247,31 +236,24 @@ class Run:
             return
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "purpose": purpose}
         with (self.folder / "test_readings.jsonl").open("a+b") as file:
-            file.seek(0)
-            content = file.read(MAX_LOGITS_BYTES)
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):  # a power cut has cut the last line short
-                file.truncate(whole)
-                file.write(json.dumps(entry | {"purpose": CUT_SHORT}).encode() + b"\n")
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a power cut has cut the last line short
+                    file.write(b"\n")
             file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def test_readings(self) -> list[str]:
-        """Return for what the test set was read, in turn; empty where no log was kept.
-
-        Raises:
-            ValueError: the log is damaged.
-        """
+        """Return for what the test set was read, in turn; empty where no log was kept."""
         path = self.folder / "test_readings.jsonl"
         if not path.exists():
             return []
         try:
-            *lines, torn = read_limited(path, MAX_LOGITS_BYTES).split(b"\n")
-            purposes = [parse_json(line, Reading).purpose for line in lines]
+            lines = read_limited(path, MAX_LOGITS_BYTES).splitlines()
         except (ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        return [*purposes, CUT_SHORT] if torn else purposes
+        return [_purpose(line) for line in lines]
 
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights; those that a network uses twice stand there once."""
@@ -379,31 +361,10 @@ class Run:
         if stated is not None and hashlib.sha256(content).hexdigest() != stated:
             raise ValueError(f"{path} is damaged or was altered: its checksum is another")
         try:
-            return self._parse_logits(content)
+            count = self.data.num_train + self.data.num_test
+            return parse_logits(content, len(self.data.classes), count)
         except Exception as error:  # what a damaged archive raises depends on where the damage is
             raise ValueError(f"{path} is damaged: {error}") from None
-
-    def _parse_logits(self, content: bytes) -> dict[str, Tensor]:
-        num_classes = len(self.data.classes)
-        most = (self.data.num_train + self.data.num_test) * (4 * num_classes + 8) + 2**16
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > most:
-                raise ValueError(f"it unpacks to more than {most:,} bytes")
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
-        for part in ("test", "val") if "val_logits" in arrays else ("test",):
-            if not {f"{part}_logits", f"{part}_labels"} <= arrays.keys():
-                raise ValueError(f"it has no {part} logits and labels")
-            logits, labels = arrays[f"{part}_logits"], arrays[f"{part}_labels"]
-            if logits.dtype != torch.float32 or logits.shape != (len(labels), num_classes):
-                raise ValueError(f"{part}_logits are no float32 logits of {num_classes} classes")
-            if labels.dtype != torch.int64 or labels.ndim != 1 or not len(labels):
-                raise ValueError(f"{part}_labels are no int64 labels")
-            if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-                raise ValueError(f"{part}_labels are outside the {num_classes} classes")
-            if not logits.isfinite().all():
-                raise ValueError(f"{part}_logits are not all finite")
-        return arrays
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
@@ -427,3 +388,10 @@ class Run:
                 told if told.startswith(str(path)) else f"{path} is damaged: {told}"
             ) from None
         return result
+
+
+def _purpose(line: bytes) -> str:
+    try:
+        return parse_json(line, dict[str, str])["purpose"]
+    except (ValueError, KeyError):
+        return "not known, since a power cut has cut the line short"
