@@ -25,7 +25,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, final
 
-import safetensors.torch
 from msgspec import Meta
 from torch import Tensor, nn
 

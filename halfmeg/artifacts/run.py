@@ -361,7 +361,8 @@ class Run:
         if stated is not None and hashlib.sha256(content).hexdigest() != stated:
             raise ValueError(f"{path} is damaged or was altered: its checksum is another")
         try:
-            count = self.data.num_train + self.data.num_test
+            facts = self.data
+            count = facts.num_train + facts.num_validation + facts.num_test
             return parse_logits(content, len(self.data.classes), count)
         except Exception as error:  # what a damaged archive raises depends on where the damage is
             raise ValueError(f"{path} is damaged: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from halfmeg.files import read_limited
@@ -86,7 +87,7 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is damaged or was altered: its checksum is another")
     try:
-        stored = safetensors.torch.load(content)
+        stored = load_tensors(content)
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise ValueError(f"{path} is damaged: {error}") from None
     for name, tensor in expected.items():
