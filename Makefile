@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all faults lint clean
 
 demo: .venv/installed
 	$(BIN)/halfmeg compare cnn resnet-linear resnet-shared epochs=4 batch_size=64 \
@@ -16,6 +16,10 @@ test: .venv/installed-dev .venv/browser .venv/webassembly
 
 test-all: .venv/installed-dev .venv/browser .venv/chip .venv/webassembly
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Hours: what docs/reliability.md states.
+faults: .venv/installed-dev
+	$(BIN)/python tests/faults/campaign.py --kills 500 --power-cuts --inputs 100000
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 import msgspec
 
+from halfmeg.files import MAX_JSON_BYTES, parse_json, read_limited
 from halfmeg.places.place import hand_over, is_place
 
 OptimizerName = Literal["adam", "adamw", "sgd", "muon"]
@@ -187,10 +188,10 @@ class RunConfig:
         """
         path = Path(path)
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(read_limited(path, MAX_JSON_BYTES), object)
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist") from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path} is no JSON: {error}") from None
         if isinstance(values, dict) and isinstance(values.get("config"), dict):
             values = values["config"]

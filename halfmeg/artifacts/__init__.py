@@ -4,7 +4,7 @@
 |---|---|
 | `environment` | command, commit, versions, machine |
 | `seen` | which images a network was trained on |
-| `weights` | weights and checkpoints |
+| `weights` | weights, logits and checkpoints |
 | `sources` | Python of the user's own, kept as text in the run folder |
 | `rebuild` | a trained network from its weights and what is said of it |
 | `facts` | what is read of a run folder's JSON |

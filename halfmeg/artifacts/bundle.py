@@ -25,11 +25,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, final
 
-import safetensors.torch
 from msgspec import Meta
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from halfmeg.artifacts.graph import onnx_logits
+from halfmeg.artifacts.graph import check_graph, onnx_logits
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, leave_out, read_ids
@@ -260,11 +260,12 @@ class Bundle:
         Raises:
             ValueError: the file is damaged.
         """
-        path = self.folder / "model.safetensors"
+        name = "model.safetensors"
+        content = self.read_file(name)
         try:
-            return safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            return load_tensors(content)
+        except Exception as error:  # what a damaged file raises depends on where the damage is
+            raise ValueError(f"{self.folder / name} is damaged: {error}") from None
 
     def has(self, name: str) -> bool:
         """Return whether the bundle holds a file."""
@@ -283,7 +284,10 @@ class Bundle:
             seen = read_ids(self.folder / TRAINED_ON) if self.has(TRAINED_ON) else None
             test, left_out = leave_out(data.name, test, seen)
         if self.is_own:
-            result = score(onnx_logits(self.read_file("model.onnx"), test.images), test.labels)
+            graph = self.read_file("model.onnx")
+            num_params = sum(tensor.numel() for tensor in self.load_state().values())
+            check_graph(graph, self.image_size, num_params)
+            result = score(onnx_logits(graph, test.images), test.labels)
         else:
             result = evaluate(self.load_model(), test, self.mean, self.std, precision="fp32")
         return replace(result, left_out=left_out)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+MAX_NODES = 5_000
+MAX_MAPS = 2_048
+"""No tensor holds more than this many numbers for each pixel of an image."""
 
 
 def open_session(onnx_model: bytes, threads: int = 0) -> Any:
@@ -31,3 +36,48 @@ def onnx_logits(onnx_model: bytes, images: Tensor, *, batch_size: int = 250) -> 
     return torch.cat(
         [torch.from_numpy(session.run(None, {"pixels": chunk.numpy()})[0]) for chunk in chunks]
     )
+
+
+def check_graph(content: bytes, image_size: int, num_params: int) -> None:
+    """Raise ValueError where an ONNX graph's memory or arithmetic is not bounded by its network."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(content)
+    graph = model.graph
+    if len(graph.input) != 1 or len(graph.output) != 1:
+        raise ValueError("it has more than one input and output")
+    if len(graph.node) > MAX_NODES or model.functions or graph.sparse_initializer:
+        raise ValueError(f"it is no plain graph of at most {MAX_NODES:,} nodes")
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise ValueError(f"its node {node.op_type} is of {node.domain!r}")
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                raise ValueError(f"its node {node.op_type} branches or loops")
+            tensors += [attribute.t, *attribute.tensors] if attribute.HasField("t") else []
+    if any(tensor.data_location or tensor.external_data for tensor in tensors):
+        raise ValueError("it asks for data outside of the file")
+    numbers = sum(math.prod(tensor.dims) for tensor in tensors)
+    if any(dim < 0 for tensor in tensors for dim in tensor.dims) or numbers > (
+        2 * num_params + 100_000
+    ):
+        raise ValueError(f"it holds {numbers:,} numbers, the network {num_params:,}")
+    shape = graph.input[0].type.tensor_type.shape
+    for dim, size in zip(shape.dim, (2, 3, image_size, image_size), strict=True):
+        dim.dim_value = size
+    del graph.value_info[:]
+    graph.output[0].type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True).graph
+    sizes = {
+        value.name: math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*inferred.value_info, *inferred.output)
+        if value.type.HasField("tensor_type")
+        and value.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
+    }
+    most = max(2 * MAX_MAPS * image_size**2, 2 * num_params + 100_000)
+    for node in graph.node:
+        for output in node.output:
+            if output and not 0 <= sizes.get(output, -1) <= most:
+                raise ValueError(f"its node {node.op_type} gives a tensor of unknown or huge size")

@@ -7,9 +7,11 @@ import os
 import time
 from pathlib import Path
 
+from halfmeg.files import parse_json, read_limited
+
 LOG = "test_readings.jsonl"
 
-UNREADABLE = "an entry that a power cut has cut short"
+MAX_BYTES = 16 * 2**20
 
 
 def log_reading(folder: Path, purpose: str) -> None:
@@ -33,19 +35,20 @@ def read_purposes(folder: Path) -> list[str]:
     """Return for what the test set was read, in turn; empty where no log was kept.
 
     Raises:
-        ValueError: the log cannot be read, or is none.
+        ValueError: the log cannot be read.
     """
     path = folder / LOG
+    if not path.exists():
+        return []
     try:
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = read_limited(path, MAX_BYTES).splitlines()
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    purposes = []
-    for line in lines:
-        try:
-            purposes.append(str(json.loads(line)["purpose"]))
-        except ValueError:
-            purposes.append(UNREADABLE)  # it was a reading all the same
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-    return purposes
+    return [_purpose(line) for line in lines]
+
+
+def _purpose(line: bytes) -> str:
+    try:
+        return parse_json(line, dict[str, str])["purpose"]
+    except (ValueError, KeyError):  # it was a reading all the same
+        return "not known, since a power cut has cut the line short"

@@ -25,7 +25,6 @@ import errno
 import hashlib
 import io
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +40,7 @@ from halfmeg.artifacts.readings import log_reading, read_purposes
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, leave_out, read_ids
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
-from halfmeg.artifacts.weights import read_checkpoint, weights_to_bytes
+from halfmeg.artifacts.weights import parse_logits, read_checkpoint, weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.options import DataOptions
@@ -348,31 +347,11 @@ class Run:
         if stated is not None and hashlib.sha256(content).hexdigest() != stated:
             raise ValueError(f"{path} is damaged or was altered: its checksum is another")
         try:
-            return self._parse_logits(content)
+            facts = self.data
+            count = facts.num_train + facts.num_validation + facts.num_test
+            return parse_logits(content, len(self.data.classes), count)
         except Exception as error:  # what a damaged archive raises depends on where the damage is
             raise ValueError(f"{path} is damaged: {error}") from None
-
-    def _parse_logits(self, content: bytes) -> dict[str, Tensor]:
-        num_classes = len(self.data.classes)
-        most = (self.data.num_train + self.data.num_test) * (4 * num_classes + 8) + 2**16
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > most:
-                raise ValueError(f"it unpacks to more than {most:,} bytes")
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
-        for part in ("test", "val") if "val_logits" in arrays else ("test",):
-            if not {f"{part}_logits", f"{part}_labels"} <= arrays.keys():
-                raise ValueError(f"it has no {part} logits and labels")
-            logits, labels = arrays[f"{part}_logits"], arrays[f"{part}_labels"]
-            if logits.dtype != torch.float32 or logits.shape != (len(labels), num_classes):
-                raise ValueError(f"{part}_logits are no float32 logits of {num_classes} classes")
-            if labels.dtype != torch.int64 or labels.ndim != 1 or not len(labels):
-                raise ValueError(f"{part}_labels are no int64 labels")
-            if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-                raise ValueError(f"{part}_labels are outside the {num_classes} classes")
-            if not logits.isfinite().all():
-                raise ValueError(f"{part}_logits are not all finite")
-        return arrays
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""

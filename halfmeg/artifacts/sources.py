@@ -7,19 +7,28 @@ stands at the place that the user named, and where that has changed since, the u
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from halfmeg.files import write_atomically, write_json
+from halfmeg.files import read_json, write_atomically, write_json
 from halfmeg.places.load import load
 from halfmeg.places.place import TIMM, PlaceWarning, locate, remember
 from halfmeg.places.source import read_source
 
 DESCRIBED = "source.json"
 TEXTS = "source"
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """What the program reads of a setting in source.json."""
+
+    place: str
+    file: str
+    sha256: str
 
 
 def write_sources(folder: Path, places: Mapping[str, str]) -> None:
@@ -49,15 +58,10 @@ def read_sources(folder: Path) -> dict[str, dict[str, Any]]:
     """
     path = folder / DESCRIBED
     try:
-        described = json.loads(path.read_text())
-        return {
-            str(setting): {"place": str(d["place"]), "file": str(d["file"]), "sha256": d["sha256"]}
-            for setting, d in described.items()
-        }
-    except FileNotFoundError:
+        described = read_json(path, dict[str, StoredSource])
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    return {setting: asdict(source) for setting, source in described.items()}
 
 
 def find_sources(folder: Path) -> None:

@@ -1,14 +1,17 @@
-"""Weights and checkpoints on disk; nothing is unpickled."""
+"""Weights, logits and checkpoints on disk; nothing is unpickled."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from halfmeg.files import read_limited
@@ -84,7 +87,7 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is damaged or was altered: its checksum is another")
     try:
-        stored = safetensors.torch.load(content)
+        stored = load_tensors(content)
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise ValueError(f"{path} is damaged: {error}") from None
     for name, tensor in expected.items():
@@ -107,3 +110,30 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(stored[name])
+
+
+def parse_logits(content: bytes, num_classes: int, most_images: int) -> dict[str, Tensor]:
+    """Return the arrays of a logits.npz, whose sizes, types and ranges are those of a run's.
+
+    Raises:
+        Exception: it is damaged; which one depends on where.
+    """
+    most = most_images * (4 * num_classes + 8) + 2**16
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > most:
+            raise ValueError(f"it unpacks to more than {most:,} bytes")
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    for part in ("test", "val") if "val_logits" in arrays else ("test",):
+        if not {f"{part}_logits", f"{part}_labels"} <= arrays.keys():
+            raise ValueError(f"it has no {part} logits and labels")
+        logits, labels = arrays[f"{part}_logits"], arrays[f"{part}_labels"]
+        if logits.dtype != torch.float32 or logits.shape != (len(labels), num_classes):
+            raise ValueError(f"{part}_logits are no float32 logits of {num_classes} classes")
+        if labels.dtype != torch.int64 or labels.ndim != 1 or not len(labels):
+            raise ValueError(f"{part}_labels are no int64 labels")
+        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(f"{part}_labels are outside the {num_classes} classes")
+        if not logits.isfinite().all():
+            raise ValueError(f"{part}_logits are not all finite")
+    return arrays

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.source import EncodedSource
+from halfmeg.files import parse_json
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels")
@@ -346,9 +346,9 @@ def _label(label: Any, path: Path, column: str, where: str) -> int | str:
 
 def _label_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] | None:
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        features = parse_json(metadata[b"huggingface"], dict[str, Any])["info"]["features"]
         names = features[column]["names"]
-    except (KeyError, ValueError, TypeError, RecursionError):
+    except (KeyError, ValueError, TypeError):
         return None
     if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
         return None

@@ -7,7 +7,6 @@ tensor of a known, small size. Then its logits have to be those of the weights, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.graph import open_session
+from halfmeg.artifacts.graph import check_graph, open_session
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.summary import count_params
 
@@ -30,10 +29,6 @@ INT8_TOLERANCE = 0.75
 """Largest difference of int8 logits, as a share of the spread of the float32 ones (root mean
 squares over random images). Five of our networks had 0.04 to 0.32; a graph whose answer does not
 depend on the image has 1 or more."""
-
-MAX_NODES = 5_000
-MAX_MAPS = 2_048
-"""No tensor holds more than this many numbers for each pixel of an image."""
 
 NUM_PROBES = 8
 
@@ -121,48 +116,3 @@ def _probes(image_size: int) -> Tensor:
     coarse = torch.rand(half, 3, 4, 4, generator=generator)
     smooth = F.interpolate(coarse, size=image_size, mode="bicubic").clamp(0, 1)
     return (255 * torch.cat([rough, smooth])).round().to(torch.uint8)
-
-
-def check_graph(content: bytes, image_size: int, num_params: int) -> None:
-    """Raise ValueError where an ONNX graph's memory or arithmetic is not bounded by its network."""
-    import onnx
-
-    model = onnx.ModelProto.FromString(content)
-    graph = model.graph
-    if len(graph.input) != 1 or len(graph.output) != 1:
-        raise ValueError("it has more than one input and output")
-    if len(graph.node) > MAX_NODES or model.functions or graph.sparse_initializer:
-        raise ValueError(f"it is no plain graph of at most {MAX_NODES:,} nodes")
-    tensors = list(graph.initializer)
-    for node in graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            raise ValueError(f"its node {node.op_type} is of {node.domain!r}")
-        for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs:
-                raise ValueError(f"its node {node.op_type} branches or loops")
-            tensors += [attribute.t, *attribute.tensors] if attribute.HasField("t") else []
-    if any(tensor.data_location or tensor.external_data for tensor in tensors):
-        raise ValueError("it asks for data outside of the file")
-    numbers = sum(math.prod(tensor.dims) for tensor in tensors)
-    if any(dim < 0 for tensor in tensors for dim in tensor.dims) or numbers > (
-        2 * num_params + 100_000
-    ):
-        raise ValueError(f"it holds {numbers:,} numbers, the network {num_params:,}")
-    shape = graph.input[0].type.tensor_type.shape
-    for dim, size in zip(shape.dim, (2, 3, image_size, image_size), strict=True):
-        dim.dim_value = size
-    del graph.value_info[:]
-    graph.output[0].type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True).graph
-    sizes = {
-        value.name: math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*inferred.value_info, *inferred.output)
-        if value.type.HasField("tensor_type")
-        and value.type.tensor_type.HasField("shape")
-        and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
-    }
-    most = max(2 * MAX_MAPS * image_size**2, 2 * num_params + 100_000)
-    for node in graph.node:
-        for output in node.output:
-            if output and not 0 <= sizes.get(output, -1) <= most:
-                raise ValueError(f"its node {node.op_type} gives a tensor of unknown or huge size")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from halfmeg.files import read_json
 from halfmeg.studies.power import LOOK_LEVEL, LOOKS
 from halfmeg.studies.stats import LEVEL
 
@@ -49,23 +49,10 @@ class Reading:
         Raises:
             ValueError: `study.json` is damaged.
         """
-        path = folder / "study.json"
-        if not path.exists():
-            return cls()
         try:
-            stored = json.loads(path.read_text())["reading"]
-            return cls(
-                margin=float(stored["margin"]),
-                level=float(stored["level"]),
-                planned=tuple(map(int, stored["planned"])),
-                looks=tuple(map(int, stored["looks"])),
-            )
-        except KeyError as missing:
-            if missing.args == ("reading",):
-                return cls()
-            raise ValueError(f"{path} is damaged: {missing}") from None
-        except (ValueError, TypeError, OSError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            return read_json(folder / "study.json", StoredReading).reading
+        except (FileNotFoundError, NotADirectoryError):
+            return cls()
 
     def go_on(self, wanted: Reading, folder: Path) -> Reading:
         """Return how a study goes on that was read like this and shall be like `wanted`.
@@ -93,3 +80,10 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class StoredReading:
+    """What this module reads of study.json; more stands there."""
+
+    reading: Reading = Reading()

@@ -410,7 +410,8 @@ def onnx_files(folder: Path) -> Case:
     """ONNX files that are no longer the network's, sealed again."""
     import onnx
 
-    from halfmeg.shipping.onnx import onnx_logits, to_onnx
+    from halfmeg.artifacts.graph import onnx_logits
+    from halfmeg.shipping.onnx import to_onnx
     from halfmeg.shipping.predict import open_runner
     from halfmeg.shipping.verify import _probes
 
