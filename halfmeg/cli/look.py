@@ -56,30 +56,26 @@ def models(as_json: JsonOption = False) -> None:
             ]
         )
         return
-    table = build_table(
-        "network", "parameters", f"fits {BUDGET:,}", "MACs, M", "RAM, kB", "flash, kB", "sides",
-        "description",
-    )  # fmt: skip
-    groups = dict.fromkeys(entry.group for _, entry, _, _ in rows)
-    for group in groups:
-        table.add_section()
-        table.add_row(group)
+    line = "{:<18}{:>10}  {:>4}  {:>7}  {:>7}  {:>9}  {:>5}"
+    print_line(
+        line.format("network", "parameters", "fits", "MACs, M", "RAM, kB", "flash, kB", "sides")
+    )
+    for group in dict.fromkeys(entry.group for _, entry, _, _ in rows):
+        print_line(f"\n{group}")
         for name, entry, summary, memory in rows:
             if entry.group != group:
                 continue
-            fits = "yes" if summary.within_budget else "no"
-            ram, flash = (
-                ("–", "–")
-                if memory is None
-                else (f"{memory.ram_bytes / 1000:.1f}", f"{memory.flash_bytes / 1000:.1f}")
-            )
-            sides = entry.sizes.replace(" or more", "+")
-            table.add_row(
-                f"  {name}", f"{summary.params:,}", fits, f"{summary.macs / 1e6:.2f}", ram, flash,
-                sides, entry.description,
+            ram, flash = (memory.ram_bytes, memory.flash_bytes) if memory else (None, None)
+            print_line(
+                line.format(
+                    f"  {name}", f"{summary.params:,}", "yes" if summary.within_budget else "no",
+                    f"{summary.macs / 1e6:.2f}", _kilobytes(ram), _kilobytes(flash),
+                    entry.sizes.replace(" or more", "+"),
+                )
             )  # fmt: skip
-    print_table(table)
-    print_line("All parameters count; MACs are for one image of 32×32 pixels and 10 classes.")
+            print_line(f"      {entry.description}")
+    print_line(f"\nA network fits with fewer than {BUDGET:,} parameters, all of them counted.")
+    print_line("MACs are for one image of 32×32 pixels and 10 classes.")
     print_line("RAM and flash are those of the int8 network in C, without image, stack and code.")
     print_line("Sides are those of square images in pixels; 8+ means 8 or more.")
     print_line(
@@ -117,6 +113,10 @@ def summary(
     print_line("In C, as 8-bit integers (image, stack and code are not counted):")
     print_line(f"RAM: {memory.ram_bytes:,} bytes, set by {memory.peak}")
     print_line(f"Flash: {memory.flash_bytes:,} bytes")
+
+
+def _kilobytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1000:.1f}"
 
 
 def _memory(model: nn.Module, image_size: int) -> Memory | None:
