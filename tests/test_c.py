@@ -210,7 +210,8 @@ def test_the_command_exports_runs_and_bundles(cli: Cli, tmp_path: Path, pictures
     plain = cli("export", "run", "--out", "plain", "--allow-loss")
     assert plain.code == 0, plain.err
     assert "c" not in json.loads((tmp_path / "plain" / "model.json").read_text())
-    added = cli("export", "plain", "--data", str(pictures), "--out", "added", "--target", "c")
+    added = cli("export", "plain", "--data", str(pictures), "--out", "added", "--target", "c",
+                "--allow-loss")  # fmt: skip
     assert added.code == 0, added.err
     first, second = (tmp_path / name / "c" / "src" / "cnn.c" for name in ("bundle", "added"))
     assert first.read_bytes() == second.read_bytes()

@@ -265,6 +265,7 @@ def copy_bundle(bundle: str | Path, out: str | Path) -> Bundle:
     with new_folder(Path(out)) as part:
         (part / "model.json").write_bytes((opened.folder / "model.json").read_bytes())
         for name in opened.described["files"]:
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(opened.read_file(name))
     return Bundle.open(out)
 
