@@ -19,14 +19,13 @@ import pytest
 import torch
 from conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT, Cli
 from PIL import Image
-from test_graph import example
+from test_graph import COVERED, example
 from test_integer import integers, pixels
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.config import BUDGET
 from halfmeg.data.decode import decode_image
 from halfmeg.networks.summary import count_params
-from halfmeg.networks.table import MODELS
 from halfmeg.shipping import web
 from halfmeg.shipping.integer import run
 from halfmeg.shipping.web import NOT_PROVED, WebPage, build_web
@@ -151,7 +150,7 @@ def classes_of(name: str) -> list[str]:
 @needs_clang
 @needs_node
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else SLOW) for n in (*MODELS, "anything")]
+    "name", [pytest.param(n, marks=() if n in QUICK else SLOW) for n in (*COVERED, "anything")]
 )
 def test_both_builds_give_the_oracles_logits(name: str) -> None:
     page = page_of(name)
