@@ -148,6 +148,11 @@ def export(
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
     run = _Trained.of(source)
+    if "web" in targets and run.fit != "crop":
+        raise ValueError(
+            f"the page cuts images to their centre (fit=crop); {run.folder} learned with "
+            f"fit={run.fit}, so --target web would not see what it was trained on"
+        )
     if data.fingerprint != run.data["fingerprint"]:
         raise ValueError(f"{run.folder} was trained on other data than {data.name}")
     _require_ship_extra()
