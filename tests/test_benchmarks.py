@@ -13,6 +13,7 @@ from conftest import ROOT, Outcome
 
 from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS
+from halfmeg.shipping.device import missing_tool
 
 pytestmark = pytest.mark.slow
 
@@ -198,3 +199,22 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "nowhere" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
+
+
+def test_int8(tmp_path: Path, cnn_in_c: Path) -> None:
+    outcome = benchmark("int8", str(cnn_in_c), "--data", "digits", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    figures = outcome.json
+    assert figures["n"] == 360
+    assert figures["logits"] == 3_600
+    assert figures["different_in_c"] == 0
+    assert abs(figures["float_accuracy"] - figures["int8_accuracy"]) < 0.1
+
+
+@pytest.mark.skipif(missing_tool() is not None, reason=str(missing_tool()))
+def test_chip(tmp_path: Path) -> None:
+    outcome = benchmark("chip", "cnn", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    (row,) = outcome.json
+    assert row["ram_bytes"] == 36_224
+    assert 1 < row["cortex-m7"]["instructions"] / row["macs"] < 2.3

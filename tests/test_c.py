@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cli
-from test_graph import MEAN, STD, Anything, example
+from test_graph import COVERED, MEAN, STD, Anything, example
 from test_integer import integers, pixels
 from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.networks.memory import measure_memory
-from halfmeg.networks.table import MODELS, build_model
+from halfmeg.networks.table import build_model
 from halfmeg.shipping import build
 from halfmeg.shipping.build import NOT_PROVED, build_c
 from halfmeg.shipping.c import c_name, write_c
@@ -44,7 +44,7 @@ def proved_graph(graph: IntegerGraph, images: torch.Tensor) -> build.CSource:
 
 @needs_gcc
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else SLOW) for n in (*MODELS, "anything")]
+    "name", [pytest.param(n, marks=() if n in QUICK else SLOW) for n in (*COVERED, "anything")]
 )
 def test_c_gives_the_oracles_logits_and_the_memory_stated_before(name: str) -> None:
     _, size = example(name)
@@ -189,11 +189,13 @@ def test_export_writes_c_beside_the_bundle(cnn_in_c: Path, tmp_path: Path) -> No
 
 def test_targets_and_sources_that_are_not_there(cli: Cli, cnn_in_c: Path) -> None:
     folder = str(cnn_in_c)
-    assert cli("export", folder, "--out", "b").is_one_line("add --data")
+    target = ("--target", "c")
+    assert cli("export", folder, "--out", "b", *target).is_one_line("add --data")
     assert cli("export", folder, "--out", "b", "--target", "d", "--data", "digits").is_one_line(
         "target='d'", "allowed: c"
     )
-    assert cli("export", folder, "--out", "b", "--data", "digits").is_one_line("other data")
+    other = cli("export", folder, "--out", "b", "--data", "digits", *target)
+    assert other.is_one_line("other data")
 
 
 @needs_gcc
@@ -205,6 +207,11 @@ def test_the_command_exports_runs_and_bundles(cli: Cli, tmp_path: Path, pictures
     assert made.code == 0, made.err
     assert "36,224 bytes of RAM, set by layers.1; 83,536 of flash" in made.out
     assert "logits of 20 images equal, under address and undefined-behaviour" in made.out
-    again = cli("export", "bundle", "--data", str(pictures), "--out", "anew", "--allow-loss")
-    assert again.code == 0, again.err
-    assert "c" not in json.loads((tmp_path / "anew" / "model.json").read_text())
+    plain = cli("export", "run", "--out", "plain", "--allow-loss")
+    assert plain.code == 0, plain.err
+    assert "c" not in json.loads((tmp_path / "plain" / "model.json").read_text())
+    added = cli("export", "plain", "--data", str(pictures), "--out", "added", "--target", "c",
+                "--allow-loss")  # fmt: skip
+    assert added.code == 0, added.err
+    first, second = (tmp_path / name / "c" / "src" / "cnn.c" for name in ("bundle", "added"))
+    assert first.read_bytes() == second.read_bytes()

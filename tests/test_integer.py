@@ -9,13 +9,12 @@ import onnxruntime
 import pytest
 import torch
 from test_export import unsettled
-from test_graph import MEAN, STD, example, float_logits, folded
+from test_graph import COVERED, MEAN, STD, example, float_logits, folded
 from torch import nn
 
-from halfmeg.networks.table import MODELS
+from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.shipping.integer import Convolution, IntegerGraph, requantize, run
 from halfmeg.shipping.integer_onnx import to_onnx
-from halfmeg.shipping.onnx import onnx_logits
 from halfmeg.shipping.quantize import measure_ranges, quantize, quantize_graph
 
 
@@ -32,7 +31,7 @@ def integers(name: str) -> IntegerGraph:
     return quantize_graph(graph, measure_ranges(graph, pixels(24, size)))
 
 
-@pytest.mark.parametrize("name", [*MODELS, "anything"])
+@pytest.mark.parametrize("name", [*COVERED, "anything"])
 def test_onnx_gives_the_oracles_logits_bit_for_bit(name: str) -> None:
     model, size = example(name)
     images = pixels(24, size)

@@ -1,11 +1,11 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "7e68282b09d88193";
+const CACHE = PREFIX + "9c15db7001749a5f";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {
     const cache = await caches.open(CACHE);
-    await cache.addAll(["./", "index.html", "icon_192.png", "icon_512.png", "manifest.webmanifest"].map((file) => new Request(file, { cache: "reload" })));
+    await cache.addAll(["./", "icon_192.png", "icon_512.png", "manifest.webmanifest"].map((file) => new Request(file, { cache: "reload" })));
     await self.skipWaiting();
   };
   event.waitUntil(keep());
@@ -24,7 +24,8 @@ self.addEventListener("fetch", (event) => {
   if (event.request.method !== "GET") return;
   const answer = async () => {
     const cache = await caches.open(CACHE);
-    return (await cache.match(event.request, { ignoreSearch: true })) ?? fetch(event.request);
+    const address = event.request.url.replace(/index\.html(?=$|\?)/, ""); // kept as "./"
+    return (await cache.match(address, { ignoreSearch: true })) ?? fetch(event.request);
   };
   event.respondWith(answer());
 });

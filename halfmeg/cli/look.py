@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     from halfmeg.networks.summary import ModelSummary
 
 
-def models(as_json: JsonOption = False) -> None:
+def models(
+    chip: Annotated[
+        bool, typer.Option(help="Add RAM and flash in C; that takes a second a network.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """List the networks: parameters, multiply-accumulates, budget."""
     from halfmeg.networks.summary import summarize
     from halfmeg.networks.table import MODELS, build_model
 
-    rows = []
-    for name, entry in MODELS.items():
-        model = build_model(name)
-        rows.append((name, entry, summarize(model), _memory(model, 32)))
+    rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
+    memories = {name: _memory(build_model(name), 32) for name in MODELS} if chip else {}
     if as_json:
         print_json(
             [
@@ -50,33 +53,32 @@ def models(as_json: JsonOption = False) -> None:
                     "params": summary.params,
                     "macs": summary.macs,
                     "within_budget": summary.within_budget,
-                    "memory": memory.to_dict() if memory else None,
+                    **({"memory": _memory_json(memories[name])} if chip else {}),
                 }
-                for name, entry, summary, memory in rows
+                for name, entry, summary in rows
             ]
         )
         return
-    line = "{:<18}{:>10}  {:>4}  {:>7}  {:>7}  {:>9}  {:>5}"
-    print_line(
-        line.format("network", "parameters", "fits", "MACs, M", "RAM, kB", "flash, kB", "sides")
-    )
-    for group in dict.fromkeys(entry.group for _, entry, _, _ in rows):
+    line = "{:<18}{:>10}  {:>4}  {:>7}  {:>5}" + ("  {:>7}  {:>9}" if chip else "")
+    needs = ("RAM, kB", "flash, kB") if chip else ()
+    print_line(line.format("network", "parameters", "fits", "MACs, M", "sides", *needs))
+    for group in dict.fromkeys(entry.group for _, entry, _ in rows):
         print_line(f"\n{group}")
-        for name, entry, summary, memory in rows:
+        for name, entry, summary in rows:
             if entry.group != group:
                 continue
-            ram, flash = (memory.ram_bytes, memory.flash_bytes) if memory else (None, None)
             print_line(
                 line.format(
                     f"  {name}", f"{summary.params:,}", "yes" if summary.within_budget else "no",
-                    f"{summary.macs / 1e6:.2f}", _kilobytes(ram), _kilobytes(flash),
-                    entry.sizes.replace(" or more", "+"),
+                    f"{summary.macs / 1e6:.2f}", entry.sizes.replace(" or more", "+"),
+                    *(_in_kilobytes(memories[name]) if chip else ()),
                 )
             )  # fmt: skip
             print_line(f"      {entry.description}")
     print_line(f"\nA network fits with fewer than {BUDGET:,} parameters, all of them counted.")
     print_line("MACs are for one image of 32×32 pixels and 10 classes.")
-    print_line("RAM and flash are those of the int8 network in C, without image, stack and code.")
+    if chip:
+        print_line("RAM and flash: as 8-bit integers in C, without image, stack and code.")
     print_line("Sides are those of square images in pixels; 8+ means 8 or more.")
     print_line(
         "Your own network goes by its place, FILE.py:NAME; `halfmeg new network` writes one."
@@ -104,29 +106,35 @@ def summary(
     built = build_model(model, num_classes, image_size, budget)
     result, memory = summarize(built, image_size), _memory(built, image_size)
     if as_json:
-        print_json(_summary_json(result) | {"memory": memory.to_dict() if memory else None})
+        print_json(_summary_json(result) | {"memory": _memory_json(memory)})
         return
     print_line(format_table(result))
-    if memory is None:
-        print_line("It has no form in C: an operator of it is not known there.")
+    if isinstance(memory, str):
+        print_line(f"In C: it cannot be written, as {memory}")
         return
     print_line("In C, as 8-bit integers (image, stack and code are not counted):")
     print_line(f"RAM: {memory.ram_bytes:,} bytes, set by {memory.peak}")
     print_line(f"Flash: {memory.flash_bytes:,} bytes")
 
 
-def _kilobytes(count: int | None) -> str:
-    return "–" if count is None else f"{count / 1000:.1f}"
-
-
-def _memory(model: nn.Module, image_size: int) -> Memory | None:
-    """Return the RAM and flash of a network in C; None where an operator has no form there."""
+def _memory(model: nn.Module, image_size: int) -> Memory | str:
+    """Return what a network needs in C, or why it cannot be written."""
     from halfmeg.networks.memory import measure_memory
 
     try:
         return measure_memory(model, image_size)
-    except ValueError:
-        return None
+    except ValueError as error:
+        return str(error)
+
+
+def _memory_json(memory: Memory | str) -> dict[str, Any]:
+    return {"missing": memory} if isinstance(memory, str) else memory.to_dict()
+
+
+def _in_kilobytes(memory: Memory | str) -> tuple[str, str]:
+    if isinstance(memory, str):
+        return "–", "–"
+    return f"{memory.ram_bytes / 1000:.1f}", f"{memory.flash_bytes / 1000:.1f}"
 
 
 def _summary_json(result: ModelSummary) -> dict[str, Any]:

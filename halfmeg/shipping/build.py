@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from halfmeg.files import scratch_folder
 from halfmeg.shipping.c import c_name, render, write_c
 from halfmeg.shipping.integer import Float32, IntegerGraph, UInt8
 
@@ -134,9 +134,9 @@ def prove(
     compiler = shutil.which("gcc")
     if compiler is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         for file, text in (*network.items(), ("main.c", main)):
-            Path(folder, file).write_text(text)
+            (folder / file).write_text(text)
         command = [compiler, *WARNINGS, "-O2", *SANITIZERS, "-o", "proof", f"{name}.c", "main.c"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -144,7 +144,7 @@ def prove(
         pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes()
         environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
         ran = subprocess.run(
-            [str(Path(folder, "proof"))], input=pixels, capture_output=True, env=environment,
+            [str(folder / "proof")], input=pixels, capture_output=True, env=environment,
             check=False,
         )  # fmt: skip
         if ran.returncode:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.graph import onnx_logits
+from halfmeg.files import scratch_folder
 from halfmeg.shipping.c import render
 from halfmeg.shipping.integer import Float32, UInt8
 
@@ -150,8 +150,7 @@ def run_on(device: str, source: str, header: str, name: str, images: UInt8) -> D
     if missing := missing_tool():
         raise ValueError(missing)
     board = DEVICES[device]
-    with tempfile.TemporaryDirectory() as folder:
-        where = Path(folder)
+    with scratch_folder() as where:
         facts = {"name": name, "macro": name.upper(), "device": board}
         (where / f"{name}.c").write_text(source)
         (where / f"{name}.h").write_text(header)

@@ -148,6 +148,11 @@ def export(
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
     run = _Trained.of(source)
+    if "web" in targets and run.fit != "crop":
+        raise ValueError(
+            f"the page cuts images to their centre (fit=crop); {run.folder} learned with "
+            f"fit={run.fit}, so --target web would not see what it was trained on"
+        )
     if data.fingerprint != run.data["fingerprint"]:
         raise ValueError(f"{run.folder} was trained on other data than {data.name}")
     _require_ship_extra()
@@ -265,6 +270,7 @@ def copy_bundle(bundle: str | Path, out: str | Path) -> Bundle:
     with new_folder(Path(out)) as part:
         (part / "model.json").write_bytes((opened.folder / "model.json").read_bytes())
         for name in opened.described["files"]:
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(opened.read_file(name))
     return Bundle.open(out)
 
