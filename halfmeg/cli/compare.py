@@ -191,7 +191,7 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say before any training what a study could see, and what it costs here.
+    """Say before a study what it could see, and its cost here.
 
     Trains a few steps of each network to see how fast this machine is; reads no test image.
     """

@@ -39,7 +39,7 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a run as a bundle: weights, ONNX, int8, model card; C or a page where asked for.
+    """Export a run as a bundle: ONNX, int8, card; C or a page.
 
     All is proved before it is written.
     """
@@ -147,7 +147,7 @@ def bench(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure speed and memory of a bundle in each installed runtime, or on an emulated chip."""
+    """Measure a bundle in each runtime, or on an emulated chip."""
     from halfmeg.artifacts.bundle import Bundle
     from halfmeg.shipping.bench import bench as bench_bundle
 
