@@ -63,6 +63,7 @@ class Conv(Node):
         bias: float64 O.
         weight_key: equal where two nodes have the same weights, as in a block used twice.
         outside: float64 C, what padding stands for in each channel of the input.
+        has_outside: whether that may be other than 0, as with weights of another training.
     """
 
     weight: Array
@@ -73,6 +74,7 @@ class Conv(Node):
     padding: Padding = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    has_outside: bool = False
 
     @property
     def is_depthwise(self) -> bool:

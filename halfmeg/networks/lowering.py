@@ -169,10 +169,11 @@ class Lowering:
             moved = self.node(value)
             value = Value(moved, torch.arange(value.index.numel()).view(value.index.shape))
         arrays = []
-        for constant in (scale, shift):
-            placed = torch.empty(value.index.numel(), dtype=torch.float64)
-            placed[value.index.flatten()] = constant.double().expand(value.index.shape).flatten()
-            arrays.append(compact(placed.view(value.node.shape).numpy()))
+        shape, flat = value.index.shape, value.index.flatten()
+        for constant in (scale.double(), shift.double()):
+            both = (constant, torch.arange(constant.numel()).view(constant.shape))
+            placed = [t.expand(shape).flatten()[flat.argsort()] for t in both]
+            arrays.append(compact(*(t.view(value.node.shape).numpy() for t in placed)))
         node = Combine(
             self.name,
             value.node.shape,
@@ -185,7 +186,7 @@ class Lowering:
 
     def arithmetic(self, kind: str, target: Any, args: Any, kwargs: Any) -> Value:
         """Lower an operator of two maps."""
-        first, second = args[0], args[1]
+        first, second = args[:2]
         alpha = float(kwargs.get("alpha", 1)) * (-1 if kind == "sub" else 1)
         base = function_of_one(first, second)
         if base is not None:
@@ -217,7 +218,6 @@ class Lowering:
         self, kind: str, target: Any, args: Any, kwargs: Any, is_clamp: bool
     ) -> Value:
         """Lower an operator with one tensor that is computed; all others are constants."""
-        tensors = [a for a in args if isinstance(a, Tensor)]
         position = next(i for i, a in enumerate(args) if isinstance(a, Value))
         value = args[position]
         if kind in ("add", "sub", "mul", "div") and not kwargs.get("rounding_mode"):
@@ -233,7 +233,7 @@ class Lowering:
             if kind == "sub":
                 return self._affine(value, one, -other * alpha) if position == 0 else (
                     self._affine(value, -one * alpha, other))  # fmt: skip
-        if any(tensor.numel() != 1 for tensor in tensors):
+        if any(isinstance(a, Tensor) and a.numel() != 1 for a in args):
             raise self.unknown("a different function for each channel")
 
         def function(x: Tensor) -> Tensor:

@@ -150,7 +150,8 @@ def _replaced(nodes: tuple[Node, ...], new: dict[Node, Node]) -> tuple[Node, ...
 def _drop_identity(node: Node, graph: Graph) -> Node | None:
     if _is_affine(node) and node.shape == node.inputs[0].shape:
         assert isinstance(node, Combine)
-        if bool((node.scales[0] == 1).all() and (node.shift == 0).all()):
+        numbers = node.scales[0].size == node.shift.size == 1
+        if numbers and node.scales[0].item() == 1 and node.shift.item() == 0:
             return node.inputs[0]
     return None
 
@@ -245,6 +246,7 @@ def _fold_ahead(node: Node, graph: Graph) -> Node | None:
         weight=node.weight * scale,
         bias=node.bias + (node.weight * shift).sum((1, 2, 3)),
         outside=outside,
+        has_outside=True,
         weight_key=f"{affine.key}|{node.weight_key}",
     )
 
@@ -293,7 +295,7 @@ def _of_channels(constant: Array, node: Node) -> Array | None:
 def border_classes(node: Conv) -> tuple[Array, Array, Array]:
     """Return which positions of a convolution see the same part of their window.
 
-    Where padding is a zero of the input itself (`outside` is 0), all positions are of one class.
+    Where padding is a zero of the input itself (no `has_outside`), all positions are of one class.
 
     Returns:
         The class of each row and of each column, uint8; and for each pair of classes the taps that
@@ -306,7 +308,7 @@ def border_classes(node: Conv) -> tuple[Array, Array, Array]:
         starts = np.arange(node.shape[1 + axis]) * node.stride[axis] - node.padding[axis]
         places = starts[:, None] + taps
         missing = (places < 0) | (places >= side)
-        if not node.outside.any():
+        if not node.has_outside:
             missing = np.zeros_like(missing)
         kinds, classes = np.unique(missing, axis=0, return_inverse=True)
         found.append((kinds, classes.ravel().astype(np.uint8)))

@@ -91,14 +91,18 @@ def array(tensor: Tensor) -> Array:
     return tensor.double().numpy()
 
 
-def compact(array: Array) -> Array:
-    """Return an array of shape C×1×1 or 1×1×1 where it is the same along the other axes."""
-    channels = array[:, :1, :1]
-    if not np.array_equal(np.broadcast_to(channels, array.shape), array):
-        return array
-    first = channels[:1]
-    same = np.array_equal(np.broadcast_to(first, channels.shape), channels)
-    return first.copy() if same else channels.copy()
+def compact(values: Array, places: Array) -> Array:
+    """Return C×H×W values as C×1×1 or 1×1×1 where they are one constant along the other axes.
+
+    `places` says which one each value is: what the values are by chance does not count, so a
+    network has the same shapes before and after training.
+    """
+    channels = places[:, :1, :1]
+    if not np.array_equal(np.broadcast_to(channels, places.shape), places):
+        return values
+    return (
+        values[:1, :1, :1].copy() if (channels == channels[0]).all() else values[:, :1, :1].copy()
+    )
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -40,6 +40,7 @@ int {{ name }}_classify(const uint8_t image[{{ macro }}_IMAGE_BYTES],
 {
     uint8_t *const arena = (uint8_t *)memory.values;
     int best = 0;
+    (void)arena; /* a single layer needs none */
 {% for call in calls %}
     {{ call }}
 {% endfor %}
