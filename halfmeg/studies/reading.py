@@ -50,9 +50,10 @@ class Reading:
             ValueError: `study.json` is damaged.
         """
         try:
-            return read_json(folder / "study.json", StoredReading).reading
+            stored = read_json(folder / "study.json", StoredReading).reading
         except (FileNotFoundError, NotADirectoryError):
             return cls()
+        return cls() if stored is None else cls(**vars(stored))
 
     def go_on(self, wanted: Reading, folder: Path) -> Reading:
         """Return how a study goes on that was read like this and shall be like `wanted`.
@@ -86,4 +87,14 @@ class Reading:
 class StoredReading:
     """What this module reads of study.json; more stands there."""
 
-    reading: Reading = Reading()
+    reading: StoredWhole | None = None
+
+
+@dataclass(frozen=True)
+class StoredWhole:
+    """A reading as it is written: nothing of it may be missing."""
+
+    margin: float
+    level: float
+    planned: tuple[int, ...]
+    looks: tuple[int, ...]
