@@ -60,6 +60,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a letter it lacks is written as an escape
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_command()
         code = app(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt  # which typer makes an exit code of
@@ -88,6 +89,15 @@ def main() -> NoReturn:
         if (told := blame(error)) is None:
             raise
         _fail(told, 2)
+
+
+def _check_command() -> None:
+    """Name a mistyped command at once: typer imports pydantic first, which doubles the wait."""
+    commands = [c.name or str(c.callback.__name__) for c in app.registered_commands if c.callback]
+    known = [*commands, *(str(group.name) for group in app.registered_groups)]
+    typed = sys.argv[1] if len(sys.argv) > 1 else "-"
+    if not typed.startswith("-") and typed not in known:
+        _fail(f"No such command '{typed}'; allowed: {', '.join(known)}", 2)
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
