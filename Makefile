@@ -5,17 +5,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-all faults lint clean
+.PHONY: demo test test-all campaign faults lint clean
 
 demo: .venv/installed
 	$(BIN)/halfmeg compare cnn resnet-linear resnet-shared epochs=4 batch_size=64 \
 		--data digits --seeds 3 --out runs/demo
 
 test: .venv/installed-dev .venv/browser .venv/webassembly
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not campaign"
 
 test-all: .venv/installed-dev .venv/browser .venv/chip .venv/webassembly
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not campaign"
+
+# The tests that take an hour and more together.
+campaign: .venv/installed-dev .venv/browser
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m campaign
 
 # Hours: what docs/reliability.md states.
 faults: .venv/installed-dev

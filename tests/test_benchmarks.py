@@ -85,7 +85,7 @@ def test_a_training_that_fails_ends_the_race(tmp_path: Path, pictures: Path) -> 
 
 
 GPU = ("gpu", "digits", "--device", "cpu", "--images", "520", "--seeds", "2", "--out", "gpu")
-GPU_STEPS = ("sprint", "comparison", "small", "speeds")
+GPU_STEPS = ("sprint", "comparison", "small")
 
 
 def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
@@ -94,7 +94,6 @@ def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
     assert found["done"] == [*GPU_STEPS]
-    assert set(found["speeds"]["alone"]) == set(found["speeds"]["stacked"]) == set(MODELS)
     for step in GPU_STEPS:
         assert found[step]["failures"] == {}
         for result in found[step].get("runs", ()):
@@ -107,6 +106,14 @@ def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
     before = (tmp_path / "gpu" / "gpu.json").stat().st_mtime_ns
     assert benchmark(*command, cwd=tmp_path).code == 0
     assert (tmp_path / "gpu" / "gpu.json").stat().st_mtime_ns == before  # nothing was left to do
+
+
+@pytest.mark.campaign
+def test_gpu_times_every_network(tmp_path: Path) -> None:
+    assert benchmark(*GPU, "--steps", "speeds", cwd=tmp_path).code == 0
+    found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())["speeds"]
+    assert set(found["alone"]) == set(MODELS)
+    assert set(found["stacked"]) | set(found["failures"]) >= set(MODELS)
 
 
 def test_gpu_stops_in_time_and_goes_on(tmp_path: Path) -> None:

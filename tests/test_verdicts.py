@@ -74,7 +74,7 @@ def test_few_verdicts_are_false(seeds: int, points: float, images: int) -> None:
         assert numbers["accuracy_covered"] >= 0.93 - 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("points", simulation.DEVIATIONS)
 @pytest.mark.parametrize("seeds", simulation.SEEDS)
 def test_false_verdicts_stay_at_five_percent(seeds: int, points: float) -> None:
@@ -89,7 +89,7 @@ def test_false_verdicts_stay_at_five_percent(seeds: int, points: float) -> None:
             assert numbers["accuracy_covered"] >= 0.93 - 3 * math.sqrt(0.93 * 0.07 / count)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("points", simulation.DEVIATIONS)
 def test_reading_a_study_until_it_is_decided_keeps_five_percent(points: float) -> None:
     count = 800
@@ -98,7 +98,7 @@ def test_reading_a_study_until_it_is_decided_keeps_five_percent(points: float) -
         assert share <= most(count)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_small_sets_are_covered() -> None:
     """100 images of 99%, 5 seeds: the bootstrap's shape covered 81.5%."""
     count = 800
@@ -110,7 +110,7 @@ def test_small_sets_are_covered() -> None:
         assert numbers["false"] <= most(count)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_networks_interval_holds_its_accuracy_on_new_images() -> None:
     """5 seeds: Student's over seeds held it in 71 to 82% where images are the larger chance."""
     count, held, student = 800, 0, 0

@@ -84,7 +84,7 @@ def test_many_kills(kind: str) -> None:
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @needs_strace
 @pytest.mark.parametrize("kind", ["training", "studies", "cache"])
 def test_power_cuts(kind: str) -> None:

@@ -196,7 +196,7 @@ def send(address: str, path: str, body: bytes | None = None, **headers: str) -> 
 REQUESTS = int(os.environ.get("FAULTS_REQUESTS", "2000"))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_day_of_requests(page: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """Good and bad requests by the thousand: no traceback, no growth, nothing left."""
     address, folder, server = page
