@@ -69,15 +69,20 @@ def test_stacked_runs_are_those_of_fit(model, optimizer, lr, tmp_path: Path, few
         assert own.stat().st_size < 1.1 * single.stat().st_size
 
 
+IN_BFLOAT16 = (
+    "cnn", "resnet", "resnet-linear", "resnet-shared", "resnet20", "resnet32", "sprint", "record",
+)  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not has_bf16_hardware(torch.device("cpu")),
     reason="this processor has no bfloat16, and emulates it hundreds of times slower",
 )
-def test_a_stack_of_every_network_trains_in_bfloat16(tmp_path: Path, few_digits) -> None:
+def test_a_stack_of_networks_trains_in_bfloat16(tmp_path: Path, few_digits) -> None:
     configs = [
         replace(config, precision="bf16", epochs=10)  # the whitened networks start slowly
-        for model in MODELS
+        for model in IN_BFLOAT16
         for config in seeds(2, model=model, optimizer="muon", lr=0.02)
     ]
     study = run_study(configs, few_digits, tmp_path / "study", stack=True)
