@@ -12,7 +12,6 @@ from conftest import small_config
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.evaluation.precision import has_bf16_hardware
-from halfmeg.networks.table import MODELS
 from halfmeg.studies.study import run_study
 from halfmeg.training.batches import Batches
 from halfmeg.training.fit import fit, resume
