@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from halfmeg.networks.memory import memory_of, plan_arena
 from halfmeg.networks.simplify import border_classes, simplify, steps
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.networks.trace import trace
+from halfmeg.shipping.onnx import to_onnx
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 REFUSED = ("gated", "cct2")
@@ -220,3 +222,11 @@ def test_models_lists_ram_and_flash(cli: Cli) -> None:
     assert set(rows) == set(MODELS)
     assert {name for name, memory in rows.items() if "missing" in memory} == set(REFUSED)
     assert rows["record"]["flash_bytes"] == 485_588
+
+
+def test_a_global_pool_in_channels_last_is_exported_as_one() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    # The last map is of one pixel, where torch writes such a pool as strides.
+    model = nn.Sequential(nn.MaxPool2d(4), plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    graph = onnx.ModelProto.FromString(to_onnx(model, (0.5,) * 3, (0.2,) * 3, 8)).graph
+    assert {"Range", "Gather"}.isdisjoint(node.op_type for node in graph.node)

@@ -140,14 +140,14 @@ def test_each_fault_has_its_line(folder: Path, fault: str) -> None:
         ("os.nosuch:Net", ["no module 'os.nosuch'"]),
         ("net.py:", ["is no place", "FILE.py:NAME"]),
         (":Net", ["is no place"]),
-        ("python:Net", ["another", "hand it over again"]),
+        ("python:NeverHandedOver", ["hand it over again"]),
         ("json:loads", ["takes no num_classes"]),
     ],
 )
 def test_places_where_nothing_stands(folder: Path, place: str, parts: list[str]) -> None:
     with pytest.raises(ValueError, match=r"\S") as caught:
         build_model(place)
-    assert all(part in str(caught.value) for part in parts if part != "another")
+    assert all(part in str(caught.value) for part in parts)
 
 
 def test_the_command_line_says_it_in_one_line(cli: Cli, tmp_path: Path) -> None:

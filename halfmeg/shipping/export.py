@@ -34,7 +34,7 @@ from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
 from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
 from halfmeg.shipping.quantize import quantize
-from halfmeg.shipping.verify import logit_tolerance
+from halfmeg.shipping.verify import logit_tolerance, verify_onnx
 from halfmeg.shipping.web import build_web, require_compiler
 
 TARGETS = ("c", "web")
@@ -241,6 +241,8 @@ def export(
         for path, content in contents.items():
             (part / path).parent.mkdir(parents=True, exist_ok=True)
             (part / path).write_bytes(content)
+        for graph in ("model.onnx", "model.int8.onnx"):  # no bundle that would be refused later
+            verify_onnx(Bundle.open(part), graph)
     return Bundle.open(out), proof
 
 
