@@ -2,7 +2,7 @@
 
 What is being written has a name of its own, `.NAME.8 HEX DIGITS.partial`, and is locked as long as
 its process lives. So a part whose lock is free was left by a process that is dead, whatever its
-number, and the next one to write there removes it.
+number, and the next one to write anything into that folder removes it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written; it names the file.
     """
+    remove_dead_parts(path.parent)
     part = _part_name(path)
     try:
         with open(_create_locked(part), "wb") as file:
@@ -71,7 +72,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         OSError: the disk is full or the folder cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_dead_parts(target.parent, target.name)
+    remove_dead_parts(target.parent)
     part = _part_name(target)
     with _locked_folder(part, 0o777):
         yield part
@@ -113,13 +114,12 @@ def scratch_folder() -> Iterator[Path]:
             raise
 
 
-def remove_dead_parts(folder: Path, name: str | None = None) -> None:
-    """Remove the parts that dead processes have left in a folder, of one name or of all."""
-    names = re.escape(name) if name is not None else ".+"
+def remove_dead_parts(folder: Path) -> None:
+    """Remove what dead processes were writing into a folder; every write into it does so first."""
     with contextlib.suppress(OSError):
-        for path in list(folder.iterdir()):
-            if re.fullmatch(rf"\.{names}\.[0-9a-f]{{8}}\.partial", path.name):
-                remove_if_dead(path)
+        for name in os.listdir(folder):
+            if re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", name):
+                remove_if_dead(folder / name)
 
 
 def _part_name(target: Path) -> Path:

@@ -158,7 +158,7 @@ class Run:
         return run
 
     def remove_dead_parts(self) -> None:
-        """Remove what killed processes were writing into the folder."""
+        """Remove what killed processes were writing, where nothing may be written again."""
         if self.writes:
             remove_dead_parts(self.folder)
             remove_dead_parts(self.folder / "checkpoints")

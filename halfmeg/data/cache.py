@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from halfmeg.data.dataset import Dataset, DataSplits
-from halfmeg.files import new_folder, read_json, remove_dead_parts, remove_if_dead, write_json
+from halfmeg.files import new_folder, read_json, remove_if_dead, write_json
 
 PARTS = ("train", "validation", "test")
 KINDS = ("images", "labels", "groups", "sizes")
@@ -107,7 +107,6 @@ def keep_cached(splits: DataSplits, key: str) -> DataSplits:
     """Put decoded data into the cache and return it from there, memory-mapped."""
     folder = cache_folder() / key
     try:
-        remove_dead_parts(folder.parent)
         save_splits(splits, folder)
         return replace(open_splits(folder), name=splits.name)
     except (OSError, ValueError):  # a full disk or a read-only folder: this run works from memory

@@ -20,7 +20,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.augment import Augmentation
 from halfmeg.data.dataset import DataSplits
-from halfmeg.files import read_json, remove_dead_parts, write_atomically, write_json
+from halfmeg.files import read_json, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
     calibration_figure,
@@ -96,7 +96,6 @@ def write_comparison(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     check_page_folder(out)
-    remove_dead_parts(out)
     write_json(out / "comparison.json", comparison.to_dict())  # first, as it marks the page as ours
     figures = {"curves": comparison_figure(comparison)}
     if comparison.pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -108,6 +109,18 @@ def test_a_run_begins_where_one_of_the_same_process_id_died(tmp_path: Path) -> N
         (path / "checkpoints").mkdir(parents=True)
     Run.create(tmp_path / "run", small_config(), small_data())
     assert not dead[1].exists()  # of this version, so surely nobody's
+
+
+@pytest.mark.parametrize("write", [write_atomically, lambda path, _: new_folder(path)])
+def test_every_write_clears_its_folder_of_dead_parts(write, tmp_path: Path) -> None:
+    """Whatever the names: the same command may write fewer of them next time."""
+    with new_folder(tmp_path / "living") as living:
+        (tmp_path / ".robustness.tex.0123abcd.partial").touch()
+        (tmp_path / ".cnn-seed-0.4567cdef.partial" / "checkpoints").mkdir(parents=True)
+        (tmp_path / ".film.partial").touch()  # not of ours
+        with write(tmp_path / "other", b"") or contextlib.nullcontext():
+            assert living.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"living", "other", ".film.partial"}
 
 
 def test_only_what_is_dead_is_removed(tmp_path: Path) -> None:
