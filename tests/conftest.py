@@ -29,6 +29,7 @@ from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS
 
 ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 CIFAR_JPEG = ROOT.parent / "shared" / "data" / "cifar10-jpeg"
 
 # A shell script ignores Ctrl-C for what it starts in the background, and processes inherit that.
@@ -39,6 +40,12 @@ CHROMIUM_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
+
+
+def with_tests() -> dict[str, str]:
+    """Return the environment of a process of its own that imports this file and the tests'."""
+    folders = [ROOT, TESTS, *(path for path in TESTS.iterdir() if path.is_dir())]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
 @pytest.fixture(autouse=True, scope="session")

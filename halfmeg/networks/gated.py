@@ -5,9 +5,9 @@ million multiply-accumulates, 94.4% on CIFAR-10. Published are: two resolutions,
 pixels; channels split in four, as they are, behind depthwise 3×3 and 7×7 filters, and averaged and
 then behind depthwise 7×7 filters of dilation 3; LayerNorm; a gated pointwise pair; a learned scale
 on the shortcut. Widths of 48 and 80 with three blocks each are what the two counts determine
-(`tests/test_published.py`). Not published, and chosen here: SiLU as the gate's activation, 3×3 as
-the window of the averages, a LayerNorm behind the reduction and none in front of the head, a scale
-of 1 at first.
+(`tests/networks/test_published.py`). Not published, and chosen here: SiLU as the gate's activation,
+3×3 as the window of the averages, a LayerNorm behind the reduction and none in front of the head,
+a scale of 1 at first.
 """
 
 from __future__ import annotations

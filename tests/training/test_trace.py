@@ -2,8 +2,8 @@
 
 `trace.json` holds them by what the bits depend on: processor, instruction set, torch, threads. On a
 machine that stands there every bit is compared; on another one only the losses are, loosely.
-`python tests/test_trace.py` stores the trace of this machine. Where it has changed, those of other
-machines are out of date and go.
+`PYTHONPATH=tests python tests/training/test_trace.py` stores the trace of this machine. Where it
+has changed, those of other machines are out of date and go.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def test_a_run_gives_the_stored_bits(traced, stored) -> None:
     name, run, _ = traced
     machine = machine_of(run)
     if machine not in stored["machines"]:
-        pytest.skip(f"no trace of this machine ({machine}); `python tests/test_trace.py` stores it")
+        pytest.skip(f"no trace of this machine ({machine}); this file run as a script stores it")
     assert trace_of(run) == stored["machines"][machine][name]
 
 

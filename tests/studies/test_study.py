@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_TEST, small_config
+from conftest import NUM_TEST, small_config, with_tests
 
 from halfmeg.data.corrupt import CORRUPTIONS
 from halfmeg.studies.compare import compare, compare_runs, compare_until_decided
@@ -110,7 +109,7 @@ def start_study(folder: Path, *, until: str) -> tuple[subprocess.Popen[str], lis
     script.write_text(KILLED_STUDY)
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder)], stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=with_tests(),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(folder.glob(f"*/{until}")) and time.monotonic() < deadline:

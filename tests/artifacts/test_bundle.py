@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import Cli, first_digits, small_config
+from conftest import Cli, first_digits, small_config, with_tests
 
 from halfmeg.artifacts.bundle import BUNDLED, FILES, Bundle, checksum
 from halfmeg.config import RunConfig
@@ -206,7 +206,7 @@ def test_2000_mutations_neither_crash_nor_hang(kind: str, broken: Path) -> None:
     (broken / "model.json").write_text(json.dumps(described))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FUZZ, kind, str(broken)],
-        capture_output=True, text=True, check=False, timeout=300, cwd=Path(__file__).parent,
+        capture_output=True, text=True, check=False, timeout=300, env=with_tests(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2_000:]
     found = json.loads(done.stdout)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NETWORKS, first_digits, small_config
+from conftest import NETWORKS, first_digits, small_config, with_tests
 
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import read_checkpoint
@@ -169,7 +169,7 @@ fit(small_config(**KILLED_CONFIG), first_digits(400), sys.argv[1], listener=Tell
 def start_process(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder)],
-        cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=with_tests(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
