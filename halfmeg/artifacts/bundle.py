@@ -29,6 +29,7 @@ from msgspec import Meta
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from halfmeg.artifacts.facts import Channels, StoredSize
 from halfmeg.artifacts.graph import check_graph, onnx_logits
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.run import Run
@@ -37,6 +38,7 @@ from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.decode import FitName
 from halfmeg.data.options import DataOptions
+from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
 from halfmeg.files import check_json, read_json, read_limited
@@ -83,9 +85,9 @@ class StoredBundle:
     model: str
     params: Annotated[int, Meta(ge=0)]
     classes: tuple[str, ...]
-    image_size: int
-    mean: Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
-    std: Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
+    image_size: StoredSize
+    mean: Channels
+    std: Channels
     temperature: float
     accuracy: Accuracy
     files: dict[str, str]
@@ -100,6 +102,7 @@ class Bundle:
 
     Attributes:
         model: a key of `MODELS`, or the name of a network of one's own.
+        image_size: a side in pixels, or (height, width).
         budget: what chose its widths, for a network that scales.
         mean, std: of pixels scaled to [0, 1].
         temperature: what the logits are divided by for calibrated probabilities.
@@ -111,7 +114,7 @@ class Bundle:
     model: str
     budget: int
     classes: tuple[str, ...]
-    image_size: int
+    image_size: int | tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     temperature: float
@@ -148,8 +151,9 @@ class Bundle:
         stored = check_json(described, StoredBundle)
         if not 2 <= len(stored.classes) <= MAX_CLASSES:
             raise ValueError(f"classes: 2 to {MAX_CLASSES:,} names are expected")
-        if not 8 <= stored.image_size <= 512:
-            raise ValueError(f"image_size={stored.image_size} is out of range; allowed: [8, 512]")
+        if len(stored.std) != len(stored.mean):
+            raise ValueError("mean and std have different numbers of channels")
+        shape = data_shape(stored.image_size, len(stored.mean))
         for value in (*stored.mean, *stored.std, stored.temperature):
             if not abs(value) <= 1e6:
                 raise ValueError(f"mean, std, temperature: {value!r} is out of range")
@@ -170,7 +174,7 @@ class Bundle:
                 f"budget={stored.budget} is out of range; allowed: [1, {MAX_BUDGET:,}]"
             )
         if not is_place(stored.model):  # raises for an unknown or unfit one
-            build_model(stored.model, len(stored.classes), stored.image_size, stored.budget)
+            build_model(stored.model, len(stored.classes), shape, stored.budget)
         elif "model.onnx" not in stored.files:
             raise ValueError("files: model.onnx is missing, which a network of one's own needs")
         return cls(
@@ -178,13 +182,18 @@ class Bundle:
             model=stored.model,
             budget=stored.budget,
             classes=stored.classes,
-            image_size=stored.image_size,
+            image_size=shape.size,
             mean=stored.mean,
             std=stored.std,
             temperature=stored.temperature,
             accuracy=described["accuracy"],
             described=described,
         )
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """Channels, height and width of the images."""
+        return data_shape(self.image_size, len(self.mean))
 
     @property
     def is_own(self) -> bool:
@@ -209,8 +218,8 @@ class Bundle:
         facts = run.data
         return cls(
             folder=run.folder, model=run.config.model, budget=run.config.budget,
-            classes=facts.classes, image_size=facts.image_size, mean=facts.mean, std=facts.std,
-            temperature=temperature or 1.0,
+            classes=facts.classes, image_size=facts.image_shape.size, mean=facts.mean,
+            std=facts.std, temperature=temperature or 1.0,
             accuracy={
                 "test_accuracy": result["test_accuracy"], "test_n": result["test_n"],
                 "data": facts.name,
@@ -235,7 +244,7 @@ class Bundle:
                 f"its exported graphs run it"
             )
         path, sha256 = self.folder / self.weights, self.described["files"].get(self.weights)
-        return rebuild(self.model, self.classes, self.image_size, self.budget, path, sha256)
+        return rebuild(self.model, self.classes, self.image_shape, self.budget, path, sha256)
 
     def read_file(self, name: str) -> bytes:
         """Return a file's content, checked once more.
@@ -286,7 +295,7 @@ class Bundle:
         if self.is_own:
             graph = self.read_file("model.onnx")
             num_params = sum(tensor.numel() for tensor in self.load_state().values())
-            check_graph(graph, self.image_size, num_params)
+            check_graph(graph, self.image_shape, num_params)
             result = score(onnx_logits(graph, test.images), test.labels)
         else:
             result = evaluate(self.load_model(), test, self.mean, self.std, precision="fp32")
@@ -308,7 +317,8 @@ class Bundle:
     @property
     def options(self) -> DataOptions:
         """How images are brought to the network's size."""
-        return DataOptions(fit=self.described.get("preprocessing", {}).get("fit", "crop"))
+        fit = self.described.get("preprocessing", {}).get("fit", "crop")
+        return DataOptions(fit=fit, channels=len(self.mean))
 
 
 def open_network(folder: str | Path) -> Bundle:

@@ -8,10 +8,14 @@ from typing import Annotated, Any, Required, TypedDict
 from msgspec import Meta
 
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.shape import ImageShape, image_shape
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Channels = Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
+Channels = Annotated[tuple[float, ...], Meta(min_length=1, max_length=3)]
+Side = Annotated[int, Meta(ge=1, le=4096)]
+StoredSize = Side | Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2)]
+"""A side, or height and width."""
 
 
 class Result(TypedDict, total=False):
@@ -45,13 +49,18 @@ class DataFacts:
     source: str
     fingerprint: str
     classes: Annotated[tuple[str, ...], Meta(min_length=2, max_length=100_000)]
-    image_size: Annotated[int, Meta(ge=1, le=4096)]
+    image_size: StoredSize
     mean: Channels
     std: Channels
     num_train: Count
     num_test: Count
     num_validation: Count = 0  # in the user's own validation part
-    options: dict[str, str] = field(default_factory=dict)  # how the source was read
+    options: dict[str, str | int] = field(default_factory=dict)  # how the source was read
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """Channels, height and width of the images."""
+        return image_shape(self.image_size)._replace(channels=len(self.mean))
 
     @classmethod
     def of(cls, data: DataSplits) -> DataFacts:

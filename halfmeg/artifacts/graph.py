@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfmeg.data.shape import ImageShape
+
 MAX_NODES = 5_000
 MAX_MAPS = 2_048
 """No tensor holds more than this many numbers for each pixel of an image."""
@@ -38,7 +40,7 @@ def onnx_logits(onnx_model: bytes, images: Tensor, *, batch_size: int = 250) -> 
     )
 
 
-def check_graph(content: bytes, image_size: int, num_params: int) -> None:
+def check_graph(content: bytes, shape: ImageShape, num_params: int) -> None:
     """Raise ValueError where an ONNX graph's memory or arithmetic is not bounded by its network."""
     import onnx
 
@@ -63,8 +65,8 @@ def check_graph(content: bytes, image_size: int, num_params: int) -> None:
         2 * num_params + 100_000
     ):
         raise ValueError(f"it holds {numbers:,} numbers, the network {num_params:,}")
-    shape = graph.input[0].type.tensor_type.shape
-    for dim, size in zip(shape.dim, (2, 3, image_size, image_size), strict=True):
+    declared = graph.input[0].type.tensor_type.shape
+    for dim, size in zip(declared.dim, (2, *shape), strict=True):
         dim.dim_value = size
     del graph.value_info[:]
     graph.output[0].type.tensor_type.ClearField("shape")
@@ -76,7 +78,7 @@ def check_graph(content: bytes, image_size: int, num_params: int) -> None:
         and value.type.tensor_type.HasField("shape")
         and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
     }
-    most = max(2 * MAX_MAPS * image_size**2, 2 * num_params + 100_000)
+    most = max(2 * MAX_MAPS * shape.height * shape.width, 2 * num_params + 100_000)
     for node in graph.node:
         for output in node.output:
             if output and not 0 <= sizes.get(output, -1) <= most:

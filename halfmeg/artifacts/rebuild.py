@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from halfmeg.artifacts.weights import load_weights
+from halfmeg.data.shape import ImageShape
 from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.table import build_model
 
@@ -15,7 +16,7 @@ from halfmeg.networks.table import build_model
 def rebuild(
     name: str,
     classes: Sequence[str],
-    image_size: int,
+    shape: ImageShape,
     budget: int,
     weights: Path,
     sha256: str | None,
@@ -27,7 +28,7 @@ def rebuild(
     Raises:
         ValueError: the weights are missing, damaged, or of another network.
     """
-    model = build_model(name, len(classes), image_size, budget)
+    model = build_model(name, len(classes), shape, budget)
     load_weights(model, weights, sha256)
     use_channels_last(model)
     return model.eval()

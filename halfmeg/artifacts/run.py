@@ -258,9 +258,9 @@ class Run:
         path, facts, config = self.folder / "weights.safetensors", self.data, self.config
         places = {key: place for key, place in config.places().items() if key == "model"}
         if check_sources(self.folder, places):
-            try_out(config.model, len(facts.classes), facts.image_size, config.budget)
+            try_out(config.model, len(facts.classes), facts.image_shape, config.budget)
         sha256 = self._stated_sha256(path.name)
-        return rebuild(config.model, facts.classes, facts.image_size, config.budget, path, sha256)
+        return rebuild(config.model, facts.classes, facts.image_shape, config.budget, path, sha256)
 
     def evaluate(self, data: DataSplits) -> Evaluation:
         """Evaluate the trained weights on the test part of `data`; the reading is logged.

@@ -54,7 +54,7 @@ def compare(
     ],
     data: SeveralDataOption = None,
     data_dir: DataDirOption = "data",
-    image_size: ImageSizeOption = 32,
+    image_size: ImageSizeOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     seeds: Annotated[
@@ -97,7 +97,7 @@ def compare(
     """
     from halfmeg.cli.hints import check_compare_words
     from halfmeg.cli.progress import StudyDisplay, load, training_display
-    from halfmeg.data.options import read_options
+    from halfmeg.data.options import read_options, read_size
     from halfmeg.studies.compare import compare as compare_models
     from halfmeg.studies.compare import compare_until_decided
     from halfmeg.studies.reading import MARGIN
@@ -106,15 +106,14 @@ def compare(
         raise ValueError(f"--until-decided and --seeds {seeds} exclude each other; leave one out")
     given = [text for text in arguments if "=" in text]
     options, settings = read_options(given, image_column, label_column)
+    size, settings = read_size(settings, image_size)
     words = [text for text in arguments if "=" not in text]
     check_compare_words(words, given)
     names, recipes = _networks_and_terms([*words, *settings], recipe)
     if len(names) * len(recipes) < 2:
         raise ValueError(f"{names[0]} alone is no comparison; name two networks, or --recipe twice")
     sources = data or ["digits"]
-    all_data = [
-        load(source, data_dir, image_size, quiet=as_json, options=options) for source in sources
-    ]
+    all_data = [load(source, data_dir, size, quiet=as_json, options=options) for source in sources]
     _check_networks(names, recipes, all_data)
     folders = _study_folders(all_data, out, names)
     results = []
@@ -160,7 +159,7 @@ def _check_networks(names: list[str], recipes: list[RunConfig], data: list[DataS
 
     for loaded in data:
         for name in names:
-            build_model(name, len(loaded.classes), loaded.image_size, recipes[0].budget)
+            build_model(name, len(loaded.classes), loaded.image_shape, recipes[0].budget)
 
 
 def _study_folders(data: list[DataSplits], out: str | None, names: list[str]) -> list[Path]:
@@ -177,7 +176,7 @@ def plan(
     arguments: Annotated[list[str], typer.Argument(help="Networks, and settings as key=value.")],
     data: DataOption = None,
     data_dir: DataDirOption = "data",
-    image_size: ImageSizeOption = 32,
+    image_size: ImageSizeOption = None,
     difference: Annotated[float, typer.Option(help="Points that shall be seen.")] = 0.5,
     pilot: Annotated[
         str | None,
@@ -198,16 +197,17 @@ def plan(
     from dataclasses import replace
 
     from halfmeg.cli.progress import load
-    from halfmeg.data.options import read_options
+    from halfmeg.data.options import read_options, read_size
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.plan import make_plan, time_training
     from halfmeg.studies.study import open_runs
 
     options, others = read_options([text for text in arguments if "=" in text], None, None)
+    size, others = read_size(others, image_size)
     words = [text for text in arguments if "=" not in text]
     names, recipes = _networks_and_terms([*words, *others], recipe)
     found = None if pilot is None else compare_runs(open_runs([pilot]))
-    loaded = load(data or "digits", data_dir, image_size, quiet=as_json, options=options)
+    loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
     _check_networks(names, recipes, [loaded])
     count = len(names) * len(recipes)
     made = make_plan(count, len(loaded.test), difference=difference / 100, pilot=found)

@@ -51,10 +51,12 @@ def check_compare_words(names: Sequence[str], settings: Sequence[str]) -> None:
 def option_hint(option: str, command: str) -> str:
     """Return what to type instead of an option that is a setting; "" for another one."""
     from halfmeg.config import RunConfig
+    from halfmeg.data.options import DataOptions
 
     name, _, value = option.removeprefix("--").partition("=")
     key = name.replace("-", "_")
-    if command not in ("train", "compare") or key not in {f.name for f in fields(RunConfig)}:
+    known = {field.name for settings in (RunConfig, DataOptions) for field in fields(settings)}
+    if command not in ("train", "compare", "plan") or key not in known:
         return ""
     return f"settings have no dashes: write {key}={value or 'VALUE'}"
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from halfmeg.data.check import DataReport
+    from halfmeg.data.shape import ImageSize
     from halfmeg.networks.memory import Memory
     from halfmeg.networks.summary import ModelSummary
 
@@ -79,7 +80,7 @@ def models(
     print_line("MACs are for one image of 32×32 pixels and 10 classes.")
     if chip:
         print_line("RAM and flash: as 8-bit integers in C, without image, stack and code.")
-    print_line("Sides are those of square images in pixels; 8+ means 8 or more.")
+    print_line("Sides are in pixels: 8+ takes images whose sides, equal or not, are 8 or more.")
     print_line(
         "Your own network goes by its place, FILE.py:NAME; `halfmeg new network` writes one."
     )
@@ -90,21 +91,25 @@ def summary(
         str, typer.Argument(help="A network that `halfmeg models` lists, or FILE.py:NAME.")
     ],
     num_classes: Annotated[int, typer.Option(help="Length of the logits.")] = 10,
-    image_size: ImageSizeOption = 32,
+    image_size: ImageSizeOption = None,
+    channels: Annotated[int, typer.Option(help="Of the images: 3, or 1 for gray.")] = 3,
     budget: Annotated[
         int, typer.Option(help="For networks that scale: have fewer parameters than this.")
     ] = BUDGET,
     as_json: JsonOption = False,
 ) -> None:
     """Print a network's layer table, with published and true counts."""
+    from halfmeg.data.options import read_size
+    from halfmeg.data.shape import data_shape
     from halfmeg.networks.summary import format_table, summarize
     from halfmeg.networks.table import build_model
     from halfmeg.networks.trial import try_out
 
+    shape = data_shape(read_size([], image_size)[0], channels)
     if is_place(model):
-        try_out(model, num_classes, image_size, budget)
-    built = build_model(model, num_classes, image_size, budget)
-    result, memory = summarize(built, image_size), _memory(built, image_size)
+        try_out(model, num_classes, shape, budget)
+    built = build_model(model, num_classes, shape, budget)
+    result, memory = summarize(built, shape), _memory(built, shape)
     if as_json:
         print_json(_summary_json(result) | {"memory": _memory_json(memory)})
         return
@@ -117,7 +122,7 @@ def summary(
     print_line(f"Flash: {memory.flash_bytes:,} bytes")
 
 
-def _memory(model: nn.Module, image_size: int) -> Memory | str:
+def _memory(model: nn.Module, image_size: ImageSize) -> Memory | str:
     """Return what a network needs in C, or why it cannot be written."""
     from halfmeg.networks.memory import measure_memory
 
@@ -194,10 +199,10 @@ def data_check(
     source: Annotated[str, typer.Argument(help="As for --data.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(help="How it is read, as key=value: group=REGEX, fit=pad."),
+        typer.Argument(help="How it is read, as key=value: group=REGEX, fit=pad, channels=1."),
     ] = None,
     data_dir: DataDirOption = "data",
-    image_size: ImageSizeOption = 32,
+    image_size: ImageSizeOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     html: Annotated[
@@ -208,14 +213,16 @@ def data_check(
     """Count and inspect a source; exit 1 when something is wrong with it."""
     from halfmeg.cli.progress import progress_bars
     from halfmeg.data.load import inspect_source
-    from halfmeg.data.options import read_options
+    from halfmeg.data.options import read_options, read_size
 
     options, others = read_options(settings, image_column, label_column)
+    size, others = read_size(others, image_size)
     if others:
-        raise ValueError(f"{others[0]!r} is no setting of data; allowed: fit=, group=")
+        allowed = "channels=, fit=, group=, image_size="
+        raise ValueError(f"{others[0]!r} is no setting of data; allowed: {allowed}")
     with progress_bars(quiet=as_json) as progress:
         report, images = inspect_source(
-            source, data_dir=data_dir, image_size=image_size, options=options, progress=progress
+            source, data_dir=data_dir, image_size=size, options=options, progress=progress
         )
     if html is not None:
         from halfmeg.data.page import write_check_page
@@ -233,8 +240,11 @@ def data_check(
         totals = {"train": report.train, "validation": report.validation, "test": report.test}
         table.add_row("all", *(f"{totals[part]:,}" for part in shown))
         print_table(table)
-        smallest, largest = ("×".join(map(str, s)) for s in (report.smallest, report.largest))
-        print_line(f"sizes        {smallest} to {largest}, brought to {report.image_size} pixels")
+        smallest, largest = (f"{h}×{w}" for w, h in (report.smallest, report.largest))
+        print_line(
+            f"sizes        {smallest} to {largest} (height × width), brought to "
+            f"{report.image_text} pixels"
+        )
         print_line(f"mean         {'  '.join(f'{value:.4f}' for value in report.mean)}")
         print_line(f"std          {'  '.join(f'{value:.4f}' for value in report.std)}")
         print_line(f"fingerprint  {report.fingerprint}")

@@ -15,6 +15,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.load import load_dataset
 from halfmeg.data.options import DataOptions
+from halfmeg.data.shape import ImageSize
 from halfmeg.places.place import short_name
 from halfmeg.studies.study import StudyListener
 from halfmeg.training.listen import Listener, StepReport
@@ -24,7 +25,7 @@ from halfmeg.training.plan import on_hard_images
 def load(
     source: str,
     data_dir: str,
-    image_size: int,
+    image_size: ImageSize,
     *,
     quiet: bool,
     options: DataOptions | None = None,

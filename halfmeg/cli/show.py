@@ -42,7 +42,14 @@ DataDirOption = Annotated[
     str, typer.Option(help="The folder in which cifar10 is looked for and downloaded to.")
 ]
 
-ImageSizeOption = Annotated[int, typer.Option(help="Side in pixels to which images are brought.")]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Side in pixels to which images are brought, or HEIGHTxWIDTH, as 96x64.",
+        show_default="32",
+    ),
+]
 
 SettingsArgument = Annotated[
     list[str] | None,

@@ -27,6 +27,7 @@ from halfmeg.places.place import file_name
 if TYPE_CHECKING:
     from halfmeg.artifacts.bundle import Bundle
     from halfmeg.artifacts.run import Run
+    from halfmeg.data.shape import ImageSize
 
 
 def train(
@@ -39,7 +40,7 @@ def train(
     settings: SettingsArgument = None,
     data: DataOption = None,
     data_dir: DataDirOption = "data",
-    image_size: ImageSizeOption = 32,
+    image_size: ImageSizeOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     out: Annotated[
@@ -50,14 +51,15 @@ def train(
     """Train a network by a recipe, changed by key=value settings."""
     from halfmeg.cli.hints import check_train_words
     from halfmeg.cli.progress import load, training_display
-    from halfmeg.data.options import read_options
+    from halfmeg.data.options import read_options, read_size
     from halfmeg.training.fit import fit
     from halfmeg.training.recipes import build_recipe
 
     check_train_words(recipe, settings or [])
     options, others = read_options(settings, image_column, label_column)
+    size, others = read_size(others, image_size)
     config = build_recipe(recipe).override(others)
-    loaded = load(data or "digits", data_dir, image_size, quiet=as_json, options=options)
+    loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
     names = (file_name(config.recipe), file_name(config.model), f"seed-{config.seed}")
     folder = out or f"runs/{'-'.join(names)}"
     with training_display(quiet=as_json, note=None if data else NO_DATA) as listener:
@@ -141,6 +143,7 @@ def evaluate(
     from halfmeg.studies.stats import wilson_interval
 
     evaluated: Run | Bundle
+    size: ImageSize
     if is_bundle(folder):
         evaluated = Bundle.open(folder)
         if data is None:
@@ -152,7 +155,9 @@ def evaluate(
     if data is None and isinstance(evaluated, Run):
         loaded = load_again(evaluated, None, data_dir, quiet=as_json)
     else:
-        options, _ = read_options([f"fit={evaluated.options.fit}"], image_column, label_column)
+        own = evaluated.options
+        as_before = [f"fit={own.fit}", f"channels={own.channels}"]
+        options, _ = read_options(as_before, image_column, label_column)
         loaded = load(data or "", data_dir, size, quiet=as_json, options=options, to_train=False)
         if loaded.fingerprint != fingerprint:
             loaded = loaded.whole

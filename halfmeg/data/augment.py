@@ -16,8 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halfmeg.data.shape import ImageShape
+
 GRAY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma of ITU-R BT.601, as Pillow's mode L uses them."""
+
+
+def gray_weights(channels: int) -> Tensor:
+    """Return float32 C: how much each channel counts in an image's gray."""
+    return torch.tensor(GRAY if channels == len(GRAY) else (1.0,))
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,16 @@ def augment(
     """Augment and normalize a batch.
 
     Args:
-        images: uint8 B×3×H×W.
+        images: uint8 B×C×H×W.
         spec: the augmentations.
         mirrored: bool of length B: which images `hflip` mirrors; drawn if None.
-        size: the side to shrink the result to, in pixels; 0 leaves it as it is.
-        mean, std: float32 of length 3, of pixels scaled to [0, 1].
+        size: the shorter side to shrink the result to, in pixels; 0 leaves it as it is.
+        mean, std: float32 of length C, of pixels scaled to [0, 1].
         generator: on the CPU, so that every device sees the same draws.
         dtype: of the result.
 
     Returns:
-        B×3×H×W in channels_last memory format.
+        B×C×H×W in channels_last memory format.
     """
     images = warp(
         images,
@@ -86,11 +93,12 @@ def augment(
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """Shrink float images B×C×H×W to size×size, each new pixel a mean of those it covers."""
-    if images.shape[-1] == size:
+    """Shrink float images B×C×H×W to a shorter side, each pixel a mean of those it covers."""
+    sides = ImageShape(*images.shape[1:]).scaled_to(size)[1:]
+    if tuple(images.shape[2:]) == sides:
         return images
     small = F.interpolate(
-        images.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
+        images.float(), size=sides, mode="bilinear", align_corners=False, antialias=True
     )
     return small.to(images.dtype).contiguous(memory_format=torch.channels_last)
 
@@ -98,15 +106,15 @@ def shrink(images: Tensor, size: int) -> Tensor:
 def normalize(
     images: Tensor, mean: Tensor, std: Tensor, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Scale uint8 B×3×H×W to [0, 1], subtract `mean`, divide by `std`; channels_last `dtype`."""
+    """Scale uint8 B×C×H×W to [0, 1], subtract `mean`, divide by `std`; channels_last `dtype`."""
     return _standardize(images.float(), mean, std, scale=1 / 255, dtype=dtype)
 
 
 def _standardize(
     pixels: Tensor, mean: Tensor, std: Tensor, *, scale: float, dtype: torch.dtype
 ) -> Tensor:
-    factor = (scale / std).view(1, 3, 1, 1)
-    offset = (-mean / std).view(1, 3, 1, 1)
+    factor = (scale / std).view(1, -1, 1, 1)
+    offset = (-mean / std).view(1, -1, 1, 1)
     result = torch.addcmul(offset, pixels, factor)  # one pass: pixels · factor + offset
     return result.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -207,24 +215,24 @@ def jitter_colour(
     their product is one matrix and one offset for each image, clipped once at the end.
 
     Args:
-        images: uint8 B×3×H×W.
+        images: uint8 B×C×H×W.
         brightness, contrast, saturation: x above, 0 to 1.
         generator: on the CPU.
 
     Returns:
-        float32 B×3×H×W within [0, 1].
+        float32 B×C×H×W within [0, 1].
     """
     B, C, H, W = images.shape
     device = images.device
     spread = torch.tensor([brightness, contrast, saturation])
     draws = (torch.rand(B, 3, generator=generator) * 2 - 1) * spread + 1
     bright, contr, satur = draws.to(device).unbind(1)  # B each
-    gray = torch.tensor(GRAY, device=device)
+    gray = gray_weights(C).to(device)
     pixels = images.reshape(B, C, H * W).float()
     mean_gray = pixels.mean(2) @ gray / 255  # B
-    # saturation · x + (1 - saturation) · gray(x), as a matrix. (B, 3, 3)
-    identity = torch.eye(3, device=device)
-    matrix = satur[:, None, None] * identity + (1 - satur)[:, None, None] * gray.expand(3, 3)
+    # saturation · x + (1 - saturation) · gray(x), as a matrix. (B, C, C)
+    identity = torch.eye(C, device=device)
+    matrix = satur[:, None, None] * identity + (1 - satur)[:, None, None] * gray.expand(C, C)
     matrix = matrix * (bright * contr / 255)[:, None, None]
     offset = ((1 - contr) * bright * mean_gray)[:, None, None]  # gray keeps its value: (B, 1, 1)
     return torch.baddbmm(offset, matrix, pixels).clamp_(0, 1).view(B, C, H, W)

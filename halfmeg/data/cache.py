@@ -42,7 +42,7 @@ class Info:
     files: dict[str, tuple[int, int]]  # size in bytes and CRC-32 of each array's file
     divided: bool = False
     notes: tuple[str, ...] = ()
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str | int] = field(default_factory=dict)
     checksum: int = 0
 
     def sealed(self) -> Info:

@@ -14,6 +14,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.duplicates import exact_duplicates, near_duplicates
 from halfmeg.data.scan import PassedOver
+from halfmeg.data.shape import image_shape
 from halfmeg.data.source import DecodedSource
 
 LEAST_SIDE_OF_LIKENESS = 16
@@ -46,7 +47,7 @@ class DataReport:
     train: int
     test: int
     classes: dict[str, dict[str, int]]  # name -> {"train": images, "test": images}
-    image_size: int
+    image_size: int | tuple[int, int]  # a side, or height and width
     smallest: tuple[int, int]  # width and height before scaling, by area
     largest: tuple[int, int]
     mean: tuple[float, ...]
@@ -60,9 +61,16 @@ class DataReport:
     near_duplicates: tuple[NearDuplicate, ...] = ()
     giveaways: tuple[str, ...] = ()  # what tells the classes apart without looking
 
+    @property
+    def image_text(self) -> str:
+        """Height × width that the images were brought to."""
+        return image_shape(self.image_size).text
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
+        size = self.image_size
         return vars(self) | {
+            "image_size": size if isinstance(size, int) else list(size),
             "smallest": list(self.smallest),
             "largest": list(self.largest),
             "mean": list(self.mean),

@@ -14,7 +14,7 @@ import pickle
 import tarfile
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ import torch
 from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
+from halfmeg.data.shape import RGB, ImageShape
 from halfmeg.files import read_limited
 
 CLASSES = (
@@ -84,14 +85,14 @@ LARGEST_ARCHIVE_BYTES = 256 * 2**20
 """The official archives hold 185 MB; no more than this is unpacked of one."""
 
 
-def load_cifar10(data_dir: Path, image_size: int, progress: Progress) -> DataSplits:
+def load_cifar10(data_dir: Path, shape: ImageShape, progress: Progress) -> DataSplits:
     """Load CIFAR-10 from a folder, after downloading it there if it is missing.
 
     Raises:
         ValueError: it is neither there nor to be had, or it is damaged.
     """
-    if image_size != 32:
-        raise ValueError(f"image_size={image_size} does not fit cifar10; allowed: 32")
+    if shape.size != 32:
+        raise ValueError(f"image_size={shape.written} does not fit cifar10; allowed: 32")
     found = _find(data_dir)
     if found is None:
         _download_from_mirrors(data_dir, progress)
@@ -108,7 +109,19 @@ def load_cifar10(data_dir: Path, image_size: int, progress: Progress) -> DataSpl
 
     # The checksums just found stand for the content.
     key = hashlib.sha256(" ".join(form.files.values()).encode()).hexdigest()[:32]
-    return load_cached("cifar10", f"cifar10-{key}", build)
+    splits = load_cached("cifar10", f"cifar10-{key}", build)
+    return splits if shape.channels == RGB else _to_gray(splits)
+
+
+def _to_gray(splits: DataSplits) -> DataSplits:
+    """Return the images with one channel, luma as Pillow computes it for other sources."""
+
+    def convert(dataset: Dataset) -> Dataset:
+        red, green, blue = dataset.images.to(torch.int32).unbind(1)
+        luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+        return replace(dataset, images=luma[:, None].to(torch.uint8))
+
+    return build_splits(splits.name, convert(splits.train), convert(splits.test))
 
 
 def _parse(form: Form, batches: dict[str, bytes], progress: Progress) -> DataSplits:

@@ -16,13 +16,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from halfmeg.data.augment import GRAY, cutout, warp
+from halfmeg.data.augment import cutout, gray_weights, warp
+from halfmeg.data.decode import to_image
 
 STRENGTHS = (1, 2, 3)
 
 
 def _to_uint8(pixels: Tensor) -> Tensor:
     return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def _side(images: Tensor) -> int:
+    """Return the shorter side of images B×C×H×W, which lengths grow with."""
+    return min(images.shape[2:])
 
 
 def noise(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
@@ -33,13 +39,14 @@ def noise(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
 
 def blur(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
     """Blur with a Gaussian."""
-    sigma = (0.6, 1.0, 1.6)[strength - 1] * images.shape[-1] / 32  # pixels
+    sigma = (0.6, 1.0, 1.6)[strength - 1] * _side(images) / 32  # pixels
+    channels = images.shape[1]
     radius = int(3 * sigma + 0.5)
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
+    weights = (weights / weights.sum()).expand(channels, 1, 1, -1)
     padded = F.pad(images.float(), (radius,) * 4, mode="replicate")
-    rows = F.conv2d(padded, weights, groups=3)
-    return _to_uint8(F.conv2d(rows, weights.transpose(2, 3), groups=3))
+    rows = F.conv2d(padded, weights, groups=channels)
+    return _to_uint8(F.conv2d(rows, weights.transpose(2, 3), groups=channels))
 
 
 def contrast(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
@@ -58,26 +65,28 @@ def brightness(images: Tensor, strength: int, generator: torch.Generator) -> Ten
 
 def pixelation(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
     """Average over blocks and show each as one colour."""
-    side = images.shape[-1]
-    smaller = max(1, round(side * (0.75, 0.5, 0.375)[strength - 1]))
-    small = F.interpolate(images.float(), size=(smaller, smaller), mode="area")
-    return _to_uint8(F.interpolate(small, size=(side, side), mode="nearest"))
+    height, width = images.shape[2:]
+    share = (0.75, 0.5, 0.375)[strength - 1]
+    smaller = (max(1, round(height * share)), max(1, round(width * share)))
+    small = F.interpolate(images.float(), size=smaller, mode="area")
+    return _to_uint8(F.interpolate(small, size=(height, width), mode="nearest"))
 
 
 def jpeg(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
     """Compress and decompress, with Pillow."""
     quality = (40, 20, 8)[strength - 1]
     decoded = []
-    for image in images.permute(0, 2, 3, 1).numpy():
+    for image in images.numpy():
         buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-        decoded.append(np.asarray(Image.open(buffer)))
-    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous()
+        to_image(image).save(buffer, "JPEG", quality=quality)
+        pixels = np.asarray(Image.open(buffer))
+        decoded.append(np.atleast_3d(pixels).transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(decoded))
 
 
 def shift(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
     """Move each image by up to a length along each axis; the rest is black."""
-    pixels = round((2, 4, 8)[strength - 1] * images.shape[-1] / 32)
+    pixels = round((2, 4, 8)[strength - 1] * _side(images) / 32)
     return warp(images, crop=pixels, generator=generator)
 
 
@@ -88,15 +97,16 @@ def rotation(images: Tensor, strength: int, generator: torch.Generator) -> Tenso
 
 def occlusion(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
     """Cover a square with black."""
-    side = round((8, 12, 16)[strength - 1] * images.shape[-1] / 32)
+    side = round((8, 12, 16)[strength - 1] * _side(images) / 32)
     return cutout(images, side, generator=generator)
 
 
 def colour(images: Tensor, strength: int, generator: torch.Generator) -> Tensor:
-    """Scale the three channels apart, as light of another colour does; luma keeps its mean."""
+    """Scale the channels apart, as light of another colour does; luma, so gray, keeps its mean."""
     spread = (0.2, 0.4, 0.7)[strength - 1]
-    gain = 1 + spread * (torch.rand(len(images), 3, generator=generator) * 2 - 1)
-    gain = gain / (gain @ torch.tensor(GRAY))[:, None]
+    channels = images.shape[1]
+    gain = 1 + spread * (torch.rand(len(images), channels, generator=generator) * 2 - 1)
+    gain = gain / (gain @ gray_weights(channels))[:, None]
     return _to_uint8(images * gain[:, :, None, None])
 
 
@@ -112,7 +122,7 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     "occlusion": occlusion,
     "colour": colour,
 }
-"""Each maps uint8 B×3×H×W to the same shape and type; `strength` is 1, 2 or 3."""
+"""Each maps uint8 B×C×H×W to the same shape and type; `strength` is 1, 2 or 3."""
 
 
 def corrupt(images: Tensor, name: str, strength: int, *, seed: int = 0) -> Tensor:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halfmeg.data.shape import ImageShape
+
 MAX_CLASSES = 10_000
 
 
@@ -99,7 +101,7 @@ class DataSplits:
     validation: Dataset | None = None
     divided: bool = False
     notes: tuple[str, ...] = ()
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str | int] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Dataset]:
@@ -126,9 +128,14 @@ class DataSplits:
         return self.train.classes
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images in pixels."""
-        return self.train.images.shape[-1]
+    def image_shape(self) -> ImageShape:
+        """Channels, height and width of the images."""
+        return ImageShape(*self.train.images.shape[1:])
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of square images in pixels, or (height, width)."""
+        return self.image_shape.size
 
 
 def build_splits(
@@ -174,8 +181,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
     Exact: sums of integers, taken in chunks so that memory stays small.
     """
-    total = np.zeros(3, dtype=np.int64)
-    total_square = np.zeros(3, dtype=np.int64)
+    total = np.zeros(images.shape[1], dtype=np.int64)
+    total_square = np.zeros_like(total)
     for chunk in images.split(4096):  # type: ignore[no-untyped-call]
         pixels = chunk.numpy().astype(np.int64)
         total += pixels.sum((0, 2, 3))

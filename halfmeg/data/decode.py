@@ -30,13 +30,14 @@ from halfmeg.data.formats import (
     max_pixels,
     read_formats,
 )
+from halfmeg.data.shape import RGB, ImageShape, ImageSize, image_shape
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 FitName = Literal["crop", "pad", "squash"]
 FITS: tuple[FitName, ...] = get_args(FitName)
-"""How an image that is not square is brought to the square: its centre, on black, or distorted."""
+"""How an image of other proportions is brought to size: its centre, on black, or distorted."""
 
 CHUNK = 32
 """Images of one task of the pool; between two of them Ctrl-C is heard."""
@@ -61,7 +62,7 @@ class EncodedImage:
     label: int
     group: str = ""
 
-    def decode(self, image_size: int, fit: FitName) -> DecodedImage:
+    def decode(self, image_size: ImageSize, fit: FitName) -> DecodedImage:
         """Decode it; pixels that come as an array, uint8 H×W or H×W×3, are brought to size alone.
 
         Raises:
@@ -69,7 +70,8 @@ class EncodedImage:
             OSError: a file that cannot be read.
         """
         if isinstance(self.content, np.ndarray):
-            return fit_image(Image.fromarray(self.content).convert("RGB"), image_size, fit)
+            image = Image.fromarray(self.content).convert("RGB")
+            return fit_image(image, image_shape(image_size), fit)
         content = self.content if isinstance(self.content, bytes) else read_file(self.content)
         return decode_image(content, image_size, fit)
 
@@ -90,7 +92,7 @@ class DecodedImage(NamedTuple):
     """One decoded image.
 
     Attributes:
-        pixels: uint8 3×image_size×image_size.
+        pixels: uint8 C×H×W.
         size: its own width and height.
         note: what had to be found out about its values; "" mostly.
     """
@@ -121,17 +123,17 @@ def read_file(path: Path) -> bytes:
     return content
 
 
-def decode_image(content: bytes, image_size: int, fit: FitName = "crop") -> DecodedImage:
-    """Decode one image to uint8 3×image_size×image_size.
+def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -> DecodedImage:
+    """Decode one image to uint8 C×H×W.
 
     It is turned as its EXIF orientation says, transparency is laid on white, gray of more than 8
     bits is scaled by the bits it uses, and an image of another size is scaled with Pillow's
-    bicubic filter, which averages where it shrinks. `preprocess` in a bundle's model card
-    says the same in ten lines.
+    bicubic filter, which averages where it shrinks. Where one channel is wanted, colour becomes
+    gray before that. `preprocess` in a bundle's model card says the same in ten lines.
 
     Args:
         content: the bytes of a file.
-        image_size: side of the square in pixels.
+        image_size: a side in pixels, (height, width), or (channels, height, width).
         fit: "crop" cuts out the centre, "pad" lays the whole image on black, "squash" distorts it.
 
     Raises:
@@ -139,6 +141,7 @@ def decode_image(content: bytes, image_size: int, fit: FitName = "crop") -> Deco
     """
     if not content:
         raise ValueError("empty")
+    shape = image_shape(image_size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not concern the pixels
@@ -149,8 +152,8 @@ def decode_image(content: bytes, image_size: int, fit: FitName = "crop") -> Deco
                     raise ValueError(f"{size[0]}×{size[1]} pixels; allowed: {allowed:,} in all")
                 if size[0] * size[1] > LARGE_PIXELS:
                     with _one_large_image:
-                        return _decode(opened, content, image_size, fit)
-                return _decode(opened, content, image_size, fit)
+                        return _decode(opened, content, shape, fit)
+                return _decode(opened, content, shape, fit)
     except UnidentifiedImageError:
         if is_heic(Path(), content[:12]):
             raise ValueError(HEIC_HINT) from None
@@ -164,32 +167,44 @@ def decode_image(content: bytes, image_size: int, fit: FitName = "crop") -> Deco
         raise ValueError(text) from None
 
 
-def _decode(opened: Image.Image, content: bytes, side: int, fit: FitName) -> DecodedImage:
+def _decode(opened: Image.Image, content: bytes, shape: ImageShape, fit: FitName) -> DecodedImage:
     if opened.format == "PPM":
         _check_ppm(opened, content)
     opened.load()
     image, note = _to_rgb(_turned(opened))
-    return fit_image(image, side, fit, note)
+    return fit_image(image, shape, fit, note)
 
 
-def fit_image(image: Image.Image, side: int, fit: FitName, note: str = "") -> DecodedImage:
-    """Bring an image in RGB to the square.
+def fit_image(image: Image.Image, shape: ImageShape, fit: FitName, note: str = "") -> DecodedImage:
+    """Bring an image in RGB to a shape; one channel is luma as of ITU-R BT.601, Pillow's mode L.
 
     Raises:
-        ValueError: a side below `MIN_SIDE`.
+        ValueError: a side below `MIN_SIDE`, or one that would have no pixels left.
     """
     size = image.size
     if min(size) < MIN_SIDE:
         raise ValueError(f"{size[0]}×{size[1]} pixels; allowed: sides of 2 and more")
-    if size != (side, side):
+    if shape.channels != RGB:
+        image = image.convert("L")
+    wanted = shape.width, shape.height  # Pillow's order
+    if size != wanted:
         bicubic = Image.Resampling.BICUBIC
         if fit == "crop":
-            image = ImageOps.fit(image, (side, side), bicubic)
+            image = ImageOps.fit(image, wanted, bicubic)
         elif fit == "pad":
-            image = ImageOps.pad(image, (side, side), bicubic)
+            scale = min(wanted[0] / size[0], wanted[1] / size[1])
+            if min(size) * scale <= 0.5:
+                raise ValueError(f"{size[0]}×{size[1]} pixels are too narrow for fit=pad")
+            image = ImageOps.pad(image, wanted, bicubic)
         else:
-            image = image.resize((side, side), bicubic)
-    return DecodedImage(np.asarray(image).transpose(2, 0, 1), size, note)
+            image = image.resize(wanted, bicubic)
+    pixels = np.asarray(image)
+    return DecodedImage(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), size, note)
+
+
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """Return an image, uint8 C×H×W of one channel or three, for Pillow."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 _TURNS = {
@@ -278,7 +293,7 @@ class DecodedImages:
     """What `decode_images` made.
 
     Attributes:
-        pixels: uint8 B×3×image_size×image_size; 0 for an image that could not be read.
+        pixels: uint8 B×C×H×W; 0 for an image that could not be read.
         sizes: int B×2, the images' own widths and heights.
         unreadable: why, for each index that could not be read.
         notes: what was found out about the values, for each index where it was something.
@@ -292,7 +307,7 @@ class DecodedImages:
 
 def decode_images(
     encoded: Sequence[EncodedImage],
-    image_size: int,
+    image_size: ImageSize,
     progress: Progress = no_progress,
     fit: FitName = "crop",
 ) -> DecodedImages:
@@ -302,7 +317,7 @@ def decode_images(
     """
     count = len(encoded)
     sizes = np.zeros((count, 2), dtype=np.int64)
-    pixels = np.zeros((count, 3, image_size, image_size), dtype=np.uint8)
+    pixels = np.zeros((count, *image_shape(image_size)), dtype=np.uint8)
     chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
     unreadable: dict[int, str] = {}
     notes: dict[int, str] = {}

@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits, stratified_split
+from halfmeg.data.shape import ImageShape
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 
 
-def load_digits(image_size: int) -> DataSplits:
-    """Load the digits as RGB images of `image_size`, 80% for training and 20% for testing.
+def load_digits(shape: ImageShape) -> DataSplits:
+    """Load the digits as images of a shape, 80% for training and 20% for testing.
 
     They are 8×8 pixels with 17 levels (Alpaydin and Kaynak, "Optical Recognition of Handwritten
     Digits", UCI repository 1998), enlarged with bicubic interpolation.
@@ -21,7 +22,7 @@ def load_digits(image_size: int) -> DataSplits:
     from sklearn.datasets import load_digits as load_bunch
 
     bunch = load_bunch()
-    size = (image_size, image_size)
+    size = (shape.width, shape.height)
     enlarged = [
         np.asarray(
             Image.fromarray((image * (255 / 16)).round().astype(np.uint8)).resize(
@@ -30,7 +31,7 @@ def load_digits(image_size: int) -> DataSplits:
         )
         for image in bunch.images
     ]
-    images = torch.from_numpy(np.stack(enlarged))[:, None].repeat(1, 3, 1, 1)
+    images = torch.from_numpy(np.stack(enlarged))[:, None].repeat(1, shape.channels, 1, 1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     everything = Dataset(images, labels, tuple(str(digit) for digit in range(10)))
     train, test = stratified_split(labels, TEST_FRACTION, SPLIT_SEED)

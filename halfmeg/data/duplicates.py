@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from scipy.fft import dct
 from torch import Tensor
 
+from halfmeg.data.augment import gray_weights
 from halfmeg.data.decode import Progress, no_progress
 
 HASH_DISTANCE = 12
@@ -62,7 +63,7 @@ def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> l
     """Return the pairs of images that show nearly the same, the likest first.
 
     Args:
-        images: uint8 B×3×H×W of each part.
+        images: uint8 B×C×H×W of each part.
         progress: told how far it is.
     """
     thumbs = np.concatenate([_thumbnails(part) for part in images])
@@ -88,10 +89,9 @@ def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> l
 
 def _thumbnails(images: Tensor) -> np.ndarray:
     """Return float32 B×THUMB×THUMB in gray, each of mean 0 and length 1 (0 where all is flat)."""
-    weights = torch.tensor([0.299, 0.587, 0.114])
     chunks = []
     for chunk in images.split(1024):  # type: ignore[no-untyped-call]
-        gray = torch.einsum("bchw,c->bhw", chunk.float(), weights)[:, None]
+        gray = torch.einsum("bchw,c->bhw", chunk.float(), gray_weights(chunk.shape[1]))[:, None]
         small = F.interpolate(gray, (THUMB, THUMB), mode="area")[:, 0]
         small = small - small.mean((1, 2), keepdim=True)
         chunks.append(small / small.norm(dim=(1, 2), keepdim=True).clamp_min(1e-3))

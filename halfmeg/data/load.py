@@ -18,6 +18,7 @@ from halfmeg.data.folder import read_folder
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parquet import find_parquet, read_parquet
 from halfmeg.data.scan import summarize_passed_over
+from halfmeg.data.shape import ImageShape, ImageSize, data_shape
 from halfmeg.data.source import (
     DecodedSource,
     EncodedSource,
@@ -34,7 +35,7 @@ def load_dataset(
     source: str,
     *,
     data_dir: str | Path = "data",
-    image_size: int = 32,
+    image_size: ImageSize = 32,
     options: DataOptions | None = None,
     to_train: bool = True,
     progress: Progress = no_progress,
@@ -44,7 +45,7 @@ def load_dataset(
     Args:
         source: `digits`, `cifar10`, or a path to Parquet files or to a folder of images.
         data_dir: where `cifar10` is looked for and downloaded to.
-        image_size: side of the square images in pixels.
+        image_size: side of the images in pixels, or (height, width).
         options: how the source is read.
         to_train: False takes a test part alone too, and images of one class.
         progress: told of longer work.
@@ -60,17 +61,17 @@ def load_dataset(
         >>> data.train.images.dtype, tuple(data.train.images.shape[1:])
         (torch.uint8, (3, 32, 32))
     """
-    _check_image_size(image_size)
     options = options or DataOptions()
+    shape = data_shape(image_size, options.channels)
     encoded = _find(source, Path(data_dir), options)
     if encoded is None:
-        splits = _load_named(source, Path(data_dir), image_size, progress)
+        splits = _load_named(source, Path(data_dir), shape, progress)
         splits = dataclasses.replace(splits, notes=_named_notes(source))
     else:
         torn = torn_groups(encoded)
         if torn and to_train:
             raise ValueError(f"{source}: {torn}; divide it anew, or leave the parts to halfmeg")
-        splits = load_encoded(_name(source), encoded, image_size, progress, options.fit)
+        splits = load_encoded(_name(source), encoded, shape, progress, options.fit)
         line = summarize_passed_over(encoded.passed_over)
         told = (f"{line}; `halfmeg data check {source}` lists them",) if line else ()
         splits = dataclasses.replace(splits, notes=(*told, *splits.notes))
@@ -85,7 +86,7 @@ def inspect_data(
     source: str,
     *,
     data_dir: str | Path = "data",
-    image_size: int = 32,
+    image_size: ImageSize = 32,
     options: DataOptions | None = None,
     progress: Progress = no_progress,
 ) -> DataReport:
@@ -103,34 +104,29 @@ def inspect_source(
     source: str,
     *,
     data_dir: str | Path = "data",
-    image_size: int = 32,
+    image_size: ImageSize = 32,
     options: DataOptions | None = None,
     progress: Progress = no_progress,
 ) -> tuple[DataReport, DecodedSource]:
     """Return what `inspect_data` does, and the images that it is about."""
-    _check_image_size(image_size)
     options = options or DataOptions()
+    shape = data_shape(image_size, options.channels)
     encoded = _find(source, Path(data_dir), options)
     if encoded is None:
-        splits = _load_named(source, Path(data_dir), image_size, progress)
+        splits = _load_named(source, Path(data_dir), shape, progress)
         splits = dataclasses.replace(splits, notes=_named_notes(source))
         names = {part: [f"{part} {i}" for i in range(len(d))] for part, d in splits.parts.items()}
         own_size = 8 if source == "digits" else 32
         sizes = np.full((1, 2), own_size)
         decoded = DecodedSource(splits, names, ())
         return check_data(decoded, sizes, progress=progress), decoded
-    decoded = decode_cached(_name(source), encoded, image_size, progress, options.fit)
+    decoded = decode_cached(_name(source), encoded, shape, progress, options.fit)
     if len(decoded.splits.classes) < 2:
         require_trainable(decoded.splits)
     sizes = np.concatenate([d.sizes for d in decoded.splits.parts.values() if d.sizes is not None])
     torn = torn_groups(encoded)
     problems = [torn] if torn else []
     return check_data(decoded, sizes, encoded.passed_over, problems, progress), decoded
-
-
-def _check_image_size(image_size: int) -> None:
-    if not 8 <= image_size <= 512:
-        raise ValueError(f"image_size={image_size} is out of range; allowed: [8, 512]")
 
 
 def _find(source: str, data_dir: Path, options: DataOptions) -> EncodedSource | None:
@@ -151,10 +147,10 @@ def _find(source: str, data_dir: Path, options: DataOptions) -> EncodedSource | 
     return _read(Path(source), source, options)
 
 
-def _load_named(source: str, data_dir: Path, image_size: int, progress: Progress) -> DataSplits:
+def _load_named(source: str, data_dir: Path, shape: ImageShape, progress: Progress) -> DataSplits:
     if source == "digits":
-        return load_digits(image_size)
-    return load_cifar10(data_dir, image_size, progress)
+        return load_digits(shape)
+    return load_cifar10(data_dir, shape, progress)
 
 
 def _named_notes(source: str) -> tuple[str, ...]:

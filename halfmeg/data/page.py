@@ -9,9 +9,9 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from halfmeg.data.check import DataReport
+from halfmeg.data.decode import to_image
 from halfmeg.data.source import DecodedSource
 from halfmeg.files import write_atomically
 
@@ -76,7 +76,7 @@ def write_check_page(report: DataReport, source: DecodedSource, path: Path) -> N
 
 
 def _picture(pixels: np.ndarray) -> str:
-    """Return an image, uint8 3×H×W, as a PNG in a data URI."""
+    """Return an image, uint8 C×H×W, as a PNG in a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    to_image(pixels).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

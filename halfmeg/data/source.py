@@ -14,6 +14,7 @@ from halfmeg.data.cache import find_cached, keep_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits, split_by_content
 from halfmeg.data.decode import EncodedImage, FitName, Progress, decode_images
 from halfmeg.data.scan import PassedOver
+from halfmeg.data.shape import ImageShape
 
 TEST_FRACTION = 0.2
 """About this share of a source without a test part is held out, by a hash of the content."""
@@ -55,9 +56,9 @@ class EncodedSource:
         parts = {part: [images[i] for i in indices.tolist()] for part, indices in chosen.items()}
         return replace(self, parts=parts, divided=True)
 
-    def content_key(self, image_size: int, fit: FitName) -> str:
+    def content_key(self, shape: ImageShape, fit: FitName) -> str:
         """Return a hash of all image bytes, labels and names, and of how they are decoded."""
-        digest = hashlib.sha256(repr((CACHE_FORMAT, image_size, fit, self.classes)).encode())
+        digest = hashlib.sha256(repr((CACHE_FORMAT, *shape, fit, self.classes)).encode())
         for part, images in self.parts.items():
             digest.update(part.encode())
             for image in images:
@@ -101,14 +102,14 @@ class DecodedSource:
 
 
 def load_encoded(
-    name: str, source: EncodedSource, image_size: int, progress: Progress, fit: FitName = "crop"
+    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName = "crop"
 ) -> DataSplits:
     """Load a source through the cache.
 
     Raises:
         ValueError: images that cannot be read, by name; or too few images or classes.
     """
-    decoded = decode_cached(name, source, image_size, progress, fit)
+    decoded = decode_cached(name, source, shape, progress, fit)
     if unreadable := decoded.unreadable:
         more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
         raise ValueError(
@@ -120,7 +121,7 @@ def load_encoded(
 
 
 def decode_cached(
-    name: str, source: EncodedSource, image_size: int, progress: Progress, fit: FitName = "crop"
+    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName = "crop"
 ) -> DecodedSource:
     """Decode what can be read of a source; in the cache it is kept where all of it can be.
 
@@ -128,10 +129,10 @@ def decode_cached(
         ValueError: nothing of it can be read, or nothing of its test part.
     """
     source = source.divide()
-    key = source.content_key(image_size, fit)
+    key = source.content_key(shape, fit)
     splits = find_cached(name, key)
     if splits is None:
-        decoded = decode_source(name, source, image_size, progress, fit)
+        decoded = decode_source(name, source, shape, progress, fit)
         if not decoded.unreadable:
             decoded = replace(decoded, splits=keep_cached(decoded.splits, key))
     else:
@@ -142,7 +143,7 @@ def decode_cached(
 
 
 def decode_source(
-    name: str, source: EncodedSource, image_size: int, progress: Progress, fit: FitName = "crop"
+    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName = "crop"
 ) -> DecodedSource:
     """Decode what can be read of a divided source.
 
@@ -154,7 +155,7 @@ def decode_source(
     unreadable: list[str] = []
     found: Counter[str] = Counter()
     for part, encoded in source.parts.items():
-        decoded = decode_images(encoded, image_size, progress, fit)
+        decoded = decode_images(encoded, shape, progress, fit)
         pixels = decoded.pixels
         readable = [index for index in range(len(encoded)) if index not in decoded.unreadable]
         if decoded.unreadable:

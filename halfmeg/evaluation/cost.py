@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.networks.summary import count_macs, count_params
 
@@ -42,7 +43,7 @@ class Cost:
 
 
 @torch.inference_mode()
-def measure_costs(models: Mapping[str, nn.Module], image_size: int) -> dict[str, Cost]:
+def measure_costs(models: Mapping[str, nn.Module], image_size: ImageSize) -> dict[str, Cost]:
     """Measure networks in one process, interleaved: each round times each of them once.
 
     So a change in the machine's speed meets all networks, and their ratios hold.
@@ -50,7 +51,7 @@ def measure_costs(models: Mapping[str, nn.Module], image_size: int) -> dict[str,
     cpu = torch.device("cpu")
     dtype = compute_dtype("auto", cpu)
     one, many = (
-        torch.rand(count, 3, image_size, image_size)
+        torch.rand(count, *image_shape(image_size))
         .to(dtype)
         .contiguous(memory_format=torch.channels_last)
         for count in (1, BATCH_SIZE)

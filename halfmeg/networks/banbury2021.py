@@ -45,9 +45,9 @@ class ResNet8(nn.Module):
     they are padded on all sides, which changes no count.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        self.stem = Conv2d(3, 16, 3, 1, 1)
+        self.stem = Conv2d(in_channels, 16, 3, 1, 1)
         self.stem_bn = nn.BatchNorm2d(16)
         self.stages = nn.Sequential(Stack(16, 16, 1), Stack(16, 32, 2), Stack(32, 64, 2))
         self.head = nn.Linear(64, num_classes)
@@ -58,11 +58,11 @@ class ResNet8(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         x = self.stages(F.relu(self.stem_bn(self.stem(x))))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def resnet8(num_classes: int) -> ResNet8:
+def resnet8(num_classes: int, in_channels: int = 3) -> ResNet8:
     """Build ResNet-8 of MLPerf Tiny."""
-    return ResNet8(num_classes)
+    return ResNet8(num_classes, in_channels)

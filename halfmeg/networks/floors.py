@@ -5,11 +5,13 @@ Logistic regression on the pixels, and a perceptron with two hidden layers of th
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.layers import largest_within
 
 
@@ -33,23 +35,23 @@ class Perceptron(nn.Module):
         self.head = nn.Linear(in_features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         x = x.flatten(1)
         for layer in self.hidden:
             x = F.relu(layer(x))
         return self.head(x)  # type: ignore[no-any-return]
 
 
-def logistic(num_classes: int, image_size: int) -> Perceptron:
+def logistic(num_classes: int, image_size: ImageSize) -> Perceptron:
     """Build logistic regression."""
-    return Perceptron(3 * image_size**2, (), num_classes)
+    return Perceptron(math.prod(image_shape(image_size)), (), num_classes)
 
 
-def mlp(num_classes: int, image_size: int, budget: int) -> Perceptron:
+def mlp(num_classes: int, image_size: ImageSize, budget: int) -> Perceptron:
     """Build the widest perceptron with two hidden layers below a budget."""
 
     def build(scale: float) -> Perceptron:
         width = max(8, 8 * round(16 * scale))
-        return Perceptron(3 * image_size**2, (width, width), num_classes)
+        return Perceptron(math.prod(image_shape(image_size)), (width, width), num_classes)
 
     return largest_within(build, budget)

@@ -66,12 +66,15 @@ class GatedNet(nn.Module):
         widths: channels at the two sizes, multiples of 4.
         depth: blocks at each.
         num_classes: length of the logits.
+        in_channels: of the images.
     """
 
-    def __init__(self, widths: tuple[int, int], depth: int, num_classes: int) -> None:
+    def __init__(
+        self, widths: tuple[int, int], depth: int, num_classes: int, in_channels: int
+    ) -> None:
         super().__init__()
         first, second = widths
-        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, padding=1), ChannelNorm(first))
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, first, 3, padding=1), ChannelNorm(first))
         self.stage1 = nn.Sequential(*(GatedBlock(first) for _ in range(depth)))
         self.reduce = nn.Sequential(
             nn.AvgPool2d(2), nn.Conv2d(first, second, 1), ChannelNorm(second)
@@ -80,16 +83,16 @@ class GatedNet(nn.Module):
         self.head = nn.Linear(second, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         x = self.stage2(self.reduce(self.stage1(self.stem(x))))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def gated(num_classes: int, budget: int) -> GatedNet:
+def gated(num_classes: int, budget: int, in_channels: int = 3) -> GatedNet:
     """Build the widest network of the family below a budget; 97,531 gives the published one."""
 
     def build(scale: float) -> GatedNet:
         first, second = (max(8, 8 * round(width * scale / 8)) for width in (48, 80))
-        return GatedNet((first, second), 3, num_classes)
+        return GatedNet((first, second), 3, num_classes, in_channels)
 
     return largest_within(build, budget)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halfmeg.data.shape import ImageSize, image_shape
+
 WIDTH = 128
 NUM_HEADS = 2
 TOKENIZER_CHANNELS = 64
@@ -66,23 +68,24 @@ class CompactTransformer(nn.Module):
     Not here: the authors' stochastic depth, which is a setting of their training.
 
     Args:
-        image_size: side of the square images; the learned positions fit this side alone.
+        image_size: of the images; the learned positions fit this size alone.
         num_classes: length of the logits.
         depth: number of encoder layers.
     """
 
-    def __init__(self, image_size: int, num_classes: int, depth: int) -> None:
+    def __init__(self, image_size: ImageSize, num_classes: int, depth: int) -> None:
         super().__init__()
+        in_channels, height, width = image_shape(image_size)
         self.tokenizer = nn.Sequential(
-            nn.Conv2d(3, TOKENIZER_CHANNELS, 3, 1, 1, bias=False),
+            nn.Conv2d(in_channels, TOKENIZER_CHANNELS, 3, 1, 1, bias=False),
             nn.ReLU(),
             nn.MaxPool2d(3, 2, 1),
             nn.Conv2d(TOKENIZER_CHANNELS, WIDTH, 3, 1, 1, bias=False),
             nn.ReLU(),
             nn.MaxPool2d(3, 2, 1),
         )
-        side = (image_size + 3) // 4
-        self.positions = nn.Parameter(torch.empty(1, side * side, WIDTH))
+        tokens = ((height + 3) // 4) * ((width + 3) // 4)
+        self.positions = nn.Parameter(torch.empty(1, tokens, WIDTH))
         self.layers = nn.Sequential(*(EncoderLayer(WIDTH, NUM_HEADS) for _ in range(depth)))
         self.norm = nn.LayerNorm(WIDTH)
         self.pool = nn.Linear(WIDTH, 1)
@@ -97,13 +100,13 @@ class CompactTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         x = self.tokenizer(x).flatten(2).transpose(1, 2) + self.positions  # (B, N, D)
         x = self.norm(self.layers(x))
         share = self.pool(x).softmax(1)  # (B, N, 1): sequence pooling, section 3.3
         return self.head((share.transpose(1, 2) @ x).squeeze(1))  # type: ignore[no-any-return]
 
 
-def cct2(num_classes: int, image_size: int) -> CompactTransformer:
+def cct2(num_classes: int, image_size: ImageSize) -> CompactTransformer:
     """Build CCT-2/3×2: two encoder layers behind two 3×3 convolutions."""
     return CompactTransformer(image_size, num_classes, 2)

@@ -51,20 +51,21 @@ class CifarResNet(nn.Module):
     Args:
         depth: 6n+2, as in 20 or 32.
         num_classes: length of the logits.
+        in_channels: of the images.
     """
 
-    def __init__(self, depth: int, num_classes: int) -> None:
+    def __init__(self, depth: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.stem = Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.stem = Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.stem_bn = nn.BatchNorm2d(16)
         stages: list[nn.Module] = []
-        in_channels = 16
+        channels = 16
         for width in (16, 32, 64):
-            stride = width // in_channels  # 1, then 2 where the width doubles
+            stride = width // channels  # 1, then 2 where the width doubles
             rest = (BasicBlock(width, width, 1) for _ in range(blocks - 1))
-            stages.append(nn.Sequential(BasicBlock(in_channels, width, stride), *rest))
-            in_channels = width
+            stages.append(nn.Sequential(BasicBlock(channels, width, stride), *rest))
+            channels = width
         self.stages = nn.ModuleList(stages)
         self.head = nn.Linear(64, num_classes)
         for module in self.modules():
@@ -72,26 +73,26 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)  # the initialization of the paper
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         x = F.relu(self.stem_bn(self.stem(x)))
         for stage in self.stages:
             x = stage(x)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def resnet20(num_classes: int) -> CifarResNet:
+def resnet20(num_classes: int, in_channels: int = 3) -> CifarResNet:
     """Build ResNet-20 of He et al. 2015."""
-    return CifarResNet(20, num_classes)
+    return CifarResNet(20, num_classes, in_channels)
 
 
-def resnet32(num_classes: int) -> CifarResNet:
+def resnet32(num_classes: int, in_channels: int = 3) -> CifarResNet:
     """Build ResNet-32 of He et al. 2015."""
-    return CifarResNet(32, num_classes)
+    return CifarResNet(32, num_classes, in_channels)
 
 
-def resnet56(num_classes: int) -> CifarResNet:
+def resnet56(num_classes: int, in_channels: int = 3) -> CifarResNet:
     """Build ResNet-56 of He et al. 2015, which has more parameters than the budget."""
-    return CifarResNet(56, num_classes)
+    return CifarResNet(56, num_classes, in_channels)
 
 
 def convert_public_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,12 +59,13 @@ class DenseNet(nn.Module):
     Args:
         depth: number of layers, 6n+4.
         num_classes: length of the logits.
+        in_channels: of the images.
     """
 
-    def __init__(self, depth: int, num_classes: int) -> None:
+    def __init__(self, depth: int, num_classes: int, in_channels: int) -> None:
         super().__init__()
         channels = 2 * GROWTH
-        self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         stages: list[nn.Module] = []
         for block in range(3):
             for _ in range((depth - 4) // 6):
@@ -81,11 +82,11 @@ class DenseNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         x = F.relu(self.bn(self.stages(self.stem(x))))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def densenet_bc_40(num_classes: int) -> DenseNet:
+def densenet_bc_40(num_classes: int, in_channels: int = 3) -> DenseNet:
     """Build DenseNet-BC of 40 layers with a growth rate of 12."""
-    return DenseNet(40, num_classes)
+    return DenseNet(40, num_classes, in_channels)

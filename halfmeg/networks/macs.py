@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from halfmeg.data.shape import ImageSize
 from halfmeg.networks.protocol import run_once
 
 aten = torch.ops.aten
@@ -70,8 +71,8 @@ class Macs:
     unknown: tuple[str, ...]
 
 
-def measure_macs(model: nn.Module, image_size: int = 32) -> Macs:
-    """Run one blank 3×image_size×image_size image through a network and count."""
+def measure_macs(model: nn.Module, image_size: ImageSize = 32) -> Macs:
+    """Run one blank image of that size through a network and count."""
     counter = _Counter()
     handles = []
     for name, module in model.named_modules():

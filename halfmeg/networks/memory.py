@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.graph import Combine, Concat, Conv, Function, Gather, Multiply, Node
 from halfmeg.networks.simplify import Step, border_classes, simplify, steps
 from halfmeg.networks.trace import trace
@@ -62,14 +63,16 @@ class Memory:
         return dict(vars(self))
 
 
-def measure_memory(model: nn.Module, image_size: int = 32) -> Memory:
-    """Return what a network needs in C, for images 3×image_size×image_size.
+def measure_memory(model: nn.Module, image_size: ImageSize = 32) -> Memory:
+    """Return what a network needs in C, for images of that size.
 
     Raises:
         ValueError: an operator that has no form in integers.
     """
     # any mean and deviation: they change values, not shapes
-    return memory_of(steps(simplify(trace(model, image_size), (0.5,) * 3, (0.25,) * 3)))
+    channels = image_shape(image_size).channels
+    graph = simplify(trace(model, image_size), (0.5,) * channels, (0.25,) * channels)
+    return memory_of(steps(graph))
 
 
 def memory_of(passes: tuple[Step, ...]) -> Memory:

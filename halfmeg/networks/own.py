@@ -1,7 +1,8 @@
 """A network of the user's own: built from its place, in the memory order that it needs.
 
 NAME is a class or function that is called with `num_classes`, and with `in_channels`, `image_size`
-and `budget` where its signature has them; handed over from Python it may be an instance too, of
+and `budget` where its signature has them (`image_size` is the side, or (height, width) where images
+are not square); handed over from Python it may be an instance too, of
 which every run trains a copy. Nothing has to be inherited, registered or renamed.
 """
 
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.config import BUDGET
+from halfmeg.data.shape import ImageShape, ImageSize, image_shape
 from halfmeg.places.load import call, load, running, takes
 from halfmeg.places.place import TIMM
 from halfmeg.places.source import read_source
 
-IN_CHANNELS = 3
 
-
-def build_own(place: str, num_classes: int, image_size: int, budget: int = BUDGET) -> nn.Module:
+def build_own(
+    place: str, num_classes: int, image_size: ImageSize, budget: int = BUDGET
+) -> nn.Module:
     """Build the network at a place, initialized from torch's current random state.
 
     A network that cannot work with the memory order channels_last, as one that calls `view` on a
@@ -31,23 +33,24 @@ def build_own(place: str, num_classes: int, image_size: int, budget: int = BUDGE
     Raises:
         ValueError: nothing can be built; in one line that says why.
     """
-    model = _build(place, num_classes, image_size, budget)
+    shape = image_shape(image_size)
+    model = _build(place, num_classes, shape, budget)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{place} returns a {type(model).__name__}; a torch.nn.Module is expected")
-    key = (place, read_source(place).sha256, num_classes, image_size, budget)
+    key = (place, read_source(place).sha256, num_classes, shape, budget)
     if key not in _needs_plain_order:
-        _needs_plain_order[key] = _fails_in_channels_last(model, image_size)
+        _needs_plain_order[key] = _fails_in_channels_last(model, shape)
     if _needs_plain_order[key]:
         model.register_forward_pre_hook(_in_plain_order)
     return model
 
 
-_needs_plain_order: dict[tuple[str, str, int, int, int], bool] = {}
+_needs_plain_order: dict[tuple[str, str, int, ImageShape, int], bool] = {}
 
 
-def _build(place: str, num_classes: int, image_size: int, budget: int) -> Any:
+def _build(place: str, num_classes: int, shape: ImageShape, budget: int) -> Any:
     if place.startswith(TIMM):
-        return _build_timm(place, num_classes, image_size)
+        return _build_timm(place, num_classes, shape)
     found = load(place)
     if isinstance(found, nn.Module):
         with running(place, "cannot be copied"):
@@ -61,11 +64,11 @@ def _build(place: str, num_classes: int, image_size: int, budget: int) -> Any:
         raise ValueError(f"budget={budget} is not for {place}, whose signature has no budget")
     return call(
         place, found,
-        num_classes=num_classes, in_channels=IN_CHANNELS, image_size=image_size, budget=budget,
+        num_classes=num_classes, in_channels=shape.channels, image_size=shape.size, budget=budget,
     )  # fmt: skip
 
 
-def _build_timm(place: str, num_classes: int, image_size: int) -> Any:
+def _build_timm(place: str, num_classes: int, shape: ImageShape) -> Any:
     name = place.removeprefix(TIMM)
     try:
         with running(place, "cannot be had, as timm cannot be imported"):
@@ -78,10 +81,10 @@ def _build_timm(place: str, num_classes: int, image_size: int) -> Any:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {TIMM}{close[0]}?" if close else ""
         raise ValueError(f"{place}: timm has no network {name!r}{hint}")
-    settings = {"pretrained": False, "num_classes": num_classes, "in_chans": IN_CHANNELS}
+    settings = {"pretrained": False, "num_classes": num_classes, "in_chans": shape.channels}
     with running(place, "cannot be built"):
         try:  # a transformer has to know the size
-            return timm.create_model(name, **settings, img_size=image_size)
+            return timm.create_model(name, **settings, img_size=shape.size)
         except TypeError:
             return timm.create_model(name, **settings)
 
@@ -101,9 +104,9 @@ def _in_plain_order(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tens
     return tuple(x.contiguous() for x in inputs)
 
 
-def _fails_in_channels_last(model: nn.Module, image_size: int) -> bool:
+def _fails_in_channels_last(model: nn.Module, shape: ImageShape) -> bool:
     """Return whether a network works in the plain order of memory only; False where in neither."""
-    plain = torch.zeros(2, IN_CHANNELS, image_size, image_size)
+    plain = torch.zeros(2, *shape)
     with torch.random.fork_rng(devices=[]):
         return not _runs(model, plain, torch.channels_last) and _runs(
             model, plain, torch.contiguous_format

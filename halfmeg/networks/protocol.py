@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfmeg.data.shape import ImageSize, image_shape
+
 COARSEST_MAP = 4
 """The fewest positions on a side of a map that show where a network looked."""
 
@@ -27,7 +29,7 @@ def preparation(model: nn.Module) -> Callable[[Tensor], None] | None:
     return _method(model, "prepare")
 
 
-def body_parameters(model: nn.Module, image_size: int) -> list[nn.Parameter]:
+def body_parameters(model: nn.Module, image_size: ImageSize) -> list[nn.Parameter]:
     """Return the parameters that are not the head's, each once.
 
     The head of a network that does not say is the convolution or linear layer that runs last.
@@ -41,7 +43,7 @@ def body_parameters(model: nn.Module, image_size: int) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter not in of_head]
 
 
-def last_map(model: nn.Module, image_size: int) -> nn.Module | None:
+def last_map(model: nn.Module, image_size: ImageSize) -> nn.Module | None:
     """Return the layer whose output, a map B×C×H×W that the logits depend on, Grad-CAM looks at.
 
     Of a network that does not say it is the last one finer than 3×3 positions; None without any.
@@ -67,7 +69,7 @@ def last_map(model: nn.Module, image_size: int) -> nn.Module | None:
 
 def run_once(
     model: nn.Module,
-    image_size: int,
+    image_size: ImageSize,
     on_output: Callable[[Any, Tensor], None],
     *kinds: type[nn.Module],
 ) -> Tensor:
@@ -75,7 +77,7 @@ def run_once(
 
     Args:
         model: the network.
-        image_size: side of the square image in pixels.
+        image_size: of the image.
         on_output: is told each module of those kinds that gives a tensor, when it ends, and that.
         kinds: of the modules to tell of.
     """
@@ -85,7 +87,7 @@ def run_once(
             on_output(module, output)
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, 3, image_size, image_size, device=device, requires_grad=True)
+    image = torch.zeros(1, *image_shape(image_size), device=device, requires_grad=True)
     watched = [module for module in model.modules() if isinstance(module, kinds)]
     handles = [module.register_forward_hook(tell) for module in watched]
     try:

@@ -65,6 +65,7 @@ class MobileNetV2(nn.Module):
         num_classes: length of the logits.
         strides: `CIFAR_STRIDES` or `IMAGENET_STRIDES`.
         last_channels: of the last convolution, before the head.
+        image_channels: of the images.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class MobileNetV2(nn.Module):
         num_classes: int,
         strides: Sequence[int] = CIFAR_STRIDES,
         last_channels: int = LAST_CHANNELS,
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
         in_channels = divisible(32 * width)
-        layers: list[nn.Module] = [*_conv(3, in_channels, 3, strides[0], 1), nn.ReLU6()]
+        stem = _conv(image_channels, in_channels, 3, strides[0], 1)
+        layers: list[nn.Module] = [*stem, nn.ReLU6()]
         for (expansion, base, blocks), first in zip(BOTTLENECKS, strides[1:], strict=True):
             channels = divisible(base * width)
             for index in range(blocks):
@@ -94,7 +97,7 @@ class MobileNetV2(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         return self.head(self.dropout(self.layers(x).mean((2, 3))))  # type: ignore[no-any-return]
 
 
@@ -107,7 +110,7 @@ def divisible(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def mobilenetv2(num_classes: int, budget: int) -> MobileNetV2:
+def mobilenetv2(num_classes: int, budget: int, in_channels: int = 3) -> MobileNetV2:
     """Build the widest MobileNetV2 below a budget.
 
     The last convolution keeps its 1,280 channels for width multipliers below 1 (section 4.1). A
@@ -117,6 +120,6 @@ def mobilenetv2(num_classes: int, budget: int) -> MobileNetV2:
 
     def build(width: float) -> MobileNetV2:
         last = 4 * divisible(320 * width) if small else LAST_CHANNELS
-        return MobileNetV2(width, num_classes, last_channels=last)
+        return MobileNetV2(width, num_classes, last_channels=last, image_channels=in_channels)
 
     return largest_within(build, budget)

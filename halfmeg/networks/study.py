@@ -1,15 +1,17 @@
 """The four networks of the published study, built exactly as published.
 
 Every convolution has a bias, and the modules are nested so that torch-summary prints the published
-tables.
+tables. The study's images are 32×32; at other sizes the layers stay and the head takes what comes.
 """
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from torch import Tensor, nn
 
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.layers import Conv2d
 
 
@@ -71,7 +73,7 @@ class StudyNet(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×32×32 to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         for layer in self.layers:
             x = layer(x)
         return x
@@ -85,11 +87,13 @@ class StudyNet(nn.Module):
         return next(m for m in reversed(self.layers) if isinstance(m, ResBlock | nn.ReLU))
 
 
-def cnn(num_classes: int) -> StudyNet:
+def cnn(num_classes: int, image_size: ImageSize = 32) -> StudyNet:
     """Build the study's plain CNN: four convolutions without padding, two max-pools."""
+    in_channels, height, width = image_shape(image_size)
+    rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
     return StudyNet(
         [
-            Conv2d(3, 32, 3),
+            Conv2d(in_channels, 32, 3),
             Conv2d(32, 32, 3),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -97,16 +101,19 @@ def cnn(num_classes: int) -> StudyNet:
             Conv2d(64, 64, 3),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            MLP(64 * 5 * 5, (), num_classes),
+            MLP(64 * rows * columns, (), num_classes),
         ]
     )
 
 
-def _study_resnet(hidden: tuple[int, ...], num_classes: int, uses: int) -> StudyNet:
+def _study_resnet(
+    hidden: tuple[int, ...], num_classes: int, image_size: ImageSize, uses: int
+) -> StudyNet:
+    in_channels, *sides = image_shape(image_size)
+    rows, columns = (math.ceil(side / 8) // 2 for side in sides)  # three strides, the mean of 2×2
     layers: list[nn.Module] = []
-    in_channels = 3
     for width in (32, 64, 128):
-        kernel, padding = (7, 3) if in_channels == 3 else (3, 1)
+        kernel, padding = (3, 1) if layers else (7, 3)
         layers += [
             Conv2d(in_channels, width, kernel, 2, padding),
             nn.BatchNorm2d(width),
@@ -114,19 +121,19 @@ def _study_resnet(hidden: tuple[int, ...], num_classes: int, uses: int) -> Study
         ]
         layers += [ResBlock(width)] * uses  # the same module: its weights are shared
         in_channels = width
-    return StudyNet([*layers, nn.AvgPool2d(2), MLP(128 * 2 * 2, hidden, num_classes)])
+    return StudyNet([*layers, nn.AvgPool2d(2), MLP(128 * rows * columns, hidden, num_classes)])
 
 
-def resnet(num_classes: int) -> StudyNet:
+def resnet(num_classes: int, image_size: ImageSize = 32) -> StudyNet:
     """Build the ResNet of the published comparison, head 512→512→512→num_classes included."""
-    return _study_resnet((512, 512), num_classes, uses=1)
+    return _study_resnet((512, 512), num_classes, image_size, uses=1)
 
 
-def resnet_linear(num_classes: int) -> StudyNet:
+def resnet_linear(num_classes: int, image_size: ImageSize = 32) -> StudyNet:
     """Build the same body as `resnet` with a linear head, which fits the budget."""
-    return _study_resnet((), num_classes, uses=1)
+    return _study_resnet((), num_classes, image_size, uses=1)
 
 
-def resnet_shared(num_classes: int) -> StudyNet:
+def resnet_shared(num_classes: int, image_size: ImageSize = 32) -> StudyNet:
     """Build `resnet_linear` with each block applied twice, with the same weights."""
-    return _study_resnet((), num_classes, uses=2)
+    return _study_resnet((), num_classes, image_size, uses=2)

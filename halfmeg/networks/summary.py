@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.config import BUDGET
+from halfmeg.data.shape import ImageSize
 from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.protocol import body_parameters, run_once
 
@@ -85,15 +86,15 @@ def count_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_macs(model: nn.Module, image_size: int = 32) -> int:
-    """Count the true multiply-accumulates of one 3×image_size×image_size image.
+def count_macs(model: nn.Module, image_size: ImageSize = 32) -> int:
+    """Count the true multiply-accumulates of one image of that size.
 
     Those of an operator without a formula are left out; `measure_macs` names it.
     """
     return measure_macs(model, image_size).count
 
 
-def summarize(model: nn.Module, image_size: int = 32) -> ModelSummary:
+def summarize(model: nn.Module, image_size: ImageSize = 32) -> ModelSummary:
     """Run one blank image through a network and count; the network is left as it was."""
     table = _LayerTable(model)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from halfmeg.config import BUDGET
+from halfmeg.data.shape import ImageShape, ImageSize, image_shape
 from halfmeg.networks.banbury2021 import resnet8
 from halfmeg.networks.floors import logistic, mlp
 from halfmeg.networks.gated import gated
@@ -35,16 +36,15 @@ class ModelEntry:
     """A row of `MODELS`: how to build a network, what it is, and the sizes it takes.
 
     Attributes:
-        build: takes `num_classes`, and `image_size` and `budget` where its signature has them.
+        build: takes `num_classes`, `in_channels` or `image_size`, and `budget` where its signature
+            has it.
         description: one line.
-        image_size: the only side of the images that it takes; None for any from `smallest` up.
-        smallest: the smallest side.
+        smallest: the smallest side of the images that it takes; any larger one does too.
         group: the heading that it stands under.
     """
 
     build: Callable[..., nn.Module]
     description: str
-    image_size: int | None = None
     smallest: int = 8
     group: str = ""
 
@@ -61,23 +61,24 @@ class ModelEntry:
     @property
     def sizes(self) -> str:
         """The sides that it takes, in words."""
-        return str(self.image_size or f"{self.smallest} or more")
+        return f"{self.smallest} or more"
 
-    def takes(self, size: int) -> bool:
-        """Whether it is built for square images of this side in pixels."""
-        return size == self.image_size if self.image_size else size >= self.smallest
+    def takes(self, size: ImageSize) -> bool:
+        """Whether it is built for images of this size in pixels."""
+        return image_shape(size).shortest >= self.smallest
 
 
 MODELS: dict[str, ModelEntry] = {
-    "cnn": ModelEntry(cnn, "the study's plain CNN", 32, group="the study"),
+    "cnn": ModelEntry(cnn, "the study's plain CNN", smallest=16, group="the study"),
     "resnet": ModelEntry(
-        resnet, "the study's ResNet with its hidden head (over the budget)", 32, group="the study"
+        resnet, "the study's ResNet with its hidden head (over the budget)", smallest=9,
+        group="the study",
     ),
     "resnet-linear": ModelEntry(
-        resnet_linear, "the same body with a linear head", 32, group="the study"
+        resnet_linear, "the same body with a linear head", smallest=9, group="the study"
     ),
     "resnet-shared": ModelEntry(
-        resnet_shared, "each block applied twice, shared weights", 32, group="the study"
+        resnet_shared, "each block applied twice, shared weights", smallest=9, group="the study"
     ),
     "resnet8": ModelEntry(
         resnet8, "ResNet-8 of MLPerf Tiny (Banbury et al. 2021)", group="residual networks"
@@ -121,7 +122,7 @@ MODELS: dict[str, ModelEntry] = {
 
 
 def build_model(
-    name: Any, num_classes: int = 10, image_size: int = 32, budget: int = BUDGET
+    name: Any, num_classes: int = 10, image_size: ImageSize = 32, budget: int = BUDGET
 ) -> nn.Module:
     """Build a network by its name, randomly initialized from torch's current random state.
 
@@ -129,7 +130,8 @@ def build_model(
         name: a key of `MODELS`, or a network of one's own: its place, such as `FILE.py:NAME`, or
             the class, function or instance itself.
         num_classes: length of the logits, 2 or more.
-        image_size: side of the square images in pixels.
+        image_size: side of square RGB images in pixels, (height, width), or (channels, height,
+            width).
         budget: a network that scales becomes the widest with fewer parameters than this.
 
     Raises:
@@ -153,19 +155,27 @@ def build_model(
             f"model {name!r} is not known; {hint}allowed: {', '.join(MODELS)}, or FILE.py:NAME"
         )
     entry = MODELS[name]
-    if not entry.takes(image_size):
-        raise ValueError(f"image_size={image_size} does not fit {name}; allowed: {entry.sizes}")
+    shape = image_shape(image_size)
+    if not entry.takes(shape):
+        raise ValueError(
+            f"image_size={shape.written} does not fit {name}; allowed: sides of {entry.sizes}"
+        )
     if budget != BUDGET and not entry.scalable:
         scalable = ", ".join(key for key, other in MODELS.items() if other.scalable)
         raise ValueError(f"budget={budget} is not for {name}, of one size; allowed: {scalable}")
-    settings = {"num_classes": num_classes, "image_size": image_size, "budget": budget}
+    settings: dict[str, Any] = {
+        "num_classes": num_classes, "in_channels": shape.channels, "image_size": shape,
+        "budget": budget,
+    }  # fmt: skip
     taken = inspect.signature(entry.build).parameters
     return entry.build(**{key: value for key, value in settings.items() if key in taken})
 
 
-def other_sizes(name: str, model: nn.Module, num_classes: int, sizes: Iterable[int]) -> list[int]:
-    """Return those of some sides of images that a network, built for another, takes too."""
+def other_sizes(
+    name: str, model: nn.Module, num_classes: int, shape: ImageShape, sizes: Iterable[int]
+) -> list[int]:
+    """Return those of some shorter sides that a network, built for images of a shape, takes too."""
     if is_place(name):
-        return [size for size in sizes if accepts(model, num_classes, size)]
+        return [size for size in sizes if accepts(model, num_classes, shape.scaled_to(size))]
     entry = MODELS[name]
     return [size for size in sizes if entry.takes(size) and not entry.fixed]

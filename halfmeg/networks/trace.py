@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.graph import Graph, Input, Shape, in_order
 from halfmeg.networks.lowering import LOWERINGS, Lowering
 from halfmeg.networks.values import Value, whole
@@ -39,15 +40,15 @@ CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
 ARITHMETIC = {"add", "sub", "mul", "div", "minimum", "maximum"}
 
 
-def trace(model: nn.Module, image_size: int) -> Graph:
-    """Trace a network in evaluation mode, for one image 3×image_size×image_size.
+def trace(model: nn.Module, image_size: ImageSize) -> Graph:
+    """Trace a network in evaluation mode, for one image of that size.
 
     Raises:
         ValueError: a network that torch.export does not trace, or an operator that integers cannot
             follow; it is named.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    image = torch.zeros(1, *image_shape(image_size), device=device)
     was_training = model.training
     model.eval()
     try:
@@ -62,7 +63,7 @@ def trace(model: nn.Module, image_size: int) -> Graph:
     finally:
         model.train(was_training)
     leaves = {path for path, module in model.named_modules() if not any(module.children())}
-    return _lower(program, (3, image_size, image_size), leaves)
+    return _lower(program, image_shape(image_size), leaves)
 
 
 def _changes_its_input(node: torch.fx.Node) -> bool:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.macs import measure_macs
-from halfmeg.networks.own import IN_CHANNELS, build_own
+from halfmeg.networks.own import build_own
 from halfmeg.networks.protocol import evaluating
 from halfmeg.places.load import describe
 from halfmeg.places.place import PlaceWarning
@@ -26,7 +27,11 @@ _tried: set[tuple[Any, ...]] = set()
 
 
 def try_out(
-    place: str, num_classes: int, image_size: int, budget: int, dtype: torch.dtype = torch.float32
+    place: str,
+    num_classes: int,
+    image_size: ImageSize,
+    budget: int,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Try a network once for each text, size and type; later calls return at once.
 
@@ -42,7 +47,7 @@ def try_out(
         PlaceWarning: it cannot be exported, or its multiply-accumulates are not all known.
     """
     model = build_own(place, num_classes, image_size, budget)
-    key = (place, read_source(place).sha256, num_classes, image_size, budget, dtype)
+    key = (place, read_source(place).sha256, num_classes, image_shape(image_size), budget, dtype)
     if key in _tried:
         return
     trial = _Trial(place, model, num_classes, image_size)
@@ -58,7 +63,7 @@ def try_out(
     _tried.add(key)
 
 
-def try_stack(place: str, num_classes: int, image_size: int, budget: int) -> None:
+def try_stack(place: str, num_classes: int, image_size: ImageSize, budget: int) -> None:
     """Try whether several networks of a place can be trained at once, by `torch.func.vmap`.
 
     Raises:
@@ -67,7 +72,7 @@ def try_stack(place: str, num_classes: int, image_size: int, budget: int) -> Non
     with torch.random.fork_rng(devices=[]):
         models = [build_own(place, num_classes, image_size, budget).train() for _ in range(2)]
         state = torch.func.stack_module_state(models)
-        images = torch.zeros(2, BATCH, IN_CHANNELS, image_size, image_size)
+        images = torch.zeros(2, BATCH, *image_shape(image_size))
 
         def of_one(parameters: Any, buffers: Any, batch: Tensor) -> Any:
             return torch.func.functional_call(models[0], (parameters, buffers), (batch,))
@@ -80,9 +85,9 @@ def try_stack(place: str, num_classes: int, image_size: int, budget: int) -> Non
             ) from None
 
 
-def accepts(model: nn.Module, num_classes: int, image_size: int) -> bool:
+def accepts(model: nn.Module, num_classes: int, image_size: ImageSize) -> bool:
     """Return whether a network, once built, takes images of another size."""
-    images = torch.zeros(2, IN_CHANNELS, image_size, image_size)
+    images = torch.zeros(2, *image_shape(image_size))
     with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(model):
         try:
             return tuple(model(images).shape) == (2, num_classes)
@@ -93,13 +98,15 @@ def accepts(model: nn.Module, num_classes: int, image_size: int) -> bool:
 class _Trial:
     """One network under trial; each check raises a ValueError that names the fault."""
 
-    def __init__(self, place: str, model: nn.Module, num_classes: int, image_size: int) -> None:
+    def __init__(
+        self, place: str, model: nn.Module, num_classes: int, image_size: ImageSize
+    ) -> None:
         self.place = place
         self.model = model
         self.num_classes = num_classes
         self.image_size = image_size
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(BATCH, IN_CHANNELS, image_size, image_size, generator=generator)
+        self.images = torch.randn(BATCH, *image_shape(image_size), generator=generator)
 
     def fault(self, text: str) -> ValueError:
         return ValueError(f"{self.place} {text}")

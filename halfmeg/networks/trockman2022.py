@@ -41,25 +41,34 @@ class ConvMixer(nn.Module):
         kernel: side of the depthwise filters.
         patch: side of the patches in pixels.
         num_classes: length of the logits.
+        in_channels: of the images.
     """
 
-    def __init__(self, width: int, depth: int, kernel: int, patch: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        kernel: int,
+        patch: int,
+        num_classes: int,
+        in_channels: int = 3,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.stem = nn.Conv2d(3, width, patch, patch)
+        self.stem = nn.Conv2d(in_channels, width, patch, patch)
         self.stem_bn = nn.BatchNorm2d(width)
         self.layers = nn.Sequential(*(MixerLayer(width, kernel) for _ in range(depth)))
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         x = self.layers(self.stem_bn(F.gelu(self.stem(x))))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def convmixer(num_classes: int, budget: int) -> ConvMixer:
+def convmixer(num_classes: int, budget: int, in_channels: int = 3) -> ConvMixer:
     """Build the widest ConvMixer of 8 layers, 5×5 filters and 2×2 patches below a budget."""
 
     def build(scale: float) -> ConvMixer:
-        return ConvMixer(max(8, 8 * round(32 * scale)), 8, 5, 2, num_classes)
+        return ConvMixer(max(8, 8 * round(32 * scale)), 8, 5, 2, num_classes, in_channels)
 
     return largest_within(build, budget)

@@ -69,12 +69,14 @@ class WhitenedNet(nn.Module):
     """Stages behind a first layer that is computed from the training images and stays as it is.
 
     Args:
-        filters: whitening filters, of the 12 that there are: those of the largest variance.
+        filters: whitening filters, of the 4 that there are for each channel of the images: those of
+            the largest variance; all where there are fewer.
         widths: channels of the stages.
         depth: convolutions in a stage.
         residual: whether stages have a shortcut and a gate.
         bn_momentum: share of the newest batch in BatchNorm's running statistics.
         num_classes: length of the logits.
+        in_channels: of the images.
     """
 
     def __init__(
@@ -86,41 +88,44 @@ class WhitenedNet(nn.Module):
         *,
         residual: bool,
         bn_momentum: float,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        in_channels = 2 * filters
-        self.whitening = nn.Conv2d(3, in_channels, WHITENING_KERNEL)
+        channels = 2 * min(filters, in_channels * WHITENING_KERNEL**2)
+        self.whitening = nn.Conv2d(in_channels, channels, WHITENING_KERNEL)
         # with nothing to train in front of it, the largest map needs no gradient: a tenth of a step
         self.whitening.requires_grad_(False)
         stages = []
         for width in widths:
             stages.append(
-                PoolStage(in_channels, width, depth, residual=residual, bn_momentum=bn_momentum)
+                PoolStage(channels, width, depth, residual=residual, bn_momentum=bn_momentum)
             )
-            in_channels = width
+            channels = width
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(in_channels, num_classes, bias=False)
+        self.head = nn.Linear(channels, num_classes, bias=False)
 
     @torch.no_grad()
     def prepare(self, images: Tensor) -> None:
-        """Set the first layer to the whitening filters of normalized images N×3×H×W.
+        """Set the first layer to the whitening filters of normalized images N×C×H×W.
 
         The filters are the eigenvectors of the covariance of the patches that the layer sees,
         divided by the root of their eigenvalues; each stands there with both signs, since an
         activation follows (Jordan 2024, section 3.1).
         """
         kernel = WHITENING_KERNEL
-        patches = images.unfold(2, kernel, 1).unfold(3, kernel, 1)  # N×3×h×w×k×k
-        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * kernel**2).double()
+        patches = images.unfold(2, kernel, 1).unfold(3, kernel, 1)  # N×C×h×w×k×k
+        length = images.shape[1] * kernel**2
+        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, length).double()
         values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))  # the smallest first
         kept = self.whitening.out_channels // 2
         values, vectors = values[-kept:], vectors[:, -kept:]
-        filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T.reshape(-1, 3, kernel, kernel)
-        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+        filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T
+        both = torch.cat([filters, -filters])
+        self.whitening.weight.copy_(both.reshape(self.whitening.weight.shape))
         self.whitening.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         x = self.stages(F.silu(self.whitening(x)))
         return self.head(x.amax((2, 3))) * HEAD_SCALE  # type: ignore[no-any-return]
 
@@ -129,7 +134,7 @@ class WhitenedNet(nn.Module):
         return self.stages[-2]
 
 
-def sprint(num_classes: int, budget: int) -> WhitenedNet:
+def sprint(num_classes: int, budget: int, in_channels: int = 3) -> WhitenedNet:
     """Build the network of the speed run: three stages of two convolutions.
 
     It leaves out the four whitening filters of least variance, which tell how colour changes from
@@ -138,17 +143,21 @@ def sprint(num_classes: int, budget: int) -> WhitenedNet:
 
     def build(scale: float) -> WhitenedNet:
         widths = _scaled((32, 128, 128), scale)
-        return WhitenedNet(8, widths, 2, num_classes, residual=False, bn_momentum=0.4)
+        return WhitenedNet(
+            8, widths, 2, num_classes, residual=False, bn_momentum=0.4, in_channels=in_channels
+        )
 
     return largest_within(build, budget)
 
 
-def record(num_classes: int, budget: int) -> WhitenedNet:
+def record(num_classes: int, budget: int, in_channels: int = 3) -> WhitenedNet:
     """Build the most accurate network: three stages of three convolutions, shortcuts, gates."""
 
     def build(scale: float) -> WhitenedNet:
         widths = _scaled((32, 88, 104), scale)
-        return WhitenedNet(12, widths, 3, num_classes, residual=True, bn_momentum=0.1)
+        return WhitenedNet(
+            12, widths, 3, num_classes, residual=True, bn_momentum=0.1, in_channels=in_channels
+        )
 
     return largest_within(build, budget)
 

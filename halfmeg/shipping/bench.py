@@ -59,7 +59,7 @@ class Measurement:
 
 
 def _open_torch(bundle: Bundle, threads: int, *, compiled: bool = False) -> Runner:
-    network = fold_batchnorm(bundle.load_model(), bundle.image_size)
+    network = fold_batchnorm(bundle.load_model(), bundle.image_shape)
     model = FromPixels(network, bundle.mean, bundle.std).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward: Runner = torch.compile(model) if compiled else model
@@ -154,7 +154,7 @@ def bench(
     for file in {RUNTIMES[name].file for name in names} - {"model.safetensors"}:
         verify_onnx(bundle, file)
     generator = torch.Generator().manual_seed(0)
-    size = (BATCH_SIZE, 3, bundle.image_size, bundle.image_size)
+    size = (BATCH_SIZE, *bundle.image_shape)
     batch = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     one = batch[:1].clone()
     reference = RUNTIMES["onnxruntime" if bundle.is_own else "torch"].open(bundle, 1)(batch)
@@ -208,8 +208,7 @@ def _peak_memory(folder: Path, name: str) -> int:
 
 def _run_once(pipe: Any, folder: Path, name: str) -> None:
     bundle = Bundle.open(folder)
-    size = bundle.image_size
-    images = torch.zeros(BATCH_SIZE, 3, size, size, dtype=torch.uint8)
+    images = torch.zeros(BATCH_SIZE, *bundle.image_shape, dtype=torch.uint8)
     if name.startswith("onnxruntime"):
         import onnxruntime  # noqa: F401 (the library itself is not what is measured)
     before = _peak_resident_bytes()

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle
 from halfmeg.data.augment import normalize
-from halfmeg.data.decode import decode_image
+from halfmeg.data.decode import decode_image, to_image
+from halfmeg.data.shape import ImageShape
 from halfmeg.evaluation.explain import grad_cam
 from halfmeg.files import read_limited, scratch_folder
 from halfmeg.networks.protocol import last_map
@@ -152,11 +153,11 @@ def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], Image
     model, layer = None, None
     if not bundle.is_own:  # whose maps are not to be had without its Python
         model = bundle.load_model().requires_grad_(False)
-        layer = last_map(model, bundle.image_size)
+        layer = last_map(model, bundle.image_shape)
     mean, std = torch.tensor(bundle.mean), torch.tensor(bundle.std)
 
     def answer(content: bytes) -> tuple[dict[str, float], Image.Image]:
-        image = decode_image(content, bundle.image_size, bundle.options.fit)
+        image = decode_image(content, bundle.image_shape, bundle.options.fit)
         pixels = torch.from_numpy(image.pixels.copy())[None]
         logits = run(pixels)
         heat = torch.zeros(pixels.shape[2:])  # of a network without a map: the image alone
@@ -168,9 +169,10 @@ def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], Image
 
 
 def _overlay(pixels: torch.Tensor, heat: torch.Tensor) -> Image.Image:
-    """Lay a heat map H×W over its image 3×H×W, both enlarged."""
-    size = (HEAT_SIZE, HEAT_SIZE)
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
+    """Lay a heat map H×W over its image C×H×W, both enlarged."""
+    _, height, width = ImageShape(*pixels.shape).scaled_to(HEAT_SIZE)
+    size = (width, height)
+    image = to_image(pixels.numpy()).convert("RGB").resize(size, Image.Resampling.BICUBIC)
     gray = Image.fromarray((255 * heat.numpy()).astype(np.uint8)).resize(
         size, Image.Resampling.BICUBIC
     )

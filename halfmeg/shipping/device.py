@@ -198,7 +198,7 @@ def bench_device(bundle: Bundle, device: str, num_images: int = 2) -> DeviceRun:
         raise ValueError(f"{bundle.folder} holds no C; export its run with --target c")
     name = str(bundle.described["c"]["name"])
     source, header = ((bundle.folder / "c" / "src" / f"{name}.{kind}").read_text() for kind in "ch")
-    size = (num_images, 3, bundle.image_size, bundle.image_size)
+    size = (num_images, *bundle.image_shape)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator())
     found = run_on(device, source, header, name, images.numpy())
     if find_spec("onnxruntime") is None:

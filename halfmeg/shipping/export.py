@@ -21,6 +21,7 @@ from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits, hold_out
 from halfmeg.data.decode import FitName
+from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.files import json_bytes, new_folder
@@ -87,7 +88,7 @@ class _Trained:
     model: nn.Module
     config: RunConfig
     classes: tuple[str, ...]
-    image_size: int
+    image_shape: ImageShape
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: dict[str, str]
@@ -100,7 +101,7 @@ class _Trained:
             recipe, data = source.described["recipe"], source.described["data"]
             return cls(
                 source.folder, source.load_model().eval(), RunConfig.from_dict(recipe),
-                source.classes, source.image_size, source.mean, source.std,
+                source.classes, source.image_shape, source.mean, source.std,
                 {"name": str(data["name"]), "fingerprint": str(data["fingerprint"])},
                 source.options.fit, read_ids(source.folder / TRAINED_ON),
             )  # fmt: skip
@@ -109,7 +110,7 @@ class _Trained:
         facts = source.data
         return cls(
             source.folder, source.load_model().eval(), source.config, facts.classes,
-            facts.image_size, facts.mean, facts.std,
+            facts.image_shape, facts.mean, facts.std,
             {"name": facts.name, "fingerprint": facts.fingerprint},
             source.options.fit, source.trained_on(),
         )  # fmt: skip
@@ -148,17 +149,12 @@ def export(
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
     run = _Trained.of(source)
-    if "web" in targets and run.fit != "crop":
-        raise ValueError(
-            f"the page cuts images to their centre (fit=crop); {run.folder} learned with "
-            f"fit={run.fit}, so --target web would not see what it was trained on"
-        )
     if data.fingerprint != run.data["fingerprint"]:
         raise ValueError(f"{run.folder} was trained on other data than {data.name}")
     _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
     held_out, calibration, kind = _proof_images(run.config, data)
-    onnx_model = to_onnx(model, mean, std, run.image_size)
+    onnx_model = to_onnx(model, mean, std, run.image_shape)
     integers: IntegerGraph | None = None
     try:
         integers = quantize(model, mean, std, calibration)
@@ -194,14 +190,15 @@ def export(
         "model": name,
         "budget": run.config.budget,
         "params": count_params(model),
-        "macs": count_macs(model, run.image_size),
+        "macs": count_macs(model, run.image_shape),
         "classes": list(run.classes),
-        "image_size": run.image_size,
+        "image_size": run.image_shape.size,
+        "channels": run.image_shape.channels,
         "mean": list(mean),
         "std": list(std),
         "temperature": temperature,
         "temperature_origin": origin,
-        "preprocessing": preprocessing(run.image_size, run.fit),
+        "preprocessing": preprocessing(run.image_shape, run.fit),
         "data": run.data,
         "accuracy": {
             "test_accuracy": measured.accuracy,
@@ -348,10 +345,12 @@ def _versions() -> dict[str, Any]:
 
 
 def _model_card(facts: dict[str, Any], measured: Evaluation, contents: dict[str, bytes]) -> str:
+    shape = data_shape(facts["image_size"], facts["channels"])
     return render(
         "card.md",
         facts=facts,
         classes=list(zip(facts["classes"], measured.per_class, measured.precision, strict=True)),
-        snippet=snippet(facts["image_size"], facts["preprocessing"]["fit"]),
+        shape=shape,
+        snippet=snippet(shape, facts["preprocessing"]["fit"]),
         sizes={name: len(content) for name, content in contents.items()},
     )

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.files import scratch_folder
 
 FOLD_TOLERANCE = 1e-3
 """Largest difference of a logit, in parts of the largest, that folding may make by rounding."""
 
 
-def fold_batchnorm(model: nn.Module, image_size: int) -> nn.Module:
+def fold_batchnorm(model: nn.Module, image_size: ImageSize) -> nn.Module:
     """Return a copy in evaluation mode with each BatchNorm folded into the layer before it.
 
     The layer before it is taken to be the child before it. Where that is not so, the logits differ,
@@ -28,7 +29,7 @@ def fold_batchnorm(model: nn.Module, image_size: int) -> nn.Module:
     """
     plain = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, 3, image_size, image_size, generator=generator)
+    images = torch.randn(4, *image_shape(image_size), generator=generator)
     try:
         folded = _fold_into_child_before(plain)
         with torch.no_grad():
@@ -67,15 +68,15 @@ def _fold_into_child_before(model: nn.Module) -> nn.Module:
 
 
 class FromPixels(nn.Module):
-    """A network that takes pixels: uint8 B×3×H×W to logits B×K."""
+    """A network that takes pixels: uint8 B×C×H×W to logits B×K."""
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.model = model
         self.scale: Tensor
         self.offset: Tensor
-        self.register_buffer("scale", (1 / 255 / torch.tensor(std)).view(1, 3, 1, 1))
-        self.register_buffer("offset", (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1))
+        self.register_buffer("scale", (1 / 255 / torch.tensor(std)).view(1, -1, 1, 1))
+        self.register_buffer("offset", (-torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalize and classify."""
@@ -83,14 +84,14 @@ class FromPixels(nn.Module):
 
 
 def to_onnx(
-    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], image_size: int
+    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], image_size: ImageSize
 ) -> bytes:
-    """Return a network as ONNX: input `pixels` uint8 B×3×H×W, output `logits` B×K, any B."""
+    """Return a network as ONNX: input `pixels` uint8 B×C×H×W, output `logits` B×K, any B."""
     deployed = FromPixels(fold_batchnorm(model, image_size), mean, std).eval()
     # Weights in channels_last make the exporter write a global pool as Range and Gather.
     deployed = deployed.to(memory_format=torch.contiguous_format)
     # A batch of 1 in the example would be taken for a constant.
-    example = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
+    example = torch.zeros(2, *image_shape(image_size), dtype=torch.uint8)
     with quiet():
         program = torch.onnx.export(
             deployed,
@@ -107,7 +108,7 @@ def to_onnx(
 
 
 def quantize_by_library(onnx_model: bytes, calibration: Tensor) -> bytes:
-    """Return an ONNX model in int8, calibrated on uint8 images B×3×H×W.
+    """Return an ONNX model in int8, calibrated on uint8 images B×C×H×W.
 
     For networks with operators that `halfmeg.shipping.quantize` refuses. Static, in QDQ form:
     weights in 7 of 8 bits for each channel, since processors with AVX2 but without VNNI overflow

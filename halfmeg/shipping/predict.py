@@ -15,6 +15,7 @@ from torch import Tensor
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.graph import open_session
 from halfmeg.data.decode import FitName, decode_image, read_file
+from halfmeg.data.shape import ImageShape
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.shipping.verify import run_onnx, verify_onnx
 
@@ -22,7 +23,7 @@ BATCH_SIZE = 16
 """Images of one pass, after which their answers are given; smaller ones are hardly slower."""
 
 Runner = Callable[[Tensor], Tensor]
-"""Maps uint8 B×3×H×W to float32 logits B×K."""
+"""Maps uint8 B×C×H×W to float32 logits B×K."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def predict(bundle: Bundle, paths: Sequence[Path], *, top: int = 3) -> Iterator[
 def _answers(bundle: Bundle, paths: Sequence[Path], top: int, run: Runner) -> Iterator[Prediction]:
     fit = bundle.options.fit
     for start in range(0, len(paths), BATCH_SIZE):
-        decoded = {path: _read(path, bundle.image_size, fit) for path in paths[start:][:BATCH_SIZE]}
+        decoded = {
+            path: _read(path, bundle.image_shape, fit) for path in paths[start:][:BATCH_SIZE]
+        }
         pixels = [image for image in decoded.values() if isinstance(image, np.ndarray)]
         tops: Iterator[tuple[tuple[str, float], ...]] = iter(())
         if pixels:
@@ -108,9 +111,9 @@ def top_classes(bundle: Bundle, logits: Tensor, top: int) -> list[tuple[tuple[st
     ]
 
 
-def _read(path: Path, image_size: int, fit: FitName) -> np.ndarray | str:
+def _read(path: Path, shape: ImageShape, fit: FitName) -> np.ndarray | str:
     try:
-        return decode_image(read_file(path), image_size, fit).pixels
+        return decode_image(read_file(path), shape, fit).pixels
     except ValueError as error:
         return str(error)
     except OSError as error:

@@ -63,18 +63,18 @@ def quantize(
     Args:
         model: the network.
         mean, std: of the pixels scaled to [0, 1], for each channel.
-        calibration: uint8 B×3×H×W, of the training images.
+        calibration: uint8 B×C×H×W, of the training images.
 
     Raises:
         ValueError: a network that cannot be traced, an operator without an int8 form, or values
             that are not finite.
     """
-    graph = simplify(trace(model, calibration.shape[-1]), mean, std)
+    graph = simplify(trace(model, tuple(calibration.shape[1:])), mean, std)
     return quantize_graph(graph, measure_ranges(graph, calibration))
 
 
 def measure_ranges(graph: Graph, calibration: Tensor) -> Ranges:
-    """Return the smallest and largest value of each node's map over uint8 images B×3×H×W."""
+    """Return the smallest and largest value of each node's map over uint8 images B×C×H×W."""
     found: Ranges = {}
     with torch.inference_mode():
         for batch in calibration.split(BATCH_SIZE):  # type: ignore[no-untyped-call]

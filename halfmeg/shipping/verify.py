@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.graph import check_graph, open_session
+from halfmeg.data.shape import ImageShape
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.summary import count_params
 
@@ -50,14 +51,14 @@ def verify_onnx(bundle: Bundle, name: str) -> bytes:
     """
     path = bundle.folder / name
     content = bundle.read_file(name)
-    images = _probes(bundle.image_size)
+    images = _probes(bundle.image_shape)
     if bundle.is_own:
         num_params = sum(tensor.numel() for tensor in bundle.load_state().values())
     else:
         model = bundle.load_model()
         num_params = count_params(model)
     try:
-        check_graph(content, bundle.image_size, num_params)
+        check_graph(content, bundle.image_shape, num_params)
         logits = run_onnx(open_session(content, 1))(images)
         if not bundle.is_own:
             reference = compute_logits(model, images, bundle.mean, bundle.std, precision="fp32")
@@ -88,7 +89,7 @@ def verify_onnx(bundle: Bundle, name: str) -> bytes:
 
 
 def run_onnx(session: Any) -> Callable[[Tensor], Tensor]:
-    """Return a function from uint8 B×3×H×W to float32 logits B×K.
+    """Return a function from uint8 B×C×H×W to float32 logits B×K.
 
     Raises:
         ValueError: of that function, where the runtime fails.
@@ -104,7 +105,7 @@ def run_onnx(session: Any) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _probes(image_size: int) -> Tensor:
+def _probes(shape: ImageShape) -> Tensor:
     """Draw images: half of them noise, half of them as smooth as photographs are.
 
     They are other ones each time, so that no file can be made to agree on these only.
@@ -112,7 +113,7 @@ def _probes(image_size: int) -> Tensor:
     generator = torch.Generator()
     generator.seed()
     half = NUM_PROBES // 2
-    rough = torch.rand(half, 3, image_size, image_size, generator=generator)
-    coarse = torch.rand(half, 3, 4, 4, generator=generator)
-    smooth = F.interpolate(coarse, size=image_size, mode="bicubic").clamp(0, 1)
+    rough = torch.rand(half, *shape, generator=generator)
+    coarse = torch.rand(half, shape.channels, 4, 4, generator=generator)
+    smooth = F.interpolate(coarse, size=shape[1:], mode="bicubic").clamp(0, 1)
     return (255 * torch.cat([rough, smooth])).round().to(torch.uint8)

@@ -119,7 +119,8 @@ def build_web(
         temperature: by which logits are divided before they become probabilities.
         images: uint8 B×C×H×W.
         logits: the oracle's, of these images.
-        facts: what the page states: `params`, `accuracy` and `proof` as in model.json.
+        facts: what the page states: `params`, `accuracy`, `preprocessing` and `proof` as in
+            model.json.
 
     Raises:
         ValueError: no compiler, one that does not take the file, or logits that are not equal.
@@ -131,7 +132,10 @@ def build_web(
         data["plain"] = _text(parts["plain"][1])
     network = {
         "classes": list(classes),
-        "size": graph.image[1],
+        "channels": graph.image[0],
+        "height": graph.image[1],
+        "width": graph.image[2],
+        "fit": facts["preprocessing"]["fit"],
         "temperature": temperature,
         "data": data,
         "code": {build: _text(code) for build, (code, _) in parts.items()},

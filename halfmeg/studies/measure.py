@@ -64,9 +64,9 @@ def measure(runs: Sequence[Run], data: DataSplits, out: Path) -> None:
     networks = {}
     for name, budget in sorted({(run.config.model, run.config.budget) for run in runs}):
         with _unless_lost(name, f"no costs of {name}"):
-            model = build_model(name, len(first.classes), first.image_size, budget)
+            model = build_model(name, len(first.classes), first.image_shape, budget)
             networks[shape_name(name, budget)] = model
-    costs = measure_costs(networks, first.image_size)
+    costs = measure_costs(networks, first.image_shape)
     write_json(out / "costs.json", {name: cost.to_dict() for name, cost in costs.items()})
 
 

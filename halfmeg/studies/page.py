@@ -14,12 +14,12 @@ from typing import Any
 import jinja2
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.augment import Augmentation
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.decode import to_image
 from halfmeg.files import read_json, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
@@ -182,11 +182,10 @@ def render_markdown(comparison: Comparison, pictures: dict[str, str]) -> str:
 
 
 def _picture(pixels: np.ndarray) -> str:
-    """Return uint8 3×H×W as a PNG data address, whole pixels enlarged to 96 or more."""
+    """Return uint8 C×H×W as a PNG data address, whole pixels enlarged to 96 or more."""
     times = max(1, -(-96 // pixels.shape[-1]))
-    enlarged = pixels.transpose(1, 2, 0).repeat(times, 0).repeat(times, 1)
     buffer = io.BytesIO()
-    Image.fromarray(enlarged).save(buffer, "PNG")
+    to_image(pixels.repeat(times, 1).repeat(times, 2)).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -36,10 +36,11 @@ def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:
             f"teacher={config.teacher} knows the classes {', '.join(bundle.classes)}; "
             f"the data has {', '.join(data.classes)}"
         )
-    if bundle.image_size != data.image_size:
+    if bundle.image_shape != data.image_shape:
+        theirs, ours = ("×".join(map(str, s)) for s in (bundle.image_shape, data.image_shape))
         raise ValueError(
-            f"teacher={config.teacher} takes images of {bundle.image_size} pixels; "
-            f"the data has {data.image_size}"
+            f"teacher={config.teacher} takes images of {theirs} (channels, height, width); "
+            f"the data has {ours}"
         )
     for name, size in config.small_sizes().items():
         if not MODELS[bundle.model].takes(size) or MODELS[bundle.model].fixed:

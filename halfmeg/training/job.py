@@ -49,18 +49,19 @@ def check(config: RunConfig, data: DataSplits) -> None:
     allowed = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if config.device not in (*allowed, *(["cuda"] if len(allowed) > 1 else [])):
         raise ValueError(f"device={config.device} is not there; allowed here: {', '.join(allowed)}")
-    if config.crop_mode == "reflect" and config.crop >= data.image_size:
-        raise ValueError(f"crop={config.crop} is too wide; allowed: below {data.image_size}")
+    shape = data.image_shape
+    if config.crop_mode == "reflect" and config.crop >= shape.shortest:
+        raise ValueError(f"crop={config.crop} is too wide; allowed: below {shape.shortest}")
     num_classes = len(data.classes)
     check_places(config, data)
-    model = build_model(config.model, num_classes, data.image_size, config.budget)
+    model = build_model(config.model, num_classes, shape, config.budget)
     small = config.small_sizes()
-    fitting = other_sizes(config.model, model, num_classes, small.values())
+    fitting = other_sizes(config.model, model, num_classes, shape, small.values())
     for name, size in small.items():
-        if size not in fitting or size > data.image_size:
+        if size not in fitting or size > shape.shortest:
             raise ValueError(
                 f"{name}={size} does not fit {config.model} and this data; "
-                f"allowed: {_small_sizes_of(config.model, data.image_size)}"
+                f"allowed: {_small_sizes_of(config.model, shape.shortest)}"
             )
     if config.init:
         load_initial_weights(model, config)
@@ -81,8 +82,8 @@ def check_places(config: RunConfig, data: DataSplits) -> None:
     if is_place(config.model):
         device = torch.device(config.device if torch.cuda.is_available() else "cpu")
         dtype = compute_dtype(config.precision, device)
-        try_out(config.model, num_classes, data.image_size, config.budget, dtype)
-    try_own(config, num_classes, data.image_size)
+        try_out(config.model, num_classes, data.image_shape, config.budget, dtype)
+    try_own(config, num_classes, data.image_shape)
 
 
 def _small_sizes_of(model: str, largest: int) -> str:
@@ -91,7 +92,7 @@ def _small_sizes_of(model: str, largest: int) -> str:
     entry = MODELS[model]
     if entry.fixed:
         return "0 for none"
-    return f"0 for none, or from {entry.image_size or entry.smallest} to {largest}"
+    return f"0 for none, or from {entry.smallest} to {largest}"
 
 
 def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
@@ -233,7 +234,7 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     labels = data.train.labels[train_indices]
     by_class = balanced_weights(labels, len(data.classes))
     weights = by_class[labels] if config.sampling == "balanced" else None
-    plan = Plan.of(config, len(train_indices), data.image_size)
+    plan = Plan.of(config, len(train_indices), data.image_shape)
     model = build_network(config, data, train_indices)
     model.to(device=device)
     use_channels_last(model)
@@ -262,7 +263,7 @@ def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) ->
         ValueError: it cannot be prepared from images, or `init` does not fit.
     """
     torch.manual_seed(derive_seed(config.seed))
-    model = build_model(config.model, len(data.classes), data.image_size, config.budget)
+    model = build_model(config.model, len(data.classes), data.image_shape, config.budget)
     if prepare := preparation(model):
         some = data.train.images[train_indices[:PREPARATION_IMAGES]]
         try:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.shape import ImageSize
 from halfmeg.networks.summary import count_macs
 from halfmeg.training.distill import Teacher
 from halfmeg.training.own import build_own_loss
@@ -28,7 +29,7 @@ class Loss(Protocol):
             images: normalized B×3×H×W, as the network saw them.
         """
 
-    def macs(self, image_size: int) -> int:
+    def macs(self, image_size: ImageSize) -> int:
         """Return the multiply-accumulates that the loss of one image costs beside the network."""
 
 
@@ -43,7 +44,7 @@ class LabelLoss:
         """Return the mean over the batch."""
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
-    def macs(self, image_size: int) -> int:
+    def macs(self, image_size: ImageSize) -> int:
         """Return 0: no network runs."""
         return 0
 
@@ -59,7 +60,7 @@ class OwnLoss:
         """Return the mean over the batch."""
         return self.function(logits.float(), labels)
 
-    def macs(self, image_size: int) -> int:
+    def macs(self, image_size: ImageSize) -> int:
         """Return 0: no network is known to run."""
         return 0
 
@@ -79,7 +80,7 @@ class WeighedLoss:
         )
         return (losses * self.weights[labels]).mean()
 
-    def macs(self, image_size: int) -> int:
+    def macs(self, image_size: ImageSize) -> int:
         """Return 0: no network runs."""
         return 0
 
@@ -96,7 +97,7 @@ class TaughtLoss:
         """Return the mean over the batch."""
         return self.teacher.mix(self.of_labels(logits, labels, images), images, logits)
 
-    def macs(self, image_size: int) -> int:
+    def macs(self, image_size: ImageSize) -> int:
         """Return what the teacher's answer costs."""
         return self.of_labels.macs(image_size) + count_macs(self.teacher.model, image_size)
 

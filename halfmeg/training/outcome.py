@@ -41,10 +41,11 @@ def finish(job: Job, at: Position) -> None:
     arrays |= {"test_logits": job.logits(data.test.images), "test_labels": data.test.labels}
     test = score(arrays["test_logits"], data.test.labels)
     run.save_logits(**arrays)
-    macs = measure_macs(model, data.image_size)
+    macs = measure_macs(model, data.image_shape)
     by_size = {  # backward: at most twice forward
-        size: 3 * count_macs(model, size) + job.criterion.macs(size)
+        size: 3 * count_macs(model, shape) + job.criterion.macs(shape)
         for size in {epoch.size for epoch in job.plan.epochs}
+        for shape in [data.image_shape.scaled_to(size)]
     }
     run.save_result(
         {

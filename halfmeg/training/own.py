@@ -3,7 +3,7 @@
 | setting | called as | returns |
 |---|---|---|
 | `loss` | `(logits, labels)`: float32 B×K, int64 B | the mean loss of the batch, a scalar |
-| `augment` | `(images, generator)`: normalized B×3×H×W | images of the same shape |
+| `augment` | `(images, generator)`: normalized B×C×H×W | images of the same shape |
 | `optimizer` | `(params, lr, …)`: groups of parameters as torch takes them | a torch optimizer |
 
 A transform follows the recipe's own augmentation.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from halfmeg.config import RunConfig
+from halfmeg.data.shape import ImageShape
 from halfmeg.places.load import call, load, running, takes
 from halfmeg.places.place import is_place
 
@@ -107,7 +108,7 @@ def build_own_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> torc
     return optimizer
 
 
-def try_own(config: RunConfig, num_classes: int, image_size: int) -> None:
+def try_own(config: RunConfig, num_classes: int, shape: ImageShape) -> None:
     """Try what a config has of the user's own on a small batch, before anything is trained.
 
     Raises:
@@ -116,7 +117,7 @@ def try_own(config: RunConfig, num_classes: int, image_size: int) -> None:
     with torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(0)
         if config.augment:
-            images = torch.randn(TRIAL_BATCH, 3, image_size, image_size, generator=generator)
+            images = torch.randn(TRIAL_BATCH, *shape, generator=generator)
             changed = build_transform(config)(images.clone(), generator)
             if not changed.isfinite().all():
                 raise ValueError(f"{config.augment} returns images that are not finite")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import Augmentation
+from halfmeg.data.shape import ImageSize, image_shape
 
 
 def derive_seed(*parts: int) -> int:
@@ -56,7 +57,7 @@ def batch_bounds(count: int, batch_size: int) -> list[slice]:
 
 
 def training_size(config: RunConfig, epoch: int) -> int:
-    """Return the side of the images in an epoch counted from 0; 0 means the data's own."""
+    """Return the shorter side of the images in an epoch, counted from 0; 0: the data's own."""
     if epoch >= round(config.small_share * config.epochs):
         return 0
     sides = config.small_sizes()
@@ -104,7 +105,7 @@ class Epoch:
         seed: of the run.
         number: counted from 0.
         num_images: how many it trains on.
-        size: their side in pixels.
+        size: their shorter side in pixels.
         batches: the places of each step's images in the epoch's order.
         first_step: how many steps come before it.
         alternate: whether `mirrored` says which images are mirrored, and not chance.
@@ -156,8 +157,9 @@ class Plan:
     epochs: tuple[Epoch, ...]
 
     @classmethod
-    def of(cls, config: RunConfig, count: int, image_size: int) -> Plan:
-        """Plan a run on `count` training images with sides of `image_size` pixels."""
+    def of(cls, config: RunConfig, count: int, image_size: ImageSize) -> Plan:
+        """Plan a run on `count` training images of a size."""
+        own_size = image_shape(image_size).shortest
         numbers = range(config.epochs)
         counts = [images_in(config, epoch, count) for epoch in numbers]
         batches = [tuple(batch_bounds(n, config.batch_size)) for n in counts]
@@ -168,7 +170,7 @@ class Plan:
                     seed=config.seed,
                     number=epoch,
                     num_images=counts[epoch],
-                    size=training_size(config, epoch) or image_size,
+                    size=training_size(config, epoch) or own_size,
                     batches=batches[epoch],
                     first_step=first_step,
                     alternate=config.alternate,

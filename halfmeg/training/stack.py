@@ -91,7 +91,7 @@ def train_stack(
     check_stack([config for config, _ in tasks])
     check(config, data)
     if is_place(config.model):
-        try_stack(config.model, len(data.classes), data.image_size, config.budget)
+        try_stack(config.model, len(data.classes), data.image_shape, config.budget)
     prepare_process(config.threads)
     jobs, positions, damaged = [], [], []
     for task, folder in tasks:

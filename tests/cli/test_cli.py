@@ -199,7 +199,7 @@ MISTAKES = {
     "no run": (["evaluate", "nowhere"], ["nowhere is no run folder"]),
     "not resumable": (["resume", "nowhere"], ["nowhere is no run folder"]),
     "no GPU of that number": (["train", "common", "device=cuda:99"], ["cuda:99", "cpu"]),
-    "odd size": (["train", "common", "--image-size", "40"], ["image_size=40", "allowed: 32"]),
+    "odd size": (["train", "common", "--image-size", "12"], ["image_size=12", "16 or more"]),
 }
 
 

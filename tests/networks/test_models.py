@@ -135,7 +135,8 @@ def test_the_same_seed_builds_the_same_network(name: str) -> None:
     [
         (("resnet-20",), ["'resnet-20'", "did you mean 'resnet20'", "cnn, resnet"]),
         (("cnn", 1), ["num_classes=1", "2 or more"]),
-        (("cnn", 10, 28), ["image_size=28", "allowed: 32"]),
+        (("cnn", 10, 15), ["image_size=15", "16 or more"]),
+        (("resnet", 10, (64, 8)), ["image_size=64x8", "9 or more"]),
         (("resnet20", 10, 4), ["image_size=4", "8 or more"]),
         (("record", 10, 8), ["image_size=8", "9 or more"]),
     ],
@@ -324,5 +325,6 @@ def test_unit_batchnorm_keeps_its_scale() -> None:
 
 def test_the_smallest_images_that_fit() -> None:
     for name, entry in MODELS.items():
-        size = entry.image_size or entry.smallest
-        assert build_model(name, 10, size)(torch.randn(2, 3, size, size)).shape == (2, 10)
+        for shape in ((3, entry.smallest, entry.smallest), (1, entry.smallest, entry.smallest + 5)):
+            logits = build_model(name, 10, shape)(torch.randn(2, *shape))
+            assert logits.shape == (2, 10)

@@ -112,10 +112,9 @@ def test_a_budget_chooses_the_widest(name: str, budget: int) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_other_sizes_and_classes(name: str) -> None:
-    entry = MODELS[name]
-    size = entry.image_size or 48
-    logits = build_model(name, 7, size).eval()(torch.randn(2, 3, size, size))
+@pytest.mark.parametrize("shape", [(3, 48, 48), (3, 24, 40), (1, 40, 24)])
+def test_other_sizes_channels_and_classes(name: str, shape: tuple[int, ...]) -> None:
+    logits = build_model(name, 7, shape).eval()(torch.randn(2, *shape))
     assert logits.shape == (2, 7)
 
 

@@ -23,7 +23,8 @@ from test_graph import COVERED, example
 from test_integer import integers, pixels
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.data.decode import decode_image
+from halfmeg.data.decode import FITS, FitName, decode_image
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.shipping import web
 from halfmeg.shipping.integer import run
 from halfmeg.shipping.web import NOT_PROVED, WebPage, build_web
@@ -44,6 +45,7 @@ QUICK = ("cnn", "anything")
 FACTS = {
     "params": 74_000,
     "accuracy": {"test_accuracy": 0.9, "test_n": 100, "data": "<things>"},
+    "preprocessing": {"fit": "crop"},
     "proof": {"int8_accuracy": 0.89, "accuracy": 0.9, "n": 50, "images": "validation"},
 }
 
@@ -51,7 +53,9 @@ FACTS = {
 # --- scaling ---
 
 
-def scaled_by_the_page(folder: Path, contents: Sequence[bytes], size: int) -> list[np.ndarray]:
+def scaled_by_the_page(
+    folder: Path, contents: Sequence[bytes], size: ImageSize, fit: FitName = "crop"
+) -> list[np.ndarray]:
     """Scale the pixels that Pillow decodes, with the page's code, in node."""
     items = []
     for index, content in enumerate(contents):
@@ -59,23 +63,26 @@ def scaled_by_the_page(folder: Path, contents: Sequence[bytes], size: int) -> li
             image = opened.convert("RGBA")
         (folder / str(index)).write_bytes(image.tobytes())
         items.append((image.width, image.height, str(folder / str(index))))
-    (folder / "items.json").write_text(json.dumps(items))
+    shape = image_shape(size)
+    target = shape._asdict() | {"fit": fit}
+    (folder / "items.json").write_text(json.dumps({"target": target, "items": items}))
     (folder / "scale.js").write_text(
         (TEMPLATES / "resize.js").read_text()
         + """
 const fs = require("node:fs");
-const [, , folder, size] = process.argv;
-const scaled = JSON.parse(fs.readFileSync(`${folder}/items.json`)).map(([width, height, path]) => {
+const [, , folder] = process.argv;
+const { target, items } = JSON.parse(fs.readFileSync(`${folder}/items.json`));
+const scaled = items.map(([width, height, path]) => {
   const pixels = new Uint8ClampedArray(fs.readFileSync(path));
   const rows = (top, count) => pixels.slice(top * width * 4, (top + count) * width * 4);
-  return Buffer.from(resize(width, height, rows, +size));
+  return Buffer.from(resize(width, height, rows, target));
 });
 fs.writeFileSync(`${folder}/scaled`, Buffer.concat(scaled));
 """
     )
-    command = ["node", str(folder / "scale.js"), str(folder), str(size)]
-    subprocess.run(command, check=True)
-    found = np.fromfile(folder / "scaled", np.uint8).reshape(-1, size, size, 3)
+    subprocess.run(["node", str(folder / "scale.js"), str(folder)], check=True)
+    _, height, width = shape
+    found = np.fromfile(folder / "scaled", np.uint8).reshape(-1, height, width, shape.channels)
     return list(found.transpose(0, 3, 1, 2))
 
 
@@ -86,16 +93,20 @@ def png(array: np.ndarray) -> bytes:
 
 
 @needs_node
-@pytest.mark.parametrize("size", [8, 32, 97])
-def test_the_page_scales_as_pillow_does(tmp_path: Path, size: int) -> None:
-    random = np.random.default_rng(size)
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [8, 32, 97, (96, 64), (1, 20, 31), (1, 48, 48)])
+def test_the_page_scales_as_pillow_does(tmp_path: Path, size: ImageSize, fit: FitName) -> None:
+    random = np.random.default_rng(image_shape(size).width)
     shapes = [(2, 3), (5, 300), (31, 33), (32, 32), (97, 97), (97, 64), (427, 640), (700, 311)]
     contents = [png(random.integers(0, 256, (*shape, 3), np.uint8)) for shape in shapes]
     contents.append(
         png(np.full((41, 50, 3), 255, np.uint8) * random.integers(0, 2, (41, 50, 1), np.uint8))
     )
-    for content, found in zip(contents, scaled_by_the_page(tmp_path, contents, size), strict=True):
-        expected = decode_image(content, size)
+    if fit == "pad":  # an image that would have no pixel left is refused
+        contents = [c for c in contents if min(Image.open(io.BytesIO(c)).size) > 5]
+    scaled = scaled_by_the_page(tmp_path, contents, size, fit)
+    for content, found in zip(contents, scaled, strict=True):
+        expected = decode_image(content, size, fit)
         assert np.array_equal(found, expected[0]), expected[1]
 
 
@@ -401,7 +412,7 @@ class TestOtherBrowsers:
             found = page.evaluate(
                 "async (text) => { const bitmap = await createImageBitmap("
                 "new Blob([decodeBase64(text)]), {colorSpaceConversion: 'none'});"
-                "return [...resize(bitmap.width, bitmap.height, rowReader(bitmap), 32)]; }",
+                "return [...resize(bitmap.width, bitmap.height, rowReader(bitmap), network)]; }",
                 base64.b64encode(content).decode(),
             )
             expected = decode_image(content, 32)[0]

@@ -21,8 +21,8 @@ extern "C" {
 
 extern const char *const {{ name }}_labels[{{ macro }}_CLASSES];
 
-/* Returns the class of an image and writes its logits. The image is height x width x channels, red,
- * green and blue from 0 to 255. Works in one static arena: not for two threads at once. */
+/* Returns the class of an image and writes its logits. The image is height x width x channels,
+ * {{ 'gray' if image[0] == 1 else 'red, green and blue' }} from 0 to 255. Works in one static arena: not for two threads at once. */
 int {{ name }}_classify(const uint8_t image[{{ macro }}_IMAGE_BYTES],
     float logits[{{ macro }}_CLASSES]);
 

@@ -11,7 +11,7 @@ function moduleBytes({ code, data }) {
   return bytes;
 }
 
-// Returns a function from bytes, height × width × RGB, to logits.
+// Returns a function from bytes, height × width × channels, to logits.
 async function openModule(bytes) {
   const { instance } = await WebAssembly.instantiate(bytes, {});
   const { memory, image, logits, classify } = instance.exports;

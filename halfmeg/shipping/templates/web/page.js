@@ -2,6 +2,7 @@ const network = JSON.parse(document.getElementById("network").textContent);
 const opened = openNetwork(network);
 const element = (id) => document.getElementById(id);
 const MAX_BARS = 10;
+const PICTURE_SIDE = 720;
 const TIMED_MS = 30; // One run is too short for the clocks of some browsers.
 
 function say(problem) {
@@ -50,29 +51,40 @@ function showBars(shares) {
   });
 }
 
+// Shows the image as it is fitted, but in the canvas's finer pixels.
 function showPicture(bitmap) {
   const canvas = element("picture");
-  const side = Math.min(bitmap.width, bitmap.height);
+  canvas.width = Math.round(PICTURE_SIDE * Math.min(1, network.width / network.height));
+  canvas.height = Math.round(PICTURE_SIDE * Math.min(1, network.height / network.width));
+  const target = { width: canvas.width, height: canvas.height, fit: network.fit };
+  const { left, top, right, bottom, ...to } = placement(bitmap.width, bitmap.height, target);
   const context = canvas.getContext("2d");
-  context.fillStyle = "white";
+  context.fillStyle = "black";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.imageSmoothingEnabled = side > canvas.width / 4;
+  context.fillStyle = "white"; // what transparency is laid on
+  context.fillRect(to.x, to.y, to.width, to.height);
+  context.imageSmoothingEnabled = Math.min(right - left, bottom - top) > PICTURE_SIDE / 4;
   context.imageSmoothingQuality = "high";
-  const left = (bitmap.width - side) / 2, top = (bitmap.height - side) / 2;
-  context.drawImage(bitmap, left, top, side, side, 0, 0, canvas.width, canvas.height);
+  context.drawImage(bitmap, left, top, right - left, bottom - top, to.x, to.y, to.width, to.height);
   canvas.hidden = false;
   element("invitation").hidden = true;
 }
 
 function showPixels(pixels) {
   const canvas = element("pixels");
-  canvas.width = canvas.height = network.size;
+  const { channels, height, width } = network;
+  canvas.width = width;
+  canvas.height = height;
   const context = canvas.getContext("2d");
-  const image = context.createImageData(network.size, network.size);
-  for (let i = 0; i < network.size ** 2; i++)
-    image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i);
+  const image = context.createImageData(width, height);
+  for (let i = 0; i < height * width; i++) {
+    const [red, green = red, blue = red] = pixels.subarray(channels * i, channels * (i + 1));
+    image.data.set([red, green, blue, 255], 4 * i);
+  }
   context.putImageData(image, 0, 0);
-  element("pixel-size").textContent = `${network.size} × ${network.size} pixels`;
+  const order = height === width ? "" : " (height × width)";
+  const gray = channels === 1 ? " in gray" : "";
+  element("pixel-size").textContent = `${height} × ${width} pixels${order}${gray}`;
 }
 
 function timed(run) {
@@ -104,12 +116,17 @@ async function classify(blob, name) {
     say(`${name} has ${bitmap.width} × ${bitmap.height} pixels; 2 × 2 and more are needed.`);
     return;
   }
+  const fitted = placement(bitmap.width, bitmap.height, network);
+  if (Math.min(fitted.width, fitted.height) < 1) {
+    say(`${name}, of ${bitmap.width} × ${bitmap.height} pixels, is too narrow.`);
+    return;
+  }
   say("");
   showPicture(bitmap);
   await new Promise((painted) => setTimeout(painted)); // a large photograph takes a moment
   if (turn !== latest) return;
   const start = performance.now();
-  const pixels = resize(bitmap.width, bitmap.height, rowReader(bitmap), network.size);
+  const pixels = resize(bitmap.width, bitmap.height, rowReader(bitmap), network);
   const resized = performance.now() - start;
   bitmap.close();
   const logits = run(pixels, network.classes.length);

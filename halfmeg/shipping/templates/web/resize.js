@@ -1,5 +1,5 @@
-// The centre square of an image, scaled as for training: bicubic over all pixels that a new pixel
-// covers, in fixed point, columns first and then rows. Gives the bytes that Pillow gives.
+// An image scaled as for training: bicubic over all pixels that a new pixel covers, in fixed point,
+// columns first and then rows. Gives the bytes that Pillow gives.
 const FRACTION_BITS = 22;
 
 function bicubic(distance) {
@@ -49,22 +49,59 @@ function layOnWhite(pixels) {
   }
 }
 
-// Returns size × size × RGB. `readRows(top, count)` returns rows of the image as RGBA, which may be
-// written to; it is asked for a few rows at a time, so that large photographs take little memory.
-function resize(width, height, readRows, size) {
-  const side = Math.min(width, height);
-  const left = (width - side) * 0.5, above = (height - side) * 0.5;
-  const columns = weightsOf(width, left, left + side, size);
-  const rows = weightsOf(height, above, above + side, size);
+// Turns pixels RGBA gray, in place: luma, in Pillow's fixed point.
+function turnGray(pixels) {
+  for (let i = 0; i < pixels.length; i += 4) {
+    const sum = 19595 * pixels[i] + 38470 * pixels[i + 1] + 7471 * pixels[i + 2] + 0x8000;
+    pixels[i] = pixels[i + 1] = pixels[i + 2] = sum >> 16;
+  }
+}
+
+// Rounds halves to even numbers, as Python does.
+function roundEven(x) {
+  const below = Math.floor(x);
+  return x - below === 0.5 ? below + (below % 2) : Math.round(x);
+}
+
+// Where an image goes: the part of it that is scaled, to which size, and where that then lies.
+// "crop" takes the centre, "pad" scales all of it to what fits in, "squash" distorts it.
+function placement(width, height, target) {
+  const whole = { left: 0, top: 0, right: width, bottom: height };
+  const full = { ...whole, width: target.width, height: target.height, x: 0, y: 0 };
+  const ratio = width / height, wanted = target.width / target.height;
+  if (target.fit === "squash" || ratio === wanted) return full;
+  if (target.fit === "crop") {
+    const cutWidth = ratio >= wanted ? wanted * height : width;
+    const cutHeight = ratio >= wanted ? height : width / wanted;
+    const left = (width - cutWidth) * 0.5, top = (height - cutHeight) * 0.5;
+    return { ...full, left, top, right: left + cutWidth, bottom: top + cutHeight };
+  }
+  if (ratio > wanted) full.height = roundEven((height / width) * target.width);
+  else full.width = roundEven((width / height) * target.height);
+  full.x = roundEven((target.width - full.width) * 0.5);
+  full.y = roundEven((target.height - full.height) * 0.5);
+  return full;
+}
+
+// Returns target.height × target.width × target.channels. `readRows(top, count)` returns rows of the
+// image as RGBA, which may be written to; it is asked for a few rows at a time, so that large
+// photographs take little memory.
+function resize(width, height, readRows, target) {
+  const place = placement(width, height, target);
+  const columns = weightsOf(width, place.left, place.right, place.width);
+  const rows = weightsOf(height, place.top, place.bottom, place.height);
   const top = rows[0].first;
-  const bottom = rows[size - 1].first + rows[size - 1].weights.length;
-  const narrow = new Uint8Array((bottom - top) * size * 3);
+  const last = rows[rows.length - 1];
+  const bottom = last.first + last.weights.length;
+  const line = place.width * 3;
+  const narrow = new Uint8Array((bottom - top) * line);
   const half = 1 << (FRACTION_BITS - 1);
   for (let start = top; start < bottom; start += 256) {
     const count = Math.min(256, bottom - start);
     const pixels = readRows(start, count);
     layOnWhite(pixels);
-    let to = (start - top) * size * 3;
+    if (target.channels === 1) turnGray(pixels);
+    let to = (start - top) * line;
     for (let y = 0; y < count; y++) {
       for (const { first, weights } of columns) {
         let red = half, green = half, blue = half;
@@ -81,14 +118,17 @@ function resize(width, height, readRows, size) {
       }
     }
   }
-  const resized = new Uint8Array(size * size * 3);
-  const line = size * 3;
+  const { channels } = target;
+  const resized = new Uint8Array(target.height * target.width * channels); // black around it
   rows.forEach(({ first, weights }, y) => {
-    for (let x = 0; x < line; x++) {
-      let sum = half;
-      for (let i = 0; i < weights.length; i++)
-        sum = (sum + Math.imul(narrow[(first - top + i) * line + x], weights[i])) | 0;
-      resized[y * line + x] = toByte(sum);
+    let to = ((y + place.y) * target.width + place.x) * channels;
+    for (let x = 0; x < line; x += 3) {
+      for (let channel = x; channel < x + channels; channel++) {
+        let sum = half;
+        for (let i = 0; i < weights.length; i++)
+          sum = (sum + Math.imul(narrow[(first - top + i) * line + channel], weights[i])) | 0;
+        resized[to++] = toByte(sum);
+      }
     }
   });
   return resized;
