@@ -85,10 +85,14 @@ class RunConfig:
     brightness: float = 0.0  # a factor is drawn from [1 - x, 1 + x]; so for the next two
     contrast: float = 0.0
     saturation: float = 0.0
+    sharpness: float = 0.0  # a factor is drawn likewise: 0 smooths, 2 sharpens
     hflip: bool = False
     alternate: bool = False  # hflip mirrors every image in every other epoch, not by chance
     vflip: bool = False
     cutout: int = 0  # side in pixels of the square set to the mean colour
+    # Images mixed with others of their batch, by shares from Beta(x, x); with both, a coin chooses.
+    mixup: float = 0.0
+    cutmix: float = 0.0
     augment: str = ""  # a place of a transform that follows all of these
     # Training on smaller images first: their side in pixels, the share of all epochs, and the side
     # in the very first of these epochs if it is another one.
@@ -143,6 +147,11 @@ class RunConfig:
             raise ValueError(
                 "sampling=balanced draws images anew, which hard_share below 1 does too; "
                 "set hard_share=1, or class_weights=balanced instead"
+            )
+        if (self.mixup or self.cutmix) and self.hard_share < 1:
+            raise ValueError(
+                "mixup and cutmix leave no image a loss of its own, by which hard_share below 1 "
+                "chooses; set hard_share=1, or both to 0"
             )
         if self.alternate and not self.hflip:
             raise ValueError("alternate=true needs hflip=true")
@@ -250,7 +259,10 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("brightness", 0, 1, True),
     ("contrast", 0, 1, True),
     ("saturation", 0, 1, True),
+    ("sharpness", 0, 1, True),
     ("cutout", 0, 512, True),
+    ("mixup", 0, 100, True),
+    ("cutmix", 0, 100, True),
     ("small_size", 0, 512, True),
     ("small_share", 0, 1, True),
     ("first_size", 0, 512, True),

@@ -10,5 +10,5 @@
 | `cache` | decoded data, kept on disk |
 | `dataset` | `Dataset`, `DataSplits`, the stratified split |
 | `check`, `duplicates`, `page` | what is wrong with a source, in words and as a page |
-| `augment`, `corrupt` | pure functions on batches of images |
+| `augment`, `mix`, `corrupt` | pure functions on batches of images |
 """

@@ -37,6 +37,7 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    sharpness: float = 0.0
     hflip: bool = False
     vflip: bool = False
     cutout: int = 0
@@ -85,9 +86,12 @@ def augment(
             saturation=spec.saturation,
             generator=generator,
         )
-        result = _standardize(pixels, mean, std, scale=1.0, dtype=dtype)
+        scale = 1.0
     else:
-        result = normalize(images, mean, std, dtype=dtype)
+        pixels, scale = images.float(), 1 / 255
+    if spec.sharpness:
+        pixels = sharpen(pixels, spec.sharpness, scale=scale, generator=generator)
+    result = _standardize(pixels, mean, std, scale=scale, dtype=dtype)
     result = cutout(result, spec.cutout, generator=generator)
     return shrink(result, size) if size else result
 
@@ -236,6 +240,31 @@ def jitter_colour(
     matrix = matrix * (bright * contr / 255)[:, None, None]
     offset = ((1 - contr) * bright * mean_gray)[:, None, None]  # gray keeps its value: (B, 1, 1)
     return torch.baddbmm(offset, matrix, pixels).clamp_(0, 1).view(B, C, H, W)
+
+
+def sharpen(
+    pixels: Tensor, sharpness: float, *, scale: float, generator: torch.Generator
+) -> Tensor:
+    """Smooth or sharpen, by a factor drawn for each image from [1 - sharpness, 1 + sharpness].
+
+    As Pillow's `ImageEnhance.Sharpness` does, but for its rounding: a blend of the image with its
+    mean over 3×3 pixels in which the middle one counts five times; the edge stays as it is.
+
+    Args:
+        pixels: float32 B×C×H×W.
+        sharpness: 0 to 1.
+        scale: what brings the pixels to [0, 1].
+        generator: on the CPU.
+
+    Returns:
+        float32 B×C×H×W, clipped to what a pixel can be.
+    """
+    draws = (torch.rand(len(pixels), 1, 1, 1, generator=generator) * 2 - 1) * sharpness + 1
+    inner = pixels[..., 1:-1, 1:-1]
+    smooth = (9 * F.avg_pool2d(pixels, 3, stride=1) + 4 * inner) / 13
+    result = pixels.clone()
+    result[..., 1:-1, 1:-1] = torch.lerp(smooth, inner, draws.to(pixels.device))
+    return result.clamp_(0, 1 / scale)
 
 
 def cutout(images: Tensor, size: int, *, generator: torch.Generator) -> Tensor:

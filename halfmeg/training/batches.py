@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfmeg.data.augment import Augmentation, augment
 from halfmeg.data.dataset import Dataset
+from halfmeg.data.mix import Mixture, mix
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.own import Transform, same_images
 from halfmeg.training.plan import Epoch
@@ -26,11 +27,13 @@ class Batch:
         images: augmented and normalized B×3×H×W.
         labels: int64 B.
         indices: int64 N, of the whole batch, over all processes, among all training images.
+        mixture: what was mixed into the images; None for nothing.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    mixture: Mixture | None = None
 
     @property
     def num_images(self) -> int:
@@ -50,7 +53,8 @@ class Batches:
         dtype: of the batches.
         selection: chooses the images of an epoch.
         ranks: the processes of the run.
-        transform: what is done to the images last.
+        transform: what is done to the images last, but for mixing.
+        mixup, cutmix: as in `RunConfig`.
         weights: to draw each of the images by; None for each image once in an epoch.
     """
 
@@ -63,6 +67,8 @@ class Batches:
     ranks: Ranks
     transform: Transform = same_images
     weights: Tensor | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def draw(self, train: Dataset, epoch: Epoch, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `first` on.
@@ -91,5 +97,10 @@ class Batches:
                 size=epoch.size, dtype=self.dtype,
             )  # fmt: skip
             images = self.transform(images, generator)
-            labels = self.ranks.share(train.labels[indices])
-            yield Batch(self.ranks.share(images), labels, indices)
+            labels, mixture = train.labels[indices], None
+            if self.mixup or self.cutmix:
+                images, whole = mix(
+                    images, labels, mixup=self.mixup, cutmix=self.cutmix, generator=generator
+                )
+                mixture = Mixture(self.ranks.share(whole.labels), whole.share)
+            yield Batch(self.ranks.share(images), self.ranks.share(labels), indices, mixture)

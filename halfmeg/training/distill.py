@@ -43,7 +43,8 @@ def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:
             f"the data has {ours}"
         )
     for name, size in config.small_sizes().items():
-        if not MODELS[bundle.model].takes(size) or MODELS[bundle.model].fixed:
+        resized = size != min(data.image_shape[1:])
+        if not MODELS[bundle.model].takes(size) or (resized and MODELS[bundle.model].fixed):
             raise ValueError(
                 f"teacher={config.teacher} is a {bundle.model}, which does not take images of "
                 f"{name}={size}; allowed with it: {name}=0"

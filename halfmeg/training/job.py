@@ -172,7 +172,7 @@ class Job:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
-        loss = self.criterion(logits, batch.labels, batch.images)
+        loss = self.criterion(logits, batch)
         return self.ranks.weigh(loss, batch.num_images)
 
     def after_step(self, batch: Batch, logits: Tensor) -> None:
@@ -248,7 +248,7 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
     batches = Batches(
         train_indices, augmentation_of(config), mean, std, dtype, selection, ranks,
-        build_transform(config), weights,
+        build_transform(config), weights, config.mixup, config.cutmix,
     )  # fmt: skip
     criterion = build_loss(
         config, data, device, by_class if config.class_weights == "balanced" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, final
 
 import torch
@@ -13,6 +14,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import ImageSize
 from halfmeg.networks.summary import count_macs
+from halfmeg.training.batches import Batch
 from halfmeg.training.distill import Teacher
 from halfmeg.training.own import build_own_loss
 
@@ -20,14 +22,8 @@ from halfmeg.training.own import build_own_loss
 class Loss(Protocol):
     """The mean loss of a batch."""
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """Return a scalar.
-
-        Args:
-            logits: B×num_classes.
-            labels: int64 B.
-            images: normalized B×3×H×W, as the network saw them.
-        """
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return a scalar from a batch's logits B×num_classes."""
 
     def macs(self, image_size: ImageSize) -> int:
         """Return the multiply-accumulates that the loss of one image costs beside the network."""
@@ -40,9 +36,9 @@ class LabelLoss:
     def __init__(self, label_smoothing: float) -> None:
         self.label_smoothing = label_smoothing
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean over the batch."""
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
 
     def macs(self, image_size: ImageSize) -> int:
         """Return 0: no network runs."""
@@ -56,9 +52,9 @@ class OwnLoss:
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.function = function
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean over the batch."""
-        return self.function(logits.float(), labels)
+        return self.function(logits.float(), batch.labels)
 
     def macs(self, image_size: ImageSize) -> int:
         """Return 0: no network is known to run."""
@@ -73,16 +69,34 @@ class WeighedLoss:
         self.label_smoothing = label_smoothing
         self.weights = weights
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean over the batch."""
         losses = F.cross_entropy(
-            logits.float(), labels, reduction="none", label_smoothing=self.label_smoothing
+            logits.float(), batch.labels, reduction="none", label_smoothing=self.label_smoothing
         )
-        return (losses * self.weights[labels]).mean()
+        return (losses * self.weights[batch.labels]).mean()
 
     def macs(self, image_size: ImageSize) -> int:
         """Return 0: no network runs."""
         return 0
+
+
+@final
+class MixedLoss:
+    """Another loss of the labels, where images are mixed with others."""
+
+    def __init__(self, of_labels: Loss) -> None:
+        self.of_labels = of_labels
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean over the batch."""
+        assert batch.mixture is not None
+        mixed_in = replace(batch, labels=batch.mixture.labels)
+        return batch.mixture.expect(self.of_labels(logits, batch), self.of_labels(logits, mixed_in))
+
+    def macs(self, image_size: ImageSize) -> int:
+        """Return what the other loss costs."""
+        return self.of_labels.macs(image_size)
 
 
 @final
@@ -93,9 +107,9 @@ class TaughtLoss:
         self.of_labels = of_labels
         self.teacher = teacher
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean over the batch."""
-        return self.teacher.mix(self.of_labels(logits, labels, images), images, logits)
+        return self.teacher.mix(self.of_labels(logits, batch), batch.images, logits)
 
     def macs(self, image_size: ImageSize) -> int:
         """Return what the teacher's answer costs."""
@@ -121,6 +135,8 @@ def build_loss(
         of_labels = WeighedLoss(config.label_smoothing, class_weights.to(device))
     if config.loss:
         of_labels = OwnLoss(build_own_loss(config))
+    if config.mixup or config.cutmix:
+        of_labels = MixedLoss(of_labels)
     if not config.teacher:
         return of_labels
     return TaughtLoss(of_labels, Teacher(config, data, device))

@@ -34,7 +34,7 @@ def augmentation_of(config: RunConfig) -> Augmentation:
     return Augmentation(
         rotation=config.rotation, crop=config.crop, crop_mode=config.crop_mode,
         brightness=config.brightness, contrast=config.contrast, saturation=config.saturation,
-        hflip=config.hflip, vflip=config.vflip, cutout=config.cutout,
+        sharpness=config.sharpness, hflip=config.hflip, vflip=config.vflip, cutout=config.cutout,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.mix import Mixture
 from halfmeg.networks.trial import try_stack
 from halfmeg.places.place import is_place
 from halfmeg.training.batches import Batch
@@ -34,7 +35,7 @@ from halfmeg.training.fit import open_to_resume
 from halfmeg.training.job import Job, check, compiled, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
-from halfmeg.training.loss import WeighedLoss
+from halfmeg.training.loss import MixedLoss, WeighedLoss
 from halfmeg.training.optim import LastWeights
 from halfmeg.training.outcome import end_epoch, finish
 from halfmeg.training.plan import Epoch
@@ -177,10 +178,12 @@ class Stack:
         train = self.jobs[0].train  # the same for all
         draws = [job.batches.draw(train, job.plan.epochs[epoch.number], first) for job in self.jobs]
         for drawn in zip(*draws, strict=True):
+            mixtures = [batch.mixture for batch in drawn if batch.mixture]
             yield Batch(
                 torch.stack([batch.images for batch in drawn]),
                 torch.stack([batch.labels for batch in drawn]),
                 torch.stack([batch.indices for batch in drawn]),
+                Mixture(*map(torch.stack, zip(*mixtures, strict=True))) if mixtures else None,
             )
 
     def _forward(self, images: Tensor) -> Tensor:
@@ -197,15 +200,21 @@ class Stack:
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss of each network's batch, S values."""
+        of_own = self._loss_of(logits, batch.labels)
+        if batch.mixture is None:
+            return of_own
+        return batch.mixture.expect(of_own, self._loss_of(logits, batch.mixture.labels))
+
+    def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         losses = F.cross_entropy(
-            logits.float().flatten(0, 1), batch.labels.flatten(),
+            logits.float().flatten(0, 1), labels.flatten(),
             reduction="none", label_smoothing=self.run.config.label_smoothing,
-        ).view(batch.labels.shape)  # fmt: skip
-        weights = [
-            job.criterion.weights for job in self.jobs if isinstance(job.criterion, WeighedLoss)
-        ]
+        ).view(labels.shape)  # fmt: skip
+        criteria = [job.criterion for job in self.jobs]
+        of_labels = [c.of_labels if isinstance(c, MixedLoss) else c for c in criteria]
+        weights = [loss.weights for loss in of_labels if isinstance(loss, WeighedLoss)]
         if weights:
-            losses = losses * torch.stack(weights).gather(1, batch.labels)
+            losses = losses * torch.stack(weights).gather(1, labels)
         return losses.mean(1)
 
     def after_step(self, batch: Batch, logits: Tensor) -> None:

@@ -6,7 +6,15 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from halfmeg.data.augment import Augmentation, augment, cutout, jitter_colour, normalize, warp
+from halfmeg.data.augment import (
+    Augmentation,
+    augment,
+    cutout,
+    jitter_colour,
+    normalize,
+    sharpen,
+    warp,
+)
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
 
@@ -140,6 +148,18 @@ def test_each_colour_change_equals_pillow(setting: str, enhancer: type) -> None:
         assert np.abs(ours.numpy() * 255 - theirs).max() < 1.6  # Pillow rounds to whole levels
     assert factors.max() > 1.2
     assert factors.min() < 0.8
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 255])
+def test_sharpness_equals_pillow(scale: float) -> None:
+    images = photos(8)
+    pixels = images.float() * (1 / 255 / scale)
+    result = sharpen(pixels, 0.9, scale=scale, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(8, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * 1.8 + 0.1
+    for image, ours, factor in zip(images, result * scale, draws.flatten().tolist(), strict=True):
+        theirs = ImageEnhance.Sharpness(to_pil(image))
+        expected = np.asarray(theirs.enhance(factor)).transpose(2, 0, 1)
+        assert np.abs(ours.numpy() * 255 - expected).max() < 2.1  # Pillow rounds, twice
 
 
 def test_colour_changes_compose_where_nothing_is_clipped() -> None:

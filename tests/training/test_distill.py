@@ -15,6 +15,7 @@ from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.summary import count_macs
 from halfmeg.networks.table import build_model
 from halfmeg.shipping.export import export
+from halfmeg.training.batches import Batch
 from halfmeg.training.distill import Teacher
 from halfmeg.training.fit import fit
 from halfmeg.training.loss import build_loss
@@ -56,7 +57,9 @@ def test_the_loss_is_that_of_the_paper(digits: DataSplits, teacher_folder: Path)
     assert logits.grad is not None
     labels, taught = torch.arange(8), build_loss(config, digits, CPU)
     of_labels = torch.nn.functional.cross_entropy(logits, labels)
-    assert torch.equal(taught(logits, labels, images), teacher.mix(of_labels, images, logits))
+    assert torch.equal(
+        taught(logits, Batch(images, labels, labels)), teacher.mix(of_labels, images, logits)
+    )
     same = teacher.mix(torch.tensor(2.5), images, teacher.answers(images))
     assert same.item() == pytest.approx(0.3 * 2.5, abs=1e-5)
 
@@ -112,5 +115,7 @@ def test_mistakes_in_teacher(cli: Cli, teacher_folder: Path) -> None:
     first = cli(*terms, "model=sprint", "small_size=32", "first_size=20", named)
     assert first.is_one_line("which does not take images of first_size=20")
     larger = cli(*terms, "model=resnet20", "--image-size", "40", named)
-    assert larger.is_one_line("takes images of 32 pixels; the data has 40")
+    assert larger.is_one_line(
+        "takes images of 3×32×32 (channels, height, width); the data has 3×40×40"
+    )
     assert cli(*terms, named, "teacher_share=2").is_one_line("teacher_share=2.0 is out of range")

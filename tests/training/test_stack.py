@@ -51,8 +51,12 @@ def losses(run: Run) -> list[float]:
     ],
 )
 def test_stacked_runs_are_those_of_fit(model, optimizer, lr, tmp_path: Path, few_digits) -> None:
-    ema = 0.0 if model == "cnn" else 0.9
-    configs = seeds(2, model=model, optimizer=optimizer, lr=lr, weight_decay=5e-4, ema=ema)
+    mixed = model == "cnn"
+    configs = seeds(
+        2, model=model, optimizer=optimizer, lr=lr, weight_decay=5e-4, ema=0.0 if mixed else 0.9,
+        mixup=0.5 if mixed else 0.0, cutmix=1.0 if mixed else 0.0,
+        class_weights="balanced" if mixed else "none",
+    )  # fmt: skip
     assert train_stack(tasks(configs, tmp_path / "stack"), few_digits) == [None, None]
     for config in configs:
         alone = fit(config, few_digits, tmp_path / f"alone-{config.seed}")
