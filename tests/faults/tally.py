@@ -10,7 +10,7 @@ from typing import Any
 
 from halfmeg.files import read_json, write_json
 
-STEP_SECONDS = 180.0
+STEP_SECONDS = 400.0
 """About how long a kind runs before what came of it is stored and the next has its turn."""
 
 
@@ -178,7 +178,7 @@ class Results:
             run: takes a kind, the number of its next case and how many are left, and tries some.
             first: number of the first case.
         """
-        kinds = list(counts)
+        kinds = [kind for kind, count in counts.items() if count]
         while kinds:
             for kind in list(kinds):
                 done = self.of(part, kind).cases

@@ -67,7 +67,7 @@ def test_a_sample_of_mutated_inputs(kind: str, tmp_path: Path, monkeypatch) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_mutated_inputs(kind: str) -> None:
-    count = {"parquet": 100, "onnx": 100, "hub": 60, "bundles": 300}.get(kind, 1000)
+    count = {"onnx": 60, "hub": 100, "bundles": 300, "checkpoints": 500}.get(kind, 1000)
     campaign("--only", kind, "--inputs", str(count))
 
 
