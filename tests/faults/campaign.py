@@ -22,7 +22,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tally import STEP_SECONDS, InputTally, Results
+from tally import STEP_SECONDS, InputTally, Job, KillTally, Results
 
 HANG_SECONDS = 120.0
 HERE = Path(__file__)
@@ -141,20 +141,19 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--results", type=Path, help="JSON file to add to, and to go on from")
     asked = parser.parse_args()
-    results = Results(asked.results)
     kinds = {kind: n for kind, n in SHARES.items() if kind in (asked.only or SHARES)}
     victims = {kind: k.share for kind, k in KILLED.items() if kind in (asked.only or KILLED)}
-    results.go_on("kills", divide(asked.kills, victims), run_kills, asked.first)
-    results.go_on("kills", divide(asked.workers, {"Ray workers": 1}), run_worker_kills, asked.first)
-    if asked.power_cuts:
-        results.go_on(
-            "power cuts",
-            dict.fromkeys(victims, sys.maxsize),
-            lambda kind, first, _: run_power_cuts(kind, first, every=asked.every),
-            asked.first,
-        )
-    results.go_on("inputs", divide(asked.inputs, kinds), run_inputs, asked.first)
-    results.go_on("requests", divide(asked.requests, {"the page": 1}), run_requests, asked.first)
+
+    def cut_power(kind: str, first: int, _: int) -> KillTally:
+        return run_power_cuts(kind, first, every=asked.every)
+
+    results = Results(asked.results)
+    jobs = [Job("inputs", kind, n, run_inputs) for kind, n in divide(asked.inputs, kinds).items()]
+    jobs += [Job("kills", kind, n, run_kills) for kind, n in divide(asked.kills, victims).items()]
+    jobs += [Job("power cuts", kind, asked.power_cuts * sys.maxsize, cut_power) for kind in victims]
+    jobs += [Job("kills", "Ray workers", asked.workers, run_worker_kills)]
+    jobs += [Job("requests", "the page", asked.requests, run_requests)]
+    results.go_on(jobs, asked.first)
     results.print()
     sys.exit(1 if results.faults else 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,23 @@ PARTS: dict[str, type[Tally]] = {
 }
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be tried.
+
+    Attributes:
+        part: of the campaign.
+        kind: of the part.
+        count: of the cases in all.
+        run: takes the kind, the number of its next case and how many are missing, and tries some.
+    """
+
+    part: str
+    kind: str
+    count: int
+    run: Callable[[str, int, int], Tally]
+
+
 class Results:
     """Tallies by part and kind, kept in a JSON file where one is named."""
 
@@ -167,27 +184,18 @@ class Results:
         """How many cases did not end as they must."""
         return sum(tally.faults for kinds in self.parts.values() for tally in kinds.values())
 
-    def go_on(
-        self, part: str, counts: dict[str, int], run: Callable[[str, int, int], Tally], first: int
-    ) -> None:
-        """Run what is missing of each kind, a while of each in turn.
-
-        Args:
-            part: of the campaign.
-            counts: of the cases, by kind.
-            run: takes a kind, the number of its next case and how many are left, and tries some.
-            first: number of the first case.
-        """
-        kinds = [kind for kind, count in counts.items() if count]
-        while kinds:
-            for kind in list(kinds):
-                done = self.of(part, kind).cases
-                left = counts[kind] - done
-                tally = run(kind, first + done, left) if left > 0 else PARTS[part]()
-                if tally.cases or tally.told:
-                    self.add(part, kind, tally)
-                if not tally.cases:
-                    kinds.remove(kind)
+    def go_on(self, jobs: Sequence[Job], first: int) -> None:
+        """Run what is missing of each job, a while of each in turn; `first` is the first case."""
+        left = [job for job in jobs if job.count]
+        while left:
+            for job in list(left):
+                done = self.of(job.part, job.kind).cases
+                missing = job.count - done
+                if missing > 0:
+                    tally = job.run(job.kind, first + done, missing)
+                    self.add(job.part, job.kind, tally)
+                if missing <= 0 or not tally.cases:
+                    left.remove(job)
 
     def print(self) -> None:
         """Print the tables of docs/reliability.md."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from inputs import KINDS, make_study, small_config, small_data
 from kills import KILLED
-from tally import InputTally, Results
+from tally import InputTally, Job, Results
 
 from halfmeg.artifacts.run import Run, UnloggedReadingWarning
 from halfmeg.data.cache import clear_cache, list_cache, save_splits
@@ -128,11 +129,12 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         return InputTally(len(numbers), silent, right=len(numbers), peak_bytes=first)
 
     counts = {"one": 5, "other": 4}
+    jobs = [Job("inputs", kind, count, run) for kind, count in counts.items()]
     path = tmp_path / "results.json"
     with pytest.raises(KeyboardInterrupt):
-        Results(path).go_on("inputs", counts, run, 0)
+        Results(path).go_on(jobs, 0)
     stops.append(False)
-    Results(path).go_on("inputs", counts, run, 0)
+    Results(path).go_on(jobs, 0)
     assert sorted(tried) == sorted((k, i) for k in counts for i in range(counts[k]))
     results = Results(path)
     assert [results.of("inputs", kind).cases for kind in counts] == [5, 4]
@@ -252,8 +254,8 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch) -> None:
     clock = iter(range(2 * 10**9, 0, -1_000_000))  # 12 days back at each look
     written = time.strftime
 
-    def strftime(form: str) -> str:
-        return written(form, time.localtime(next(clock)))
+    def strftime(form: str, *moment: Any) -> str:
+        return written(form, *(moment or [time.localtime(next(clock))]))
 
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     monkeypatch.setattr(time, "strftime", strftime)
