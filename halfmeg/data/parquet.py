@@ -20,9 +20,8 @@ from halfmeg.files import parse_json
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels")
-BATCH_ROWS = 64
-FEW_ROWS = 8
-"""Rows that are held at once; few where each may be as large as an image file may be."""
+BATCH_ROWS = 8
+"""Rows that are held at once; few, as each may be as large as an image file may be."""
 
 MAX_EXPANSION = 20
 """A file may hold this many times its own size of image bytes, and `FREE_BYTES` at least."""
@@ -214,12 +213,7 @@ def _read_file(path: Path, options: DataOptions) -> _Table:
         label_column = _find_column(path, schema, options.label_column, "label")
         group_column = options.group if options.group in schema.names else None
         columns = _Columns(image_column, label_column, group_column)
-        # Equal contents stand in memory once, however often a dictionary repeats them.
-        file = pq.ParquetFile(path, read_dictionary=_dictionaries(path, image_column))
-        try:
-            rows = _read_rows(path, file, columns, options, BATCH_ROWS)
-        except pa.ArrowNotImplementedError:  # a dictionary for some rows only
-            rows = _read_rows(path, pq.ParquetFile(path), columns, options, FEW_ROWS)
+        rows = _read_rows(path, pq.ParquetFile(path), columns, options)
     except (pa.ArrowException, OSError, KeyError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
@@ -233,14 +227,12 @@ class _Columns:
     group: str | None
 
 
-def _read_rows(
-    path: Path, file: Any, columns: _Columns, options: DataOptions, batch_rows: int
-) -> list[_Row]:
+def _read_rows(path: Path, file: Any, columns: _Columns, options: DataOptions) -> list[_Row]:
     names = [columns.image, columns.label, *([columns.group] if columns.group else [])]
     allowed = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
     rows: list[_Row] = []
     seen: dict[bytes, bytes] = {}
-    for batch in file.iter_batches(batch_size=batch_rows, columns=list(dict.fromkeys(names))):
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(dict.fromkeys(names))):
         groups = batch[columns.group].to_pylist() if columns.group else None
         pairs = zip(_cells(batch[columns.image]), batch[columns.label].to_pylist(), strict=True)
         for place, (cell, label) in enumerate(pairs):
@@ -249,7 +241,7 @@ def _read_rows(
             if isinstance(content, bytes):
                 if content not in seen:
                     allowed -= len(content)
-                content = seen.setdefault(content, content)
+                content = seen.setdefault(content, content)  # equal ones stand in memory once
                 if allowed < 0:
                     raise ValueError(f"{path} holds much more than its size; nothing is read")
             if content == b"":
@@ -257,17 +249,6 @@ def _read_rows(
             group = str(groups[place]) if groups else options.path_group(inner)
             rows.append(_Row(where, content, _label(label, path, columns.label, where), group))
     return rows
-
-
-def _dictionaries(path: Path, column: str) -> list[str]:
-    """Return the parts of a column that are stored as an index into their distinct values."""
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    names = {c.path_in_schema for c in chunks if c.has_dictionary_page}
-    return sorted(names & {column, f"{column}.bytes"})
 
 
 def _find_column(path: Path, schema: Any, wanted: str, kind: str) -> str:

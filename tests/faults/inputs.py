@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gzip
 import io
 import json
@@ -102,6 +103,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
     return json.dumps(value).encode("utf-8", "surrogatepass")
 
 
+@functools.cache
 def small_data(count: int = 60) -> DataSplits:
     """The first training and test images of the digits."""
     digits = load_dataset("digits", image_size=32)
@@ -540,3 +542,9 @@ KINDS: dict[str, Callable[[Path], Case]] = {
     "onnx": onnx_files,
     "hub": hub,
 }
+
+SHARES = {
+    "images": 20, "parquet": 5, "cifar": 15, "cache": 15, "checkpoints": 10, "run files": 15,
+    "weights and logits": 15, "bundles": 2, "onnx": 2, "hub": 1,
+}  # fmt: skip
+"""In percent of all cases: fewer where each takes long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import random
@@ -9,72 +10,50 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from inputs import make_study, small_config, small_data
-from powercut import record, states, write_state
+from powercut import Disk, record, states, write_state
+from tally import STEP_SECONDS, KillTally
+
+from halfmeg.artifacts.bundle import BUNDLED, Bundle, is_bundle
+from halfmeg.artifacts.hub import pull
+from halfmeg.artifacts.run import Run
+from halfmeg.data.cache import load_cached
+from halfmeg.shipping.export import export as export_run
+from halfmeg.studies.compare import compare_runs
+from halfmeg.studies.page import write_comparison
+from halfmeg.studies.study import open_runs, run_study
+from halfmeg.training.fit import train_run
 
 WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.fsync")
 HANG_SECONDS = 120.0
 
 
-@dataclass
-class KillTally:
-    """What came of the kills of one kind.
-
-    Attributes:
-        losses: what was finished before and was not there any more, or was made again.
-        mismatches: other bits at the end than without a kill.
-        failures: what could not be started again.
-        leftovers: what is still there after the same has been run once more.
-    """
-
-    kills: int = 0
-    losses: int = 0
-    mismatches: int = 0
-    failures: int = 0
-    leftovers: int = 0
-    told: list[str] = field(default_factory=list)
-
-    @property
-    def faults(self) -> int:
-        """How many did not go on as if nothing had been."""
-        return self.losses + self.mismatches + self.failures + self.leftovers
-
-
 def train(folder: Path) -> None:
-    from halfmeg.training.fit import train_run
-
     error = train_run(small_config(), small_data(), folder / "run")
     assert error is None, error
 
 
 def study(folder: Path) -> None:
-    from halfmeg.studies.study import run_study
-
     configs = [small_config(seed=seed, epochs=1) for seed in (0, 1)]
     failures = run_study(configs, small_data(), folder / "study").failures
     assert not failures, failures
 
 
 def cache(folder: Path) -> None:
-    from halfmeg.data.cache import load_cached
-
     os.environ["HALFMEG_CACHE"] = str(folder / "cache")
     data = small_data()
     assert load_cached("digits", "key", lambda: data).fingerprint == data.fingerprint
 
 
 def export(folder: Path) -> None:
-    from halfmeg.artifacts.bundle import Bundle, is_bundle
-    from halfmeg.artifacts.run import Run
-    from halfmeg.shipping.export import export as export_run
-
-    os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None
+    tempfile.tempdir = str(folder)
     if not is_bundle(folder / "bundle"):
         run = Run.open(folder / "study" / "cnn-seed-0")
         export_run(run, small_data(), folder / "bundle", allow_loss=True)
@@ -82,85 +61,155 @@ def export(folder: Path) -> None:
 
 
 def report(folder: Path) -> None:
-    from halfmeg.studies.compare import compare_runs
-    from halfmeg.studies.page import write_comparison
-    from halfmeg.studies.study import open_runs
-
     runs = open_runs([folder / "study"])
     write_comparison(compare_runs(runs, costs_from=folder / "study"), folder / "page")
 
 
+class Hub(SimpleHTTPRequestHandler):
+    """A hub of one bundle, the shipped one."""
+
+    def translate_path(self, path: str) -> str:
+        return str(BUNDLED / path.rpartition("/")[2])
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@functools.cache
+def serve_hub() -> None:
+    """Serve from this process; its children ask here too, as the address is read only once."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+
+
+def pull_bundle(folder: Path) -> None:
+    serve_hub()
+    if not is_bundle(folder / "bundle"):
+        pull("me/mine", folder / "bundle")
+    Bundle.open(folder / "bundle").load_model()
+
+
 @dataclass(frozen=True)
 class Killed:
-    """What is killed, what has to be there before, and what must be the same at the end."""
+    """What is killed.
+
+    Attributes:
+        run: fills a folder, or goes on with one.
+        before: makes what has to be there.
+        same: the files that have to be the same at the end.
+        share: of the kills of all kinds.
+    """
 
     run: Callable[[Path], None]
     before: Callable[[Path], object] | None
     same: tuple[str, ...]
+    share: int
 
 
 KILLED = {
-    "training": Killed(train, None, ("run/weights.safetensors", "run/logits.npz")),
-    "studies": Killed(study, None, ("study/*/weights.safetensors", "study/study.json")),
-    "cache": Killed(cache, None, ("cache/key/*",)),
-    "exports": Killed(export, make_study, ("bundle/model.safetensors",)),
-    "reports": Killed(report, make_study, ("page/comparison.json", "page/comparison.md")),
+    "training": Killed(train, None, ("run/weights.safetensors", "run/logits.npz"), 30),
+    "studies": Killed(study, None, ("study/*/weights.safetensors", "study/study.json"), 25),
+    "cache": Killed(cache, None, ("cache/key/*",), 15),
+    "exports": Killed(export, make_study, ("bundle/model.safetensors",), 5),
+    "pulls": Killed(pull_bundle, None, ("bundle/*",), 15),
+    "reports": Killed(report, make_study, ("page/comparison.json", "page/comparison.md"), 10),
 }
 
 
-def run_kills(kind: str, count: int, *, first: int = 0, limit_seconds: float = 1e9) -> KillTally:
-    """Kill `count` times; each starts from nothing, is killed, and is run to its end."""
+def run_kills(kind: str, first: int, count: int, seconds: float = STEP_SECONDS) -> KillTally:
+    """Kill processes; each case starts from nothing, is killed, and is run to its end.
+
+    Args:
+        kind: of `KILLED`.
+        first: number of the first case.
+        count: of the cases.
+        seconds: no case begins later; the tally says how many did.
+    """
     killed, tally, started = KILLED[kind], KillTally(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        prepared = Path(name) / "prepared"
-        prepared.mkdir()
-        if killed.before:
-            before = killed.before
-            assert in_child(lambda: before(prepared)) == 0
-        whole = Path(shutil.copytree(prepared, Path(name) / "whole"))
-        operations, seconds = measure(lambda: killed.run(whole), Path(name) / "count")
+        prepared = prepare(killed, Path(name) / "prepared")
+        whole = run_here(killed, prepared)
+        counted = Path(shutil.copytree(prepared, Path(name) / "counted"))
+        operations, whole_seconds = measure(lambda: killed.run(counted), Path(name) / "count")
         expected = contents(whole, killed.same)
         assert expected
         for number in range(first, first + count):
-            if time.monotonic() - started > limit_seconds:
+            if tally.cases and time.monotonic() - started > seconds:
                 break
-            rng = random.Random(f"{kind} {number}")
             folder = Path(shutil.copytree(prepared, Path(name) / "work"))
-            finished: dict[Path, int] = {}
-            again = 1 + (rng.random() < 0.3)  # some are killed twice
-            for _ in range(again):
+            case = Case(f"{kind} {number}", tally, folder)
+            rng = random.Random(case.name)
+            for _ in range(1 + (rng.random() < 0.3)):  # some are killed twice
                 at = rng.randrange(1, operations + 1) if rng.random() < 0.7 else 0
-                moment = rng.uniform(0, seconds)
+                moment = rng.uniform(0, whole_seconds)
                 status = in_child(
                     lambda at=at: run_until(killed.run, folder, at), 0.0 if at else moment
                 )
                 tally.kills += status == -signal.SIGKILL
                 if status not in (0, -signal.SIGKILL):
-                    tally.failures += 1
-                    tally.told.append(f"{kind} {number}: ended with {status}")
-                for path, changed in finished.items():
-                    if not path.exists() or path.stat().st_mtime_ns != changed:
-                        tally.losses += 1
-                        tally.told.append(f"{kind} {number}: {path.name} was lost or made again")
-                finished = {p: p.stat().st_mtime_ns for p in folder.glob("study/*/result.json")}
-            status = in_child(lambda: killed.run(folder))
-            if status != 0:
-                tally.failures += 1
-                tally.told.append(f"{kind} {number}: goes on no more, {status}")
-            elif contents(folder, killed.same) != expected:
-                tally.mismatches += 1
-                tally.told.append(f"{kind} {number}: other bits")
-            for path, changed in finished.items():
-                if not path.exists() or path.stat().st_mtime_ns != changed:
-                    tally.losses += 1
-                    tally.told.append(f"{kind} {number}: {path.name} was lost or made again")
-            left = [p for p in folder.rglob("*") if p.name.endswith(".partial")]
-            left += list(folder.glob("halfmeg-*"))
-            if left and status == 0:
-                tally.leftovers += 1
-                tally.told.append(f"{kind} {number}: left {left[0].name}")
+                    case.note("failures", f"ended with {status}")
+                case.compare_finished()
+            case.end(killed, expected)
             shutil.rmtree(folder)
+            tally.cases += 1
     return tally
+
+
+def prepare(killed: Killed, folder: Path) -> Path:
+    """Make a folder with what has to be there before."""
+    folder.mkdir()
+    if killed.before:
+        before = killed.before
+        assert in_child(lambda: before(folder)) == 0
+    return folder
+
+
+def run_here(killed: Killed, prepared: Path) -> Path:
+    """Run in a copy, in this process: so all is imported that its children will need."""
+    whole = Path(shutil.copytree(prepared, prepared.with_name("whole")))
+    killed.run(whole)
+    tempfile.tempdir = None
+    return whole
+
+
+class Case:
+    """One folder that something happened to."""
+
+    def __init__(self, name: str, tally: KillTally, folder: Path) -> None:
+        self.name = name
+        self.tally = tally
+        self.folder = folder
+        self.finished: dict[Path, int] = {}
+
+    def note(self, what: str, told: str) -> None:
+        """Count a fault."""
+        setattr(self.tally, what, getattr(self.tally, what) + 1)
+        self.tally.told.append(f"{self.name}: {told}")
+
+    def compare_finished(self) -> None:
+        """Count runs that were finished before, and are lost or made again."""
+        for path, changed in self.finished.items():
+            if not path.exists() or path.stat().st_mtime_ns != changed:
+                self.note("losses", f"{path.parent.name} was lost or made again")
+            elif not (path.parent / "test_readings.jsonl").exists():
+                self.note("losses", f"the reading of {path.parent.name} was lost")
+        results = self.folder.glob("study/*/result.json")
+        self.finished = {path: path.stat().st_mtime_ns for path in results}
+
+    def end(self, killed: Killed, expected: dict[str, str]) -> None:
+        """Run to the end, and count what is not as it must be then."""
+        status = in_child(lambda: killed.run(self.folder))
+        if status != 0:
+            self.note("failures", f"goes on no more, {status}")
+            return
+        if contents(self.folder, killed.same) != expected:
+            self.note("mismatches", "other bits")
+        self.compare_finished()
+        left = [path for path in self.folder.rglob("*") if path.name.endswith(".partial")]
+        left += list(self.folder.glob("halfmeg-*"))
+        if left:
+            self.note("leftovers", f"left {left[0].name}")
 
 
 def in_child(run: Callable[[], object], kill_after: float = 0.0) -> int:
@@ -240,7 +289,7 @@ def measure(run: Callable[[], None], path: Path) -> tuple[int, float]:
             nonlocal count
             count += 1
 
-        watch(path.parent / "whole", notice)
+        watch(path.parent / "counted", notice)
         run()
         path.write_text(str(count))
 
@@ -259,13 +308,22 @@ def contents(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
 
 
 def run_power_cuts(
-    kind: str, *, every: int = 1, limit_seconds: float = 1e9
-) -> tuple[KillTally, int]:
-    """Cut the power after every operation of one run; return what came, and how many states."""
-    killed, tally, started, count = KILLED[kind], KillTally(), time.monotonic(), 0
+    kind: str, first: int, *, every: int = 1, seconds: float = STEP_SECONDS
+) -> KillTally:
+    """Cut the power after every operation of one run.
+
+    Args:
+        kind: of `KILLED`.
+        first: number of the first state of the disk.
+        every: of so many states take one.
+        seconds: no case begins later; the tally says how many did.
+    """
+    killed, tally, started = KILLED[kind], KillTally(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        folder, place = Path(name) / "disk", Path(name) / "work"
-        folder.mkdir()
+        # always the same name: it stands in files, and so in their checksums
+        folder, place = prepare(killed, Path(name) / "disk"), Path(name) / "work"
+        run_here(killed, folder)
+        disk = Disk.of(folder)
         code = (
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import kills; "
             f"kills.{killed.run.__name__}(kills.Path({str(folder)!r}))"
@@ -273,34 +331,19 @@ def run_power_cuts(
         operations = record(code, folder, Path(name) / "log")
         expected = contents(folder, killed.same)
         assert expected
-        for number, what, state in list(states(operations))[::every]:
-            if time.monotonic() - started > limit_seconds:
+        disks = list(states(disk, operations))[::every]
+        assert disk.content() == Disk.of(folder).content(), "the log is not what happened"
+        tally.states = len(disks)
+        for number, what, state in disks[first:]:
+            if tally.cases and time.monotonic() - started > seconds:
                 break
-            count += 1
             write_state(state, folder, place)
+            case = Case(f"{kind}: {what} after operation {number}", tally, place)
             if number == len(operations) - 1 and contents(place, killed.same) != expected:
-                tally.losses += 1
-                tally.told.append(f"{kind}: {what} at the end is not all there")
-            status = in_child(lambda: killed.run(place))
-            if status != 0:
-                tally.failures += 1
-                tally.told.append(f"{kind}: {what} after operation {number}: {status}")
-            elif contents(place, killed.same) != expected:
-                tally.mismatches += 1
-                tally.told.append(f"{kind}: {what} after operation {number}: other bits")
+                case.note("losses", "not all is there at the end")
+            case.compare_finished()
+            case.end(killed, expected)
             shutil.rmtree(place)
-    return tally, count
-
-
-def print_kills(tallies: dict[str, KillTally]) -> None:
-    """Print the table of docs/reliability.md."""
-    head = "killed", "kills", "losses", "mismatches", "failures", "left behind"
-    print("| " + " | ".join(head) + " |\n|---|" + "---|" * (len(head) - 1))
-    for kind, tally in tallies.items():
-        cells = (
-            tally.kills, tally.losses, tally.mismatches, tally.failures, tally.leftovers,
-        )  # fmt: skip
-        print(f"| {kind} | " + " | ".join(f"{cell:,}" for cell in cells) + " |")
-    for tally in tallies.values():
-        for line in tally.told[:10]:
-            print(f"  {line}")
+            tally.cases += 1
+            tally.kills += 1
+    return tally

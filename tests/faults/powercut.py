@@ -104,6 +104,19 @@ class Disk:
     names: dict[str, Node | None] = field(default_factory=dict)
     kept: dict[str, Node | None] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, folder: Path) -> Disk:
+        """Return a folder as it is on a disk, all of it confirmed."""
+        names: dict[str, Node | None] = {
+            str(path): Node(content := path.read_bytes(), content) if path.is_file() else None
+            for path in folder.rglob("*")
+        }
+        return cls(names, dict(names))
+
+    def content(self) -> dict[str, bytes | None]:
+        """Return what the process sees."""
+        return {name: file.content if file else None for name, file in self.names.items()}
+
     def apply(self, operation: Operation) -> None:
         """Do one operation."""
         path, names = operation.path, self.names
@@ -142,7 +155,7 @@ class Disk:
 
     def states(self) -> Iterator[tuple[str, dict[str, bytes | None]]]:
         """Yield what a disk may hold now, by what became of all that was not confirmed."""
-        yield "all written", {n: f.content if f else None for n, f in self.names.items()}
+        yield "all written", self.content()
         yield (
             "names without content",
             {n: f.confirmed if f else None for n, f in self.names.items()},
@@ -168,10 +181,10 @@ class Disk:
 
 
 def states(
-    operations: list[Operation],
+    disk: Disk, operations: list[Operation]
 ) -> Iterator[tuple[int, str, dict[str, bytes | None]]]:
     """Yield every different state that a disk may hold after a power cut, and where it was."""
-    disk, seen = Disk(), set()
+    seen = set()
     for number, operation in enumerate(operations):
         disk.apply(operation)
         for name, state in disk.states():

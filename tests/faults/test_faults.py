@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from inputs import KINDS, make_study, small_config, small_data
 from kills import KILLED
+from tally import InputTally, Job, Results
 
 from halfmeg.artifacts.run import Run, UnloggedReadingWarning
 from halfmeg.data.cache import clear_cache, list_cache, save_splits
@@ -66,7 +68,7 @@ def test_a_sample_of_mutated_inputs(kind: str, tmp_path: Path, monkeypatch) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_mutated_inputs(kind: str) -> None:
-    count = {"parquet": 100, "onnx": 100, "hub": 60, "bundles": 300}.get(kind, 1000)
+    count = {"onnx": 60, "hub": 100, "bundles": 300, "checkpoints": 500}.get(kind, 1000)
     campaign("--only", kind, "--inputs", str(count))
 
 
@@ -85,11 +87,60 @@ def test_many_kills(kind: str) -> None:
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace")
 
 
+@pytest.mark.slow
+@needs_strace
+@pytest.mark.parametrize(
+    ("kind", "every"), [("training", 8), ("studies", 12), ("cache", 2), ("pulls", 2)]
+)
+def test_some_power_cuts(kind: str, every: int) -> None:
+    campaign("--power-cuts", "--only", kind, "--every", str(every))
+
+
 @pytest.mark.campaign
 @needs_strace
-@pytest.mark.parametrize("kind", ["training", "studies", "cache"])
+@pytest.mark.parametrize("kind", KILLED)
 def test_power_cuts(kind: str) -> None:
-    campaign("--power-cuts", "--only", kind, "--every", "3")
+    campaign("--power-cuts", "--only", kind, "--every", "3", timeout=3600)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_some_killed_workers() -> None:
+    campaign("--workers", "3")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read in /proc")
+def test_an_hour_of_requests() -> None:
+    campaign("--requests", "800")
+
+
+def test_a_campaign_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """Of kinds that take turns, each case is tried once."""
+    tried: list[tuple[str, int]] = []
+    stops = [True]
+
+    def run(kind: str, first: int, count: int) -> InputTally:
+        if len(tried) == 6 and stops.pop():
+            raise KeyboardInterrupt
+        numbers = range(first, first + min(count, 2))
+        tried.extend((kind, number) for number in numbers)
+        silent = [f"{kind} {number}" for number in numbers if number == 3]
+        return InputTally(len(numbers), silent, right=len(numbers), peak_bytes=first)
+
+    counts = {"one": 5, "other": 4}
+    jobs = [Job("inputs", kind, count, run) for kind, count in counts.items()]
+    path = tmp_path / "results.json"
+    with pytest.raises(KeyboardInterrupt):
+        Results(path).go_on(jobs, 0)
+    stops.append(False)
+    Results(path).go_on(jobs, 0)
+    assert sorted(tried) == sorted((k, i) for k in counts for i in range(counts[k]))
+    results = Results(path)
+    assert [results.of("inputs", kind).cases for kind in counts] == [5, 4]
+    assert results.of("inputs", "one") == InputTally(5, ["one 3"], right=5, peak_bytes=4)
+    assert results.faults == 2
+    assert len(results.commits) == 1
 
 
 # --- what is written ---------------------------------------------------------------------------
@@ -200,17 +251,26 @@ def test_a_reading_after_a_torn_line(run: Run) -> None:
 
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch) -> None:
     """Durations come from a clock that does not; the log of readings keeps its order of writing."""
-    clock = iter(range(10**9, -(10**9), -100_000_000))
-    now = time.localtime
+    clock = iter(range(2 * 10**9, 0, -1_000_000))  # 12 days back at each look
+    written = time.strftime
+
+    def strftime(form: str, *moment: Any) -> str:
+        return written(form, *(moment or [time.localtime(next(clock))]))
 
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    monkeypatch.setattr(time, "localtime", lambda *a: now(abs(next(clock))))
+    monkeypatch.setattr(time, "strftime", strftime)
     run = fit(small_config(), small_data(), tmp_path / "run")
+    run.log_test_reading("second")
+    run.log_test_reading("third")
     monkeypatch.undo()
     result = run.result() or {}
     assert 0 < result["seconds"] < 600
     assert all(0 < (row["seconds"] or 0) < 600 for row in run.read_metrics())
-    assert len((run.folder / "test_readings.jsonl").read_text().splitlines()) == 1
+    lines = (run.folder / "test_readings.jsonl").read_text().splitlines()
+    stamps = [json.loads(line)["time"] for line in lines]
+    assert stamps == sorted(stamps, reverse=True)
+    assert run.test_readings()[1:] == ["second", "third"]
+    assert len(stamps) == 3
 
 
 def test_files_are_flushed_before_and_folders_after_the_rename(tmp_path, monkeypatch) -> None:

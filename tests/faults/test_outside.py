@@ -5,15 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).parent))
 
 from inputs import KINDS
+from page_requests import question
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
-from halfmeg.shipping.demo import draw_examples
 from halfmeg.shipping.gate import ASK, UPLOAD, Gate, Sweeper, check_upload, is_own_name
 from halfmeg.shipping.predict import open_runner
 
@@ -67,12 +62,6 @@ def ask(
     gate = Gate(app, "127.0.0.1", folder, lambda: {0, 1})
     asyncio.run(gate(scope, receive, send))
     return statuses[0]
-
-
-def question(path: object, **changes: object) -> bytes:
-    sent = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    whole = {"data": [sent], "fn_index": 0, "session_hash": "abc"}
-    return json.dumps(whole | changes).encode()
 
 
 def test_the_pages_own_script_is_let_through(tmp_path: Path) -> None:
@@ -158,87 +147,6 @@ def test_uploads_are_deleted_as_they_are_answered(tmp_path: Path) -> None:
     assert waiting.exists()
     sweeper.sweep(now + 70)
     assert [path.name for path in tmp_path.iterdir()] == ["example.png"]
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[tuple[str, Path, subprocess.Popen[str]]]:
-    """The page in a process of its own, with the folder of its uploads."""
-    (tmp_path / "tmp").mkdir()
-    with (
-        (tmp_path / "told").open("w") as told,
-        subprocess.Popen(
-            [sys.executable, "-m", "halfmeg", "demo"], stdout=subprocess.PIPE, stderr=told,
-            text=True, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
-        ) as server,
-    ):  # fmt: skip
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().split()[0].rstrip("/")
-            yield address, tmp_path, server
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(60)
-
-
-def send(address: str, path: str, body: bytes | None = None, **headers: str) -> int:
-    fields = {key.replace("_", "-"): value for key, value in headers.items()}
-    request = urllib.request.Request(address + path, body, fields)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
-    except OSError:
-        return 0
-
-
-REQUESTS = int(os.environ.get("FAULTS_REQUESTS", "2000"))
-
-
-@pytest.mark.campaign
-def test_a_day_of_requests(page: tuple[str, Path, subprocess.Popen[str]]) -> None:
-    """Good and bad requests by the thousand: no traceback, no growth, nothing left."""
-    address, folder, server = page
-    (image,) = draw_examples(["ship"], folder)
-    content = image.read_bytes()
-    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    multipart = {"Content_Type": "multipart/form-data; boundary=x"}
-    rng = random.Random(0)
-
-    def memory() -> int:
-        status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) * 1024
-
-    began, refused = 0, 0
-    for number in range(REQUESTS):
-        if number == REQUESTS // 4:
-            began = memory()
-        what = rng.randrange(6)
-        if what == 0:
-            body = form + content + rng.randbytes(rng.randrange(50_000)) + b"\r\n--x--\r\n"
-            status = send(address, UPLOAD, body, **multipart)
-            assert status == 200
-            continue
-        if what == 1:
-            status = send(address, "/", Host=rng.choice(("evil.example", "x:1", "a" * 300)))
-        elif what == 2:
-            path = rng.choice(("/etc/passwd", "/dev/zero", str(image), "../x", "\0"))
-            status = send(address, ASK, question(path), Content_Type="application/json")
-        elif what == 3:
-            status = send(address, ASK, rng.randbytes(rng.randrange(500)))
-        elif what == 4:
-            status = send(address, "/gradio_api/run/predict", b"{}", Origin="http://evil.example")
-        else:
-            status = send(address, f"/gradio_api/file={image}")
-        assert 400 <= status < 500, (what, status)
-        refused += 1
-    assert send(address, "/") == 200
-    assert memory() < began + 300e6
-    time.sleep(3)
-    told = (folder / "told").read_text()
-    assert "Traceback" not in told
-    assert len(told.splitlines()) <= refused
 
 
 # --- ONNX files sealed again -------------------------------------------------------------------
