@@ -4,6 +4,7 @@
 |---|---|
 | `preprocess` | what happens to an image before the network, in words and as a program |
 | `onnx` | ONNX in float32, and logits by onnxruntime |
+| `operations` | what a graph of integers is made of |
 | `integer` | int8 as integers, and their oracle in NumPy |
 | `quantize` | a trained network in integers, calibrated on images |
 | `integer_onnx` | the integers as ONNX |

@@ -29,10 +29,11 @@ from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.build import build_c
 from halfmeg.shipping.c import render
-from halfmeg.shipping.integer import Float32, IntegerGraph
+from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.integer import run as run_integers
 from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
 from halfmeg.shipping.onnx import quantize_by_library, to_onnx
+from halfmeg.shipping.operations import Float32
 from halfmeg.shipping.preprocess import preprocessing, snippet
 from halfmeg.shipping.quantize import quantize
 from halfmeg.shipping.verify import logit_tolerance, verify_onnx
