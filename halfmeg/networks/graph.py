@@ -84,10 +84,13 @@ class Conv(Node):
     def compute(self, *maps: Tensor) -> Tensor:
         """Convolve."""
         (x,) = maps
+        return self.convolve(x, _like(self.weight, x), _like(self.bias, x))
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Convolve with other weights than its own."""
         outside = _like(self.outside, x).view(1, -1, 1, 1)
         top, left, bottom, right = self.padding
         padded = F.pad(x - outside, (left, right, top, bottom)) + outside
-        weight, bias = _like(self.weight, x), _like(self.bias, x)
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
 

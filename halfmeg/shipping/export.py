@@ -25,17 +25,21 @@ from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.files import json_bytes, new_folder
+from halfmeg.networks.simplify import simplify
 from halfmeg.networks.summary import count_macs, count_params
+from halfmeg.networks.trace import trace
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.build import build_c
 from halfmeg.shipping.c import render
+from halfmeg.shipping.finetune import Finetuning
+from halfmeg.shipping.finetune import finetune as finetune_graph
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.integer import run as run_integers
 from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
 from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.operations import Float32
 from halfmeg.shipping.preprocess import preprocessing, snippet
-from halfmeg.shipping.quantize import quantize
+from halfmeg.shipping.quantize import measure_ranges, quantize
 from halfmeg.shipping.verify import logit_tolerance, verify_onnx
 from halfmeg.shipping.web import build_web, require_compiler
 
@@ -45,6 +49,10 @@ NUM_CALIBRATION = 512
 
 
 MAX_PROOF_IMAGES = 5_000
+
+
+MAX_TUNING_IMAGES = 20_000
+"""Of an epoch of fine-tuning, so that it takes minutes."""
 
 
 ALLOWED_LOSS = 0.005
@@ -124,6 +132,7 @@ def export(
     *,
     allow_loss: bool = False,
     targets: Sequence[str] = (),
+    finetune: bool = False,
 ) -> tuple[Bundle, Proof]:
     """Export a finished run as a bundle, proved on the run's validation images.
 
@@ -135,6 +144,7 @@ def export(
         out: the bundle's folder, which must not exist.
         allow_loss: keep an int8 file that loses more than half a point.
         targets: names from `TARGETS`, of what is written beside ONNX.
+        finetune: train int8 weights on behind the rounding where they lose more than 0.2 points.
 
     Raises:
         ValueError: `out` exists, other data than the run's, the `ship` extra is missing, an
@@ -154,13 +164,17 @@ def export(
         raise ValueError(f"{run.folder} was trained on other data than {data.name}")
     _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
-    held_out, calibration, kind = _proof_images(run.config, data)
+    held_out, training, kind = _proof_images(run.config, data)
+    calibration = training[:NUM_CALIBRATION]
     onnx_model = to_onnx(model, mean, std, run.image_shape)
     integers: IntegerGraph | None = None
+    tuned: Finetuning | None = None
     try:
         integers = quantize(model, mean, std, calibration)
+        if finetune:
+            integers, tuned = _finetune(run, training, held_out)
     except ValueError:
-        if targets:
+        if targets or finetune:
             raise
         int8_model = quantize_by_library(onnx_model, calibration)
     else:
@@ -170,7 +184,8 @@ def export(
     if proof.int8_loss > ALLOWED_LOSS and not allow_loss:
         raise ValueError(
             f"int8 loses {100 * proof.int8_loss:.2f} points on {proof.n:,} {kind} images, more "
-            f"than {100 * ALLOWED_LOSS:g}; with --allow-loss it is exported all the same"
+            f"than {100 * ALLOWED_LOSS:g}; {'' if finetune else '--finetune may mend it, and '}"
+            "with --allow-loss it is exported all the same"
         )
     temperature, origin = _temperature(reference, held_out, kind)
     if isinstance(source, Run):
@@ -214,6 +229,8 @@ def export(
         "recipe": run.config.to_dict(),
         "exported": _versions(),
     }
+    if tuned is not None:
+        facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python
         facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
     if "c" in targets:
@@ -284,15 +301,35 @@ def _require_ship_extra() -> None:
         raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
 
 
+def _finetune(
+    run: _Trained, training: Tensor, held_out: Dataset
+) -> tuple[IntegerGraph, Finetuning]:
+    """Return the network in integers that lose as little as can be on the images of the proof."""
+    graph = simplify(trace(run.model, run.image_shape), run.mean, run.std)
+    ranges = measure_ranges(graph, training[:NUM_CALIBRATION])
+    labels, images = held_out.labels, held_out.images
+    float_logits = compute_logits(run.model, images, run.mean, run.std, precision="fp32")
+    accuracy = score(float_logits, labels).accuracy
+
+    def loss_of(integers: IntegerGraph) -> float:
+        logits = torch.from_numpy(run_integers(integers, images.numpy()))
+        return accuracy - score(logits, labels).accuracy
+
+    return finetune_graph(graph, ranges, training, loss_of, seed=run.config.seed)
+
+
 def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor, str]:
-    """Return the images of the proof, those of the calibration, and what the former are."""
+    """Return the images of the proof, those that int8 may learn from, and what the former are.
+
+    The latter are shuffled: the first of them are as good a calibration as any.
+    """
     fraction, kind = config.val_fraction, "validation"
     if fraction == 0:
         fraction, kind = 0.1, "training"
     trained, held_out = hold_out(data, fraction, config.seed)
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))
-    calibration = data.train.images[trained[order[:NUM_CALIBRATION]]]
-    return held_out.subset(slice(MAX_PROOF_IMAGES)), calibration, kind
+    training = data.train.images[trained[order[:MAX_TUNING_IMAGES]]]
+    return held_out.subset(slice(MAX_PROOF_IMAGES)), training, kind
 
 
 def _prove(

@@ -106,7 +106,7 @@ def maps(graph: IntegerGraph, images: UInt8) -> Iterator[NDArray[np.generic]]:
     last = {source: i for i, op in enumerate(graph.operations) for source in op.inputs}
     held: dict[int, UInt8] = {0: image}
     for i, operation in enumerate(graph.operations):
-        held[i + 1] = _compute(operation, [held[source] for source in operation.inputs])
+        held[i + 1] = compute(operation, [held[source] for source in operation.inputs])
         yield held[i + 1]
         for source in set(operation.inputs):
             if last[source] == i:
@@ -123,7 +123,8 @@ def _run_batch(graph: IntegerGraph, images: UInt8) -> Float32:
     return centred.astype(np.float32) * graph.output.scale
 
 
-def _compute(operation: Operation, sources: list[UInt8]) -> UInt8:
+def compute(operation: Operation, sources: list[UInt8]) -> UInt8:
+    """Return the result of an operation, B×H×W×C; the last one's may be logits in float32."""
     match operation:
         case Sum():
             sums = _sums(operation, sources)
@@ -223,7 +224,8 @@ def _normalize(operation: Normalization, sources: list[UInt8]) -> Int32:
     root += (root + 1) * (root + 1) <= wide
     numerator = 1 << (operation.root_bits + QUOTIENT_BITS + RECIPROCAL_BITS)
     quotient = (a * (numerator // root) + (1 << (RECIPROCAL_BITS - 1))) >> RECIPROCAL_BITS
-    return quotient.astype(np.int32) * operation.multiplier + operation.offset
+    sums: Int32 = quotient.astype(np.int32) * operation.multiplier + operation.offset
+    return sums
 
 
 def _share(operation: Softmax, sources: list[UInt8]) -> Int32:

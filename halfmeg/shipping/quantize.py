@@ -101,21 +101,27 @@ def measure_ranges(graph: Graph, calibration: Tensor) -> Ranges:
 def quantize_graph(graph: Graph, ranges: Ranges) -> IntegerGraph:
     """Return a simplified graph in integers, each map with the range that was measured."""
     passes = steps(graph)
-    places: dict[Node, int] = {graph.input: 0}
-    meanings: dict[Node, Quantization] = {graph.input: PIXELS}
-    operations = []
+    operations = quantize_steps(passes, graph.input, ranges)
+    return IntegerGraph(graph.input.shape, operations, plan_arena(passes), flash_bytes(passes))
+
+
+def quantize_steps(
+    passes: tuple[Step, ...], image: Node, ranges: Ranges
+) -> tuple[Operation, ...]:  # fmt: skip
+    """Return the operation of each pass."""
+    places: dict[Node, int] = {image: 0}
+    meanings: dict[Node, Quantization] = {image: PIXELS}
+    operations: list[Operation] = []
     for step in passes:
-        sources = [(source, meanings[source]) for source in step.inputs]
+        sources = [meanings[source] for source in step.inputs]
         inputs = tuple(places[source] for source in step.inputs)
         is_logits = step is passes[-1] and step.can_give_logits
-        operation = _quantize_step(step, inputs, [m for _, m in sources], ranges, is_logits)
+        operation = _quantize_step(step, inputs, sources, ranges, is_logits)
         operations.append(operation)
         places[step.result] = len(operations)
         if operation.quantization is not None:
             meanings[step.result] = operation.quantization
-    return IntegerGraph(
-        graph.input.shape, tuple(operations), plan_arena(passes), flash_bytes(passes)
-    )
+    return tuple(operations)
 
 
 def _quantize_step(
