@@ -28,9 +28,9 @@ MAX_EPOCHS = 3
 ALLOWED_LOSS = 0.002
 """Accuracy that int8 may lose against float32 on validation images, as a share."""
 
-WEIGHT_LR = 0.05
-"""In steps of int8, of which a channel has 127 at least: Adam's first steps are as long."""
-BIAS_LR = 0.02
+WEIGHT_LR = 0.02
+"""In steps of int8, of which the largest weight of a channel has 127."""
+BIAS_LR = 0.01
 """In steps of the result."""
 LOGIT_STEP = 0.05
 """What counts as a step of the logits, which are not rounded."""
