@@ -38,7 +38,8 @@ def export(
         bool, typer.Option(help="Train int8 on where it loses more than 0.2 points.")
     ] = False,
     target: Annotated[
-        list[str] | None, typer.Option(help="Write this too: c, for a chip; web, as a page.")
+        list[str] | None,
+        typer.Option(help="Write this too: c, for a chip; web, as a page; litert."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -96,6 +97,8 @@ def export(
         page = bundle.described["web"]
         print_line(f"web/index.html   {page['page_bytes']:,} bytes; open it in a browser")
         print_line(f"                 {page['proof_text']}")
+    if "litert" in bundle.described:
+        print_line(f"model.tflite     {bundle.described['litert']['proof_text']}")
     print_line(f"bundle           {bundle.folder}")
 
 
