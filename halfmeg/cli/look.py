@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 def models(
     chip: Annotated[
-        bool, typer.Option(help="Add RAM and flash in C; that takes a second a network.")
+        bool, typer.Option(help="With --json: the layer that sets the RAM; takes a while.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the networks: parameters, multiply-accumulates, budget."""
+    """List the networks: parameters, multiply-accumulates, RAM and flash in C, budget."""
     from halfmeg.networks.summary import summarize
-    from halfmeg.networks.table import MODELS, build_model
+    from halfmeg.networks.table import IN_C, MODELS, build_model
 
     rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
-    memories = {name: _memory(build_model(name), 32) for name in MODELS} if chip else {}
     if as_json:
+        memories = {name: _memory(build_model(name), 32) for name in MODELS} if chip else {}
         print_json(
             [
                 {
@@ -54,14 +54,16 @@ def models(
                     "params": summary.params,
                     "macs": summary.macs,
                     "within_budget": summary.within_budget,
+                    "ram_bytes": IN_C[name][0],
+                    "flash_bytes": IN_C[name][1],
                     **({"memory": _memory_json(memories[name])} if chip else {}),
                 }
                 for name, entry, summary in rows
             ]
         )
         return
-    line = "{:<18}{:>10}  {:>4}  {:>7}  {:>5}" + ("  {:>7}  {:>9}" if chip else "")
-    needs = ("RAM, kB", "flash, kB") if chip else ()
+    line = "{:<18}{:>10}  {:>4}  {:>7}  {:>5}  {:>7}  {:>9}"
+    needs = ("RAM, kB", "flash, kB")
     print_line(line.format("network", "parameters", "fits", "MACs, M", "sides", *needs))
     for group in dict.fromkeys(entry.group for _, entry, _ in rows):
         print_line(f"\n{group}")
@@ -72,14 +74,13 @@ def models(
                 line.format(
                     f"  {name}", f"{summary.params:,}", "yes" if summary.within_budget else "no",
                     f"{summary.macs / 1e6:.2f}", entry.sizes.replace(" or more", "+"),
-                    *(_in_kilobytes(memories[name]) if chip else ()),
+                    *(f"{needed / 1000:.1f}" for needed in IN_C[name]),
                 )
             )  # fmt: skip
             print_line(f"      {entry.description}")
     print_line(f"\nA network fits with fewer than {BUDGET:,} parameters, all of them counted.")
     print_line("MACs are for one image of 32×32 pixels and 10 classes.")
-    if chip:
-        print_line("RAM and flash: as 8-bit integers in C, without image, stack and code.")
+    print_line("RAM and flash: as 8-bit integers in C, without image, stack and code.")
     print_line("Sides are in pixels: 8+ takes images whose sides, equal or not, are 8 or more.")
     print_line(
         "Your own network goes by its place, FILE.py:NAME; `halfmeg new network` writes one."
@@ -134,12 +135,6 @@ def _memory(model: nn.Module, image_size: ImageSize) -> Memory | str:
 
 def _memory_json(memory: Memory | str) -> dict[str, Any]:
     return {"missing": memory} if isinstance(memory, str) else memory.to_dict()
-
-
-def _in_kilobytes(memory: Memory | str) -> tuple[str, str]:
-    if isinstance(memory, str):
-        return "–", "–"
-    return f"{memory.ram_bytes / 1000:.1f}", f"{memory.flash_bytes / 1000:.1f}"
 
 
 def _summary_json(result: ModelSummary) -> dict[str, Any]:

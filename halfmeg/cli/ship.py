@@ -34,8 +34,12 @@ def export(
     allow_loss: Annotated[
         bool, typer.Option(help="Keep an int8 file that loses more than half a point.")
     ] = False,
+    finetune: Annotated[
+        bool, typer.Option(help="Train int8 on where it loses more than 0.2 points.")
+    ] = False,
     target: Annotated[
-        list[str] | None, typer.Option(help="Write this too: c, for a chip; web, as a page.")
+        list[str] | None,
+        typer.Option(help="Write this too: c, for a chip; web, as a page; litert."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,7 +54,7 @@ def export(
     from halfmeg.shipping.export import export as export_run
 
     opened: Run | Bundle
-    if is_bundle(run) and target:
+    if is_bundle(run) and (target or finetune):
         opened = Bundle.open(run)
         if data is None:
             raise ValueError(f"{run} is a bundle, which does not know where data is; add --data")
@@ -66,7 +70,9 @@ def export(
     else:
         opened = Run.open(run)
         loaded = load_again(opened, data, data_dir, quiet=as_json)
-    bundle, proof = export_run(opened, loaded, out, allow_loss=allow_loss, targets=target or ())
+    bundle, proof = export_run(
+        opened, loaded, out, allow_loss=allow_loss, targets=target or (), finetune=finetune
+    )
     if as_json:
         print_json(bundle.described)
         return
@@ -78,6 +84,8 @@ def export(
     exact = "all logits those of the integers" if proof.int8_exact else (
         "made by onnxruntime, as an operator has no form in integers")  # fmt: skip
     print_line(f"model.int8.onnx  loses {100 * proof.int8_loss:.2f} points on them; {exact}")
+    if "finetuning" in bundle.described:
+        print_line(f"                 {bundle.described['finetuning']['text']}")
     if "c" in bundle.described:
         source = bundle.described["c"]
         print_line(
@@ -89,6 +97,8 @@ def export(
         page = bundle.described["web"]
         print_line(f"web/index.html   {page['page_bytes']:,} bytes; open it in a browser")
         print_line(f"                 {page['proof_text']}")
+    if "litert" in bundle.described:
+        print_line(f"model.tflite     {bundle.described['litert']['proof_text']}")
     print_line(f"bundle           {bundle.folder}")
 
 

@@ -23,6 +23,7 @@
 | `graph` | any network as a graph of few operators |
 | `values` | tensors of a traced program as values of that graph |
 | `lowering` | each operator of a traced program as nodes |
+| `mixing` | LayerNorm, softmax and attention likewise |
 | `trace` | a module traced by torch.export |
 | `simplify` | normalization, functions and poolings folded: the passes over an image |
 | `memory` | RAM and flash of a network in C, to the byte |

@@ -84,10 +84,13 @@ class Conv(Node):
     def compute(self, *maps: Tensor) -> Tensor:
         """Convolve."""
         (x,) = maps
+        return self.convolve(x, _like(self.weight, x), _like(self.bias, x))
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Convolve with other weights than its own."""
         outside = _like(self.outside, x).view(1, -1, 1, 1)
         top, left, bottom, right = self.padding
         padded = F.pad(x - outside, (left, right, top, bottom)) + outside
-        weight, bias = _like(self.weight, x), _like(self.bias, x)
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
 
@@ -173,6 +176,53 @@ class AvgPool(Node):
         top, left, bottom, right = self.padding
         padded = F.pad(maps[0], (left, right, top, bottom))
         return F.avg_pool2d(padded, self.kernel, self.stride, divisor_override=1) / self.divisor
+
+
+@final
+@dataclass(eq=False)
+class Normalize(Node):
+    """LayerNorm: the channels of each position, brought to mean 0 and deviation 1, then scaled.
+
+    Attributes:
+        scale, shift: float64 C.
+        eps: added to the variance.
+    """
+
+    scale: Array
+    shift: Array
+    eps: float
+
+    def compute(self, *maps: Tensor) -> Tensor:
+        """Normalize."""
+        x = maps[0].movedim(1, -1)
+        scale, shift = _like(self.scale, x), _like(self.shift, x)
+        return F.layer_norm(x, x.shape[-1:], scale, shift, self.eps).movedim(-1, 1)
+
+
+@final
+@dataclass(eq=False)
+class Softmax(Node):
+    """The softmax of the channels of each position."""
+
+    def compute(self, *maps: Tensor) -> Tensor:
+        """Share out."""
+        return maps[0].softmax(1)
+
+
+@final
+@dataclass(eq=False)
+class MatMul(Node):
+    """Products of matrices, one a row: K×R×M and K×R×N to N×R×M, summed over K.
+
+    Attributes:
+        factor: by which all products are multiplied.
+    """
+
+    factor: float
+
+    def compute(self, *maps: Tensor) -> Tensor:
+        """Multiply and add up."""
+        return self.factor * torch.einsum("bkrm,bkrn->bnrm", *maps)
 
 
 @final
@@ -279,6 +329,25 @@ def axis_maps(index: Array, shape: Shape) -> tuple[Array, Array, Array] | None:
     _, height, width = shape
     again = np.where(valid, (grids[0] * height + grids[1]) * width + grids[2], OUTSIDE)
     return (maps[0], maps[1], maps[2]) if np.array_equal(again, index) else None
+
+
+def even_steps(index: Array, shape: Shape) -> tuple[int, int, int, int] | None:
+    """Return how to walk a map stored H×W×C in even steps along an index, or None.
+
+    Returns:
+        The first place, and how far it is to the next channel, row and column.
+    """
+    if (index == OUTSIDE).any():
+        return None
+    channels, height, width = shape
+    stored = np.arange(channels * height * width).reshape(height, width, channels)
+    places = stored.transpose(2, 0, 1).ravel()[index]
+    first = int(places[0, 0, 0])
+    corners = (places[1:2, 0, 0], places[0, 1:2, 0], places[0, 0, 1:2])  # empty at a single one
+    steps = [int(corner.sum()) - first if corner.size else 0 for corner in corners]
+    grids = np.meshgrid(*map(np.arange, index.shape), indexing="ij")
+    again = first + sum(step * grid for step, grid in zip(steps, grids, strict=True))
+    return (first, steps[0], steps[1], steps[2]) if np.array_equal(again, places) else None
 
 
 def _like(array: Array, x: Tensor) -> Tensor:

@@ -356,12 +356,6 @@ class Lowering:
         shape = (1, channels, *tensors[0].index.shape[2:])
         return Value(node, torch.arange(math.prod(shape)).view(shape))
 
-    def matmul(self, self_: Value, other: Tensor) -> Value:
-        """Multiply by a constant matrix."""
-        if not (isinstance(self_, Value) and isinstance(other, Tensor) and other.dim() == 2):
-            raise self.unknown("of two maps")
-        return self.linear(self_, other.T)
-
     def pad(self, self_: Value, pad: Any, mode: str = "constant", value: Any = None) -> Value:
         """Add zeros around, or repeat the edges."""
         if mode == "constant":
@@ -382,7 +376,6 @@ class Lowering:
 LOWERINGS: dict[str, Callable[..., Any]] = {
     "conv2d": Lowering.conv2d,
     "linear": Lowering.linear,
-    "matmul": Lowering.matmul,
     "batch_norm": Lowering.batch_norm,
     "_native_batch_norm_legit_no_training": Lowering.native_batch_norm,
     "max_pool2d": Lowering.max_pool2d,

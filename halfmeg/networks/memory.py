@@ -12,10 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from halfmeg.data.shape import ImageSize, image_shape
-from halfmeg.networks.graph import Combine, Concat, Conv, Function, Gather, Multiply, Node
+from halfmeg.networks.graph import (
+    Combine,
+    Concat,
+    Conv,
+    Function,
+    Gather,
+    Multiply,
+    Node,
+    Normalize,
+    Softmax,
+    even_steps,
+)
 from halfmeg.networks.simplify import Step, border_classes, simplify, steps
 from halfmeg.networks.trace import trace
 
@@ -119,12 +131,20 @@ def _constant_bytes(step: Step) -> int:
             total += 4 * channels * classes + 4 * channels  # biases, scales
             total += len(rows) + len(columns) if classes > 1 else 0
         case Combine():
-            total += 4 * (sum(scale.size for scale in node.scales) + node.shift.size)
+            # the zero points, times the scales, go into the shift
+            shift = np.broadcast_shapes(node.shift.shape, *(s.shape for s in node.scales))
+            total += 4 * (sum(scale.size for scale in node.scales) + math.prod(shift))
         case Concat():
             total += TABLE_BYTES * len(node.inputs)
         case Gather():
-            separate = node.axes() is not None
-            total += 2 * sum(node.shape) if separate else 4 * math.prod(node.shape)
+            if node.axes() is not None:
+                total += 2 * sum(node.shape)
+            elif even_steps(node.index, node.inputs[0].shape) is None:
+                total += 4 * math.prod(node.shape)
+        case Normalize():
+            total += 2 * 4 * channels  # multipliers, offsets
+        case Softmax():
+            total += 2 * TABLE_BYTES
         case Function():
             total += TABLE_BYTES
     return total
@@ -199,7 +219,7 @@ def _buffers(passes: tuple[Step, ...]) -> tuple[list[_Buffer], dict[int, int]]:
 
 def _overwrites(step: Step, source: Node) -> bool:
     """Return whether a step may write its result over this input."""
-    if isinstance(step.node, Combine | Multiply | Function):
+    if isinstance(step.node, Combine | Multiply | Function | Normalize | Softmax):
         return source.shape == step.result.shape
     return False
 

@@ -19,13 +19,16 @@ from halfmeg.networks.graph import (
     Conv,
     Function,
     Graph,
+    MatMul,
     MaxPool,
     Multiply,
     Node,
+    Normalize,
+    Softmax,
     in_order,
 )
 
-SUMS = (Conv, Combine, Multiply, AvgPool)
+SUMS = (Conv, Combine, Multiply, AvgPool, Normalize, Softmax, MatMul)
 """Operators that add up in more than 8 bits, so what follows is applied before they round."""
 
 

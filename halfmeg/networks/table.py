@@ -121,6 +121,32 @@ MODELS: dict[str, ModelEntry] = {
 }  # fmt: skip
 
 
+IN_C: dict[str, tuple[int, int]] = {
+    "cnn": (36_224, 83_536),
+    "resnet": (25_728, 1_030_036),
+    "resnet-linear": (25_728, 497_044),
+    "resnet-shared": (25_728, 500_664),
+    "resnet8": (49_728, 81_268),
+    "resnet20": (49_728, 275_420),
+    "resnet32": (49_728, 472_612),
+    "resnet56": (49_728, 866_996),
+    "densenet-bc-40": (233_472, 204_824),
+    "mobilenetv2": (212_992, 537_784),
+    "convmixer": (178_176, 728_608),
+    "gated": (573_440, 533_250),
+    "cct2": (81_920, 395_596),
+    "mlp": (12_440, 494_592),
+    "logistic": (12_288, 31_312),
+    "sprint": (23_152, 501_648),
+    "record": (31_128, 485_588),
+}
+"""Bytes of RAM and of flash in C, for images of 32×32 pixels and 10 classes.
+
+As `halfmeg.networks.memory` measures them, which traces a network and so takes a second for each;
+a test holds the two against each other.
+"""
+
+
 def build_model(
     name: Any, num_classes: int = 10, image_size: ImageSize = 32, budget: int = BUDGET
 ) -> nn.Module:

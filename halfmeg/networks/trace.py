@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.graph import Graph, Input, Shape, in_order
 from halfmeg.networks.lowering import LOWERINGS, Lowering
+from halfmeg.networks.mixing import MIXING
 from halfmeg.networks.values import Value, whole
 
 MOVES = {
@@ -23,7 +24,7 @@ MOVES = {
     "expand_as", "permute", "transpose", "t", "numpy_T", "movedim", "slice", "select", "narrow",
     "split", "split_with_sizes", "chunk", "unbind", "flip", "roll", "repeat", "tile", "alias",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "repeat_interleave",
-    "swapaxes", "unsafe_split", "unsafe_chunk", "view_as", "squeeze_copy",
+    "swapaxes", "mT", "adjoint", "unsafe_split", "unsafe_chunk", "view_as", "squeeze_copy",
 }  # fmt: skip
 UNCHANGED = {
     "to", "_to_copy", "type_as", "dropout", "feature_dropout", "alpha_dropout", "lift_fresh_copy",
@@ -37,6 +38,7 @@ FUNCTIONS = {
     "reciprocal", "rsqrt", "log1p", "expm1", "atan", "rsub",
 }  # fmt: skip
 CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
+OPERATORS = LOWERINGS | MIXING
 ARITHMETIC = {"add", "sub", "mul", "div", "minimum", "maximum"}
 
 
@@ -109,8 +111,8 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], leaves: set[str
     kind = target._schema.name.removeprefix("aten::")
     constants = [a.name for a in node.all_input_nodes if isinstance(values[a], Tensor)]
     lowering = Lowering(_name(node, leaves), str(target), ",".join(constants) or node.name)
-    if kind in LOWERINGS:
-        return LOWERINGS[kind](lowering, **_bind(target, args, kwargs))
+    if kind in OPERATORS:
+        return OPERATORS[kind](lowering, **_bind(target, args, kwargs))
     if kind in UNCHANGED:
         return args[0]
     if kind in MOVES:
@@ -156,5 +158,5 @@ def _move(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         **torch.fx.node.map_aggregate(kwargs, places),
     )
     if isinstance(moved, Tensor):
-        return Value(nodes[0], moved.contiguous())
-    return tuple(Value(nodes[0], part.contiguous()) for part in moved)
+        return Value(nodes[0], moved)
+    return tuple(Value(nodes[0], part) for part in moved)

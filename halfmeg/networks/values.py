@@ -26,6 +26,10 @@ class Value:
     node: Node
     index: Tensor
 
+    def __post_init__(self) -> None:
+        # so that any `view` of the program holds, which had strides of its own
+        object.__setattr__(self, "index", self.index.contiguous())
+
     @property
     def is_whole(self) -> bool:
         """Whether each value of the node stands here once."""

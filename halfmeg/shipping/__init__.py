@@ -4,6 +4,7 @@
 |---|---|
 | `preprocess` | what happens to an image before the network, in words and as a program |
 | `onnx` | ONNX in float32, and logits by onnxruntime |
+| `operations` | what a graph of integers is made of |
 | `integer` | int8 as integers, and their oracle in NumPy |
 | `quantize` | a trained network in integers, calibrated on images |
 | `integer_onnx` | the integers as ONNX |
@@ -11,6 +12,9 @@
 | `build` | that C compiled and run: its proof |
 | `device` | that C on an emulated Cortex-M |
 | `web` | that C as WebAssembly in one page, and its proof |
+| `finetune` | int8 trained on behind its own rounding |
+| `litert` | the network as a LiteRT file, run there and on TFLite Micro |
+| `proof` | what the ONNX files do on held-out images |
 | `verify` | a bundle's ONNX files bounded, and compared with its weights |
 | `export` | run folder → bundle, each file proved before it gets its name |
 | `predict` | classes of a user's own images |

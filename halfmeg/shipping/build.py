@@ -14,7 +14,8 @@ import numpy as np
 
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.c import c_name, render, write_c
-from halfmeg.shipping.integer import Float32, IntegerGraph, UInt8
+from halfmeg.shipping.integer import IntegerGraph
+from halfmeg.shipping.operations import Float32, UInt8
 
 WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")

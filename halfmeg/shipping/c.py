@@ -15,26 +15,33 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from halfmeg.networks.graph import Shape, axis_maps
-from halfmeg.shipping.c_constants import Constants, number, structure
-from halfmeg.shipping.integer import (
+from halfmeg.networks.graph import Shape, axis_maps, even_steps
+from halfmeg.shipping.c_constants import Constants, number, quoted, structure
+from halfmeg.shipping.integer import IntegerGraph
+from halfmeg.shipping.operations import (
+    QUOTIENT_BITS,
+    RECIPROCAL_BITS,
+    SHARE_BITS,
     Average,
     Combination,
     Concatenation,
     Convolution,
-    IntegerGraph,
     Lookup,
+    MatrixProduct,
     Maximum,
+    Normalization,
     Operation,
     Product,
     Rearrangement,
+    Softmax,
     UInt8,
 )
 
 KERNELS = {
     "positions": (), "convolve": ("positions",), "depthwise": ("positions",), "broadcast": (),
     "combine": ("broadcast",), "multiply": ("broadcast",), "pool": (), "maximum": ("pool",),
-    "average": ("pool",), "lookup": (), "concatenate": (), "take": (), "gather": (),
+    "average": ("pool",), "lookup": (), "concatenate": (), "take": (), "gather": (), "walk": (),
+    "finish": (), "normalize": ("finish",), "share": ("finish",), "matrices": ("finish",),
 }  # fmt: skip
 """Each file of kernels/, in the order of the text, and the files that it needs before it."""
 
@@ -68,7 +75,7 @@ def write_c(
     facts: dict[str, Any] = {
         "name": name,
         "macro": name.upper(),
-        "classes": [_quoted(label) for label in classes],
+        "classes": [quoted(label) for label in classes],
         "image": graph.image,
         "arena_bytes": graph.plan.arena_bytes,
         "constant_bytes": graph.constant_bytes,
@@ -149,6 +156,15 @@ class _Writer:
                     **self.table(index, operation.table),
                 )  # fmt: skip
                 self.call("average", "pool_average", structure_name, sources[0], ends)
+            case Normalization():
+                self.normalization(index, operation)
+                self.call("normalize", "normalize", structure_name, sources[0], ends)
+            case Softmax():
+                self.softmax(index, operation)
+                self.call("share", "share", structure_name, sources[0], ends)
+            case MatrixProduct():
+                self.matrix_product(index, operation, shapes[0])
+                self.call("matrices", "multiply_matrices", structure_name, *sources, ends)
             case Maximum():
                 self.pooling(index, operation, shapes[0])
                 self.call("maximum", "pool_maximum", structure_name, sources[0], result)
@@ -242,18 +258,66 @@ class _Writer:
 
     def product(self, index: int, operation: Product, shapes: list[Shape]) -> None:
         channels, height, width = operation.shape
-        zeros = ", ".join(map(str, operation.zero_points))
         fields: dict[str, str | int | np.float32] = {
-            **self.table(index, operation.table),
             "height": height,
             "width": width,
             "channels": channels,
             "in": f"{{{', '.join(map(_steps, shapes))}}}",
+        }
+        self.of_two("product", index, operation, fields)
+
+    def matrix_product(self, index: int, operation: MatrixProduct, shape: Shape) -> None:
+        columns, count, rows = operation.shape
+        fields: dict[str, str | int | np.float32] = {
+            "count": count,
+            "rows": rows,
+            "columns": columns,
+            "inner": shape[0],
+        }
+        self.of_two("matrix_product", index, operation, fields)
+
+    def of_two(
+        self, kind: str, index: int, operation: Product | MatrixProduct,
+        fields: dict[str, str | int | np.float32],
+    ) -> None:  # fmt: skip
+        """Add the structure of what multiplies two maps."""
+        fields |= self.table(index, operation.table)
+        fields |= {
             "scale": operation.scale[0],
-            "zero_in": f"{{{zeros}}}",
+            "zero_in": f"{{{', '.join(map(str, operation.zero_points))}}}",
             "zero": operation.zero_point,
         }
-        self.structures.append(structure("product", f"layer_{index}", fields))
+        self.structures.append(structure(kind, f"layer_{index}", fields))
+
+    def normalization(self, index: int, operation: Normalization) -> None:
+        channels, height, width = operation.shape
+        fields: dict[str, str | int | np.float32] = {
+            "multiplier": self.constants.add(f"multiplier_{index}", operation.multiplier),
+            "offset": self.constants.add(f"offset_{index}", operation.offset),
+            **self.table(index, operation.table),
+            "positions": height * width,
+            "channels": channels,
+            "root_bits": operation.root_bits,
+            "quotient_bits": QUOTIENT_BITS,
+            "reciprocal_bits": RECIPROCAL_BITS,
+            "floor": f"UINT64_C({operation.floor})",
+            "scale": operation.scale[0],
+            "zero": operation.zero_point,
+        }
+        self.structures.append(structure("normalization", f"layer_{index}", fields))
+
+    def softmax(self, index: int, operation: Softmax) -> None:
+        channels, height, width = operation.shape
+        fields: dict[str, str | int | np.float32] = {
+            "exponentials": self.constants.add(f"exponentials_{index}", operation.exponentials),
+            **self.table(index, operation.table),
+            "positions": height * width,
+            "channels": channels,
+            "share_bits": SHARE_BITS,
+            "scale": operation.scale[0],
+            "zero": operation.zero_point,
+        }
+        self.structures.append(structure("softmax", f"layer_{index}", fields))
 
     def pooling(self, index: int, operation: Maximum | Average, shape: Shape, **more: Any) -> None:
         fields = {
@@ -292,6 +356,15 @@ class _Writer:
         self, index: int, operation: Rearrangement, source: str, shape: Shape, result: str
     ) -> None:
         maps = axis_maps(operation.index, shape)
+        even = even_steps(operation.index, shape)
+        if maps is None and even is not None:
+            first, channel_step, row_step, column_step = even
+            channels, height, width = operation.shape
+            self.call(
+                "walk", "walk", height, row_step, width, column_step, channels, channel_step,
+                f"{source} + {first}", result,
+            )  # fmt: skip
+            return
         if maps is None:
             channels, height, width = shape
             places = np.arange(channels * height * width).reshape(height, width, channels)
@@ -321,12 +394,3 @@ def _steps(shape: tuple[int, ...]) -> str:
     row = width * channels if height > 1 else 0
     column = channels if width > 1 else 0
     return f"{{{row}, {column}, {1 if channels > 1 else 0}}}"
-
-
-def _quoted(text: str) -> str:
-    """Return a text as a string of C, in ASCII and on one line."""
-    escaped = "".join(
-        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
-        for byte in " ".join(text.split()).encode()
-    )
-    return f'"{escaped}"'

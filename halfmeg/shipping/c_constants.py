@@ -1,4 +1,4 @@
-"""Arrays and structures of numbers as C text."""
+"""Arrays and structures of numbers, and texts, as C."""
 
 from __future__ import annotations
 
@@ -59,3 +59,12 @@ def structure(kind: str, name: str, fields: Mapping[str, str | int | np.float32]
     )
     body = textwrap.fill(", ".join(parts), 99, initial_indent="    ", subsequent_indent="    ")
     return f"static const struct {kind} {name} = {{\n{body}\n}};\n"
+
+
+def quoted(text: str) -> str:
+    """Return a text as a string of C, in ASCII and on one line."""
+    escaped = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
+        for byte in " ".join(text.split()).encode()
+    )
+    return f'"{escaped}"'

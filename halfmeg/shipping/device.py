@@ -16,7 +16,7 @@ from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.c import render
-from halfmeg.shipping.integer import Float32, UInt8
+from halfmeg.shipping.operations import Float32, UInt8
 
 COMPILER = "arm-none-eabi-gcc"
 EMULATOR = "qemu-system-arm"

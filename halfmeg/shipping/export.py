@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes, read_ids
 from halfmeg.artifacts.sources import read_sources
@@ -25,20 +24,26 @@ from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.files import json_bytes, new_folder
+from halfmeg.networks.simplify import simplify
 from halfmeg.networks.summary import count_macs, count_params
+from halfmeg.networks.trace import trace
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.build import build_c
 from halfmeg.shipping.c import render
-from halfmeg.shipping.integer import Float32, IntegerGraph
+from halfmeg.shipping.finetune import Finetuning
+from halfmeg.shipping.finetune import finetune as finetune_graph
+from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.integer import run as run_integers
 from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
+from halfmeg.shipping.litert import build_litert, require_litert
 from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
-from halfmeg.shipping.quantize import quantize
-from halfmeg.shipping.verify import logit_tolerance, verify_onnx
+from halfmeg.shipping.proof import Proof, prove
+from halfmeg.shipping.quantize import measure_ranges, quantize
+from halfmeg.shipping.verify import verify_onnx
 from halfmeg.shipping.web import build_web, require_compiler
 
-TARGETS = ("c", "web")
+TARGETS = ("c", "web", "litert")
 
 NUM_CALIBRATION = 512
 
@@ -46,38 +51,11 @@ NUM_CALIBRATION = 512
 MAX_PROOF_IMAGES = 5_000
 
 
+MAX_TUNING_IMAGES = 20_000
+"""Of an epoch of fine-tuning, so that it takes minutes."""
+
+
 ALLOWED_LOSS = 0.005
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What was checked before the files got their names.
-
-    Attributes:
-        images: which images, "validation" or "training" where the run held none out.
-        n: number of them.
-        max_difference: largest difference between a logit of the ONNX file and torch's.
-        accuracy, onnx_accuracy, int8_accuracy: of torch in float32 and of the two files.
-        int8_exact: whether all int8 logits are those of the integers that C is written from; None
-            where an operator has no form in integers, and a library made the int8 file.
-    """
-
-    images: str
-    n: int
-    max_difference: float
-    accuracy: float
-    onnx_accuracy: float
-    int8_accuracy: float
-    int8_exact: bool | None
-
-    @property
-    def int8_loss(self) -> float:
-        """Accuracy lost by int8, as a share."""
-        return self.accuracy - self.int8_accuracy
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return dict(vars(self)) | {"int8_loss": self.int8_loss}
 
 
 @dataclass(frozen=True)
@@ -123,6 +101,7 @@ def export(
     *,
     allow_loss: bool = False,
     targets: Sequence[str] = (),
+    finetune: bool = False,
 ) -> tuple[Bundle, Proof]:
     """Export a finished run as a bundle, proved on the run's validation images.
 
@@ -134,6 +113,7 @@ def export(
         out: the bundle's folder, which must not exist.
         allow_loss: keep an int8 file that loses more than half a point.
         targets: names from `TARGETS`, of what is written beside ONNX.
+        finetune: train int8 weights on behind the rounding where they lose more than 0.2 points.
 
     Raises:
         ValueError: `out` exists, other data than the run's, the `ship` extra is missing, an
@@ -145,6 +125,8 @@ def export(
             raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
     if "web" in targets:
         require_compiler()
+    if "litert" in targets:
+        require_litert()
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
@@ -153,23 +135,29 @@ def export(
         raise ValueError(f"{run.folder} was trained on other data than {data.name}")
     _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
-    held_out, calibration, kind = _proof_images(run.config, data)
+    held_out, training, kind = _proof_images(run.config, data)
+    calibration = training[:NUM_CALIBRATION]
     onnx_model = to_onnx(model, mean, std, run.image_shape)
     integers: IntegerGraph | None = None
+    tuned: Finetuning | None = None
     try:
         integers = quantize(model, mean, std, calibration)
+        if finetune:
+            integers, tuned = _finetune(run, training, held_out)
     except ValueError:
-        if targets:
+        if finetune or {"c", "web"} & set(targets):
             raise
         int8_model = quantize_by_library(onnx_model, calibration)
     else:
         int8_model = integers_to_onnx(integers)
     oracle = None if integers is None else run_integers(integers, held_out.images.numpy())
-    proof, reference = _prove(run, held_out, kind, onnx_model, int8_model, oracle)
+    reference = compute_logits(model, held_out.images, mean, std, precision="fp32")
+    proof = prove(reference, held_out, kind, onnx_model, int8_model, oracle)
     if proof.int8_loss > ALLOWED_LOSS and not allow_loss:
         raise ValueError(
             f"int8 loses {100 * proof.int8_loss:.2f} points on {proof.n:,} {kind} images, more "
-            f"than {100 * ALLOWED_LOSS:g}; with --allow-loss it is exported all the same"
+            f"than {100 * ALLOWED_LOSS:g}; {'' if finetune else '--finetune may mend it, and '}"
+            "with --allow-loss it is exported all the same"
         )
     temperature, origin = _temperature(reference, held_out, kind)
     if isinstance(source, Run):
@@ -213,6 +201,8 @@ def export(
         "recipe": run.config.to_dict(),
         "exported": _versions(),
     }
+    if tuned is not None:
+        facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python
         facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
     if "c" in targets:
@@ -231,6 +221,13 @@ def export(
         )  # fmt: skip
         contents |= {f"web/{path}": content for path, content in page.files.items()}
         facts["web"] = page.to_dict() | {"proof_text": page.proof_text}
+    if "litert" in targets:
+        converted = build_litert(
+            model, mean, std, run.image_size, calibration, held_out, proof.accuracy,
+            1.0 if allow_loss else ALLOWED_LOSS,
+        )  # fmt: skip
+        contents["model.tflite"] = converted.content
+        facts["litert"] = converted.to_dict() | {"proof_text": converted.proof_text}
     contents["README.md"] = _model_card(facts, measured, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)
@@ -283,55 +280,35 @@ def _require_ship_extra() -> None:
         raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
 
 
+def _finetune(
+    run: _Trained, training: Tensor, held_out: Dataset
+) -> tuple[IntegerGraph, Finetuning]:
+    """Return the network in integers that lose as little as can be on the images of the proof."""
+    graph = simplify(trace(run.model, run.image_shape), run.mean, run.std)
+    ranges = measure_ranges(graph, training[:NUM_CALIBRATION])
+    labels, images = held_out.labels, held_out.images
+    float_logits = compute_logits(run.model, images, run.mean, run.std, precision="fp32")
+    accuracy = score(float_logits, labels).accuracy
+
+    def loss_of(integers: IntegerGraph) -> float:
+        logits = torch.from_numpy(run_integers(integers, images.numpy()))
+        return accuracy - score(logits, labels).accuracy
+
+    return finetune_graph(graph, ranges, training, loss_of, seed=run.config.seed)
+
+
 def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor, str]:
-    """Return the images of the proof, those of the calibration, and what the former are."""
+    """Return the images of the proof, those that int8 may learn from, and what the former are.
+
+    The latter are shuffled: the first of them are as good a calibration as any.
+    """
     fraction, kind = config.val_fraction, "validation"
     if fraction == 0:
         fraction, kind = 0.1, "training"
     trained, held_out = hold_out(data, fraction, config.seed)
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))
-    calibration = data.train.images[trained[order[:NUM_CALIBRATION]]]
-    return held_out.subset(slice(MAX_PROOF_IMAGES)), calibration, kind
-
-
-def _prove(
-    run: _Trained, held_out: Dataset, kind: str, onnx_model: bytes, int8_model: bytes,
-    oracle: Float32 | None,
-) -> tuple[Proof, Tensor]:  # fmt: skip
-    """Compare one file with torch in float32, the other with the integers.
-
-    Raises:
-        ValueError: the ONNX file differs by more than rounding, or the int8 file at all.
-    """
-    images, labels = held_out.images, held_out.labels
-    reference = compute_logits(run.model, images, run.mean, run.std, precision="fp32")
-    logits = onnx_logits(onnx_model, images)
-    difference = (logits - reference).abs().max().item()
-    for batch in (1, 2, 7):  # an exporter may freeze the batch, or be wrong at some sizes
-        part = onnx_logits(onnx_model, images[:7], batch_size=batch)
-        difference = max(difference, (part - reference[:7]).abs().max().item())
-    int8_logits = onnx_logits(int8_model, images)
-    different = 0 if oracle is None else int((int8_logits.numpy() != oracle).sum())
-    if different:
-        raise ValueError(
-            f"the int8 ONNX file gives {different:,} of {int8_logits.numel():,} logits other than "
-            "the integers: this onnxruntime rounds in another way"
-        )
-    proof = Proof(
-        images=kind,
-        n=len(labels),
-        max_difference=difference,
-        accuracy=score(reference, labels).accuracy,
-        onnx_accuracy=score(logits, labels).accuracy,
-        int8_accuracy=score(int8_logits, labels).accuracy,
-        int8_exact=None if oracle is None else True,
-    )
-    if not difference <= logit_tolerance(reference) or proof.onnx_accuracy != proof.accuracy:
-        raise ValueError(
-            f"the ONNX file does not do what the network does: logits differ by {difference:g}, "
-            f"accuracy {proof.onnx_accuracy:.2%} instead of {proof.accuracy:.2%}"
-        )
-    return proof, reference
+    training = data.train.images[trained[order[:MAX_TUNING_IMAGES]]]
+    return held_out.subset(slice(MAX_PROOF_IMAGES)), training, kind
 
 
 def _versions() -> dict[str, Any]:

@@ -15,173 +15,32 @@ from numpy.typing import NDArray
 
 from halfmeg.networks.graph import OUTSIDE, Padding, Shape
 from halfmeg.networks.memory import Plan
-
-Int8 = NDArray[np.int8]
-UInt8 = NDArray[np.uint8]
-Int32 = NDArray[np.int32]
-Float32 = NDArray[np.float32]
+from halfmeg.shipping.operations import (
+    PIXELS,
+    QUOTIENT_BITS,
+    RECIPROCAL_BITS,
+    SHARE_BITS,
+    Average,
+    Combination,
+    Concatenation,
+    Convolution,
+    Float32,
+    Int32,
+    Lookup,
+    MatrixProduct,
+    Maximum,
+    Normalization,
+    Operation,
+    Product,
+    Quantization,
+    Rearrangement,
+    Softmax,
+    Sum,
+    UInt8,
+)
 
 EXACT_IN_FLOAT32 = 2**24
 """Integers up to here are exact in float32, and so are sums of them in any order."""
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """What the bytes of a map mean: scale · (q − zero_point)."""
-
-    scale: np.float32
-    zero_point: int
-
-
-PIXELS = Quantization(np.float32(1), 0)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One pass over the image.
-
-    Attributes:
-        name: of its operator in the traced program.
-        inputs: which maps it reads: 0 is the image, i the result of operation i - 1.
-        shape: of its result, pooled where it pools.
-        quantization: of its result; None where it gives the logits in float32.
-    """
-
-    name: str
-    inputs: tuple[int, ...]
-    shape: Shape
-    quantization: Quantization | None
-
-
-@dataclass(frozen=True)
-class Sum(Operation):
-    """An operation whose result is summed in int32, then requantized.
-
-    Attributes:
-        scale: float32, one for each channel or a single one: (float)sum · scale is in steps of the
-            result. Of the logits, it is in their own unit.
-        zero_point: of the requantized sum, which the table then takes.
-        table: uint8 of 256, a function of one value; None for none.
-    """
-
-    scale: Float32
-    zero_point: int
-    table: UInt8 | None
-
-
-@dataclass(frozen=True)
-class Convolution(Sum):
-    """A convolution; a linear layer is one whose kernel is as large as the map.
-
-    Attributes:
-        weight: int8 O×(C/groups)×kh×kw.
-        bias: int32 R×S×O, with the input's zero point and what lies outside of it folded in: of
-            each class of rows and of columns, as positions at the border see less of the image.
-        row_class, column_class: uint8, of each row and column of the result.
-        weight_scale: float32 O.
-        outside: the byte that padding is filled with.
-        weight_key: equal where the weights are.
-        pool: kernel and stride of the maximum that follows; None for none.
-        sides: height and width of the result before pooling.
-    """
-
-    weight: Int8
-    bias: Int32
-    row_class: UInt8
-    column_class: UInt8
-    weight_scale: Float32
-    outside: int
-    weight_key: str
-    stride: tuple[int, int]
-    padding: Padding
-    dilation: tuple[int, int]
-    groups: int
-    pool: tuple[tuple[int, int], tuple[int, int]] | None
-    sides: tuple[int, int]
-
-    @property
-    def is_depthwise(self) -> bool:
-        """Whether each channel has one filter of its own."""
-        return self.weight.shape[1] == 1 and self.groups == len(self.weight)
-
-    @property
-    def has_border(self) -> bool:
-        """Whether positions at the border have another bias."""
-        return self.bias.shape[:2] != (1, 1)
-
-
-@dataclass(frozen=True)
-class Combination(Sum):
-    """A weighted sum of one or two maps, each C×H×W or broadcast to it.
-
-    Attributes:
-        multipliers: for each map, int32 that broadcasts to C×H×W.
-        offset: int32 that broadcasts to C×H×W, zero points folded in.
-    """
-
-    multipliers: tuple[Int32, ...]
-    offset: Int32
-
-
-@dataclass(frozen=True)
-class Product(Sum):
-    """The product of two maps, each C×H×W or broadcast to it.
-
-    Attributes:
-        zero_points: of the two maps.
-    """
-
-    zero_points: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Average(Sum):
-    """The mean over windows; the scale holds the divisor.
-
-    Attributes:
-        outside: the byte that padding is filled with: the map's zero point.
-    """
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Padding
-    outside: int
-
-
-@dataclass(frozen=True)
-class Maximum(Operation):
-    """The maximum over windows; padding never wins."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Padding
-
-
-@dataclass(frozen=True)
-class Lookup(Operation):
-    """A function of one value: uint8 of 256."""
-
-    table: UInt8
-
-
-@dataclass(frozen=True)
-class Concatenation(Operation):
-    """Channels after one another; a table for each map brings it to the common scale, or None."""
-
-    tables: tuple[UInt8 | None, ...]
-
-
-@dataclass(frozen=True)
-class Rearrangement(Operation):
-    """Bytes from other places.
-
-    Attributes:
-        index: int64 C×H×W into the flattened map C×H×W, or `OUTSIDE`.
-        outside: the byte that then stands there.
-    """
-
-    index: NDArray[np.int64]
-    outside: int
 
 
 @dataclass(frozen=True)
@@ -247,7 +106,7 @@ def maps(graph: IntegerGraph, images: UInt8) -> Iterator[NDArray[np.generic]]:
     last = {source: i for i, op in enumerate(graph.operations) for source in op.inputs}
     held: dict[int, UInt8] = {0: image}
     for i, operation in enumerate(graph.operations):
-        held[i + 1] = _compute(operation, [held[source] for source in operation.inputs])
+        held[i + 1] = compute(operation, [held[source] for source in operation.inputs])
         yield held[i + 1]
         for source in set(operation.inputs):
             if last[source] == i:
@@ -264,7 +123,8 @@ def _run_batch(graph: IntegerGraph, images: UInt8) -> Float32:
     return centred.astype(np.float32) * graph.output.scale
 
 
-def _compute(operation: Operation, sources: list[UInt8]) -> UInt8:
+def compute(operation: Operation, sources: list[UInt8]) -> UInt8:
+    """Return the result of an operation, B×H×W×C; the last one's may be logits in float32."""
     match operation:
         case Sum():
             sums = _sums(operation, sources)
@@ -352,6 +212,38 @@ def _average(operation: Average, sources: list[UInt8]) -> Int32:
     return sums - np.int32(values * operation.outside)
 
 
+def _normalize(operation: Normalization, sources: list[UInt8]) -> Int32:
+    """Return sums of the quotient a / √v: see `Normalization`."""
+    q = sources[0].astype(np.int64)
+    total = q.sum(-1, keepdims=True)
+    a = q.shape[-1] * q - total
+    v = q.shape[-1] * (q * q).sum(-1, keepdims=True) - total * total + operation.floor
+    wide = v << (2 * operation.root_bits)
+    root = np.sqrt(wide.astype(np.float64)).astype(np.int64)
+    root -= root * root > wide  # the float64 root may be off by one, whose floor is not
+    root += (root + 1) * (root + 1) <= wide
+    numerator = 1 << (operation.root_bits + QUOTIENT_BITS + RECIPROCAL_BITS)
+    quotient = (a * (numerator // root) + (1 << (RECIPROCAL_BITS - 1))) >> RECIPROCAL_BITS
+    sums: Int32 = quotient.astype(np.int32) * operation.multiplier + operation.offset
+    return sums
+
+
+def _share(operation: Softmax, sources: list[UInt8]) -> Int32:
+    x = sources[0]
+    parts = operation.exponentials[x.max(-1, keepdims=True) - x].astype(np.int64)
+    total = parts.sum(-1, keepdims=True)
+    shares: Int32 = (((parts << SHARE_BITS) + total // 2) // total).astype(np.int32)
+    return shares
+
+
+def _multiply_matrices(operation: MatrixProduct, sources: list[UInt8]) -> Int32:
+    first, second = (
+        x.astype(np.float64) - zero for x, zero in zip(sources, operation.zero_points, strict=True)
+    )
+    sums: Int32 = (first @ second.swapaxes(-1, -2)).astype(np.int32)  # exact: below 2^53
+    return sums
+
+
 def _sums(operation: Sum, sources: list[UInt8]) -> Int32:
     match operation:
         case Convolution():
@@ -362,6 +254,12 @@ def _sums(operation: Sum, sources: list[UInt8]) -> Int32:
             return _multiply(operation, sources)
         case Average():
             return _average(operation, sources)
+        case Normalization():
+            return _normalize(operation, sources)
+        case Softmax():
+            return _share(operation, sources)
+        case MatrixProduct():
+            return _multiply_matrices(operation, sources)
     raise AssertionError(operation)
 
 

@@ -14,16 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmeg.networks.graph import OUTSIDE, axis_maps
-from halfmeg.shipping.integer import (
+from halfmeg.shipping.integer import IntegerGraph
+from halfmeg.shipping.operations import (
+    QUOTIENT_BITS,
+    RECIPROCAL_BITS,
+    SHARE_BITS,
     Average,
     Combination,
     Concatenation,
     Convolution,
-    IntegerGraph,
     Lookup,
+    MatrixProduct,
     Maximum,
+    Normalization,
     Product,
     Rearrangement,
+    Softmax,
     Sum,
     UInt8,
 )
@@ -31,6 +37,8 @@ from halfmeg.shipping.integer import (
 OPSET = 17
 IR_VERSION = 8
 WEIGHT_ZERO = 128
+POSITIVE = 2**60
+"""Added to what is divided, a multiple of the divisor, so that it is positive."""
 
 
 def to_onnx(graph: IntegerGraph) -> bytes:
@@ -116,6 +124,16 @@ class _Writer:
                 return self.requantize(operation, self.add("Mul", *centred))
             case Average():
                 return self.average(operation, sources[0], graph.shape_of(operation.inputs[0]))
+            case Normalization():
+                return self.normalize(operation, sources[0])
+            case Softmax():
+                return self.share(operation, sources[0])
+            case MatrixProduct():
+                first, second = (
+                    self.add("Sub", self.cast(name, "int32"), _int32(zero))
+                    for name, zero in zip(sources, operation.zero_points, strict=True)
+                )
+                return self.requantize(operation, self.multiply_matrices(first, second))
             case Maximum():
                 return self.maximum(
                     sources[0], operation.kernel, operation.stride, operation.padding
@@ -181,6 +199,51 @@ class _Writer:
         )  # fmt: skip
         return self.requantize(operation, summed)
 
+    def normalize(self, operation: Normalization, x: str) -> str:
+        """Normalize with the root of `Normalization`, whatever root the runtime gives."""
+        size = len(operation.multiplier)
+        axis = np.array([1], np.int64)
+        q = self.cast(x, "int64")
+        total = self.add("ReduceSum", q, axis, keepdims=1)
+        squares = self.add("ReduceSum", self.add("Mul", q, q), axis, keepdims=1)
+        a = self.add("Sub", self.add("Mul", q, _int64(size)), total)
+        v = self.add(
+            "Sub", self.add("Mul", squares, _int64(size)), self.add("Mul", total, total)
+        )  # fmt: skip
+        v = self.add("Add", v, _int64(operation.floor))
+        wide = self.add("Mul", v, _int64(4**operation.root_bits))
+        root = self.cast(self.add("Sqrt", self.cast(wide, "float64")), "int64")
+        too_large = self.add("Greater", self.add("Mul", root, root), wide)
+        root = self.add("Sub", root, self.cast(too_large, "int64"))
+        above = self.add("Add", root, _int64(1))
+        too_small = self.add("LessOrEqual", self.add("Mul", above, above), wide)
+        root = self.add("Add", root, self.cast(too_small, "int64"))
+        numerator = 1 << (operation.root_bits + QUOTIENT_BITS + RECIPROCAL_BITS)
+        product = self.add("Mul", a, self.add("Div", _int64(numerator), root))
+        # Div rounds towards 0, so what it divides is made positive
+        raised = self.add("Add", product, _int64(POSITIVE + (1 << (RECIPROCAL_BITS - 1))))
+        quotient = self.add("Div", raised, _int64(1 << RECIPROCAL_BITS))
+        quotient = self.add("Sub", quotient, _int64(POSITIVE >> RECIPROCAL_BITS))
+        scaled = self.add("Mul", quotient, _per_channel(operation.multiplier))
+        sums = self.add("Add", scaled, _per_channel(operation.offset))
+        return self.requantize(operation, self.cast(sums, "int32"))
+
+    def share(self, operation: Softmax, x: str) -> str:
+        x = self.cast(x, "int32")
+        below = self.add("Sub", self.add("ReduceMax", x, axes=[1], keepdims=1), x)
+        parts = self.add("Gather", operation.exponentials.astype(np.int32), below)
+        total = self.add("ReduceSum", parts, np.array([1], np.int64), keepdims=1)
+        raised = self.add("Mul", parts, _int32(1 << SHARE_BITS))
+        rounded = self.add("Add", raised, self.add("Div", total, _int32(2)))
+        return self.requantize(operation, self.add("Div", rounded, total))
+
+    def multiply_matrices(self, first: str, second: str) -> str:
+        """Return N×R×M of K×R×M and K×R×N."""
+        rows = self.add("Transpose", self.cast(first, "float64"), perm=[0, 2, 3, 1])
+        columns = self.add("Transpose", self.cast(second, "float64"), perm=[0, 2, 1, 3])
+        product = self.cast(self.add("MatMul", rows, columns), "int32")  # exact: below 2^53
+        return self.add("Transpose", product, perm=[0, 3, 1, 2])
+
     def requantize(self, operation: Sum, sums: str) -> str:
         """Round int32 sums to bytes, or leave logits as they are."""
         scale = operation.scale.reshape(1, -1, 1, 1)
@@ -226,6 +289,14 @@ class _Writer:
             x = self.add("Pad", x, pads, outside)
             places = np.where(places == OUTSIDE, size, places)
         return self.add("Gather", x, places, axis=axis)
+
+
+def _int64(value: int) -> NDArray[np.int64]:
+    return np.asarray(value, np.int64)
+
+
+def _per_channel(values: NDArray[np.int32]) -> NDArray[np.int64]:
+    return values.astype(np.int64).reshape(1, -1, 1, 1)
 
 
 def _int32(value: int) -> NDArray[np.int32]:

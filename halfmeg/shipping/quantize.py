@@ -18,34 +18,45 @@ from halfmeg.networks.graph import (
     Function,
     Gather,
     Graph,
+    MatMul,
     MaxPool,
     Multiply,
     Node,
+    Normalize,
 )
+from halfmeg.networks.graph import Softmax as SoftmaxNode
 from halfmeg.networks.memory import flash_bytes, plan_arena
 from halfmeg.networks.simplify import Step, border_classes, simplify, steps
 from halfmeg.networks.trace import trace
-from halfmeg.shipping.integer import (
+from halfmeg.shipping.integer import IntegerGraph
+from halfmeg.shipping.operations import (
     PIXELS,
+    QUOTIENT_BITS,
+    SHARE_BITS,
     Average,
     Combination,
     Concatenation,
     Convolution,
     Float32,
     Int8,
-    IntegerGraph,
     Lookup,
+    MatrixProduct,
     Maximum,
+    Normalization,
     Operation,
     Product,
     Quantization,
     Rearrangement,
+    Softmax,
     UInt8,
 )
 
 WEIGHT_LIMIT = 127
 SUM_LIMIT = 2**30
 """No sum of int32 comes near its end."""
+
+ROOT_DIGITS = 52
+"""Bits of the number whose root is taken: float64 finds the root of such a one to within 1."""
 
 BATCH_SIZE = 64
 
@@ -90,21 +101,27 @@ def measure_ranges(graph: Graph, calibration: Tensor) -> Ranges:
 def quantize_graph(graph: Graph, ranges: Ranges) -> IntegerGraph:
     """Return a simplified graph in integers, each map with the range that was measured."""
     passes = steps(graph)
-    places: dict[Node, int] = {graph.input: 0}
-    meanings: dict[Node, Quantization] = {graph.input: PIXELS}
-    operations = []
+    operations = quantize_steps(passes, graph.input, ranges)
+    return IntegerGraph(graph.input.shape, operations, plan_arena(passes), flash_bytes(passes))
+
+
+def quantize_steps(
+    passes: tuple[Step, ...], image: Node, ranges: Ranges
+) -> tuple[Operation, ...]:  # fmt: skip
+    """Return the operation of each pass."""
+    places: dict[Node, int] = {image: 0}
+    meanings: dict[Node, Quantization] = {image: PIXELS}
+    operations: list[Operation] = []
     for step in passes:
-        sources = [(source, meanings[source]) for source in step.inputs]
+        sources = [meanings[source] for source in step.inputs]
         inputs = tuple(places[source] for source in step.inputs)
         is_logits = step is passes[-1] and step.can_give_logits
-        operation = _quantize_step(step, inputs, [m for _, m in sources], ranges, is_logits)
+        operation = _quantize_step(step, inputs, sources, ranges, is_logits)
         operations.append(operation)
         places[step.result] = len(operations)
         if operation.quantization is not None:
             meanings[step.result] = operation.quantization
-    return IntegerGraph(
-        graph.input.shape, tuple(operations), plan_arena(passes), flash_bytes(passes)
-    )
+    return tuple(operations)
 
 
 def _quantize_step(
@@ -126,7 +143,7 @@ def _quantize_step(
         case Gather():
             zero = sources[0].zero_point
             return Rearrangement(node.name, inputs, shape, sources[0], node.index, zero)
-        case Conv() | Combine() | Multiply() | AvgPool():
+        case Conv() | Combine() | Multiply() | AvgPool() | Normalize() | SoftmaxNode() | MatMul():
             pass
         case _:
             raise AssertionError(node)
@@ -150,6 +167,19 @@ def _quantize_step(
             scale = np.array([first.scale * second.scale / unit], np.float32)
             zeros = (first.zero_point, second.zero_point)
             return Product(*common, scale, zero, table, zeros)
+        case Normalize():
+            return _normalization(node, common, sources[0], unit, zero, table)
+        case SoftmaxNode():
+            scale = np.array([2.0**-SHARE_BITS / float(unit)], np.float32)
+            below = np.arange(256) * float(sources[0].scale)
+            exponentials = np.rint(2**SHARE_BITS * np.exp(-below)).astype(np.uint16)
+            return Softmax(*common, scale, zero, table, exponentials)
+        case MatMul():
+            first, second = sources
+            exact = float(first.scale) * float(second.scale) * node.factor
+            scale = np.array([exact / float(unit)], np.float32)
+            zeros = (first.zero_point, second.zero_point)
+            return MatrixProduct(*common, scale, zero, table, zeros)
         case AvgPool():
             scale = np.array([float(sources[0].scale) / node.divisor / float(unit)], np.float32)
             return Average(
@@ -230,6 +260,31 @@ def _int8(weight: Array, bias: Array) -> tuple[Int8, Float32]:
     scale[scale == 0] = 1
     steps_of = np.rint(weight / scale[:, None, None, None].astype(np.float64))
     return steps_of.clip(-WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scale
+
+
+def _normalization(
+    node: Normalize, common: tuple[str, tuple[int, ...], tuple[int, int, int],
+    Quantization | None], source: Quantization, unit: np.float32, zero: int, table: UInt8 | None,
+) -> Normalization:  # fmt: skip
+    size = len(node.scale)
+    floor = max(1, round(node.eps * (size / float(source.scale)) ** 2))
+    largest = (size * 255) ** 2 // 4 + floor  # of N·Σq² − (Σq)²
+    root_bits = (ROOT_DIGITS - largest.bit_length()) // 2
+    if root_bits < 0:
+        raise ValueError(f"{node.name}: its variances do not fit {ROOT_DIGITS} bits")
+    # no value lies further from the mean than √(N − 1) deviations
+    reach = float(np.abs(node.shift).max() + np.abs(node.scale).max() * (size**0.5 + 1))
+    step = reach / SUM_LIMIT or 1.0
+    return Normalization(
+        *common,
+        scale=np.array([step / float(unit)], np.float32),
+        zero_point=zero,
+        table=table,
+        floor=floor,
+        root_bits=root_bits,
+        multiplier=np.rint(node.scale * 2.0**-QUOTIENT_BITS / step).astype(np.int32),
+        offset=np.rint(node.shift / step).astype(np.int32),
+    )
 
 
 def _multipliers(

@@ -28,8 +28,8 @@ LARGEST_LOGIT = 100.0
 
 INT8_TOLERANCE = 0.75
 """Largest difference of int8 logits, as a share of the spread of the float32 ones (root mean
-squares over random images). Five of our networks had 0.04 to 0.32; a graph whose answer does not
-depend on the image has 1 or more."""
+squares over smooth random images). The trained `record` had 0.16 to 0.34 in five draws; a graph
+whose answer does not depend on the image has 1 or more."""
 
 NUM_PROBES = 8
 
@@ -76,8 +76,10 @@ def verify_onnx(bundle: Bundle, name: str) -> bytes:
         )
     difference = (logits - reference).abs().max().item()
     if name == "model.int8.onnx":
-        spread = (reference - reference.mean(0)).square().mean().sqrt().item()
-        distance = (logits - reference).square().mean().sqrt().item()
+        # noise lies outside of the ranges that integers were calibrated to, so it tells nothing
+        smooth, expected = logits[NUM_PROBES // 2 :], reference[NUM_PROBES // 2 :]
+        spread = (expected - expected.mean(0)).square().mean().sqrt().item()
+        distance = (smooth - expected).square().mean().sqrt().item()
         agrees = distance <= INT8_TOLERANCE * spread + LOGIT_TOLERANCE
     else:
         agrees = difference <= logit_tolerance(reference)

@@ -23,7 +23,8 @@ from PIL import Image, ImageDraw
 
 from halfmeg.shipping.c import c_name, render, write_c
 from halfmeg.shipping.demo import draw_examples
-from halfmeg.shipping.integer import Float32, IntegerGraph, UInt8
+from halfmeg.shipping.integer import IntegerGraph
+from halfmeg.shipping.operations import Float32, UInt8
 
 COMPILE = (
     "clang", "--target=wasm32", "-std=c99", "-O3", "-ffp-contract=off", "-ffreestanding",

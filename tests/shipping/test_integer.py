@@ -13,8 +13,9 @@ from test_graph import COVERED, MEAN, STD, example, float_logits, folded
 from torch import nn
 
 from halfmeg.artifacts.graph import onnx_logits
-from halfmeg.shipping.integer import Convolution, IntegerGraph, requantize, run
+from halfmeg.shipping.integer import IntegerGraph, requantize, run
 from halfmeg.shipping.integer_onnx import to_onnx
+from halfmeg.shipping.operations import Convolution
 from halfmeg.shipping.quantize import measure_ranges, quantize, quantize_graph
 
 
@@ -31,7 +32,13 @@ def integers(name: str) -> IntegerGraph:
     return quantize_graph(graph, measure_ranges(graph, pixels(24, size)))
 
 
-@pytest.mark.parametrize("name", [*COVERED, "anything"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "gated" else ())
+        for name in (*COVERED, "anything")
+    ],
+)
 def test_onnx_gives_the_oracles_logits_bit_for_bit(name: str) -> None:
     model, size = example(name)
     images = pixels(24, size)

@@ -1,0 +1,280 @@
+"""A network as a LiteRT file (`.tflite`) in int8, run by LiteRT and by TFLite Micro.
+
+Google's converter and quantizer write the file. Two of their habits would keep it from a
+microcontroller, so they are undone: a global maximum by `amax` stays in float32, and becomes a
+max-pooling; weights stand behind the file's tables, where TFLite Micro does not look (it then
+computes with zeros and says nothing), and are put inside.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from halfmeg.data.dataset import Dataset
+from halfmeg.files import scratch_folder
+from halfmeg.shipping.onnx import FromPixels, fold_batchnorm, quiet
+
+NUM_CALIBRATION = 200
+NUM_MICRO_IMAGES = 100
+"""TFLite Micro's own kernels are its slow, plain ones."""
+MICRO_ARENA_BYTES = 8_000_000
+"""Offered to it; what it takes is measured."""
+SAME_CLASS = 0.95
+"""Share of images whose class has to be LiteRT's; sums are rounded in another way there."""
+
+Run = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Micro:
+    """What TFLite Micro's interpreter did with the file.
+
+    Attributes:
+        n: number of images.
+        same: how many got LiteRT's class.
+        arena_bytes: what it took for maps, and for its own tables.
+    """
+
+    n: int
+    same: int
+    arena_bytes: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the file runs there as it does in LiteRT."""
+        return self.same >= SAME_CLASS * self.n
+
+
+@dataclass(frozen=True)
+class LitertFile:
+    """A LiteRT file with its proof.
+
+    Attributes:
+        content: of the file; input and output are int8, an image H×W×C.
+        loss: accuracy lost in LiteRT, as a share, on `n` images.
+        runtime: name and version of what ran it.
+        micro: None where the interpreter is not installed or does not take the file, and then
+            `micro_missing` says why.
+    """
+
+    content: bytes
+    loss: float
+    n: int
+    runtime: str
+    micro: Micro | None
+    micro_missing: str = ""
+
+    @property
+    def proof_text(self) -> str:
+        """What was proved, in a line."""
+        text = f"loses {100 * self.loss:.2f} points on {self.n:,} images in {self.runtime}"
+        if self.micro is None:
+            return f"{text}; not run on TFLite Micro: {self.micro_missing}"
+        met = f"LiteRT's class for {self.micro.same} of {self.micro.n} images"
+        if not self.micro.agrees:
+            return f"{text}; does not run on TFLite Micro: {met}"
+        return f"{text}; runs on TFLite Micro: {met}, arena {self.micro.arena_bytes:,} bytes"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a bundle states, as JSON types."""
+        micro = None if self.micro is None else vars(self.micro) | {"agrees": self.micro.agrees}
+        return {
+            "bytes": len(self.content), "loss": self.loss, "n": self.n, "runtime": self.runtime,
+            "tflite_micro": micro,
+        }  # fmt: skip
+
+
+def require_litert() -> None:
+    """Check for the converter.
+
+    Raises:
+        ValueError: it is missing; the message says what to install.
+    """
+    for package in ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"):
+        if find_spec(package) is None:
+            raise ValueError(
+                f"--target litert needs {package}, which is not installed: "
+                "pip install -e '.[litert]'"
+            )
+
+
+def build_litert(
+    model: nn.Module,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    image_size: int,
+    calibration: Tensor,
+    held_out: Dataset,
+    accuracy: float,
+    allowed_loss: float,
+) -> LitertFile:
+    """Return a network as a LiteRT file in int8, run on images before it is handed out.
+
+    Args:
+        model: the network.
+        mean, std: of the pixels scaled to [0, 1], for each channel.
+        image_size: side of the images.
+        calibration: uint8 B×C×H×W, of the training images.
+        held_out: images and labels of the proof.
+        accuracy: of the network in float32 on them.
+        allowed_loss: accuracy that the file may lose, as a share.
+
+    Raises:
+        ValueError: the converter refuses the network, or the file loses more.
+    """
+    require_litert()
+    deployed = FromPixels(fold_batchnorm(model, image_size), mean, std).eval()
+    try:
+        content = _with_weights_inside(_convert(deployed, calibration[:NUM_CALIBRATION]))
+        run, scale, zero_point = _litert(content)
+    except Exception as error:  # whatever the converter raises has no common base
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"litert-torch does not convert the network: {reason}") from None
+    pixels = held_out.images.permute(0, 2, 3, 1).float().numpy()
+    inputs = np.clip(np.rint(pixels / scale + zero_point), -128, 127).astype(np.int8)
+    found = np.array([run(image[None]).argmax() for image in inputs])
+    loss = accuracy - float((found == held_out.labels.numpy()).mean())
+    if loss > allowed_loss:
+        raise ValueError(
+            f"the LiteRT file loses {100 * loss:.2f} points on {len(found):,} images, more than "
+            f"{100 * allowed_loss:g}; with --allow-loss it is exported all the same"
+        )
+    micro, missing = run_micro(content, inputs[:NUM_MICRO_IMAGES], found)
+    runtime = f"LiteRT {version('ai-edge-litert')}"
+    return LitertFile(content, loss, len(found), runtime, micro, missing)
+
+
+def run_micro(
+    content: bytes, inputs: NDArray[np.int8], classes: NDArray[np.int64]
+) -> tuple[Micro | None, str]:
+    """Run a file in TFLite Micro's interpreter; return why not where it cannot be.
+
+    Args:
+        content: of the file.
+        inputs: int8 B×H×W×C.
+        classes: LiteRT's, of these images and perhaps more.
+    """
+    if find_spec("tflite_micro") is None:
+        return None, "tflite-micro is not installed"
+    from tflite_micro.python.tflite_micro import runtime
+
+    try:
+        interpreter = runtime.Interpreter.from_bytes(content, arena_size=MICRO_ARENA_BYTES)
+        same = 0
+        for image, expected in zip(inputs, classes, strict=False):
+            interpreter.set_input(image[None], 0)
+            interpreter.invoke()
+            same += int(interpreter.get_output(0).argmax() == expected)
+    except Exception as error:  # an operator that it lacks
+        return None, " ".join(str(error).split())[:200] or type(error).__name__
+    with _taken_from_the_screen() as printed:
+        interpreter.print_allocations()
+    told = re.search(r"allocation total (\d+) bytes", printed())
+    assert told is not None, "the interpreter prints its arena"
+    return Micro(len(inputs), same, int(told.group(1))), ""
+
+
+def _convert(deployed: nn.Module, calibration: Tensor) -> bytes:
+    """Return an int8 file for images B×H×W×C, as the converter and the quantizer write it."""
+    images = calibration.permute(0, 2, 3, 1).float().contiguous()
+    with scratch_folder() as folder, quiet(), _taken_from_the_screen():
+        import litert_torch
+        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_quantizer import quantizer, recipe
+
+        plain, small = (str(folder / f"{name}.tflite") for name in ("plain", "int8"))
+        program = torch.export.export(deployed, (calibration[:1].float(),))
+        last = litert_torch.to_channel_last_io(_with_pooling(program.module()), args=[0])
+        litert_torch.convert(last, (images[:1],)).export(plain)
+        ((key, signature),) = Interpreter(plain).get_signature_list().items()
+        (name,) = signature["inputs"]
+        made = quantizer.Quantizer(plain, recipe.static_wi8_ai8())
+        seen = made.calibrate({key: [{name: image[None].numpy()} for image in images]})
+        made.quantize(seen).export_model(small)
+        return (folder / "int8.tflite").read_bytes()
+
+
+def _with_pooling(module: Any) -> nn.Module:
+    """Write a maximum over all positions as a max-pooling, which has a form in int8."""
+    aten = torch.ops.aten
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target is not aten.amax.default:
+            continue
+        source, axes, *keep = node.args
+        sides = source.meta["val"].shape[2:]
+        if len(sides) != 2 or sorted(axis % 4 for axis in axes) != [2, 3]:
+            continue
+        with graph.inserting_before(node):
+            found = graph.call_function(aten.max_pool2d.default, (source, list(sides)))
+            if not any(keep):
+                found = graph.call_function(aten.flatten.using_ints, (found, 1))
+        node.replace_all_uses_with(found)
+        graph.erase_node(node)
+    module.recompile()
+    return module  # type: ignore[no-any-return]
+
+
+def _with_weights_inside(content: bytes) -> bytes:
+    """Move what stands behind a file's tables into them."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 0 and 1 mean that it stands inside
+            outside = content[buffer.offset :][: buffer.size]
+            buffer.data = np.frombuffer(outside, np.uint8)
+            buffer.offset = buffer.size = 0
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _litert(content: bytes) -> tuple[Run, float, int]:
+    """Return what runs a file in LiteRT, and scale and zero point of its input."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet(), _taken_from_the_screen():
+        interpreter = Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(image: NDArray[np.int8]) -> NDArray[np.int8]:
+        interpreter.set_tensor(given["index"], image)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"])  # type: ignore[no-any-return]
+
+    scale, zero_point = given["quantization"]
+    return run, float(scale), int(zero_point)
+
+
+@contextmanager
+def _taken_from_the_screen() -> Iterator[Callable[[], str]]:
+    """Keep what compiled code prints from the screen; yields what returns it afterwards."""
+    with tempfile.TemporaryFile() as kept:
+        screens = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+        try:
+            for descriptor in screens:
+                os.dup2(kept.fileno(), descriptor)
+            text: list[str] = []
+            yield lambda: text[0]
+        finally:
+            for descriptor, screen in screens.items():
+                os.dup2(screen, descriptor)
+                os.close(screen)
+            kept.seek(0)
+            text.append(kept.read().decode(errors="replace"))

@@ -1,0 +1,90 @@
+"""What the ONNX files of a bundle do on held-out images, before they get their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from halfmeg.artifacts.graph import onnx_logits
+from halfmeg.data.dataset import Dataset
+from halfmeg.evaluation.evaluate import score
+from halfmeg.shipping.operations import Float32
+from halfmeg.shipping.verify import logit_tolerance
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked before the files got their names.
+
+    Attributes:
+        images: which images, "validation" or "training" where the run held none out.
+        n: number of them.
+        max_difference: largest difference between a logit of the ONNX file and torch's.
+        accuracy, onnx_accuracy, int8_accuracy: of torch in float32 and of the two files.
+        int8_exact: whether all int8 logits are those of the integers that C is written from; None
+            where an operator has no form in integers, and a library made the int8 file.
+    """
+
+    images: str
+    n: int
+    max_difference: float
+    accuracy: float
+    onnx_accuracy: float
+    int8_accuracy: float
+    int8_exact: bool | None
+
+    @property
+    def int8_loss(self) -> float:
+        """Accuracy lost by int8, as a share."""
+        return self.accuracy - self.int8_accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return dict(vars(self)) | {"int8_loss": self.int8_loss}
+
+
+def prove(
+    reference: Tensor, held_out: Dataset, kind: str, onnx_model: bytes, int8_model: bytes,
+    oracle: Float32 | None,
+) -> Proof:  # fmt: skip
+    """Compare one file with torch in float32, the other with the integers.
+
+    Args:
+        reference: torch's logits of the images, in float32.
+        held_out: the images and labels, and `kind` what they are.
+        onnx_model, int8_model: contents of the two files.
+        oracle: the integers' logits; None where a library made the int8 file.
+
+    Raises:
+        ValueError: the ONNX file differs by more than rounding, or the int8 file at all.
+    """
+    images, labels = held_out.images, held_out.labels
+    logits = onnx_logits(onnx_model, images)
+    difference = (logits - reference).abs().max().item()
+    for batch in (1, 2, 7):  # an exporter may freeze the batch, or be wrong at some sizes
+        part = onnx_logits(onnx_model, images[:7], batch_size=batch)
+        difference = max(difference, (part - reference[:7]).abs().max().item())
+    int8_logits = onnx_logits(int8_model, images)
+    different = 0 if oracle is None else int((int8_logits.numpy() != oracle).sum())
+    if different:
+        raise ValueError(
+            f"the int8 ONNX file gives {different:,} of {int8_logits.numel():,} logits other than "
+            "the integers: this onnxruntime rounds in another way"
+        )
+    proof = Proof(
+        images=kind,
+        n=len(labels),
+        max_difference=difference,
+        accuracy=score(reference, labels).accuracy,
+        onnx_accuracy=score(logits, labels).accuracy,
+        int8_accuracy=score(int8_logits, labels).accuracy,
+        int8_exact=None if oracle is None else True,
+    )
+    if not difference <= logit_tolerance(reference) or proof.onnx_accuracy != proof.accuracy:
+        raise ValueError(
+            f"the ONNX file does not do what the network does: logits differ by {difference:g}, "
+            f"accuracy {proof.onnx_accuracy:.2%} instead of {proof.accuracy:.2%}"
+        )
+    return proof
