@@ -36,7 +36,10 @@ class Chance:
         total = over_seeds + self.images / num_images
         if over_seeds == 0:
             return math.sqrt(total), MANY
-        dof = (num_networks - 1) * (num_seeds - 1) * (total / over_seeds) ** 2
+        # Of networks that vary alike; `seeds_variances` finds fewer, by what seeds differ by luck.
+        alike = num_networks * (num_seeds - 1) / (num_seeds + 1)
+        networks = min(num_networks - 1, max(1.0, alike))
+        dof = networks * (num_seeds - 1) * (total / over_seeds) ** 2
         return math.sqrt(total), min(dof, MANY)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -200,19 +201,18 @@ def compare_pairs(
         ValueError: no two share a seed.
     """
     pairs, tables = [], []
-    for i, (a, a_items) in enumerate(entrants):
-        for b, b_items in entrants[i + 1 :]:
-            table = _differences(a_items, b_items)
-            if table is not None:
-                pairs.append((a, b))
-                tables.append(table)
+    for i, j in itertools.combinations(range(len(entrants)), 2):
+        table = _differences(entrants[i][1], entrants[j][1])
+        if table is not None:
+            pairs.append((i, j))
+            tables.append(table)
     if len(entrants) > 1 and not pairs:
         raise ValueError(f"{entrants[0][0].name} and {entrants[1][0].name} share no seed")
-    tests = paired_tests(tables, len(entrants), level)
+    tests = paired_tests(tables, len(entrants), level, pairs)
     return tuple(
         PairResult(
-            a=a.name,
-            b=b.name,
+            a=(a := entrants[i][0]).name,
+            b=(b := entrants[j][0]).name,
             test=test,
             num_seeds=len(table),
             num_images=table.shape[1],
@@ -223,7 +223,7 @@ def compare_pairs(
             needed=seeds_needed(test, SEEN_DIFFERENCE),
             terms=_unequal_terms(a, b),
         )
-        for (a, b), table, test in zip(pairs, tables, tests, strict=True)
+        for (i, j), table, test in zip(pairs, tables, tests, strict=True)
     )
 
 
