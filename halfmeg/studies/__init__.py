@@ -4,7 +4,9 @@
 |---|---|
 | `cluster` | runs as tasks of a Ray cluster |
 | `study` | many runs in one folder; trains what is missing |
+| `workers` | how they are trained: here, stacked, in processes |
 | `stats` | intervals and tests of paired runs |
+| `resampled` | the same of folds |
 | `power` | what a study can see, how many seeds it takes, when a growing one may be read |
 | `reading` | how a study is read: level, margin, looks |
 | `measure` | robustness and costs of trained networks |
