@@ -218,7 +218,8 @@ class Products:
     @property
     def num_right(self) -> Array:
         """Right answers, studies × networks × seeds."""
-        return np.einsum("bmsms->bms", self.gram)
+        right: Array = np.einsum("bmsms->bms", self.gram)
+        return right
 
     def differences(self) -> tuple[Array, Array]:
         """Return products and sums of the seeds' rows of differences, studies × pairs × S (×S)."""
@@ -311,7 +312,8 @@ def p_values_before(products: Array, seed_sums: Array, num_images: int) -> Array
     scaled = np.einsum("...st,...s,...t->...", centred, inverse, inverse)
     correlation = np.where(n > 1, (scaled - n) / np.maximum(1, n * (n - 1)), 0)
     spread = np.sqrt(S + S * (S - 1) * np.maximum(0, correlation))
-    return np.maximum(p_seeds, 2 * special.ndtr(-np.abs(score) / spread))
+    p_images: Array = 2 * special.ndtr(-np.abs(score) / spread)
+    return np.maximum(p_seeds, p_images)
 
 
 def holm(p_values: Array) -> Array:

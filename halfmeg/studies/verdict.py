@@ -222,11 +222,11 @@ def compare_pairs(
     if len(entrants) > 1 and not pairs:
         unit = "fold" if folded else "seed"
         raise ValueError(f"{entrants[0][0].name} and {entrants[1][0].name} share no {unit}")
-    tests: Sequence[PairTest]
+    tests: list[PairTest] = []
     if folded:
-        tests = folded_tests(tables, test_share(first), level)
+        tests += folded_tests(tables, test_share(first), level)
     else:
-        tests = paired_tests([np.stack(t) for t in tables], len(entrants), level, pairs)
+        tests += paired_tests([np.stack(t) for t in tables], len(entrants), level, pairs)
     return tuple(
         PairResult(
             a=(a := entrants[i][0]).name,
