@@ -18,14 +18,9 @@ from matplotlib.figure import Figure
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.augment import Augmentation
-<<<<<<< HEAD
-from halfmeg.data.dataset import DataSplits
 from halfmeg.data.decode import to_image
-from halfmeg.files import read_json, write_atomically, write_json
-=======
 from halfmeg.data.folds import Folds
-from halfmeg.files import read_json, remove_dead_parts, write_atomically, write_json
->>>>>>> 5c1f5d2 (Train and compare over folds: --folds, cross_validate, the corrected resampled t)
+from halfmeg.files import read_json, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
     calibration_figure,

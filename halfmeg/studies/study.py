@@ -17,13 +17,8 @@ from msgspec import Meta
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
-<<<<<<< HEAD
-from halfmeg.files import read_json, scratch_folder, write_json
-from halfmeg.places.load import blame
-=======
 from halfmeg.data.folds import Folds
-from halfmeg.files import read_json, remove_dead_parts, write_json
->>>>>>> 5c1f5d2 (Train and compare over folds: --folds, cross_validate, the corrected resampled t)
+from halfmeg.files import read_json, write_json
 from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers, by_all_but_seed
