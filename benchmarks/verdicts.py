@@ -186,7 +186,9 @@ class Variances:
         """Return the standard error and its degrees of freedom, as `CrossedVariance.error`."""
         over_seeds = (np.maximum(0, seeds) + self.rest / self.num_images) / self.num_seeds
         total = over_seeds + self.images / self.num_images
-        return np.sqrt(total), np.minimum(seeds_dof * (total / over_seeds) ** 2, MANY)
+        with np.errstate(divide="ignore"):  # without chance between seeds they are many
+            dof = np.minimum(seeds_dof * (total / over_seeds) ** 2, MANY)
+        return np.sqrt(total), dof
 
 
 @dataclass(frozen=True)
