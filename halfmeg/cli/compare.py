@@ -15,6 +15,7 @@ from halfmeg.cli.show import (
     ImageSizeOption,
     JsonOption,
     LabelColumnOption,
+    TunedOnOption,
     build_table,
     format_range,
     print_error,
@@ -84,6 +85,7 @@ def compare(
             show_default="common",
         ),
     ] = None,
+    tuned_on: TunedOnOption = None,
     workers: Annotated[int, typer.Option(help="Runs at once; they share the cores.")] = 1,
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster that trains, or auto.")
@@ -144,7 +146,7 @@ def compare(
             how: dict[str, Any] = {
                 "out": folder, "config": recipes, "workers": workers, "cluster": cluster,
                 "gpus_per_run": gpus_per_run, "stack": stack, "listener": listener,
-                "margin": MARGIN if margin is None else margin / 100,
+                "margin": MARGIN if margin is None else margin / 100, "tuned_on": tuned_on or [],
             }  # fmt: skip
             if until_decided:
                 results.append(compare_until_decided(names, loaded, **how))

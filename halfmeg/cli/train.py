@@ -16,6 +16,7 @@ from halfmeg.cli.show import (
     JsonOption,
     LabelColumnOption,
     SettingsArgument,
+    TunedOnOption,
     build_table,
     format_range,
     print_error,
@@ -53,6 +54,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    tuned_on: TunedOnOption = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -65,13 +67,14 @@ def train(
     from halfmeg.cli.hints import check_train_words
     from halfmeg.cli.progress import load, training_display
     from halfmeg.data.options import read_options, read_size
+    from halfmeg.studies.trials import with_trials
     from halfmeg.training.fit import fit
     from halfmeg.training.recipes import build_recipe
 
     check_train_words(recipe, settings or [])
     options, others = read_options(settings, image_column, label_column)
     size, others = read_size(others, image_size)
-    config = build_recipe(recipe).override(others)
+    config = with_trials(build_recipe(recipe).override(others), tuned_on or [])
     loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
     if folds is not None:
         _train_folds(config, loaded, folds, out, as_json)

@@ -147,6 +147,7 @@ def compare(
     gpus_per_run: float = 0.0,
     stack: bool = False,
     margin: float = MARGIN,
+    tuned_on: Sequence[str | Path] = (),
     listener: StudyListener | None = None,
 ) -> Comparison:
     """Train models × recipes × seeds, or folds, and compare them; what is trained is kept.
@@ -162,6 +163,8 @@ def compare(
         config: the terms, one recipe or several; model and seed are replaced.
         workers, cluster, gpus_per_run, stack, listener: as for `run_study`.
         margin: difference within which two networks are called the same, 0 to 1.
+        tuned_on: folders of the studies, searches or runs by which the settings were chosen: what
+            was tried there for each network is counted as its `tuning_trials`.
 
     Raises:
         ValueError: no model, a model twice, fewer than one seed, seeds and folds or neither, too
@@ -179,7 +182,7 @@ def compare(
     if (seeds is None) == (folds is None):
         raise ValueError(f"seeds={seeds} and folds={folds}; give one of the two")
     divided = data if folds is None else Folds.of(data, folds)
-    configs = make_configs(models, recipes, seeds or folds or 0)
+    configs = make_configs(models, recipes, seeds or folds or 0, tuned_on)
     study = run_study(
         configs, divided, out, workers=workers, cluster=cluster, gpus_per_run=gpus_per_run,
         stack=stack, reading=Reading(margin), listener=listener,
@@ -228,6 +231,7 @@ def compare_until_decided(
     gpus_per_run: float = 0.0,
     stack: bool = False,
     margin: float = MARGIN,
+    tuned_on: Sequence[str | Path] = (),
     listener: StudyListener | None = None,
 ) -> Comparison:
     """Train and compare with 5, 8, 12, 20 seeds, until every pair is decided.
@@ -238,7 +242,7 @@ def compare_until_decided(
     look.
 
     Args:
-        models, data, out, config, margin: as for `compare`.
+        models, data, out, config, margin, tuned_on: as for `compare`.
         workers, cluster, gpus_per_run, stack, listener: as for `run_study`.
 
     Raises:
@@ -247,9 +251,9 @@ def compare_until_decided(
     recipes = [config] if isinstance(config, RunConfig) else list(config)
     for seeds in LOOKS:
         study = run_study(
-            make_configs(models, recipes, seeds), data, out, workers=workers, cluster=cluster,
-            gpus_per_run=gpus_per_run, stack=stack, reading=Reading.until_decided(margin),
-            listener=listener,
+            make_configs(models, recipes, seeds, tuned_on), data, out, workers=workers,
+            cluster=cluster, gpus_per_run=gpus_per_run, stack=stack,
+            reading=Reading.until_decided(margin), listener=listener,
         )  # fmt: skip
         if study.failures or seeds == LOOKS[-1]:
             break
@@ -348,8 +352,7 @@ def _load(runs: Sequence[Run]) -> list[LoadedRun]:
     """
 
     def division(run: Run) -> tuple[object, ...]:
-        count = run.options.fold.partition("/")[2]
-        facts = run.data
+        count, facts = run.options.fold.partition("/")[2], run.data
         return (count, facts.classes, facts.num_train + facts.num_test) if count else ()
 
     firsts: dict[str, Run] = {}

@@ -21,6 +21,7 @@ from halfmeg.data.folds import Folds
 from halfmeg.files import read_json, write_json
 from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.reading import Reading
+from halfmeg.studies.trials import with_trials
 from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers, by_all_but_seed
 from halfmeg.training.job import check_places
 from halfmeg.training.stack import check_stack
@@ -50,14 +51,19 @@ class Study:
 
 
 def make_configs(
-    models: Sequence[Any], recipes: Sequence[RunConfig], seeds: int
+    models: Sequence[Any],
+    recipes: Sequence[RunConfig],
+    seeds: int,
+    tuned_on: Sequence[str | Path] = (),
 ) -> list[RunConfig]:
     """Return models × recipes × seeds 0 to `seeds` - 1, seed by seed.
 
-    A model is a name of `MODELS`, a place, or a network handed over from Python.
+    A model is a name of `MODELS`, a place, or a network handed over from Python. What was tried
+    for it in the folders `tuned_on` is counted as its `tuning_trials`.
 
     Raises:
-        ValueError: a model or recipe twice, none of them, or fewer than one seed.
+        ValueError: a model or recipe twice, none of them, fewer than one seed, or a folder without
+            runs.
     """
     models = [hand_over(model) for model in models]
     if len(set(models)) < max(1, len(models)):
@@ -67,12 +73,12 @@ def make_configs(
         raise ValueError(f"recipes={', '.join(names)} is not allowed; name each recipe once")
     if seeds < 1:
         raise ValueError(f"seeds={seeds} is out of range; allowed: 1 or more")
-    return [
-        replace(recipe, model=model, seed=seed)
-        for seed in range(seeds)
+    terms = [
+        with_trials(replace(recipe, model=model), tuned_on)
         for recipe in recipes
         for model in models
     ]
+    return [replace(config, seed=seed) for seed in range(seeds) for config in terms]
 
 
 def run_study(
