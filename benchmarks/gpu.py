@@ -41,7 +41,8 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.files import write_json
 from halfmeg.networks.table import MODELS
 from halfmeg.studies.compare import compare_runs
-from halfmeg.studies.study import StudyListener, run_study
+from halfmeg.studies.study import run_study
+from halfmeg.studies.workers import StudyListener
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.recipes import build_recipe, common
 from halfmeg.training.stopping import TrainingInterruptedError

@@ -12,7 +12,12 @@ A study without a difference that prints one "is better than" or more has a fals
 is the share of studies whose intervals hold all true differences at once. Power is the share of
 pairs one point apart that are told apart. "Before" is what the program did until version 0.1.0: no
 floor below the variance between seeds, each pair for itself, the larger p-value of that and of
-McNemar's combined test, Holm's correction.
+McNemar's combined test, Holm's correction. "Pooled" is the test before networks were allowed to
+vary differently: the mean variance of all pairs with all their degrees of freedom, or the pair's
+own where that is larger.
+
+All studies of a setting are tested at once, by formulas of their own; tests/test_verdicts.py holds
+them against what the program finds of the same answers.
 """
 
 from __future__ import annotations
@@ -21,7 +26,6 @@ import argparse
 import json
 import platform
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,16 +35,10 @@ from typing import Any
 import numpy as np
 import scipy
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import interpolate, optimize, special, stats
 
 from halfmeg.studies.power import LOOK_LEVEL, LOOKS
-from halfmeg.studies.stats import (
-    LEVEL,
-    MANY,
-    CrossedVariance,
-    critical_value,
-    seeds_variances,
-)
+from halfmeg.studies.stats import LEVEL, MANY, all_pairs
 
 DIFFICULTY, TASTE = 1.5, 0.7
 """Deviations of the image's effect on all networks, and on one, in logits."""
@@ -51,7 +49,7 @@ DEVIATIONS = (0.2, 0.4, 0.6)  # of accuracy between seeds, points
 ONE_POINT = 0.01
 
 Array = NDArray[np.float64]
-Answers = NDArray[np.bool_]  # networks × seeds × images
+Answers = NDArray[np.bool_]  # of a study: networks × seeds × images
 
 
 @cache
@@ -121,138 +119,213 @@ class World:
 
 
 @cache
-def interpolated_critical(level: float, num_networks: int) -> Callable[[float], float]:
-    """Return `critical_value` by degrees of freedom, from a table: a call takes 100 ms or so."""
+def interpolated_critical(level: float, num_networks: int) -> Callable[[Array], Array]:
+    """Return `critical_value` by degrees of freedom, which scipy takes 100 ms for.
+
+    The range of `num_networks` normal variables, on a grid, is integrated over the distribution of
+    the standard error, and the result solved for the level at 60 degrees of freedom.
+    """
     if num_networks == 2:
-        return lambda dof: float(special.stdtrit(dof, 1 - level / 2))
-    inverse = np.concatenate([[1 / MANY], np.geomspace(1e-4, 1.5, 40)])
-    logs = np.log([critical_value(level, num_networks, 1 / i) for i in inverse])
-    return lambda dof: float(np.exp(np.interp(1 / dof, inverse, logs)))
+        return lambda dof: np.asarray(special.stdtrit(dof, 1 - level / 2))
+    widths, z = np.linspace(0, 14, 701), np.linspace(-9, 9, 1_801)
+    inner = special.ndtr(z) - special.ndtr(z - widths[:, None])
+    shares = num_networks * (stats.norm.pdf(z) * inner ** (num_networks - 1)).sum(1) * (z[1] - z[0])
+    within = interpolate.make_interp_spline(widths, shares)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+
+    def solve(dof: float) -> float:
+        lo, hi = np.log(stats.chi2.ppf([1e-9, 1 - 1e-13], dof))
+        logs = lo + (nodes + 1) / 2 * (hi - lo)
+        errors = np.sqrt(np.exp(logs) / dof)
+        density = stats.chi2.pdf(np.exp(logs), dof) * np.exp(logs) * weights * (hi - lo) / 2
+
+        def missing(distance: float) -> float:
+            reached = within(np.minimum(distance * np.sqrt(2) * errors, widths[-1]))
+            return float(1 - level - (density * reached).sum())
+
+        return float(optimize.brentq(missing, 0.5, 1e4))
+
+    inverse = np.concatenate([[1e-4], np.geomspace(1e-3, 1.0, 59)])
+    spline = interpolate.PchipInterpolator(inverse, np.log([solve(1 / i) for i in inverse]))
+    return lambda dof: np.asarray(np.exp(spline(np.clip(1 / dof, inverse[0], 1.0))))
 
 
-Verdicts = NDArray[np.float64]  # pairs × (lo, hi)
+@dataclass(frozen=True)
+class Variances:
+    """What `CrossedVariance` is of one table, of many at once: arrays, the last axis of pairs."""
 
+    num_seeds: int
+    num_images: int
+    mean: Array
+    seeds: Array
+    images: Array
+    rest: Array
 
-def pairs_of(num_networks: int) -> list[tuple[int, int]]:
-    """Return the pairs of the first networks; those of fewer come first."""
-    return [(i, j) for j in range(num_networks) for i in range(j)]
+    @classmethod
+    def of_sums(
+        cls, num_images: int, seed_sums: Array, image_sums_squared: Array, squared: Array
+    ) -> Variances:
+        """Estimate from sums, as `CrossedVariance.of_sums`; seeds are the last axis."""
+        S, N = seed_sums.shape[-1], num_images
+        mean = seed_sums.sum(-1) / (S * N)
+        of_mean = S * N * mean**2
+        of_seeds = np.square(seed_sums).sum(-1) / N - of_mean
+        of_images = image_sums_squared / S - of_mean
+        square_seeds, square_images = of_seeds / (S - 1), of_images / (N - 1)
+        of_rest = np.maximum(0, squared - of_mean - of_seeds - of_images)
+        rest = of_rest / ((S - 1) * (N - 1))
+        images = np.maximum(0, (square_images - rest) / S)
+        return cls(S, N, mean, (square_seeds - rest) / N, images, rest)
+
+    def first(self, count: int) -> Variances:
+        """Return those of the first pairs."""
+        parts = (self.mean, self.seeds, self.images, self.rest)
+        return Variances(self.num_seeds, self.num_images, *(part[..., :count] for part in parts))
+
+    def error(self, seeds: Array, seeds_dof: Array | int) -> tuple[Array, Array]:
+        """Return the standard error and its degrees of freedom, as `CrossedVariance.error`."""
+        over_seeds = (np.maximum(0, seeds) + self.rest / self.num_images) / self.num_seeds
+        total = over_seeds + self.images / self.num_images
+        with np.errstate(divide="ignore"):  # without chance between seeds they are many
+            dof = np.minimum(seeds_dof * (total / over_seeds) ** 2, MANY)
+        return np.sqrt(total), dof
 
 
 @dataclass(frozen=True)
 class Products:
-    """The products of all rows of right answers, from which all statistics of a study follow.
+    """The products of all rows of right answers, from which all statistics of studies follow.
 
     Attributes:
-        gram: right answers that two networks with a seed each share, M×S×M×S.
+        gram: right answers that two networks with a seed each share, studies × M×S×M×S.
         num_images: of the test set.
     """
 
-    gram: NDArray[np.float64]
+    gram: Array
     num_images: int
 
     @classmethod
-    def of(cls, answers: Answers) -> Products:
-        """Multiply the answers of a study; counts below 2^24 are exact in float32."""
-        M, S, N = answers.shape
-        rows = answers.reshape(M * S, N).astype(np.float32)
-        return cls((rows @ rows.T).astype(np.float64).reshape(M, S, M, S), N)
+    def of(cls, studies: Iterator[Answers]) -> Products:
+        """Multiply the answers of studies; counts below 2^24 are exact in float32."""
+        grams = []
+        for answers in studies:
+            M, S, N = answers.shape
+            rows = answers.reshape(M * S, N).astype(np.float32)
+            grams.append((rows @ rows.T).astype(np.float64).reshape(M, S, M, S))
+        return cls(np.stack(grams), N)
 
     def first_seeds(self, count: int) -> Products:
-        """Return those of the study's first seeds."""
-        return Products(self.gram[:, :count, :, :count], self.num_images)
+        """Return those of the studies' first seeds."""
+        return Products(self.gram[:, :, :count, :, :count], self.num_images)
 
     @property
-    def num_right(self) -> NDArray[np.float64]:
-        """Right answers of each network and seed, M×S."""
-        M, S = self.gram.shape[:2]
-        return np.diag(self.gram.reshape(M * S, M * S)).reshape(M, S)
+    def num_right(self) -> Array:
+        """Right answers, studies × networks × seeds."""
+        right: Array = np.einsum("bmsms->bms", self.gram)
+        return right
 
-    def differences(self, i: int, j: int) -> NDArray[np.float64]:
-        """Return the products of the seeds' rows of differences of two networks, S×S."""
-        g = self.gram
-        return g[i, :, i] - g[i, :, j] - g[j, :, i] + g[j, :, j]
+    def differences(self) -> tuple[Array, Array]:
+        """Return products and sums of the seeds' rows of differences, studies × pairs × S (×S)."""
+        first, second = np.array(all_pairs(self.gram.shape[1])).T
+        g = self.gram.transpose(1, 3, 0, 2, 4)
+        products = g[first, first] - g[first, second] - g[second, first] + g[second, second]
+        return products.swapaxes(0, 1), self.num_right[:, first] - self.num_right[:, second]
 
-    def pair(self, i: int, j: int) -> CrossedVariance:
-        """Return what `CrossedVariance.of` finds of the differences of two networks."""
-        products, S = self.differences(i, j), self.gram.shape[1]
-        return CrossedVariance.of_sums(
+    def pairs(self) -> Variances:
+        """Return what `CrossedVariance.of` finds of the differences of all pairs."""
+        (products, seed_sums), S = self.differences(), self.gram.shape[2]
+        return Variances.of_sums(
             num_images=self.num_images + 2,
-            seed_sums=self.num_right[i] - self.num_right[j],
-            image_sums_squared=float(products.sum()) + 2 * S**2,
-            squared=float(np.trace(products)) + 2 * S,
+            seed_sums=seed_sums,
+            image_sums_squared=products.sum((-2, -1)) + 2 * S**2,
+            squared=np.einsum("bpss->bp", products) + 2 * S,
         )
 
-    def accuracy(self, i: int) -> CrossedVariance:
-        """Return what `CrossedVariance.of` finds of the right answers of a network."""
-        products, S = self.gram[i, :, i], self.gram.shape[1]
-        return CrossedVariance.of_sums(
+    def accuracies(self) -> Variances:
+        """Return what `CrossedVariance.of` finds of the right answers of each network."""
+        products, S = np.einsum("bmsmt->bmst", self.gram), self.gram.shape[2]
+        return Variances.of_sums(
             num_images=self.num_images + 2,
-            seed_sums=self.num_right[i] + 1,
-            image_sums_squared=float(products.sum()) + S**2,
-            squared=float(np.trace(products)) + S,
+            seed_sums=self.num_right + 1,
+            image_sums_squared=products.sum((-2, -1)) + S**2,
+            squared=np.einsum("bmss->bm", products) + S,
         )
 
-    def pairs(self) -> list[CrossedVariance]:
-        """Return `pair` of all pairs."""
-        return [self.pair(i, j) for i, j in pairs_of(len(self.gram))]
+
+def seeds_variances(chances: Variances, num_networks: int) -> tuple[Array, Array]:
+    """Return what the program's function of this name does, studies × pairs."""
+    freedom, own = chances.num_seeds - 1, chances.seeds
+    of_rest = chances.rest / chances.num_images
+    members = np.zeros((own.shape[-1], num_networks))
+    for row, pair in enumerate(all_pairs(num_networks)):
+        members[row, list(pair)] = 1
+    networks = np.maximum(0, (own + of_rest) @ np.linalg.pinv(members).T)
+    pooled = own.mean(-1, keepdims=True)
+    variances = np.maximum(np.maximum(own, pooled), networks @ members.T - of_rest)
+    squared = np.square(networks).sum(-1)
+    alike = np.full(squared.shape, float(num_networks))
+    np.divide(networks.sum(-1) ** 2, squared, out=alike, where=squared > 0)
+    dofs = np.clip(freedom * alike, freedom, freedom * (num_networks - 1))
+    return variances, np.broadcast_to(dofs[..., None], own.shape)
 
 
-def intervals(chances: Sequence[CrossedVariance], level: float = LEVEL) -> Verdicts:
-    """Return the intervals of all pairs of a study, as the program has them."""
-    num_networks = round((1 + np.sqrt(1 + 8 * len(chances))) / 2)
-    critical = interpolated_critical(level, num_networks)
-    bounds = []
-    for chance, (seeds, dof) in zip(chances, seeds_variances(chances, num_networks), strict=True):
-        error, error_dof = chance.error(seeds, dof)
-        half = error * critical(error_dof)
-        bounds.append((chance.mean - half, chance.mean + half))
-    return np.array(bounds)
+def pooled_variances(chances: Variances, num_networks: int) -> tuple[Array, Array]:
+    """Return the same as though all networks varied alike."""
+    pooled = chances.seeds.mean(-1, keepdims=True)
+    dof = np.full(chances.seeds.shape, float((num_networks - 1) * (chances.num_seeds - 1)))
+    return np.maximum(chances.seeds, pooled), dof
 
 
-def p_value_before(products: NDArray[np.float64], seed_sums: Array, num_images: int) -> float:
-    """Return the p-value of a pair in version 0.1.0, before Holm's correction.
+def intervals(
+    chances: Variances,
+    num_networks: int,
+    level: float = LEVEL,
+    variances: Callable[[Variances, int], tuple[Array, Array]] = seeds_variances,
+) -> tuple[Array, Array]:
+    """Return the ends of the intervals of all pairs of studies, as the program has them."""
+    error, dof = chances.error(*variances(chances, num_networks))
+    half = error * interpolated_critical(level, num_networks)(dof)
+    return chances.mean - half, chances.mean + half
+
+
+def p_values_before(products: Array, seed_sums: Array, num_images: int) -> Array:
+    """Return the p-values of pairs in version 0.1.0, before Holm's correction.
 
     Args:
-        products: of the seeds' rows of differences, S×S.
-        seed_sums: of the differences.
+        products: of the seeds' rows of differences, … × S×S.
+        seed_sums: of the differences, … × S.
         num_images: of the test set.
     """
-    S, N = len(seed_sums), num_images
-    chance = CrossedVariance.of_sums(N, seed_sums, float(products.sum()), float(np.trace(products)))
+    S, N = seed_sums.shape[-1], num_images
+    discordant = np.einsum("...ss->...s", products)
+    chance = Variances.of_sums(N, seed_sums, products.sum((-2, -1)), discordant.sum(-1))
     square_seeds = N * chance.seeds + chance.rest
     total = square_seeds + S * chance.images
-    dof = total**2 / (square_seeds**2 / (S - 1)) if square_seeds > 0 else N - 1
-    error = np.sqrt(total / (S * N))
-    p_seeds = 2 * special.stdtr(dof, -abs(chance.mean) / error) if error else chance.mean == 0
-    discordant = np.diag(products)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        dof = np.where(square_seeds > 0, total**2 / (square_seeds**2 / (S - 1)), N - 1)
+        distance = np.abs(chance.mean) / np.sqrt(total / (S * N))
+    p_seeds = np.where(total > 0, 2 * special.stdtr(dof, -distance), chance.mean == 0)
     first, second = (discordant + seed_sums) / 2, (discordant - seed_sums) / 2
     p = np.minimum(1, 2 * special.bdtr(np.minimum(first, second), discordant.astype(int), 0.5))
-    score = -(np.sign(first - second) * special.ndtri(p / 2)).sum()
-    centred = products - np.outer(seed_sums, seed_sums) / N
-    norms = np.sqrt(np.diag(centred))
-    some = norms > 0
-    n = int(some.sum())
-    correlation = 0.0
-    if n > 1:
-        scaled = centred[np.ix_(some, some)] / np.outer(norms[some], norms[some])
-        correlation = (float(scaled.sum()) - n) / (n * (n - 1))
-    spread = np.sqrt(S + S * (S - 1) * max(0.0, correlation))
-    return max(float(p_seeds), float(2 * special.ndtr(-abs(score) / spread)))
+    score = -(np.sign(first - second) * special.ndtri(p / 2)).sum(-1)
+    centred = products - seed_sums[..., :, None] * seed_sums[..., None, :] / N
+    norms = np.sqrt(np.einsum("...ss->...s", centred))
+    n = (norms > 0).sum(-1)
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+    scaled = np.einsum("...st,...s,...t->...", centred, inverse, inverse)
+    correlation = np.where(n > 1, (scaled - n) / np.maximum(1, n * (n - 1)), 0)
+    spread = np.sqrt(S + S * (S - 1) * np.maximum(0, correlation))
+    p_images: Array = 2 * special.ndtr(-np.abs(score) / spread)
+    return np.maximum(p_seeds, p_images)
 
 
-def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p-values after Holm's correction."""
-    order = np.argsort(p_values)
-    adjusted = np.empty(len(p_values))
-    steps = len(p_values) - np.arange(len(p_values))
-    adjusted[order] = np.maximum.accumulate(p_values[order] * steps)
+def holm(p_values: Array) -> Array:
+    """Return p-values, studies × pairs, after Holm's correction."""
+    order = np.argsort(p_values, axis=-1)
+    steps = p_values.shape[-1] - np.arange(p_values.shape[-1])
+    rising = np.maximum.accumulate(np.take_along_axis(p_values, order, -1) * steps, axis=-1)
+    adjusted = np.empty_like(p_values)
+    np.put_along_axis(adjusted, order, rising, -1)
     return adjusted
-
-
-def _holds(chance: CrossedVariance, accuracy: float) -> bool:
-    """Whether the interval of a network's accuracy holds the true one."""
-    error, dof = chance.error(chance.seeds, chance.num_seeds - 1)
-    return bool(abs(chance.mean - accuracy) <= error * special.stdtrit(dof, 1 - LEVEL / 2))
 
 
 def simulate(
@@ -271,41 +344,45 @@ def simulate(
         By size: `false`, studies in which an interval leaves out 0 though the two are equal, or on
         the wrong side; `covered`, studies in which all intervals hold the truth; `width`, half of
         an interval, in points; `accuracy_covered`, networks whose own interval holds the truth;
-        `power`, pairs one point apart that are told apart; `false_before` and `power_before` as in
-        version 0.1.0.
+        `power`, pairs one point apart that are told apart. `false_before` and `power_before` as in
+        version 0.1.0, `false_pooled` and `power_pooled` as though all networks varied alike.
     """
     accuracies = np.array(world.accuracies)
-    truth = np.array([accuracies[i] - accuracies[j] for i, j in pairs_of(len(accuracies))])
+    truth = np.array([accuracies[i] - accuracies[j] for i, j in all_pairs(len(accuracies))])
     apart = np.isclose(truth, ONE_POINT)
-    totals: dict[int, dict[str, float]] = {size: defaultdict(float) for size in sizes}
-    for answers in world.studies(count, num_seeds, seed):
-        products = Products.of(answers)
-        all_chances = products.pairs()
-        right = products.num_right
-        all_before = np.array(
-            [
-                p_value_before(products.differences(i, j), right[i] - right[j], world.num_images)
-                for i, j in pairs_of(len(accuracies))
-            ]
-        )
-        held = [_holds(products.accuracy(i), accuracy) for i, accuracy in enumerate(accuracies)]
-        for size, total in totals.items():
-            part = slice(len(pairs_of(size)))
-            lo, hi = intervals(all_chances[part]).T
-            true, one_apart = truth[part], apart[part]
+    drawn = Products.of(world.studies(count, num_seeds, seed))
+    every = drawn.pairs()
+    all_before = p_values_before(*drawn.differences(), world.num_images)
+    alone = drawn.accuracies()
+    error, dof = alone.error(alone.seeds, num_seeds - 1)
+    held = np.abs(alone.mean - accuracies) <= error * special.stdtrit(dof, 1 - LEVEL / 2)
+    found: dict[int, dict[str, float]] = {}
+    for size in sizes:
+        part = slice(len(all_pairs(size)))
+        true, one_apart, chances = truth[part], apart[part], every.first(part.stop)
+        lo, hi = intervals(chances, size)
+        lo_pooled, hi_pooled = intervals(chances, size, variances=pooled_variances)
+        before = holm(all_before[:, part]) < LEVEL
+
+        def false(lo: Array, hi: Array, true: Array = true) -> float:
             wrong = ((lo > 0) & (true <= 0)) | ((hi < 0) & (true >= 0))
-            before = holm(all_before[part]) < LEVEL
-            total["false"] += bool(wrong.any())
-            total["covered"] += bool(((lo <= true) & (true <= hi)).all())
-            total["width"] += 50 * float((hi - lo).mean())
-            total["accuracy_covered"] += float(np.mean(held[:size]))
-            total["false_before"] += bool((before & (true == 0)).any())
-            if one_apart.any():
-                total["power"] += float((lo[one_apart] > 0).mean())
-                total["power_before"] += float(before[one_apart].mean())
-    return {
-        size: {key: value / count for key, value in total.items()} for size, total in totals.items()
-    }
+            return float(wrong.any(1).mean())
+
+        found[size] = {
+            "false": false(lo, hi),
+            "covered": float(((lo <= true) & (true <= hi)).all(1).mean()),
+            "width": 50 * float((hi - lo).mean()),
+            "accuracy_covered": float(held[:, :size].mean()),
+            "false_pooled": false(lo_pooled, hi_pooled),
+            "false_before": float((before & (true == 0)).any(1).mean()),
+        }
+        if one_apart.any():
+            found[size] |= {
+                "power": float((lo[:, one_apart] > 0).mean()),
+                "power_pooled": float((lo_pooled[:, one_apart] > 0).mean()),
+                "power_before": float(before[:, one_apart].mean()),
+            }
+    return found
 
 
 def simulate_looks(
@@ -316,15 +393,14 @@ def simulate_looks(
     The networks of `world` are equal. No study stops before the last look, so that none is spared
     a false verdict by stopping for another reason.
     """
-    false: Counter[int] = Counter()
-    for answers in world.studies(count, LOOKS[-1], seed):
-        products = Products.of(answers)
-        looks = [products.first_seeds(look).pairs() for look in LOOKS]
-        for size in sizes:
-            part = slice(len(pairs_of(size)))
-            bounds = np.stack([intervals(chances[part], LOOK_LEVEL) for chances in looks])
-            false[size] += bool(((bounds[..., 0] > 0) | (bounds[..., 1] < 0)).any())
-    return {size: false[size] / count for size in sizes}
+    drawn = Products.of(world.studies(count, LOOKS[-1], seed))
+    looks = [drawn.first_seeds(look).pairs() for look in LOOKS]
+    shares = {}
+    for size in sizes:
+        ends = [intervals(c.first(len(all_pairs(size))), size, LOOK_LEVEL) for c in looks]
+        false = [((lo > 0) | (hi < 0)).any(1) for lo, hi in ends]
+        shares[size] = float(np.any(false, axis=0).mean())
+    return shares
 
 
 BESIDE = {
@@ -379,9 +455,10 @@ def main() -> None:
         for size, share in simulate_looks(world, args.studies, sizes=NETWORKS).items():
             keep("looks", {"networks": size, "points": points, "false": share})
     for setting, world in BESIDE.items():
-        for num_seeds in (2, 3, 5):
-            numbers = simulate(world, num_seeds, args.studies, sizes=NETWORKS[-1:])[NETWORKS[-1]]
-            keep("beside", {"setting": setting, "seeds": num_seeds} | numbers)
+        for num_seeds in SEEDS:
+            shares = simulate(world, num_seeds, args.studies, sizes=NETWORKS[1:])
+            for size, numbers in shares.items():
+                keep("beside", {"setting": setting, "seeds": num_seeds, "networks": size} | numbers)
 
 
 if __name__ == "__main__":

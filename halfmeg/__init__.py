@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from halfmeg.data.load import load_dataset
     from halfmeg.evaluation.evaluate import evaluate
     from halfmeg.networks.table import build_model
-    from halfmeg.studies.compare import compare
+    from halfmeg.studies.compare import compare, cross_validate
     from halfmeg.training.fit import fit, resume
     from halfmeg.training.recipes import build_recipe
 
@@ -25,6 +25,7 @@ __all__ = [
     "build_model",
     "build_recipe",
     "compare",
+    "cross_validate",
     "evaluate",
     "fit",
     "load_dataset",
@@ -37,6 +38,7 @@ _HOMES = {
     "build_model": "networks.table",
     "build_recipe": "training.recipes",
     "compare": "studies.compare",
+    "cross_validate": "studies.compare",
     "evaluate": "evaluation.evaluate",
     "fit": "training.fit",
     "load_dataset": "data.load",

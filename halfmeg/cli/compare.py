@@ -15,6 +15,7 @@ from halfmeg.cli.show import (
     ImageSizeOption,
     JsonOption,
     LabelColumnOption,
+    TunedOnOption,
     build_table,
     format_range,
     print_error,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from halfmeg.data.dataset import DataSplits
     from halfmeg.studies.compare import Comparison
     from halfmeg.studies.plan import Plan
+    from halfmeg.studies.study import StudyData
 
 SeveralDataOption = Annotated[
     list[str] | None,
@@ -60,6 +62,13 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option(help="Runs for each network and recipe.", show_default="3")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Instead of seeds: divide all images into so many folds, and test on each once.",
+            show_default=False,
+        ),
+    ] = None,
     until_decided: Annotated[
         bool,
         typer.Option(
@@ -76,6 +85,7 @@ def compare(
             show_default="common",
         ),
     ] = None,
+    tuned_on: TunedOnOption = None,
     workers: Annotated[int, typer.Option(help="Runs at once; they share the cores.")] = 1,
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster that trains, or auto.")
@@ -97,13 +107,19 @@ def compare(
     """
     from halfmeg.cli.hints import check_compare_words
     from halfmeg.cli.progress import StudyDisplay, load, training_display
+    from halfmeg.data.folds import Folds
     from halfmeg.data.options import read_options, read_size
     from halfmeg.studies.compare import compare as compare_models
     from halfmeg.studies.compare import compare_until_decided
     from halfmeg.studies.reading import MARGIN
 
-    if until_decided and seeds is not None:
-        raise ValueError(f"--until-decided and --seeds {seeds} exclude each other; leave one out")
+    ways = {
+        "--until-decided": until_decided, f"--seeds {seeds}": seeds is not None,
+        f"--folds {folds}": folds is not None,
+    }  # fmt: skip
+    if sum(ways.values()) > 1:
+        named = " and ".join(way for way, given in ways.items() if given)
+        raise ValueError(f"{named} exclude each other; leave one out")
     given = [text for text in arguments if "=" in text]
     options, settings = read_options(given, image_column, label_column)
     size, settings = read_size(settings, image_size)
@@ -115,6 +131,11 @@ def compare(
     sources = data or ["digits"]
     all_data = [load(source, data_dir, size, quiet=as_json, options=options) for source in sources]
     _check_networks(names, recipes, all_data)
+    if folds is not None:
+        for loaded in all_data:  # before anything is trained
+            note = Folds.of(loaded, folds).note
+            if not as_json:
+                print_error(f"halfmeg: {note}")
     folders = _study_folders(all_data, out, names)
     results = []
     for loaded, folder in zip(all_data, folders, strict=True):
@@ -125,18 +146,18 @@ def compare(
             how: dict[str, Any] = {
                 "out": folder, "config": recipes, "workers": workers, "cluster": cluster,
                 "gpus_per_run": gpus_per_run, "stack": stack, "listener": listener,
-                "margin": MARGIN if margin is None else margin / 100,
+                "margin": MARGIN if margin is None else margin / 100, "tuned_on": tuned_on or [],
             }  # fmt: skip
             if until_decided:
                 results.append(compare_until_decided(names, loaded, **how))
             else:
-                results.append(
-                    compare_models(names, loaded, seeds=3 if seeds is None else seeds, **how)
-                )
+                number = 3 if seeds is None and folds is None else seeds
+                results.append(compare_models(names, loaded, seeds=number, folds=folds, **how))
+    studied = [loaded if folds is None else Folds.of(loaded, folds) for loaded in all_data]
     if len(results) == 1:
-        _write_and_print(results[0], folders[0], all_data[0], as_json)
+        write_and_print(results[0], folders[0], studied[0], as_json)
     else:
-        _write_and_print_sets(results, folders, all_data, as_json)
+        _write_and_print_sets(results, folders, studied, as_json)
 
 
 def _networks_and_terms(
@@ -255,9 +276,10 @@ def report(
     """
     from dataclasses import replace
 
-    from halfmeg.cli.progress import load_again
+    from halfmeg.cli.progress import load_study
+    from halfmeg.data.folds import Folds
     from halfmeg.studies.compare import compare_runs
-    from halfmeg.studies.measure import measure
+    from halfmeg.studies.measure import fingerprint_of, measure
     from halfmeg.studies.page import check_page_folder
     from halfmeg.studies.reading import Reading
     from halfmeg.studies.study import open_runs
@@ -273,11 +295,12 @@ def report(
         reading = replace(reading, margin=margin / 100)
     compare_runs(runs, reading=reading)  # raises before anything is written or measured
     check_page_folder(folder)
-    loaded = None
+    loaded: StudyData | None = None
     try:
-        loaded = load_again(runs[0], data, data_dir, quiet=as_json)
-        if loaded.fingerprint != first.fingerprint:
-            raise ValueError(f"{runs[0].folder} was trained on other data than {loaded.name}")
+        loaded = load_study(runs[0], data, data_dir, quiet=as_json)
+        if fingerprint_of(runs[0], loaded) != first.fingerprint:
+            name = loaded.data.name if isinstance(loaded, Folds) else loaded.name
+            raise ValueError(f"{runs[0].folder} was trained on other data than {name}")
     except ValueError as error:
         if data is not None:
             raise
@@ -287,12 +310,13 @@ def report(
         folder.mkdir(parents=True, exist_ok=True)
         measure(runs, loaded, folder)
     result = compare_runs(runs, costs_from=folder, reading=reading)
-    _write_and_print(result, folder, loaded, as_json)
+    write_and_print(result, folder, loaded, as_json)
 
 
-def _write_and_print(
-    result: Comparison, folder: Path, data: DataSplits | None, as_json: bool
+def write_and_print(
+    result: Comparison, folder: Path, data: StudyData | None, as_json: bool
 ) -> None:
+    """Write a comparison's page and print what it found; exit with 1 where a run failed."""
     from halfmeg.studies.page import write_comparison  # matplotlib: half a second for others
 
     page, figure = write_comparison(result, folder, data)
@@ -307,7 +331,7 @@ def _write_and_print(
 
 
 def _write_and_print_sets(
-    results: list[Comparison], folders: list[Path], data: list[DataSplits], as_json: bool
+    results: list[Comparison], folders: list[Path], data: list[StudyData], as_json: bool
 ) -> None:
     from halfmeg.studies.page import write_comparison
     from halfmeg.studies.sets import rank_comparisons, write_ranking
@@ -333,7 +357,12 @@ def _write_and_print_sets(
 
 def _print_comparison(result: Comparison) -> None:
     table = build_table(
-        "network", "test accuracy", result.interval_name, "seeds", "parameters", "training, s"
+        "network",
+        "test accuracy",
+        result.interval_name,
+        f"{result.unit}s",
+        "parameters",
+        "training, s",
     )
     for model in result.models:
         interval = model.test_accuracy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from halfmeg.artifacts.run import MetricsRow, Run
 from halfmeg.cli.show import print_error, screen
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.data.load import load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageSize
 from halfmeg.places.place import short_name
-from halfmeg.studies.study import StudyListener
+from halfmeg.studies.study import StudyData
+from halfmeg.studies.workers import StudyListener
 from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.plan import on_hard_images
 
@@ -47,6 +50,18 @@ def load_again(run: Run, data: str | None, data_dir: str, *, quiet: bool) -> Dat
     return load(
         data or run.data.source, data_dir, run.data.image_size, quiet=quiet, options=run.options
     )
+
+
+def load_study(run: Run, data: str | None, data_dir: str, *, quiet: bool) -> StudyData:
+    """Load again what the study of a run is of: its data, or all folds of it."""
+    fold = run.options.fold
+    if not fold:
+        return load_again(run, data, data_dir, quiet=quiet)
+    whole = load(
+        data or run.data.source, data_dir, run.data.image_size, quiet=quiet,
+        options=replace(run.options, fold=""),
+    )  # fmt: skip
+    return Folds.of(whole, parse_fold(fold)[1])
 
 
 @contextmanager

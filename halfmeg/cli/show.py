@@ -51,6 +51,15 @@ ImageSizeOption = Annotated[
     ),
 ]
 
+TunedOnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A study, search or run by which the settings were chosen: what it tried is counted "
+        "as tuning_trials. May be repeated.",
+        show_default=False,
+    ),
+]
+
 SettingsArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,7 @@ from halfmeg.cli.show import (
     JsonOption,
     LabelColumnOption,
     SettingsArgument,
+    TunedOnOption,
     build_table,
     format_range,
     print_error,
@@ -27,6 +29,8 @@ from halfmeg.places.place import file_name
 if TYPE_CHECKING:
     from halfmeg.artifacts.bundle import Bundle
     from halfmeg.artifacts.run import Run
+    from halfmeg.config import RunConfig
+    from halfmeg.data.dataset import DataSplits
     from halfmeg.data.shape import ImageSize
 
 
@@ -43,8 +47,19 @@ def train(
     image_size: ImageSizeOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Divide all images into so many folds; train and test on each once.",
+            show_default=False,
+        ),
+    ] = None,
+    tuned_on: TunedOnOption = None,
     out: Annotated[
-        str | None, typer.Option(help="The run folder to make.", show_default="runs/RECIPE-…")
+        str | None,
+        typer.Option(
+            help="The run folder to make, of folds a study's.", show_default="runs/RECIPE-…"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,19 +67,48 @@ def train(
     from halfmeg.cli.hints import check_train_words
     from halfmeg.cli.progress import load, training_display
     from halfmeg.data.options import read_options, read_size
+    from halfmeg.studies.trials import with_trials
     from halfmeg.training.fit import fit
     from halfmeg.training.recipes import build_recipe
 
     check_train_words(recipe, settings or [])
     options, others = read_options(settings, image_column, label_column)
     size, others = read_size(others, image_size)
-    config = build_recipe(recipe).override(others)
+    config = with_trials(build_recipe(recipe).override(others), tuned_on or [])
     loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
+    if folds is not None:
+        _train_folds(config, loaded, folds, out, as_json)
+        return
     names = (file_name(config.recipe), file_name(config.model), f"seed-{config.seed}")
     folder = out or f"runs/{'-'.join(names)}"
     with training_display(quiet=as_json, note=None if data else NO_DATA) as listener:
         run = fit(config, loaded, folder, listener=listener(config))
     _print_result(run, as_json)
+
+
+def _train_folds(
+    config: RunConfig, data: DataSplits, count: int, out: str | None, as_json: bool
+) -> None:
+    """Train and test on each fold, and print the accuracy over all of them."""
+    from halfmeg.cli.compare import write_and_print
+    from halfmeg.cli.progress import StudyDisplay, training_display
+    from halfmeg.data.folds import Folds
+    from halfmeg.studies.compare import cross_validate
+
+    if config.seed:
+        raise ValueError(
+            f"seed={config.seed} and --folds {count} exclude each other: "
+            "fold 1 has the seed 0, fold 2 the seed 1, and so on; leave seed out"
+        )
+    folds = Folds.of(data, count)
+    if not as_json:
+        print_error(f"halfmeg: {folds.note}")
+    names = (file_name(config.recipe), file_name(config.model), f"folds-{count}")
+    folder = Path(out or f"runs/{'-'.join(names)}")
+    with training_display(quiet=as_json) as display:
+        listener = StudyDisplay(display, quiet=as_json, apart=False)
+        found = cross_validate(config, data, folds=count, out=folder, listener=listener)
+    write_and_print(found, folder, folds, as_json)
 
 
 def resume(

@@ -9,6 +9,7 @@
 | `formats`, `decode`, `source` | files to pixels |
 | `cache` | decoded data, kept on disk |
 | `dataset` | `Dataset`, `DataSplits`, the stratified split |
+| `folds` | all images in folds, for k-fold cross-validation |
 | `check`, `duplicates`, `page` | what is wrong with a source, in words and as a page |
 | `augment`, `mix`, `corrupt` | pure functions on batches of images |
 """

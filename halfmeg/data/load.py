@@ -15,6 +15,7 @@ from halfmeg.data.dataset import DataSplits, require_trainable
 from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
+from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parquet import find_parquet, read_parquet
 from halfmeg.data.scan import summarize_passed_over
@@ -79,7 +80,14 @@ def load_dataset(
         require_trainable(splits)
         _require_images_of_each_class(splits, encoded)
         splits = dataclasses.replace(splits, notes=(*splits.notes, *_unbalanced(splits)))
-    return dataclasses.replace(splits, source=source, options=options.to_dict())
+    stored = dataclasses.replace(options, fold="").to_dict()
+    splits = dataclasses.replace(splits, source=source, options=stored)
+    if not options.fold:
+        return splits
+    fold, count = parse_fold(options.fold)
+    folds = Folds.of(splits, count)
+    own = folds.splits(fold - 1)
+    return dataclasses.replace(own, notes=(*own.notes, f"fold {fold} of {folds.note}"))
 
 
 def inspect_data(
@@ -110,6 +118,8 @@ def inspect_source(
 ) -> tuple[DataReport, DecodedSource]:
     """Return what `inspect_data` does, and the images that it is about."""
     options = options or DataOptions()
+    if options.fold:
+        raise ValueError(f"fold={options.fold} is for training; all images are looked at here")
     shape = data_shape(image_size, options.channels)
     encoded = _find(source, Path(data_dir), options)
     if encoded is None:

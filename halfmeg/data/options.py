@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from halfmeg.data.decode import FITS, FitName
+from halfmeg.data.folds import parse_fold
 from halfmeg.data.shape import CHANNELS, RGB, ImageSize, parse_size
 
 DEFAULT_SIZE = 32
@@ -23,9 +24,11 @@ class DataOptions:
             first bracket (or whole match) names the group, or a column of the table.
         image_column, label_column: of a table; "" finds them by their usual names.
         channels: 3 makes RGB of every image, 1 gray.
+        fold: tests on one of several folds of all images, such as "2/5"; "" takes the source's
+            own test part, or a fifth.
 
     Raises:
-        ValueError: an unknown fit, another number of channels, or a broken expression.
+        ValueError: an unknown fit, another number of channels, a broken expression, or no fold.
 
     Example:
         >>> from halfmeg.data.options import DataOptions
@@ -38,6 +41,7 @@ class DataOptions:
     image_column: str = ""
     label_column: str = ""
     channels: int = RGB
+    fold: str = ""
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
@@ -52,6 +56,8 @@ class DataOptions:
             raise ValueError(
                 f"group={self.group!r} is no regular expression ({error}) and no column"
             ) from None
+        if self.fold:
+            parse_fold(self.fold)
 
     def path_group(self, path: str) -> str:
         """Return the group that `group` finds in a path; "" where there is none."""

@@ -4,9 +4,12 @@
 |---|---|
 | `cluster` | runs as tasks of a Ray cluster |
 | `study` | many runs in one folder; trains what is missing |
+| `workers` | how they are trained: here, stacked, in processes |
 | `stats` | intervals and tests of paired runs |
+| `resampled` | the same of folds |
 | `power` | what a study can see, how many seeds it takes, when a growing one may be read |
 | `reading` | how a study is read: level, margin, looks |
+| `trials` | how many settings were tried before, counted |
 | `measure` | robustness and costs of trained networks |
 | `entrant` | what the runs of one network and recipe say together |
 | `verdict` | the difference of two entrants, in numbers and words |

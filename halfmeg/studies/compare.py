@@ -15,6 +15,7 @@ import torch
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.studies.entrant import (
     OWN_TO_A_RUN,
     Entrant,
@@ -27,8 +28,9 @@ from halfmeg.studies.letters import compact_letters
 from halfmeg.studies.measure import measure, read_costs
 from halfmeg.studies.power import LOOKS, is_futile
 from halfmeg.studies.reading import MARGIN, Reading
-from halfmeg.studies.study import Study, StudyListener, make_configs, run_study
+from halfmeg.studies.study import Study, StudyData, make_configs, run_study
 from halfmeg.studies.verdict import PairResult, compare_pairs, interval_name
+from halfmeg.studies.workers import StudyListener
 
 NUM_DISAGREEMENTS = 12
 
@@ -66,6 +68,7 @@ class Comparison:
     Attributes:
         reading: the level of every interval and verdict, and earlier looks.
         stopped: why a study that runs until it is decided has ended; None for another.
+        folds: of a study of folds, how many the images are divided into; None for another.
     """
 
     data: str
@@ -78,6 +81,12 @@ class Comparison:
     failures: dict[str, str]
     reading: Reading
     stopped: str | None = None
+    folds: int | None = None
+
+    @property
+    def unit(self) -> str:
+        """What a network has several runs of: `seed` or `fold`."""
+        return "seed" if self.folds is None else "fold"
 
     @property
     def interval_name(self) -> str:
@@ -114,6 +123,7 @@ class Comparison:
             "classes": list(self.classes),
             "reading": self.reading.to_dict(),
             "stopped": self.stopped,
+            "folds": self.folds,
             "ranking": self.ranking,
             "letters": dict(zip([m.name for m in self.models], self.letters, strict=True)),
             "models": [model.to_dict() for model in self.models],
@@ -128,7 +138,8 @@ def compare(
     models: Sequence[Any],
     data: DataSplits,
     *,
-    seeds: int,
+    seeds: int | None = None,
+    folds: int | None = None,
     out: str | Path,
     config: RunConfig | Sequence[RunConfig],
     workers: int = 1,
@@ -136,22 +147,28 @@ def compare(
     gpus_per_run: float = 0.0,
     stack: bool = False,
     margin: float = MARGIN,
+    tuned_on: Sequence[str | Path] = (),
     listener: StudyListener | None = None,
 ) -> Comparison:
-    """Train models × recipes × seeds and compare them; what is trained already is kept.
+    """Train models × recipes × seeds, or folds, and compare them; what is trained is kept.
 
     Args:
         models: names of `MODELS`; networks of one's own by their place, such as `FILE.py:NAME`, or
             as a class, function or instance.
         data: what all are trained and tested on.
         seeds: seeds 0 to seeds - 1 for every model; a seed pairs the runs of all models.
+        folds: instead of seeds: all images are divided into so many folds, and each model is
+            tested once on each, trained on the others (docs/folds.md).
         out: the study's folder.
         config: the terms, one recipe or several; model and seed are replaced.
         workers, cluster, gpus_per_run, stack, listener: as for `run_study`.
         margin: difference within which two networks are called the same, 0 to 1.
+        tuned_on: folders of the studies, searches or runs by which the settings were chosen: what
+            was tried there for each network is counted as its `tuning_trials`.
 
     Raises:
-        ValueError: no model, a model twice, fewer than one seed, or no run that finished.
+        ValueError: no model, a model twice, fewer than one seed, seeds and folds or neither, too
+            many folds, or no run that finished.
 
     Example:
         >>> from halfmeg import build_recipe, compare, load_dataset
@@ -162,12 +179,45 @@ def compare(
         '... (95% interval ...; 2 seeds, 360 images)...'
     """
     recipes = [config] if isinstance(config, RunConfig) else list(config)
-    configs = make_configs(models, recipes, seeds)
+    if (seeds is None) == (folds is None):
+        raise ValueError(f"seeds={seeds} and folds={folds}; give one of the two")
+    divided = data if folds is None else Folds.of(data, folds)
+    configs = make_configs(models, recipes, seeds or folds or 0, tuned_on)
     study = run_study(
-        configs, data, out, workers=workers, cluster=cluster, gpus_per_run=gpus_per_run,
+        configs, divided, out, workers=workers, cluster=cluster, gpus_per_run=gpus_per_run,
         stack=stack, reading=Reading(margin), listener=listener,
     )  # fmt: skip
-    return compare_study(study, data)
+    return compare_study(study, divided)
+
+
+def cross_validate(
+    config: RunConfig,
+    data: DataSplits,
+    *,
+    folds: int,
+    out: str | Path,
+    listener: StudyListener | None = None,
+) -> Comparison:
+    """Train and test one network on every fold of all images; what is trained already is kept.
+
+    Args:
+        config: what to train and how; fold i has the seed i - 1.
+        data: a source; the images of all its parts are divided.
+        folds: how many.
+        out: the study's folder.
+        listener: as for `run_study`.
+
+    Raises:
+        ValueError: as for `compare`.
+
+    Example:
+        >>> from halfmeg import build_recipe, cross_validate, load_dataset
+        >>> config = build_recipe("common").override(["model=cnn", "epochs=1"])
+        >>> found = cross_validate(config, load_dataset("digits"), folds=5, out="runs/folds")
+        >>> found.models[0].test_accuracy
+        Interval(mean=..., lo=..., hi=...)
+    """
+    return compare([config.model], data, folds=folds, out=out, config=config, listener=listener)
 
 
 def compare_until_decided(
@@ -181,6 +231,7 @@ def compare_until_decided(
     gpus_per_run: float = 0.0,
     stack: bool = False,
     margin: float = MARGIN,
+    tuned_on: Sequence[str | Path] = (),
     listener: StudyListener | None = None,
 ) -> Comparison:
     """Train and compare with 5, 8, 12, 20 seeds, until every pair is decided.
@@ -191,7 +242,7 @@ def compare_until_decided(
     look.
 
     Args:
-        models, data, out, config, margin: as for `compare`.
+        models, data, out, config, margin, tuned_on: as for `compare`.
         workers, cluster, gpus_per_run, stack, listener: as for `run_study`.
 
     Raises:
@@ -200,9 +251,9 @@ def compare_until_decided(
     recipes = [config] if isinstance(config, RunConfig) else list(config)
     for seeds in LOOKS:
         study = run_study(
-            make_configs(models, recipes, seeds), data, out, workers=workers, cluster=cluster,
-            gpus_per_run=gpus_per_run, stack=stack, reading=Reading.until_decided(margin),
-            listener=listener,
+            make_configs(models, recipes, seeds, tuned_on), data, out, workers=workers,
+            cluster=cluster, gpus_per_run=gpus_per_run, stack=stack,
+            reading=Reading.until_decided(margin), listener=listener,
         )  # fmt: skip
         if study.failures or seeds == LOOKS[-1]:
             break
@@ -219,7 +270,7 @@ def compare_until_decided(
     return replace(compare_study(study, data), stopped=f"ended with {seeds} seeds, the last look")
 
 
-def compare_study(study: Study, data: DataSplits) -> Comparison:
+def compare_study(study: Study, data: StudyData) -> Comparison:
     """Compare the runs of a study, with robustness and costs measured where they are missing.
 
     Raises:
@@ -258,7 +309,7 @@ def compare_runs(
     if not runs:
         raise ValueError("there are no runs to compare")
     reading = reading or Reading()
-    loaded = [load_run(run, runs[0]) for run in runs]
+    loaded = _load(runs)
     shared: dict[str, Any] = {
         f.name: f.default for f in fields(RunConfig) if f.name in OWN_TO_A_RUN
     }
@@ -267,27 +318,52 @@ def compare_runs(
         groups.setdefault(replace(item.config, **shared), []).append(item)
     costs = read_costs(costs_from)
     named = [
-        (name, sorted(items, key=lambda item: item.run.config.seed))
+        (name, sorted(items, key=lambda item: item.unit))
         for name, items in zip(name_entrants(list(groups)), groups.values(), strict=True)
     ]
     for name, items in named:
-        seeds = [item.run.config.seed for item in items]
-        for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-            raise ValueError(f"{name} has more than one run with seed {seed}; name each run once")
+        units = [item.unit for item in items]
+        for unit in sorted({unit for unit in units if units.count(unit) > 1}):
+            kind = "fold" if items[0].folded else "seed"
+            raise ValueError(f"{name} has more than one run with {kind} {unit}; name each run once")
     entrants = [(build_entrant(name, items, costs, reading.level), items) for name, items in named]
     entrants.sort(key=lambda pair: -pair[0].test_accuracy.mean)
-    first = runs[0].data
+    first, fold = runs[0].data, runs[0].options.fold
+    tested = {item.unit: item.run.data.num_test for item in loaded}
     return Comparison(
         data=first.name,
         fingerprint=first.fingerprint,
-        num_test=first.num_test,
+        num_test=sum(tested.values()) if fold else first.num_test,
         classes=first.classes,
         models=tuple(entrant for entrant, _ in entrants),
         pairs=compare_pairs(entrants, level=reading.level, margin=reading.margin),
         disagreements=_disagreements(entrants, first.classes),
         failures=failures or {},
         reading=reading,
+        folds=parse_fold(fold)[1] if fold else None,
     )
+
+
+def _load(runs: Sequence[Run]) -> list[LoadedRun]:
+    """Load runs of the same data, or of the folds of the same data.
+
+    Raises:
+        ValueError: they are not that.
+    """
+
+    def division(run: Run) -> tuple[object, ...]:
+        count, facts = run.options.fold.partition("/")[2], run.data
+        return (count, facts.classes, facts.num_train + facts.num_test) if count else ()
+
+    firsts: dict[str, Run] = {}
+    for run in runs:
+        if division(run) != division(runs[0]):
+            raise ValueError(
+                f"{run.folder} was tested on other folds than {runs[0].folder}; "
+                "compare runs of one division"
+            )
+        firsts.setdefault(run.options.fold, run)
+    return [load_run(run, firsts[run.options.fold]) for run in runs]
 
 
 def _disagreements(
@@ -296,17 +372,20 @@ def _disagreements(
     """Choose the images on which answers differ, those first whose answers are surest."""
     if len(entrants) < 2:
         return ()
+    folded = entrants[0][1][0].folded
+    if folded and len({tuple(item.unit for item in items) for _, items in entrants}) > 1:
+        return ()  # a fold that failed leaves images without an answer
+    # The folds' images are those of one source, one fold after another.
+    join = torch.cat if folded else lambda seeds: torch.stack(seeds).mean(0)
     probs = torch.stack(
-        [
-            torch.stack([i.logits["test_logits"].softmax(1) for i in items]).mean(0)
-            for _, items in entrants
-        ]
+        [join([i.logits["test_logits"].softmax(1) for i in items]) for _, items in entrants]
     )  # M×N×K
     confidence, predicted = probs.max(2)  # M×N
     differ = (predicted != predicted[0]).any(0)
     rank = torch.where(differ, confidence.amin(0), -1.0)
     chosen = rank.argsort(descending=True, stable=True)[: min(NUM_DISAGREEMENTS, int(differ.sum()))]
-    labels = entrants[0][1][0].logits["test_labels"]
+    answered = entrants[0][1] if folded else entrants[0][1][:1]
+    labels = torch.cat([item.logits["test_labels"] for item in answered])
     return tuple(
         Disagreement(
             index=i,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,7 +21,8 @@ from halfmeg.evaluation.calibration import (
 from halfmeg.evaluation.cost import Cost
 from halfmeg.evaluation.evaluate import score
 from halfmeg.places.place import short_name
-from halfmeg.studies.measure import Robustness, mean_robustness, shape_name
+from halfmeg.studies.measure import Robustness, fold_of, mean_robustness, shape_name
+from halfmeg.studies.resampled import folded_interval
 from halfmeg.studies.stats import LEVEL, Interval, crossed_interval
 
 OWN_TO_A_RUN = ("seed", "device", "compile", "threads", "keep_checkpoints")
@@ -42,9 +44,10 @@ class Entrant:
     Attributes:
         name: the network's, with the recipe or setting behind it where that tells it apart.
         terms: its settings, with the precision that `auto` chose.
-        test_accuracy: mean over seeds, with the crossed interval: of other seeds on other images.
+        test_accuracy: mean over seeds, with the crossed interval: of other seeds on other images;
+            over folds, with that of the corrected resampled t.
         deviation: standard deviation over seeds; None for one seed.
-        per_seed: test accuracy by seed.
+        per_seed: test accuracy by seed, or by fold.
         per_class: mean accuracy over seeds of each class.
         confusion: confusion[t][p], images of class t called p, summed over seeds.
         calibration: on the test images, mean over seeds.
@@ -53,7 +56,7 @@ class Entrant:
         no_temperature: why there is none; None where there is one.
         robustness: mean accuracy by kind of corruption, at strengths 1 to 3; None if not measured.
         cost: None if not measured.
-        runs: the runs, in the order of the seeds.
+        runs: the runs, in the order of the seeds or folds.
     """
 
     name: str
@@ -117,10 +120,26 @@ class LoadedRun:
         )
 
     @property
+    def folded(self) -> bool:
+        """Whether the run was tested on one of several folds."""
+        return fold_of(self.run) > 0
+
+    @property
+    def unit(self) -> int:
+        """What pairs it with the runs of other networks: its seed, or its fold."""
+        return fold_of(self.run) or self.run.config.seed
+
+    @property
     def right(self) -> np.ndarray:
         """Right answers as 1.0 and wrong ones as 0.0, one for each test image."""
         answers = self.logits["test_logits"].argmax(1) == self.logits["test_labels"]
         return answers.numpy().astype(np.float64)
+
+
+def test_share(items: Sequence[LoadedRun]) -> float:
+    """Return the test images of a fold for each of its training images."""
+    facts = [item.run.data for item in items]
+    return sum(fact.num_test for fact in facts) / sum(fact.num_train for fact in facts)
 
 
 def load_run(run: Run, first: Run) -> LoadedRun:
@@ -167,7 +186,7 @@ def build_entrant(
     name: str, items: list[LoadedRun], costs: dict[str, Cost], level: float = LEVEL
 ) -> Entrant:
     """Say what the runs of one network and recipe, in the order of their seeds, say together."""
-    per_seed = {i.run.config.seed: float(i.result["test_accuracy"]) for i in items}
+    per_seed = {i.unit: float(i.result["test_accuracy"]) for i in items}
     evaluations = [score(i.logits["test_logits"], i.logits["test_labels"]) for i in items]
     confusion = np.sum([evaluation.confusion for evaluation in evaluations], axis=0)
     totals = confusion.sum(1)
@@ -183,7 +202,7 @@ def build_entrant(
         terms=items[0].config.to_dict(),
         params=items[0].result["params"],
         macs=items[0].result["macs"],
-        test_accuracy=crossed_interval(np.stack([i.right for i in items]), level),
+        test_accuracy=_accuracy(items, level),
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         per_seed=per_seed,
         seconds=float(np.mean([i.result["seconds"] for i in items])),
@@ -201,6 +220,13 @@ def build_entrant(
         cost=costs.get(shape_name(config.model, config.budget)),
         runs=tuple(i.run for i in items),
     )
+
+
+def _accuracy(items: list[LoadedRun], level: float) -> Interval:
+    right = [item.right for item in items]
+    if items[0].folded:
+        return folded_interval(right, test_share(items), level)
+    return crossed_interval(np.stack(right), level)
 
 
 def _temperatures(items: list[LoadedRun]) -> tuple[list[float], str | None]:

@@ -18,7 +18,6 @@ from halfmeg.config import BUDGET
 from halfmeg.evaluation.calibration import NUM_BINS
 from halfmeg.files import write_atomically
 from halfmeg.studies.compare import Comparison
-from halfmeg.studies.entrant import Entrant
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito 2008: told apart with every kind of colour vision."""
@@ -64,7 +63,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        part = _draw_curves(left, comparison.models)
+        part = _draw_curves(left, comparison)
         label = f"{PART_NAMES[part]} accuracy, %"
         runs = [run for model in comparison.models for run in model.runs]
         if part == "train" and any(run.config.hard_share < 1 for run in runs):
@@ -129,8 +128,8 @@ def _cycle(count: int) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
-def _draw_curves(axes: Axes, models: Sequence[Entrant]) -> str:
-    part = "val"
+def _draw_curves(axes: Axes, comparison: Comparison) -> str:
+    part, models = "val", comparison.models
     for model, colour in zip(models, _cycle(len(models)), strict=True):
         drawn = [accuracy_curve(run) for run in model.runs]
         part = drawn[0][0]
@@ -141,7 +140,7 @@ def _draw_curves(axes: Axes, models: Sequence[Entrant]) -> str:
         axes.fill_between(np.arange(1, length + 1), low, high, color=colour, alpha=0.2, lw=0)
     counts = sorted({len(model.runs) for model in models})
     span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    seeds = f"{span} seed{'s' if counts[-1] > 1 else ''}"
+    seeds = f"{span} {comparison.unit}{'s' if counts[-1] > 1 else ''}"
     axes.set_title(f"Mean and range over {seeds}")
     _label_epochs(axes)
     return part

@@ -18,6 +18,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.evaluation.cost import Cost, measure_costs
 from halfmeg.evaluation.evaluate import evaluate
 from halfmeg.files import read_json, write_json
@@ -39,7 +40,7 @@ class StoredRobustness:
     accuracy: dict[str, Annotated[list[float], Meta(min_length=3, max_length=3)]]
 
 
-def measure(runs: Sequence[Run], data: DataSplits, out: Path) -> None:
+def measure(runs: Sequence[Run], data: DataSplits | Folds, out: Path) -> None:
     """Measure what needs the networks themselves, and store it.
 
     Writes `robustness.json` into each run folder that has weights and lacks it, and the costs of
@@ -54,12 +55,14 @@ def measure(runs: Sequence[Run], data: DataSplits, out: Path) -> None:
         PlaceWarning: a network was left out.
     """
     for run in runs:
-        if run.data.fingerprint != data.fingerprint:
-            raise ValueError(f"{run.folder} was trained on other data than {data.name}")
+        if run.data.fingerprint != fingerprint_of(run, data):
+            name = data.data.name if isinstance(data, Folds) else data.name
+            raise ValueError(f"{run.folder} was trained on other data than {name}")
         has_weights = (run.folder / "weights.safetensors").exists()
         if has_weights and not (run.folder / "robustness.json").exists():
+            own = data.splits(fold_of(run) - 1) if isinstance(data, Folds) else data
             with _unless_lost(run.config.model, f"no robustness of {run.folder}"):
-                write_json(run.folder / "robustness.json", measure_robustness(run, data))
+                write_json(run.folder / "robustness.json", measure_robustness(run, own))
     first = runs[0].data
     networks = {}
     for name, budget in sorted({(run.config.model, run.config.budget) for run in runs}):
@@ -68,6 +71,16 @@ def measure(runs: Sequence[Run], data: DataSplits, out: Path) -> None:
             networks[shape_name(name, budget)] = model
     costs = measure_costs(networks, first.image_shape)
     write_json(out / "costs.json", {name: cost.to_dict() for name, cost in costs.items()})
+
+
+def fold_of(run: Run) -> int:
+    """Return the fold, from 1, that a run was tested on; 0 where it was none."""
+    return parse_fold(run.options.fold)[0] if run.options.fold else 0
+
+
+def fingerprint_of(run: Run, data: DataSplits | Folds) -> str:
+    """Return the fingerprint that a run on this data has."""
+    return data.fingerprint(fold_of(run) - 1) if isinstance(data, Folds) else data.fingerprint
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.augment import Augmentation
-from halfmeg.data.dataset import DataSplits
 from halfmeg.data.decode import to_image
+from halfmeg.data.folds import Folds
 from halfmeg.files import read_json, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
@@ -31,6 +31,8 @@ from halfmeg.studies.figures import (
     figure_svg,
     write_figure,
 )
+from halfmeg.studies.measure import fingerprint_of
+from halfmeg.studies.study import StudyData
 from halfmeg.studies.tables import comparison_tables, write_tables
 from halfmeg.training.plan import augmentation_of
 
@@ -78,7 +80,7 @@ def check_page_folder(out: Path) -> None:
 
 
 def write_comparison(
-    comparison: Comparison, out: str | Path, data: DataSplits | None = None
+    comparison: Comparison, out: str | Path, data: StudyData | None = None
 ) -> tuple[Path, Path]:
     """Write page, figures and Markdown of a comparison; return the paths of page and figure.
 
@@ -137,6 +139,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "notes": _notes(comparison),
         "tables": comparison_tables(comparison),
         "interval": comparison.interval_name,
+        "unit": comparison.unit,
         "seeds_vary": seeds_vary(runs),
         "readings": test_readings(runs),
         "settings": _settings(comparison),
@@ -147,13 +150,15 @@ def _context(comparison: Comparison) -> dict[str, Any]:
 
 
 def render_page(
-    comparison: Comparison, figures: dict[str, Figure], data: DataSplits | None = None
+    comparison: Comparison, figures: dict[str, Figure], data: StudyData | None = None
 ) -> str:
     """Return a self-contained HTML page: verdicts first, then figures, tables and terms."""
     pictures: dict[int, str] = {}
-    if data is not None and data.fingerprint == comparison.fingerprint:
+    first = comparison.models[0].runs[0]
+    if data is not None and fingerprint_of(first, data) == first.data.fingerprint:
+        test = data.whole.test if isinstance(data, Folds) else data.test
         pictures = {
-            item.index: _picture(data.test.images[item.index].numpy())
+            item.index: _picture(test.images[item.index].numpy())
             for item in comparison.disagreements
         }
     return (
@@ -202,7 +207,13 @@ def _notes(comparison: Comparison) -> list[str]:
             f"The networks differ in size by a factor of {max(sizes) / min(sizes):.0f}: "
             "a difference between them is one of size as well as of kind."
         )
-    if any(1 < pair.num_seeds < 5 for pair in comparison.pairs):
+    if comparison.folds is not None:
+        notes.append(
+            f"All images of the source, {comparison.num_test:,}, are divided into "
+            f"{comparison.folds} folds, whatever parts it had. Each is tested once, by networks "
+            "that were trained on the other folds."
+        )
+    elif any(1 < pair.num_seeds < 5 for pair in comparison.pairs):
         notes.append(
             "Fewer than 5 seeds say little of the chance between seeds, so the intervals are wide."
         )
@@ -223,7 +234,7 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(f"The study {comparison.stopped}.")
     compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
     notes += [
-        f"{a.name} and {b.name} share no seed and are not compared."
+        f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
         for i, a in enumerate(comparison.models)
         for b in comparison.models[i + 1 :]
         if frozenset((a.name, b.name)) not in compared
@@ -250,7 +261,7 @@ def _and(words: Sequence[str]) -> str:
 
 
 def seeds_vary(runs: Sequence[Run]) -> str:
-    """Say what differs between the seeds of a study, and what does not."""
+    """Say what differs between the seeds or folds of a study, and what does not."""
     configs = [run.config for run in runs]
     varied = ["the initial weights", "the order of the images"]
     # A way to fill the border is no draw.
@@ -258,6 +269,13 @@ def seeds_vary(runs: Sequence[Run]) -> str:
         varied.append("the draws of augmentation")
     if any(config.val_fraction for config in configs):
         varied.append("the split into training and validation images")
+    if runs[0].options.fold:
+        varied = ["the training images", "the test images", *varied]
+        return (
+            f"Folds vary {_and(varied)}; they share the settings, with all the tuning behind them. "
+            "The intervals allow for other training and test images of the same kind, by the "
+            "corrected resampled t (Nadeau and Bengio 2003); not for another tuning."
+        )
     same = ["the images before that split" if configs[0].val_fraction else "the training images"]
     same += ["the test images", "the settings, with all the tuning behind them"]
     return (

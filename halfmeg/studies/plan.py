@@ -14,6 +14,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.power import TYPICAL, Chance, power, smallest_difference
+from halfmeg.studies.stats import PairedTest
 from halfmeg.training.fit import fit
 
 PLANNED_SEEDS = (2, 3, 5, 8, 12, 20)
@@ -126,12 +127,14 @@ def chance_of(pilot: Comparison) -> Chance:
     Raises:
         ValueError: no pair has two seeds.
     """
-    tests = [pair.test for pair in pilot.pairs if pair.test.chance is not None]
+    if pilot.folds is not None:
+        raise ValueError("the pilot has folds; a plan needs the seeds of compare without --folds")
+    tests = [pair.test for pair in pilot.pairs if isinstance(pair.test, PairedTest)]
     chances = [test.chance for test in tests if test.chance is not None]
     if not chances:
         raise ValueError("the pilot has one seed of each network; a plan needs two or more")
     return Chance(
-        seeds=float(np.mean([max(0.0, test.seeds) for test in tests])),
+        seeds=float(np.mean([max(0.0, t.seeds) for t in tests if t.chance is not None])),
         images=float(np.mean([chance.images for chance in chances])),
         rest=float(np.mean([chance.rest for chance in chances])),
     )

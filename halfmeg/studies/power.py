@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from halfmeg.studies.stats import LEVEL, MANY, PairedTest, critical_value
+from halfmeg.studies.resampled import FoldedTest, PairTest
+from halfmeg.studies.stats import LEVEL, MANY, critical_value
 
 POWER = 0.8
 """Share of studies in which a planned difference shall be seen (Cohen 1988, chapter 2)."""
@@ -36,7 +37,10 @@ class Chance:
         total = over_seeds + self.images / num_images
         if over_seeds == 0:
             return math.sqrt(total), MANY
-        dof = (num_networks - 1) * (num_seeds - 1) * (total / over_seeds) ** 2
+        # Of networks that vary alike; `seeds_variances` finds fewer, by what seeds differ by luck.
+        alike = num_networks * (num_seeds - 1) / (num_seeds + 1)
+        networks = min(num_networks - 1, max(1.0, alike))
+        dof = networks * (num_seeds - 1) * (total / over_seeds) ** 2
         return math.sqrt(total), min(dof, MANY)
 
 
@@ -111,7 +115,7 @@ class SeedsNeeded:
     most: int | None
 
 
-def seeds_needed(test: PairedTest, difference: float) -> SeedsNeeded | None:
+def seeds_needed(test: PairTest, difference: float) -> SeedsNeeded | None:
     """Return how many seeds would show a true difference in four of five studies.
 
     Few seeds hardly tell how much seeds differ, so the answer is a range. It is never below the
@@ -122,10 +126,13 @@ def seeds_needed(test: PairedTest, difference: float) -> SeedsNeeded | None:
         difference: that shall be seen.
 
     Returns:
-        None where fewer than ten images have different answers, so that nothing can be said.
+        None where fewer than ten images have different answers, so that nothing can be said, and
+        for folds, of which more tell little.
     """
     from scipy import stats
 
+    if isinstance(test, FoldedTest):
+        return None
     chance = test.chance
     if chance is None or test.discordant < FEWEST_DISCORDANT:
         return None
@@ -163,7 +170,7 @@ FUTILE = 0.1
 """A study stops where every open pair is decided at the last look with less than this chance."""
 
 
-def is_futile(test: PairedTest, margin: float, last: int) -> bool:
+def is_futile(test: PairTest, margin: float, last: int) -> bool:
     """Whether a pair that is open will hardly be decided when the last look has been taken.
 
     The mean then is this one, changed by what new seeds add; that the error is as now known.
@@ -176,9 +183,9 @@ def is_futile(test: PairedTest, margin: float, last: int) -> bool:
     """
     from scipy import stats
 
-    chance = test.chance
-    if chance is None:
+    if isinstance(test, FoldedTest) or test.chance is None:
         return False
+    chance = test.chance
     assumed = Chance(max(0.0, test.seeds), chance.images, chance.rest)
     now, _ = assumed.error(chance.num_seeds, chance.num_images, test.num_networks)
     then, dof = assumed.error(last, chance.num_images, test.num_networks)

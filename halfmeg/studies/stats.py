@@ -213,7 +213,10 @@ class PairedTest:
 
 
 def paired_tests(
-    tables: Sequence[Array], num_networks: int, level: float = LEVEL
+    tables: Sequence[Array],
+    num_networks: int,
+    level: float = LEVEL,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> list[PairedTest]:
     """Test the differences of all pairs of networks of a study at once.
 
@@ -222,18 +225,19 @@ def paired_tests(
     1956), which for two networks is Student's t. Where the answers of no seed differ, it is the
     exact bound of a share that did not occur once, 1 - level^(1/N), about 3/N.
 
-    A few seeds say little of the variance between them. The pairs of a study say more: the
-    variance that is used is the mean over the pairs, with their degrees of freedom, (networks - 1)
-    × (seeds - 1), unless the pair's own is larger. So a lucky pair is not called sure, and one
-    that varies more than the others is not called as sure as they.
+    A few seeds say little of the variance between them. The pairs of a study say more:
+    `seeds_variances` says what is used of them.
 
     Args:
         tables: S×N differences of each pair, of -1, 0 and 1; S may differ.
         num_networks: of the study.
         level: share of studies without a difference in which an interval may leave out 0.
+        pairs: the two networks of each table; None: all pairs, in the order of `all_pairs`.
     """
+    pairs = all_pairs(num_networks) if pairs is None else pairs
     drafts = [CrossedVariance.of(t, -1.0, 1.0) if len(t) > 1 else None for t in tables]
-    used = iter(seeds_variances([v for v in drafts if v is not None], num_networks))
+    tested = [(v, pair) for v, pair in zip(drafts, pairs, strict=True) if v is not None]
+    used = iter(seeds_variances([v for v, _ in tested], [p for _, p in tested], num_networks))
     return [
         _untested(table, num_networks, level)
         if chance is None
@@ -242,22 +246,47 @@ def paired_tests(
     ]
 
 
+def all_pairs(num_networks: int) -> list[tuple[int, int]]:
+    """Return the pairs of networks 0 to num_networks - 1; those of the first ones come first."""
+    return [(i, j) for j in range(num_networks) for i in range(j)]
+
+
 def seeds_variances(
-    chances: Sequence[CrossedVariance], num_networks: int
+    chances: Sequence[CrossedVariance], pairs: Sequence[tuple[int, int]], num_networks: int
 ) -> list[tuple[float, float]]:
     """Return for each pair of a study the variance between seeds to use, and how well it is known.
 
-    The mean over the pairs, or the pair's own where that is larger; in degrees of freedom.
+    The variance is the largest of three: the pair's own, the mean over all pairs, and the sum of
+    its two networks' own, which least squares finds from all pairs. So a lucky pair is not called
+    sure, and one that varies more than the others is not called as sure as they.
+
+    The degrees of freedom are Satterthwaite's (1946) of the mean over the networks, (seeds - 1) ×
+    (sum of variances)² / (sum of their squares): they are those of all networks where these vary
+    alike, and of one where one varies much more than the rest, since then it alone says how much.
+    The M (M - 1) / 2 pairs of M networks hold no more than M - 1 independent contrasts.
+
+    Args:
+        chances: of each pair.
+        pairs: its two networks, from 0.
+        num_networks: of the study, M.
     """
-    freedoms = [chance.num_seeds - 1 for chance in chances]
-    total = sum(freedoms)
-    pooled = sum(c.seeds * f for c, f in zip(chances, freedoms, strict=True)) / max(1, total)
-    # The M (M - 1) / 2 pairs of M networks hold M - 1 independent contrasts.
-    pooled_dof = 2 / num_networks * total
-    return [
-        (max(chance.seeds, pooled), max(pooled_dof, freedom))
-        for chance, freedom in zip(chances, freedoms, strict=True)
-    ]
+    if not chances:
+        return []
+    freedoms = np.array([chance.num_seeds - 1 for chance in chances])
+    own = np.array([chance.seeds for chance in chances])
+    of_rest = np.array([chance.rest / chance.num_images for chance in chances])
+    members = np.zeros((len(pairs), num_networks))
+    for row, pair in enumerate(pairs):
+        members[row, list(pair)] = 1
+    networks = np.maximum(0, np.linalg.lstsq(members, own + of_rest, rcond=None)[0])
+    variances = np.maximum.reduce(
+        [own, np.full(len(own), np.average(own, weights=freedoms)), members @ networks - of_rest]
+    )
+    squared = float(np.square(networks).sum())
+    alike = networks.sum() ** 2 / squared if squared else num_networks
+    most = 2 / num_networks * freedoms.sum()
+    dofs = np.maximum(freedoms, min(most, float(alike * freedoms.mean())))
+    return [(float(variance), float(dof)) for variance, dof in zip(variances, dofs, strict=True)]
 
 
 def _untested(table: Array, num_networks: int, level: float) -> PairedTest:

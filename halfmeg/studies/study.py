@@ -6,35 +6,28 @@ complete in its own folder, so nothing but a run under way is lost when the stud
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from msgspec import Meta
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
-from halfmeg.data.cache import open_splits, save_splits
 from halfmeg.data.dataset import DataSplits
-from halfmeg.files import read_json, scratch_folder, write_json
-from halfmeg.places.load import blame
+from halfmeg.data.folds import Folds
+from halfmeg.files import read_json, write_json
 from halfmeg.places.place import check_in_file, file_name, hand_over
-from halfmeg.studies.cluster import train_on_cluster
 from halfmeg.studies.reading import Reading
-from halfmeg.training.fit import RUN_FAILURES, one_line, train_run
+from halfmeg.studies.trials import with_trials
+from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers, by_all_but_seed
 from halfmeg.training.job import check_places
-from halfmeg.training.listen import Listener
-from halfmeg.training.stack import check_stack, train_stack
-from halfmeg.training.stopping import TrainingInterruptedError
+from halfmeg.training.stack import check_stack
+
+StudyData = DataSplits | Folds
+"""What a study is of: one division into training and test images, or folds."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +50,20 @@ class Study:
         write_json(path, read_json(path, dict[str, Any]) | {"reading": read.to_dict()})
 
 
-class StudyListener:
-    """Is told how a study goes; this one tells nobody."""
-
-    def of_run(self, config: RunConfig) -> Listener | None:
-        """Return who is told how a run in this process goes."""
-        return None
-
-    def on_run(self, config: RunConfig, error: str | None, done: int, total: int) -> None:
-        """A run has ended; `error` is None where it was trained."""
-
-
 def make_configs(
-    models: Sequence[Any], recipes: Sequence[RunConfig], seeds: int
+    models: Sequence[Any],
+    recipes: Sequence[RunConfig],
+    seeds: int,
+    tuned_on: Sequence[str | Path] = (),
 ) -> list[RunConfig]:
     """Return models × recipes × seeds 0 to `seeds` - 1, seed by seed.
 
-    A model is a name of `MODELS`, a place, or a network handed over from Python.
+    A model is a name of `MODELS`, a place, or a network handed over from Python. What was tried
+    for it in the folders `tuned_on` is counted as its `tuning_trials`.
 
     Raises:
-        ValueError: a model or recipe twice, none of them, or fewer than one seed.
+        ValueError: a model or recipe twice, none of them, fewer than one seed, or a folder without
+            runs.
     """
     models = [hand_over(model) for model in models]
     if len(set(models)) < max(1, len(models)):
@@ -86,17 +73,17 @@ def make_configs(
         raise ValueError(f"recipes={', '.join(names)} is not allowed; name each recipe once")
     if seeds < 1:
         raise ValueError(f"seeds={seeds} is out of range; allowed: 1 or more")
-    return [
-        replace(recipe, model=model, seed=seed)
-        for seed in range(seeds)
+    terms = [
+        with_trials(replace(recipe, model=model), tuned_on)
         for recipe in recipes
         for model in models
     ]
+    return [replace(config, seed=seed) for seed in range(seeds) for config in terms]
 
 
 def run_study(
     configs: Sequence[RunConfig],
-    data: DataSplits,
+    data: StudyData,
     out: str | Path,
     *,
     workers: int = 1,
@@ -113,7 +100,7 @@ def run_study(
 
     Args:
         configs: the runs; no two may have the same model, recipe and seed.
-        data: what all of them are trained on.
+        data: what all of them are trained on; of folds, seed 0 has the first one, and so on.
         out: the study's folder. It may hold an earlier part of the same study.
         workers: runs at once, each in a process of its own with its share of the cores.
         cluster: the address of a Ray cluster, or "auto"; its nodes train instead of this machine.
@@ -125,7 +112,7 @@ def run_study(
 
     Raises:
         ValueError: `out` holds something else than an earlier part of the same study, the cluster
-            does not answer, or runs are to be stacked that take no stack.
+            does not answer, or runs are to be stacked that take no stack, such as those of folds.
         TrainingInterruptedError: Ctrl-C or SIGTERM; started again, the study goes on.
     """
     out, listener = Path(out), listener or StudyListener()
@@ -143,11 +130,14 @@ def run_study(
     if workers > 1 or cluster is not None:
         for config in configs:
             check_in_file(config.places().values(), "other processes")
+    folded = isinstance(data, Folds)
     for config in dict.fromkeys(replace(config, seed=0) for config in configs):
-        check_places(config, data)  # before anything is trained
-    folders = _folder_names(configs)
+        check_places(config, data.data if isinstance(data, Folds) else data)  # before training
+    folders = _folder_names(configs, "fold" if folded else "seed")
     if stack:
-        for seeds in _by_all_but_seed((config, out) for config in configs):
+        if folded:
+            raise ValueError("folds and a stack exclude each other; leave one of them out")
+        for seeds in by_all_but_seed((config, out) for config in configs):
             check_stack([config for config, _ in seeds])
     reading = _check_folder(out, configs, folders, data, reading or Reading())
     tasks = [
@@ -155,14 +145,12 @@ def run_study(
         for config, name in zip(configs, folders, strict=True)
         if not (out / name / "result.json").exists()
     ]
-    if cluster is not None:
-        outcomes = train_on_cluster(cluster, tasks, data, gpus_per_run=gpus_per_run)
-    elif stack:
-        outcomes = _train_stacks(tasks, data, listener)
-    elif workers > 1:
-        outcomes = _train_in_processes(tasks, data, min(workers, len(tasks)))
-    else:
-        outcomes = _train_here(tasks, data, listener)
+    how = Workers(workers, cluster, gpus_per_run, stack)
+    outcomes = (
+        _train_folds(tasks, data, how, listener)
+        if isinstance(data, Folds)
+        else (how.train(tasks, data, listener))
+    )
     failures: dict[str, str] = {}
     done = len(configs) - len(tasks)
     for (config, folder), error in outcomes:
@@ -214,132 +202,34 @@ def _read_study(folder: Path) -> StoredStudy | None:
         return None
 
 
-Task = tuple[RunConfig, Path]
-Outcomes = Iterator[tuple[Task, str | None]]
+def _train_folds(
+    tasks: Sequence[Task], data: Folds, how: Workers, listener: StudyListener
+) -> Outcomes:
+    """Train fold by fold, so that only one is in memory."""
+    for fold in range(data.count):
+        own = [(config, folder) for config, folder in tasks if config.seed == fold]
+        if own:
+            yield from how.train(own, data.splits(fold), listener)
 
 
-def _folder_names(configs: Sequence[RunConfig]) -> list[str]:
+def _folder_names(configs: Sequence[RunConfig], unit: str) -> list[str]:
     several = len({config.recipe for config in configs}) > 1
+    first = 1 if unit == "fold" else 0
     names = [
-        file_name(c.model) + (f"-{file_name(c.recipe)}" if several else "") + f"-seed-{c.seed}"
+        file_name(c.model) + (f"-{file_name(c.recipe)}" if several else "")
+        + f"-{unit}-{c.seed + first}"
         for c in configs
-    ]
+    ]  # fmt: skip
     if len(set(names)) < len(names):
         raise ValueError("a study needs a different model, recipe or seed for each run")
     return names
-
-
-def _train_here(tasks: Sequence[Task], data: DataSplits, listener: StudyListener) -> Outcomes:
-    for config, folder in tasks:
-        yield (config, folder), train_run(config, data, folder, listener.of_run(config))
-
-
-def _by_all_but_seed(tasks: Iterable[Task]) -> list[list[Task]]:
-    groups: dict[RunConfig, list[Task]] = {}
-    for config, folder in tasks:
-        groups.setdefault(replace(config, seed=0), []).append((config, folder))
-    return list(groups.values())
-
-
-def _train_stacks(tasks: Sequence[Task], data: DataSplits, listener: StudyListener) -> Outcomes:
-    """Train the seeds of each network and recipe at once."""
-    for seeds in _by_all_but_seed(tasks):
-        try:
-            errors = train_stack(seeds, data, listener.of_run(seeds[0][0]))
-        except TrainingInterruptedError:
-            raise
-        except Exception as error:
-            if not (isinstance(error, RUN_FAILURES) or blame(error)):
-                raise
-            errors = [one_line(error)] * len(seeds)
-        yield from zip(seeds, errors, strict=True)
-
-
-def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -> Outcomes:
-    """Train several runs at once; the processes map the same file of images into memory."""
-    if not tasks:
-        return
-    with scratch_folder() as shared:
-        save_splits(data, shared / "data")
-        executor = ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(shared, max(config.threads for config, _ in tasks)),
-        )
-        try:
-            futures = {executor.submit(_train_in_worker, *task): task for task in tasks}
-            with _terminate_as_interrupt():
-                for future in as_completed(futures):
-                    try:
-                        yield futures[future], future.result()
-                    except BrokenProcessPool:
-                        yield futures[future], "its process was killed (out of memory?)"
-        except (KeyboardInterrupt, TrainingInterruptedError) as stopped:
-            (shared / "stop").touch()
-            for process in multiprocessing.active_children():
-                process.terminate()  # each writes a checkpoint
-            number = getattr(stopped, "signal_number", signal.SIGINT)
-            told = "the same command continues the study"
-            raise TrainingInterruptedError(told, number) from None
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM stop the study as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-_worker_data: DataSplits | None = None
-_worker_stop = Path()
-
-
-def _start_worker(shared: Path, threads: int) -> None:
-    global _worker_data, _worker_stop
-    if os.name == "posix":
-        os.setpgid(0, 0)  # Ctrl-C reaches the study, which stops its workers
-    torch.set_num_threads(threads)
-    _worker_data, _worker_stop = open_splits(shared / "data"), shared / "stop"
-
-    def stop_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)  # the run under way writes a checkpoint
-
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-
-
-def _train_in_worker(config: RunConfig, folder: Path) -> str | None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    assert _worker_data is not None
-    # A run that was ending when the signal came does not show it.
-    if _worker_stop.exists() or not parent.is_alive():
-        os._exit(1)
-    try:
-        error = train_run(config, _worker_data, folder)
-    except TrainingInterruptedError:
-        os._exit(1)  # without a look at the next run in the queue
-    if not parent.is_alive():
-        os._exit(1)
-    return error
 
 
 def _check_folder(
     out: Path,
     configs: Sequence[RunConfig],
     folders: Sequence[str],
-    data: DataSplits,
+    data: StudyData,
     wanted: Reading,
 ) -> Reading:
     """Raise before anything is trained if `out` cannot hold this study; write study.json."""
@@ -360,7 +250,8 @@ def _check_folder(
             continue
         run = Run.open(out / name)
         same = replace(run.config, threads=0) == replace(config, threads=0)
-        if not same or run.data.fingerprint != data.fingerprint:
+        own = data.fingerprint(config.seed) if isinstance(data, Folds) else data.fingerprint
+        if not same or run.data.fingerprint != own:
             raise ValueError(
                 f"{out / name} was trained with other settings or data; choose another --out"
             )
@@ -381,16 +272,18 @@ def _others_in(out: Path, folders: Sequence[str]) -> list[StoredRun]:
 
 
 def _describe(
-    configs: Sequence[RunConfig], folders: Sequence[str], data: DataSplits
+    configs: Sequence[RunConfig], folders: Sequence[str], data: StudyData
 ) -> dict[str, Any]:
     def unique(values: Iterable[Any]) -> list[Any]:
         return list(dict.fromkeys(values))
 
+    source, folds = (data.data, data.count) if isinstance(data, Folds) else (data, None)
     return {
         "models": unique(config.model for config in configs),
         "recipes": unique(config.recipe for config in configs),
         "seeds": unique(config.seed for config in configs),
-        "data": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint},
+        "folds": folds,
+        "data": {"name": source.name, "source": source.source, "fingerprint": source.fingerprint},
         "runs": [
             {"folder": name, "model": config.model, "recipe": config.recipe, "seed": config.seed}
             for config, name in zip(configs, folders, strict=True)

@@ -101,24 +101,24 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
     return {table.name: table for table in tables if table.rows}
 
 
-def _range(interval: Interval) -> str:
+def _range(interval: Interval, unit: str) -> str:
     if interval.lo is None or interval.hi is None:
-        return "one seed"
+        return f"one {unit}"
     return f"{percent(interval.lo, 2)} to {percent(interval.hi, 2)}"
 
 
 def _results(comparison: Comparison) -> Table:
     columns = (
         "network", "group", "test accuracy, %", comparison.interval_name, "std",
-        "seeds", "parameters", f"fits {BUDGET:,}", "MACs, M", "training, s", "one image, ms",
-        "images/s", "each seed",
+        f"{comparison.unit}s", "parameters", f"fits {BUDGET:,}", "MACs, M", "training, s",
+        "one image, ms", "images/s", f"each {comparison.unit}",
     )  # fmt: skip
     rows = [
         (
             model.name,
             letters,
             percent(model.test_accuracy.mean, 2),
-            _range(model.test_accuracy),
+            _range(model.test_accuracy, comparison.unit),
             percent(model.deviation, 2),
             str(len(model.runs)),
             f"{model.params:,}",
@@ -161,13 +161,13 @@ def _differences(comparison: Comparison) -> Table:
 def _bounds(pair: PairResult) -> str:
     d = pair.difference
     if d.lo is None or d.hi is None:
-        return "one seed"
+        return f"one {'fold' if pair.folded else 'seed'}"
     lo, hi = in_points([d.lo, d.hi], pair.margin, digits=2, sign=True)
     return f"{lo} to {hi}"
 
 
 def _seeds(pair: PairResult) -> str:
-    if pair.p_value is None:
+    if pair.p_value is None or pair.folded:
         return MISSING
     if pair.needed is None or pair.needed.least is None:
         return "too few images"

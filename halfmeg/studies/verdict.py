@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from halfmeg.config import BUDGET
-from halfmeg.studies.entrant import TERMS, Entrant, LoadedRun
+from halfmeg.studies.entrant import TERMS, Entrant, LoadedRun, test_share
 from halfmeg.studies.power import FEWEST_DISCORDANT, SeedsNeeded, seeds_needed
 from halfmeg.studies.reading import MARGIN
+from halfmeg.studies.resampled import PairTest, folded_tests
 from halfmeg.studies.stats import (
     LEVEL,
     Interval,
-    PairedTest,
     combined_mcnemar_p,
     mcnemar_p,
     paired_tests,
@@ -31,7 +32,10 @@ class PairResult:
 
     Attributes:
         test: the difference against chance; interval, p-values and words all follow from it.
-        mcnemar: McNemar's exact p-value of each seed.
+        num_seeds: that both have; of folds, their number.
+        num_images: tested, in each seed or in all folds together.
+        folded: whether the runs are those of folds rather than of seeds.
+        mcnemar: McNemar's exact p-value of each seed or fold.
         p_mcnemar: those combined: chance among the test images alone. It decides nothing.
         num_pairs: of the comparison; the interval holds at all of them at once.
         margin: within which the two are called the same, 0 to 1.
@@ -41,9 +45,10 @@ class PairResult:
 
     a: str
     b: str
-    test: PairedTest
+    test: PairTest
     num_seeds: int
     num_images: int
+    folded: bool
     mcnemar: tuple[float, ...]
     p_mcnemar: float
     num_pairs: int
@@ -92,7 +97,7 @@ class PairResult:
         d = self.difference
         if d.lo is None or d.hi is None:
             return (
-                f"{self.a} and {self.b}: {100 * d.mean:+.1f} points in one seed, "
+                f"{self.a} and {self.b}: {100 * d.mean:+.1f} points in one {self._unit}, "
                 "which cannot tell chance from a difference"
             )
         if self.told_apart:
@@ -113,7 +118,11 @@ class PairResult:
         kind = f"{interval_name(self.test.level)} {lo} to {hi}"
         if self.num_pairs > 1:
             kind += f" with all {self.num_pairs} pairs"
-        return f"{kind}; {self.num_seeds} seeds, {self.num_images:,} images"
+        return f"{kind}; {self.num_seeds} {self._unit}s, {self.num_images:,} images"
+
+    @property
+    def _unit(self) -> str:
+        return "fold" if self.folded else "seed"
 
     @property
     def outlook(self) -> str:
@@ -121,6 +130,8 @@ class PairResult:
         images = f"{self.num_images:,} images are too few"
         if self.test.discordant < FEWEST_DISCORDANT:
             return f"{images}: the two answer {self.test.discordant:.0f} of them differently"
+        if self.folded:
+            return f"{images} for these folds; more of them would settle it, more folds hardly"
         points = f"{100 * SEEN_DIFFERENCE:g} points"
         if self.needed is None or self.needed.least is None:
             return f"{images} to see a difference of {points} with any number of seeds"
@@ -137,6 +148,7 @@ class PairResult:
             "level": self.test.level,
             "num_seeds": self.num_seeds,
             "num_images": self.num_images,
+            "folded": self.folded,
             "discordant": self.test.discordant,
             "mcnemar": list(self.mcnemar),
             "p_mcnemar": self.p_mcnemar,
@@ -194,44 +206,54 @@ def compare_pairs(
 ) -> tuple[PairResult, ...]:
     """Compare each entrant with each later one, all pairs at once.
 
-    Two that share no seed are not compared.
+    Two that share no seed, or no fold, are not compared.
 
     Raises:
         ValueError: no two share a seed.
     """
     pairs, tables = [], []
-    for i, (a, a_items) in enumerate(entrants):
-        for b, b_items in entrants[i + 1 :]:
-            table = _differences(a_items, b_items)
-            if table is not None:
-                pairs.append((a, b))
-                tables.append(table)
+    for i, j in itertools.combinations(range(len(entrants)), 2):
+        table = _differences(entrants[i][1], entrants[j][1])
+        if table:
+            pairs.append((i, j))
+            tables.append(table)
+    first = entrants[0][1]
+    folded = first[0].folded
     if len(entrants) > 1 and not pairs:
-        raise ValueError(f"{entrants[0][0].name} and {entrants[1][0].name} share no seed")
-    tests = paired_tests(tables, len(entrants), level)
+        unit = "fold" if folded else "seed"
+        raise ValueError(f"{entrants[0][0].name} and {entrants[1][0].name} share no {unit}")
+    tests: list[PairTest] = []
+    if folded:
+        tests += folded_tests(tables, test_share(first), level)
+    else:
+        tests += paired_tests([np.stack(t) for t in tables], len(entrants), level, pairs)
     return tuple(
         PairResult(
-            a=a.name,
-            b=b.name,
+            a=(a := entrants[i][0]).name,
+            b=(b := entrants[j][0]).name,
             test=test,
             num_seeds=len(table),
-            num_images=table.shape[1],
+            num_images=sum(map(len, table)) if folded else len(table[0]),
+            folded=folded,
             mcnemar=tuple(mcnemar_p(row) for row in table),
-            p_mcnemar=combined_mcnemar_p(table),
+            # Folds have different images, so all of them are one test.
+            p_mcnemar=mcnemar_p(np.concatenate(table))
+            if folded
+            else combined_mcnemar_p(np.stack(table)),
             num_pairs=len(pairs),
             margin=margin,
             needed=seeds_needed(test, SEEN_DIFFERENCE),
             terms=_unequal_terms(a, b),
         )
-        for (a, b), table, test in zip(pairs, tables, tests, strict=True)
+        for (i, j), table, test in zip(pairs, tables, tests, strict=True)
     )
 
 
-def _differences(a_items: list[LoadedRun], b_items: list[LoadedRun]) -> np.ndarray | None:
-    """Return the S×N differences of right answers, a minus b, over the seeds that both have."""
-    by_seed = {item.run.config.seed: item for item in b_items}
-    shared = [(item, by_seed[s]) for item in a_items if (s := item.run.config.seed) in by_seed]
-    return np.stack([a.right - b.right for a, b in shared]) if shared else None
+def _differences(a_items: list[LoadedRun], b_items: list[LoadedRun]) -> list[np.ndarray]:
+    """Return right answers, a minus b, of each seed or fold that both have."""
+    by_unit = {item.unit: item for item in b_items}
+    shared = [(item, by_unit[item.unit]) for item in a_items if item.unit in by_unit]
+    return [a.right - b.right for a, b in shared]
 
 
 def _unequal_terms(a: Entrant, b: Entrant) -> tuple[str, ...]:

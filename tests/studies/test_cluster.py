@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from test_study import configs, weights
 
-from halfmeg.studies.study import StudyListener, run_study
+from halfmeg.studies.study import run_study
+from halfmeg.studies.workers import StudyListener
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 

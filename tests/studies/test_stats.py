@@ -8,11 +8,13 @@ from scipy import stats
 
 from halfmeg.studies.stats import (
     CrossedVariance,
+    all_pairs,
     combined_mcnemar_p,
     critical_value,
     crossed_interval,
     mcnemar_p,
     paired_tests,
+    seeds_variances,
     tail,
     wilson_interval,
 )
@@ -165,30 +167,59 @@ def test_all_pairs_are_tukeys_test() -> None:
     rng = np.random.default_rng(0)
     means = rng.normal(0.5, 0.02, size=(4, 10))  # networks × seeds
     means += np.array([0.0, 0.01, 0.03, 0.06])[:, None]
-    pairs = [(i, j) for j in range(4) for i in range(j)]
+    pairs = all_pairs(4)
     tables = [np.repeat((means[i] - means[j])[:, None], 5_000, axis=1) for i, j in pairs]
     interaction = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
     pooled = 2 * np.square(interaction).sum() / (3 * 9)
     for test, (i, j) in zip(paired_tests(tables, 4), pairs, strict=True):
         assert test.seeds >= pooled * 0.99
+        assert 20 < test.seeds_dof <= 27  # 27 where all networks vary alike
         q = abs(means[i].mean() - means[j].mean()) / math.sqrt(test.seeds / 2 / 10)
-        expected = stats.studentized_range.sf(q, 4, 27)
+        expected = stats.studentized_range.sf(q, 4, test.seeds_dof)
         assert test.p_adjusted == pytest.approx(expected, rel=0.05, abs=1e-4)
 
 
-def test_the_variance_of_seeds_is_that_of_all_pairs_or_the_pairs_own() -> None:
+def constant_in_images(means: np.ndarray) -> list[np.ndarray]:
+    """Return the differences of all pairs, 1,000 images, of networks × seeds accuracies."""
+    pairs = all_pairs(len(means))
+    return [np.repeat((means[i] - means[j])[:, None], 1_000, axis=1) for i, j in pairs]
+
+
+def test_the_variance_of_seeds_is_the_largest_of_three() -> None:
+    """Of the pair's own, the mean over all pairs, and what its two networks have in all pairs."""
     rng = np.random.default_rng(0)
     means = rng.normal(0, 0.004, size=(5, 3))
     means[0] = [-0.1, 0.0, 0.1]  # one network varies far more
-    tables = [
-        np.repeat((means[i] - means[j])[:, None], 1_000, axis=1) for j in range(5) for i in range(j)
-    ]
-    tests = paired_tests(tables, 5)
-    pooled = np.mean([CrossedVariance.of(t, -1.0, 1.0).seeds for t in tables])
-    for test in tests:
+    means[1] = [-0.01, 0.0, 0.01]  # this one goes along with it
+    tests = paired_tests(constant_in_images(means), 5)
+    own = [test.chance.seeds for test in tests if test.chance is not None]
+    of_first = [own[all_pairs(5).index((0, j))] for j in range(1, 5)]
+    of_others = [v for v, pair in zip(own, all_pairs(5), strict=True) if 0 not in pair]
+    # v0 + vj in the pairs of network 0; least squares over all pairs
+    first = (sum(of_first) - sum(of_others) / 3) / 4
+    for test, pair in zip(tests, all_pairs(5), strict=True):
         assert test.chance is not None
-        assert test.seeds == pytest.approx(max(test.chance.seeds, pooled))
-        assert test.seeds_dof == 8  # (5 - 1) × (3 - 1)
+        assert test.seeds >= max(test.chance.seeds, np.mean(own)) * 0.999
+        if pair == (0, 1):
+            assert test.chance.seeds < test.seeds  # the two agree by luck
+            assert test.seeds == pytest.approx(first, rel=0.05)
+        assert 2 <= test.seeds_dof < 2.5  # hardly more than of one network: seeds - 1
+
+
+def test_networks_that_vary_alike_know_their_variance_together() -> None:
+    rng = np.random.default_rng(0)
+    tests = paired_tests(constant_in_images(rng.normal(0.9, 0.004, size=(5, 200))), 5)
+    assert tests[0].seeds_dof == pytest.approx(4 * 199, rel=0.01)
+    assert tests[0].seeds == pytest.approx(2 * 0.004**2, rel=0.2)
+
+
+def test_pairs_that_share_no_seed_are_left_out_of_the_variance() -> None:
+    """Networks 0 and 2 were not compared: only the pairs with network 1 are there."""
+    rng = np.random.default_rng(0)
+    tables = constant_in_images(rng.normal(0.9, 0.004, size=(3, 4)))
+    tests = paired_tests([tables[0], tables[2]], 3, pairs=[(0, 1), (1, 2)])
+    assert all(test.seeds > 0 and 3 <= test.seeds_dof <= 6 for test in tests)
+    assert seeds_variances([], [], 3) == []
 
 
 @pytest.mark.parametrize(("networks", "dof"), [(3, 2.0), (5, 8.0), (5, 1e6), (10, 30.0)])

@@ -23,9 +23,10 @@ from halfmeg.studies.figures import accuracy_curve
 from halfmeg.studies.power import SeedsNeeded
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.stats import paired_tests
-from halfmeg.studies.study import StudyListener, make_configs, open_runs, run_study
+from halfmeg.studies.study import make_configs, open_runs, run_study
 from halfmeg.studies.tables import p_text
 from halfmeg.studies.verdict import PairResult, in_points
+from halfmeg.studies.workers import StudyListener
 from halfmeg.training.listen import Listener, SilentListener
 
 

@@ -1,0 +1,70 @@
+"""How many settings were tried for a network before: counted from the folders that hold them.
+
+A network whose settings were chosen among fifty is not on equal terms with one that was taken as it
+is. `RunConfig.tuning_trials` says it, and is counted here rather than remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from halfmeg.artifacts.run import Run
+from halfmeg.config import RunConfig
+from halfmeg.studies.entrant import OWN_TO_A_RUN
+
+SEARCH = "search.json"
+"""A folder with this file is a search's: each of its `trials/` is one for whatever it chose."""
+
+NO_SETTING = (*OWN_TO_A_RUN, "recipe", "tuning_trials")
+"""Fields in which two runs may differ that try the same."""
+
+
+def count_trials(folders: Sequence[str | Path], model: str) -> int:
+    """Return how many settings were tried for a network.
+
+    Runs that differ in seed, fold or machine alone try the same settings, and a study that was
+    named twice counts once. Of a study the runs of this network count; of a search all trials that
+    were trained, since it chose the network among them too.
+
+    Args:
+        folders: of searches, of studies, of runs, or folders that hold such.
+        model: the network.
+
+    Raises:
+        ValueError: a folder holds no run, or a damaged one.
+    """
+    tried: set[RunConfig] = set()
+    for folder in map(Path, folders):
+        configs = [Run.open(path).config for path in _runs_in(folder)]
+        if not configs:
+            raise ValueError(
+                f"{folder} holds no run; name the folder of a study, of a search, or of runs"
+            )
+        whole = (folder / SEARCH).exists()
+        tried |= {_settings(config) for config in configs if whole or config.model == model}
+    return len(tried)
+
+
+def _runs_in(folder: Path) -> Iterator[Path]:
+    if (folder / "config.json").exists():
+        yield folder
+        return
+    top = folder / "trials" if (folder / SEARCH).exists() else folder
+    for path in sorted(top.rglob("config.json")):
+        if not any(part.startswith(".") for part in path.relative_to(top).parts):
+            yield path.parent
+
+
+def _settings(config: RunConfig) -> RunConfig:
+    defaults = {field.name: field.default for field in fields(RunConfig)}
+    return replace(config, **{name: defaults[name] for name in NO_SETTING})
+
+
+def with_trials(config: RunConfig, folders: Sequence[str | Path]) -> RunConfig:
+    """Return a config that also counts the trials in folders; its recipe's own stay counted."""
+    if not folders:
+        return config
+    counted = count_trials(folders, config.model)
+    return replace(config, tuning_trials=config.tuning_trials + counted)
