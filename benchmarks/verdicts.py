@@ -315,7 +315,8 @@ def p_values_before(products: Array, seed_sums: Array, num_images: int) -> Array
     correlation = np.where(n > 1, (scaled - n) / np.maximum(1, n * (n - 1)), 0)
     spread = np.sqrt(S + S * (S - 1) * np.maximum(0, correlation))
     p_images: Array = 2 * special.ndtr(-np.abs(score) / spread)
-    return np.maximum(p_seeds, p_images)
+    p_value: Array = np.maximum(p_seeds, p_images)
+    return p_value
 
 
 def holm(p_values: Array) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
@@ -58,7 +59,7 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 
 
 def _settings(config: RunConfig) -> RunConfig:
-    defaults = {field.name: field.default for field in fields(RunConfig)}
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(RunConfig)}
     return replace(config, **{name: defaults[name] for name in NO_SETTING})
 
 
