@@ -12,5 +12,6 @@
 | `run` | the run folder |
 | `graph` | an exported graph run by onnxruntime |
 | `bundle` | a trained network as a folder that needs nothing else |
+| `markdown` | user text in Markdown, shown as it is |
 | `hub` | bundles to and from the Hugging Face hub |
 """

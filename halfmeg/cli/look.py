@@ -231,7 +231,6 @@ def data_check(
         table = build_table("class", *(f"{parts[part]} images" for part in shown))
         for name, count in report.classes.items():
             table.add_row(name, *(f"{count[part]:,}" for part in shown))
-        table.add_section()
         totals = {"train": report.train, "validation": report.validation, "test": report.test}
         table.add_row("all", *(f"{totals[part]:,}" for part in shown))
         print_table(table)

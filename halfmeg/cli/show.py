@@ -10,13 +10,13 @@ import json
 import os
 import re
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from halfmeg.studies.stats import Interval
 
@@ -65,7 +65,7 @@ SettingsArgument = Annotated[
     typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),
 ]
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 SPEAKS = os.environ.get("RANK", "0") == "0"
 """Whether this process speaks for the run: torchrun numbers its processes."""
@@ -86,8 +86,11 @@ def print_json(value: object) -> None:
 
 
 def printable(text: str) -> str:
-    """Return text with control characters, which a file's name may hold, written as escapes."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """Return text with what controls a screen, which a file's name may hold, written as escapes.
+
+    That is characters which move the cursor, change colours, or turn the direction of writing.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def print_line(text: str) -> None:
@@ -107,22 +110,36 @@ NO_DATA = "halfmeg: without --data this is the built-in data set, digits"
 TEXT_COLUMNS = ("description", "most often taken for", "class", "then")
 
 
-def build_table(*columns: str) -> Table:
-    """Return an empty table, its numbers to the right."""
+@dataclass
+class TextTable:
+    """A table of texts, which are shown as they are; the first row is the header."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    def add_row(self, *cells: str) -> None:
+        """Add a row."""
+        self.rows.append(cells)
+
+
+def build_table(*columns: str) -> TextTable:
+    """Return an empty table."""
+    return TextTable(columns)
+
+
+def print_table(table: TextTable) -> None:
+    """Print a table as wide as the screen, its numbers to the right."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(table.columns):
         is_text = index == 0 or column in TEXT_COLUMNS
-        table.add_column(
+        drawn.add_column(
             column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
         )
-    return table
-
-
-def print_table(table: Table) -> None:
-    """Print a table as wide as the screen."""
-    screen().print(table)
+    for row in table.rows:
+        drawn.add_row(*(printable(cell).replace("\n", r"\n") for cell in row))
+    screen().print(drawn)
 
 
 def format_range(interval: Interval) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import unicodedata
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
         delimiter = max(DELIMITERS, key=first.count)
-        rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}") from None
     columns = [name for name in (rows[0] if rows else {}) if name]

@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.networks.graph import Shape, axis_maps, even_steps
 from halfmeg.shipping.c_constants import Constants, number, quoted, structure
 from halfmeg.shipping.integer import IntegerGraph
@@ -103,6 +104,7 @@ def render(template: str, **facts: Any) -> str:
         loader=jinja2.PackageLoader("halfmeg.shipping"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters["markdown"] = escape_markdown
     return environment.get_template(template).render(**facts)
 
 

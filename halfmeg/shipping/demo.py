@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle
+from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.data.augment import normalize
 from halfmeg.data.decode import decode_image, to_image
 from halfmeg.data.shape import ImageShape
@@ -141,9 +142,9 @@ def _describe(bundle: Bundle) -> str:
     measured = bundle.accuracy
     name = bundle.model if bundle.folder == BUNDLED else f"{bundle.folder.name}: {bundle.model}"
     return (
-        f"### {name}\n{bundle.described['params']:,} parameters, "
+        f"### {escape_markdown(name)}\n{bundle.described['params']:,} parameters, "
         f"{measured['test_accuracy']:.2%} of {measured['test_n']:,} test images of "
-        f"{measured['data']}"
+        f"{escape_markdown(measured['data'])}"
     )
 
 

@@ -89,7 +89,7 @@ def to_onnx(
     """Return a network as ONNX: input `pixels` uint8 B×C×H×W, output `logits` B×K, any B."""
     deployed = FromPixels(fold_batchnorm(model, image_size), mean, std).eval()
     # Weights in channels_last make the exporter write a global pool as Range and Gather.
-    deployed = deployed.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    deployed.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # A batch of 1 in the example would be taken for a constant.
     example = torch.zeros(2, *image_shape(image_size), dtype=torch.uint8)
     with quiet():

@@ -40,6 +40,7 @@ STYLE: Any = {
     "axes.edgecolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    "text.parse_math": False,  # a class called `$a$` is no formula
     "svg.fonttype": "none",
     "svg.hashsalt": "halfmeg",
 }

@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.augment import Augmentation
@@ -122,6 +123,7 @@ def build_templates() -> jinja2.Environment:
         autoescape=jinja2.select_autoescape(["html"]), undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     templates.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
+    templates.filters["markdown"] = escape_markdown
     templates.filters["thousands"] = lambda number: f"{number:,}"
     return templates
 

@@ -33,6 +33,7 @@ from halfmeg.data.duplicates import near_duplicates
 from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.scan import scan_folder
+from halfmeg.data.shape import image_shape
 
 QUICK = ("model=cnn", "epochs=1", "batch_size=64")
 
@@ -500,7 +501,8 @@ def test_libtiff_writes_nothing_of_its_own(capfd) -> None:
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-def test_the_cards_snippet_gives_the_same_bits(fit: str) -> None:
+@pytest.mark.parametrize("size", [32, (48, 20), (1, 20, 48)])
+def test_the_cards_snippet_gives_the_same_bits(fit: str, size) -> None:
     from halfmeg.shipping.preprocess import preprocessing, snippet
 
     exif = Image.Exif()
@@ -516,14 +518,15 @@ def test_the_cards_snippet_gives_the_same_bits(fit: str) -> None:
         "cmyk.jpg": encoded(Image.fromarray(noisy).convert("CMYK"), "JPEG"),
         "fits.png": encoded(picture(1, 32)),
     }
-    program = snippet(32, fit)
+    program = snippet(size, fit)
     assert len(program.strip().splitlines()) <= 12
     for name, content in images.items():
         space = {"PATH": io.BytesIO(content)}
         exec(program, space)
-        assert np.array_equal(space["pixels"][0], decode_image(content, 32, fit).pixels), name
-    steps = preprocessing(32, fit)
-    assert "antialiased" in steps["filter"] and steps["size"] == [32, 32]
+        assert np.array_equal(space["pixels"][0], decode_image(content, size, fit).pixels), name
+    steps = preprocessing(size, fit)
+    assert "antialiased" in steps["filter"] and steps["size_means"] == "height, width"
+    assert steps["size"] == list(image_shape(size)[1:])
 
 
 def test_names_in_brackets_and_long_paths_are_shown(tmp_path: Path, cli: Cli) -> None:
