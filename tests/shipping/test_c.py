@@ -62,6 +62,30 @@ def test_c_gives_the_oracles_logits_and_the_memory_stated_before(name: str) -> N
     assert "constants_are_as_stated" in text
 
 
+STRANGERS = Path(__file__).parents[1] / "networks" / "strangers.py"
+
+
+@needs_gcc
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["LeNet5", "Inception", "squeezenet", "PreActResNet", "ResNeXt", "ShuffleNetV2", "EfficientNet",
+     "ConvNeXt"],
+)  # fmt: skip
+def test_networks_by_other_people_in_c(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(f"{STRANGERS}:{name}", 10, 32).train()
+    model(torch.randn(8, 3, 32, 32))
+    assert proved(model.eval(), 32, count=3).proof is not None
+
+
+@pytest.mark.parametrize(("name", "operator"), [("ViT", "aten.cat"), ("MlpMixer", "aten.im2col")])
+def test_what_has_no_form_in_c_is_named(name: str, operator: str) -> None:
+    model = build_model(f"{STRANGERS}:{name}", 10, 32).eval()
+    with pytest.raises(ValueError, match=f"{operator} .* has no int8 form"):
+        quantize(model, MEAN, STD, pixels(3, 32))
+
+
 @needs_gcc
 def test_a_small_network_with_gates_and_shortcuts() -> None:
     torch.manual_seed(0)
