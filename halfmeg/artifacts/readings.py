@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from halfmeg.files import parse_json, read_limited
 
@@ -31,8 +32,15 @@ def log_reading(folder: Path, purpose: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_purposes(folder: Path) -> list[str]:
-    """Return for what the test set was read, in turn; empty where no log was kept.
+class LoggedReading(NamedTuple):
+    """A reading of the test set: when, in ISO 8601 ("" where it is not known), and for what."""
+
+    time: str
+    purpose: str
+
+
+def read_log(folder: Path) -> list[LoggedReading]:
+    """Return the readings of the test set, in turn; empty where no log was kept.
 
     Raises:
         ValueError: the log cannot be read.
@@ -44,11 +52,12 @@ def read_purposes(folder: Path) -> list[str]:
         lines = read_limited(path, MAX_BYTES).splitlines()
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    return [_purpose(line) for line in lines]
+    return [_parse(line) for line in lines]
 
 
-def _purpose(line: bytes) -> str:
+def _parse(line: bytes) -> LoggedReading:
     try:
-        return parse_json(line, dict[str, str])["purpose"]
+        entry = parse_json(line, dict[str, str])
+        return LoggedReading(entry.get("time", ""), entry["purpose"])
     except (ValueError, KeyError):  # it was a reading all the same
-        return "not known, since a power cut has cut the line short"
+        return LoggedReading("", "not known, since a power cut has cut the line short")

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
-from halfmeg.artifacts.readings import log_reading, read_purposes
+from halfmeg.artifacts.readings import log_reading, read_log
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, leave_out, read_ids
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
@@ -239,7 +239,7 @@ class Run:
         Raises:
             ValueError: the log is damaged.
         """
-        return read_purposes(self.folder)
+        return [reading.purpose for reading in read_log(self.folder)]
 
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights; those that a network uses twice stand there once."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +97,8 @@ def write_comparison(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     check_page_folder(out)
-    write_json(out / "comparison.json", comparison.to_dict())  # first, as it marks the page as ours
+    numbers = comparison.to_dict() | {"test_readings": test_readings(comparison)}
+    write_json(out / "comparison.json", numbers)  # first, as it marks the page as ours
     figures = {"curves": comparison_figure(comparison)}
     if comparison.pairs:
         figures["differences"] = differences_figure(comparison)
@@ -143,7 +142,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "interval": comparison.interval_name,
         "unit": comparison.unit,
         "seeds_vary": seeds_vary(runs),
-        "readings": test_readings(runs),
+        "readings": test_readings(comparison),
         "settings": _settings(comparison),
         "commands": list(dict.fromkeys(str(item.get("command")) for item in environments)),
         "versions": {key: each(key) for key in ("halfmeg", "commit", "torch", "numpy", "python")},
@@ -286,19 +285,18 @@ def seeds_vary(runs: Sequence[Run]) -> str:
     )
 
 
-def test_readings(runs: Sequence[Run]) -> str:
-    """Say how often the test set was read, and for what, as the run folders have logged it."""
-    counts: Counter[str] = Counter()
-    silent = 0
-    for run in runs:
-        purposes = run.test_readings()
-        silent += not purposes
-        # "epoch 3: test curve, monitoring only" counts with those of the other epochs.
-        counts.update(re.sub(r"^epoch \d+: ", "", purpose) for purpose in purposes)
-    logged = "; ".join(f"{purpose}: {count}" for purpose, count in counts.items())
+def test_readings(comparison: Comparison) -> str:
+    """Say how often and for what the test set was read, as run folders and study have logged."""
+    runs = [run for model in comparison.models for run in model.runs]
+    table = comparison_tables(comparison).get("readings")
+    logged = "; ".join(f"{row[0]}: {row[1]}" for row in table.rows) if table else ""
     parts = [f"Readings of the test set, {len(runs)} runs: {logged}." if logged else ""]
+    silent = sum(not run.test_readings() for run in runs)
     if silent:
         parts.append(f"{silent} of the {len(runs)} runs have no log of their readings.")
+    if comparison.reading.looks:
+        looks = _and([str(n) for n in comparison.reading.looks])
+        parts.append(f"The answers were compared with {looks} {comparison.unit}s.")
     return " ".join(filter(None, parts))
 
 

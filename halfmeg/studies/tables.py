@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from halfmeg.artifacts.readings import LoggedReading, read_log
 from halfmeg.config import BUDGET
 from halfmeg.files import write_atomically
 from halfmeg.studies.compare import Comparison
@@ -97,6 +99,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
         _classes(comparison),
         _calibration(comparison),
         _robustness(comparison),
+        _readings(comparison),
     ]
     return {table.name: table for table in tables if table.rows}
 
@@ -218,3 +221,21 @@ def _robustness(comparison: Comparison) -> Table:
         for kind in kinds
     ]
     return Table("robustness", "Table of robustness", columns, tuple(rows))
+
+
+def _readings(comparison: Comparison) -> Table:
+    """List every reading of the test set that the run folders have logged, by what it was for."""
+    found: dict[str, list[tuple[str, LoggedReading]]] = {}
+    for model in comparison.models:
+        for run in model.runs:
+            for reading in read_log(run.folder):
+                # "epoch 3: test curve, monitoring only" counts with those of the other epochs.
+                purpose = re.sub(r"^epoch \d+: ", "", reading.purpose)
+                found.setdefault(purpose, []).append((str(run.folder), reading))
+    rows = []
+    for purpose, readings in found.items():
+        times = sorted(reading.time for _, reading in readings if reading.time) or [MISSING]
+        runs = len({folder for folder, _ in readings})
+        rows.append((purpose, f"{len(readings):,}", str(runs), times[0], times[-1]))
+    columns = ("read for", "readings", "runs", "first", "last")
+    return Table("readings", "Readings of the test set", columns, tuple(rows))

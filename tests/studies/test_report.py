@@ -15,6 +15,8 @@ import pytest
 from conftest import CHROMIUM, CHROMIUM_FLAGS, small_config
 from PIL import Image
 
+from halfmeg.data.dataset import DataSplits
+from halfmeg.studies import page as page_room  # whose test_readings is no test
 from halfmeg.studies.compare import Comparison, compare
 from halfmeg.studies.figures import (
     calibration_figure,
@@ -256,3 +258,34 @@ class TestInChromium:
         assert {f"BUTTON{text}" for text in buttons} <= reached
         assert any(name.startswith("SUMMARY") for name in reached)
         page.close()
+
+
+def test_the_page_states_every_reading_of_the_test_set(
+    comparison: Comparison, few_digits: DataSplits, tmp_path: Path
+) -> None:
+    """Of every run, whatever it was for, and how often the answers were compared."""
+    run = comparison.models[0].runs[0]
+    log = run.folder / "test_readings.jsonl"
+    before = log.read_text()
+    try:
+        run.evaluate(few_digits)
+        run.log_test_reading("epoch 3: test curve, monitoring only")
+        write_comparison(comparison, tmp_path / "page", few_digits)
+    finally:
+        log.write_text(before)
+    page = Page((tmp_path / "page" / "comparison.html").read_text())
+    text = " ".join(page.text.split())
+    sentence = (
+        "Readings of the test set, 6 runs: final evaluation: 6; robustness: corrupted test "
+        "images: 6; evaluation on digits: 1; test curve, monitoring only: 1."
+    )
+    stored = json.loads((tmp_path / "page" / "comparison.json").read_text())
+    for place in (text, (tmp_path / "page" / "comparison.md").read_text(), stored["test_readings"]):
+        assert all(part in place for part in sentence.removesuffix(".").split("; "))
+    rows = (tmp_path / "page" / "tables" / "readings.csv").read_text().splitlines()
+    assert rows[0] == "read for,readings,runs,first,last"
+    (final,) = [row for row in rows if row.startswith("final evaluation,6,6,20")]
+    first, last = final.split(",")[3:]
+    assert first <= last
+    looked = replace(comparison, reading=replace(comparison.reading, looks=(2, 5)))
+    assert "The answers were compared with 2 and 5 seeds." in page_room.test_readings(looked)

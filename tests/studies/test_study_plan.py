@@ -1,0 +1,139 @@
+"""`halfmeg plan`: what a study could see, before it is trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from conftest import Cli, first_digits, small_config
+from test_verdicts import simulation
+
+from halfmeg import compare
+from halfmeg.data.dataset import DataSplits
+from halfmeg.studies.plan import PLANNED_SEEDS, chance_of, make_plan, time_training
+from halfmeg.studies.power import POWER, TYPICAL, Chance, power
+from halfmeg.studies.stats import CrossedVariance
+
+
+@pytest.fixture(scope="module")
+def world_chance() -> Chance:
+    """The variances of a pair of the simulated world of docs/statistics.md: 0.6 points, 90%."""
+    (right,) = simulation.World((0.9, 0.9), (0.6, 0.6)).studies(1, 60)
+    found = CrossedVariance.of(right[0].astype(float) - right[1], -1.0, 1.0)
+    return Chance(found.seeds, found.images, found.rest)
+
+
+@pytest.mark.parametrize(
+    ("networks", "seeds", "seen"),
+    [(2, 3, 21), (2, 5, 48), (2, 10, 82), (3, 5, 30), (3, 10, 69), (5, 5, 20), (5, 10, 54)],
+)
+def test_the_power_of_a_plan_is_that_of_simulated_studies(
+    world_chance: Chance, networks: int, seeds: int, seen: int
+) -> None:
+    """`seen` is percent of pairs one point apart, of the table of docs/statistics.md."""
+    planned = power(0.01, world_chance, seeds, 10_000, num_networks=networks)
+    assert 100 * planned == pytest.approx(seen, abs=9)
+
+
+def test_a_plan_rises_with_seeds_and_images() -> None:
+    plan = make_plan(3, 1_000, difference=0.005)
+    assert [row.seeds for row in plan.rows] == list(PLANNED_SEEDS)
+    assert plan.num_images == (250, 1_000, 4_000)
+    assert plan.chance == TYPICAL
+    for row in plan.rows:
+        assert row.minutes is None
+        assert row.power[0] < row.power[1] < row.power[2]
+        assert power(row.smallest, TYPICAL, row.seeds, 1_000, num_networks=3) == pytest.approx(
+            POWER, abs=0.01
+        )
+    for few, more in pairwise(plan.rows):
+        assert few.smallest > more.smallest
+        assert few.power[1] < more.power[1]
+    timed = plan.with_seconds(90.0)
+    assert [row.minutes for row in timed.rows] == [1.5 * seeds for seeds in PLANNED_SEEDS]
+    assert json.loads(json.dumps(timed.to_dict()))["rows"][0]["minutes"] == 3.0
+
+
+def test_more_networks_see_less_of_each_pair() -> None:
+    smallest = [make_plan(n, 10_000, difference=0.005).rows[2].smallest for n in (2, 10)]
+    assert smallest[0] < smallest[1]
+    assert make_plan(2, 1, difference=0.5).num_images == (1, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("networks", "difference", "told"),
+    [
+        (1, 0.005, "a plan compares two networks or more"),
+        (2, 0.0, "difference=0 is out of range; allowed: above 0, below 100 points"),
+        (2, 1.0, "difference=100 is out of range"),
+        (2, -0.01, "difference=-1 is out of range"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(networks: int, difference: float, told: str) -> None:
+    with pytest.raises(ValueError, match=r"allowed|two networks") as error:
+        make_plan(networks, 1_000, difference=difference)
+    assert told in str(error.value)
+
+
+def test_a_pilot_gives_its_variances(tmp_path) -> None:
+    config = small_config(epochs=1)
+    data = first_digits(80)
+    found = compare(["mlp", "logistic"], data, seeds=2, out=tmp_path / "two", config=config)
+    plan = make_plan(2, 31, difference=0.05, pilot=found)
+    test = found.pairs[0].test
+    assert test.chance is not None
+    assert plan.chance == Chance(max(0.0, test.seeds), test.chance.images, test.chance.rest)
+    assert plan.origin == "measured on digits with 2 seeds"
+    single = compare(["mlp", "logistic"], data, seeds=1, out=tmp_path / "one", config=config)
+    with pytest.raises(ValueError, match="one seed of each network; a plan needs two or more"):
+        chance_of(single)
+
+
+def test_the_time_is_of_training_and_no_test_image_is_read(few_digits: DataSplits) -> None:
+    unread = replace(few_digits.test, images=None)  # any use of it would fail
+    data = replace(few_digits, test=unread)
+    short, long = (small_config(model="mlp", epochs=n, batch_size=16) for n in (2, 200))
+    first, second = (time_training([config], data) for config in (short, long))
+    assert 0 < first < second
+    # Settings that need a full training are timed too.
+    terms = small_config(
+        model="mlp", batch_size=16, schedule="step", milestones=(1,), hard_share=0.5, monitor="test"
+    )
+    assert time_training([terms], data) > 0
+
+
+def test_the_command_prints_the_plan(cli: Cli, tmp_path) -> None:
+    words = ("plan", "mlp", "logistic", "--data", "digits", "epochs=1", "--difference", "2")
+    shown = cli(*words)
+    assert shown.code == 0, shown.err
+    assert "how often 2 points would be seen, 2 networks:" in shown.out
+    assert "360 test images" in shown.out and "1,440 test images" in shown.out
+    assert "typical of networks of 85% on CIFAR-10" in shown.out
+    stored = json.loads(cli(*words, "--json").out)
+    assert stored["difference"] == 0.02
+    assert [row["seeds"] for row in stored["rows"]] == list(PLANNED_SEEDS)
+    minutes = np.array([row["minutes"] for row in stored["rows"]])
+    assert (minutes > 0).all()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("mlp",), "a plan compares two networks or more"),
+        (("epochs=1",), "no network named"),
+        (("mlp", "cnnn"), "cnnn"),
+        (("mlp", "cnn", "--difference", "0"), "difference=0 is out of range"),
+        (("mlp", "cnn", "--pilot", "nowhere"), "nowhere is no run folder"),
+        (("mlp", "cnn", "lr=-1"), "lr=-1"),
+    ],
+)
+def test_a_mistake_is_one_line(cli: Cli, words: tuple[str, ...], told: str) -> None:
+    shown = cli("plan", *words)
+    assert shown.code == 2
+    assert told in shown.err
+    assert shown.err.count("\n") == 1
+    assert not shown.out
