@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from halfmeg.cli.show import print_error, print_line, printable
+from halfmeg.cli.show import print_error, print_line
 
 if TYPE_CHECKING:
     from halfmeg.shipping.predict import Prediction
@@ -102,4 +102,4 @@ def _write_line(answer: Prediction) -> None:
     (label, probability), *rest = answer.top
     others = ", ".join(f"{name} {p:.1%}" for name, p in rest)
     line = f"{probability:6.1%}  {label}  {answer.path}" + (f"  (then {others})" if others else "")
-    print_line(printable(line))
+    print_line(line)

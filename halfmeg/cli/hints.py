@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 
-def check_train_words(recipe: str, settings: Sequence[str]) -> None:
+def check_train_words(recipe: str, settings: Sequence[str], data: str | None = None) -> None:
     """Raise where a network or a path stands in the place of a recipe or a setting.
 
     Raises:
@@ -23,7 +23,8 @@ def check_train_words(recipe: str, settings: Sequence[str]) -> None:
     wrong = [word for word in given if word not in recipes[:1]]
     for word in wrong:
         if word in MODELS:
-            _say("train", f"{word} is a network", name, [f"model={word}", *others])
+            option = [] if data is None else [f"--data {data}"]
+            _say("train", f"{word} is a network", name, [f"model={word}", *others, *option])
         settings_file = word == recipe and word.endswith(".json") and Path(word).is_file()
         if Path(word).exists() and not settings_file:
             _say("train", f"{word} is data", name, [f"--data {word}", *others])

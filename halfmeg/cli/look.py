@@ -17,6 +17,7 @@ from halfmeg.cli.show import (
     print_json,
     print_line,
     print_table,
+    print_text,
 )
 from halfmeg.config import BUDGET
 from halfmeg.places.place import is_place
@@ -66,7 +67,7 @@ def models(
     needs = ("RAM, kB", "flash, kB")
     print_line(line.format("network", "parameters", "fits", "MACs, M", "sides", *needs))
     for group in dict.fromkeys(entry.group for _, entry, _ in rows):
-        print_line(f"\n{group}")
+        print_text(f"\n{group}")
         for name, entry, summary in rows:
             if entry.group != group:
                 continue
@@ -78,7 +79,7 @@ def models(
                 )
             )  # fmt: skip
             print_line(f"      {entry.description}")
-    print_line(f"\nA network fits with fewer than {BUDGET:,} parameters, all of them counted.")
+    print_text(f"\nA network fits with fewer than {BUDGET:,} parameters, all of them counted.")
     print_line("MACs are for one image of 32×32 pixels and 10 classes.")
     print_line("RAM and flash: as 8-bit integers in C, without image, stack and code.")
     print_line("Sides are in pixels: 8+ takes images whose sides, equal or not, are 8 or more.")
@@ -114,7 +115,7 @@ def summary(
     if as_json:
         print_json(_summary_json(result) | {"memory": _memory_json(memory)})
         return
-    print_line(format_table(result))
+    print_text(format_table(result))
     if isinstance(memory, str):
         print_line(f"In C: it cannot be written, as {memory}")
         return

@@ -93,15 +93,25 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """Return text for a place in a line: as `printable`, and without an end of line within."""
+    return printable(text).replace("\n", r"\n")
+
+
 def print_line(text: str) -> None:
-    """Print text as it is."""
+    """Print text as it is, on one line."""
+    print_text(one_line(text))
+
+
+def print_text(text: str) -> None:
+    """Print text as it is, on as many lines as it has."""
     if SPEAKS:
         sys.stdout.write(printable(text) + "\n")
 
 
 def print_error(text: str) -> None:
     """Print text on the error stream; a bar that is drawn there moves down."""
-    screen(stderr=True).print(printable(text), soft_wrap=True)
+    screen(stderr=True).print(one_line(text), soft_wrap=True)
 
 
 NO_DATA = "halfmeg: without --data this is the built-in data set, digits"
@@ -138,7 +148,7 @@ def print_table(table: TextTable) -> None:
             column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
         )
     for row in table.rows:
-        drawn.add_row(*(printable(cell).replace("\n", r"\n") for cell in row))
+        drawn.add_row(*(one_line(cell) for cell in row))
     screen().print(drawn)
 
 

@@ -71,7 +71,7 @@ def train(
     from halfmeg.training.fit import fit
     from halfmeg.training.recipes import build_recipe
 
-    check_train_words(recipe, settings or [])
+    check_train_words(recipe, settings or [], data)
     options, others = read_options(settings, image_column, label_column)
     size, others = read_size(others, image_size)
     config = with_trials(build_recipe(recipe).override(others), tuned_on or [])

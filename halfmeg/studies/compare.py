@@ -114,12 +114,19 @@ class Comparison:
             return f"{places}: each is told apart from all others"
         return f"{places}; those that share a letter are not told apart"
 
+    @property
+    def constant_accuracy(self) -> float:
+        """What an answer would score that is always the most frequent class of the test images."""
+        totals = [sum(row) for row in self.models[0].confusion]
+        return max(totals) / sum(totals)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
             "data": self.data,
             "fingerprint": self.fingerprint,
             "num_test": self.num_test,
+            "constant_accuracy": self.constant_accuracy,
             "classes": list(self.classes),
             "reading": self.reading.to_dict(),
             "stopped": self.stopped,

@@ -48,7 +48,9 @@ class Entrant:
             over folds, with that of the corrected resampled t.
         deviation: standard deviation over seeds; None for one seed.
         per_seed: test accuracy by seed, or by fold.
-        per_class: mean accuracy over seeds of each class.
+        per_class: mean accuracy over seeds of each class, its recall.
+        precision: of the images called each class, over all seeds, the share that are.
+        balanced_accuracy, macro_f1: as of `Evaluation`, mean over seeds.
         confusion: confusion[t][p], images of class t called p, summed over seeds.
         calibration: on the test images, mean over seeds.
         scaled: the same after each seed's temperature; None where one seed has none.
@@ -68,6 +70,9 @@ class Entrant:
     per_seed: dict[int, float]
     seconds: float
     per_class: tuple[float | None, ...]
+    precision: tuple[float | None, ...]
+    balanced_accuracy: float
+    macro_f1: float
     confusion: tuple[tuple[int, ...], ...]
     calibration: Calibration
     scaled: Calibration | None
@@ -94,6 +99,9 @@ class Entrant:
             "per_seed": {str(seed): accuracy for seed, accuracy in self.per_seed.items()},
             "seconds": self.seconds,
             "per_class": list(self.per_class),
+            "precision": list(self.precision),
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
             "confusion": [list(row) for row in self.confusion],
             "calibration": self.calibration.to_dict(),
             "calibration_after_temperature": self.scaled.to_dict() if self.scaled else None,
@@ -189,7 +197,7 @@ def build_entrant(
     per_seed = {i.unit: float(i.result["test_accuracy"]) for i in items}
     evaluations = [score(i.logits["test_logits"], i.logits["test_labels"]) for i in items]
     confusion = np.sum([evaluation.confusion for evaluation in evaluations], axis=0)
-    totals = confusion.sum(1)
+    totals, called = confusion.sum(1), confusion.sum(0)
     temperatures, no_temperature = _temperatures(items)
     scaled = [
         calibrate(i.logits["test_logits"] / t, i.logits["test_labels"])
@@ -209,6 +217,11 @@ def build_entrant(
         per_class=tuple(
             float(confusion[c, c] / totals[c]) if totals[c] else None for c in range(len(totals))
         ),
+        precision=tuple(
+            float(confusion[c, c] / called[c]) if called[c] else None for c in range(len(called))
+        ),
+        balanced_accuracy=float(np.mean([e.balanced_accuracy for e in evaluations])),
+        macro_f1=float(np.mean([e.macro_f1 for e in evaluations])),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
         calibration=mean_calibration(
             [calibrate(i.logits["test_logits"], i.logits["test_labels"]) for i in items]

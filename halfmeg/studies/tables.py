@@ -113,6 +113,7 @@ def _range(interval: Interval, unit: str) -> str:
 def _results(comparison: Comparison) -> Table:
     columns = (
         "network", "group", "test accuracy, %", comparison.interval_name, "std",
+        "balanced, %", "macro-F1",
         f"{comparison.unit}s", "parameters", f"fits {BUDGET:,}", "MACs, M", "training, s",
         "one image, ms", "images/s", f"each {comparison.unit}",
     )  # fmt: skip
@@ -123,6 +124,8 @@ def _results(comparison: Comparison) -> Table:
             percent(model.test_accuracy.mean, 2),
             _range(model.test_accuracy, comparison.unit),
             percent(model.deviation, 2),
+            percent(model.balanced_accuracy, 2),
+            f"{model.macro_f1:.3f}",
             str(len(model.runs)),
             f"{model.params:,}",
             "yes" if model.within_budget else "no",
@@ -182,11 +185,15 @@ def _seeds(pair: PairResult) -> str:
 def _classes(comparison: Comparison) -> Table:
     models = comparison.models
     rows = [
-        (name, *(percent(model.per_class[index]) for model in models))
+        (
+            name,
+            *(percent(model.per_class[index]) for model in models),
+            *(percent(model.precision[index]) for model in models),
+        )
         for index, name in enumerate(comparison.classes)
     ]
-    columns = ("class", *(f"{model.name}, %" for model in models))
-    return Table("classes", "Accuracy of each class", columns, tuple(rows))
+    of_each = [f"{model.name}, {what}, %" for what in ("recall", "precision") for model in models]
+    return Table("classes", "Recall and precision of each class", ("class", *of_each), tuple(rows))
 
 
 def _calibration(comparison: Comparison) -> Table:

@@ -229,7 +229,7 @@ class TestInChromium:
         button = table.get_by_role("button", name="parameters")
 
         def column() -> list[int]:
-            cells = table.locator("tbody tr td:nth-child(7)").all_inner_texts()
+            cells = table.locator("tbody tr td:nth-child(9)").all_inner_texts()
             return [int(cell.replace(",", "")) for cell in cells]
 
         button.click()
