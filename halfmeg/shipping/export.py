@@ -223,7 +223,7 @@ def export(
         facts["web"] = page.to_dict() | {"proof_text": page.proof_text}
     if "litert" in targets:
         converted = build_litert(
-            model, mean, std, run.image_size, calibration, held_out, proof.accuracy,
+            model, mean, std, run.image_shape, calibration, held_out, proof.accuracy,
             1.0 if allow_loss else ALLOWED_LOSS,
         )  # fmt: skip
         contents["model.tflite"] = converted.content

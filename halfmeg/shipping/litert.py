@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halfmeg.data.dataset import Dataset
+from halfmeg.data.shape import ImageSize
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.onnx import FromPixels, fold_batchnorm, quiet
 
@@ -115,7 +116,7 @@ def build_litert(
     model: nn.Module,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    image_size: int,
+    image_size: ImageSize,
     calibration: Tensor,
     held_out: Dataset,
     accuracy: float,
@@ -126,7 +127,7 @@ def build_litert(
     Args:
         model: the network.
         mean, std: of the pixels scaled to [0, 1], for each channel.
-        image_size: side of the images.
+        image_size: of the images.
         calibration: uint8 B×C×H×W, of the training images.
         held_out: images and labels of the proof.
         accuracy: of the network in float32 on them.
