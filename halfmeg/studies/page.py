@@ -20,7 +20,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.augment import Augmentation
 from halfmeg.data.dataset import DataSplits
-from halfmeg.files import read_json, write_atomically, write_json
+from halfmeg.files import make_folder, read_json, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
     calibration_figure,
@@ -94,7 +94,7 @@ def write_comparison(
         ValueError: `out` holds files of these names that the program did not write.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     check_page_folder(out)
     write_json(out / "comparison.json", comparison.to_dict())  # first, as it marks the page as ours
     figures = {"curves": comparison_figure(comparison)}

@@ -25,7 +25,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.cache import open_splits, save_splits
 from halfmeg.data.dataset import DataSplits
-from halfmeg.files import read_json, scratch_folder, write_json
+from halfmeg.files import make_folder, read_json, scratch_folder, write_json
 from halfmeg.places.load import blame
 from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.cluster import train_on_cluster
@@ -366,7 +366,7 @@ def _check_folder(
             )
     reading = Reading.of(out).go_on(wanted, out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         described = _describe(configs, folders, data) | {"reading": reading.to_dict()}
         write_json(out / "study.json", described)
     except OSError as error:
