@@ -53,6 +53,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that a power cut leaves what is then written there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _flush(path.parent)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file whole or not at all; NaN and infinity are refused."""
     write_atomically(path, json_bytes(value))
@@ -71,7 +83,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         FileExistsError: `target` exists, or another process was faster.
         OSError: the disk is full or the folder cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     remove_dead_parts(target.parent)
     part = _part_name(target)
     with _locked_folder(part, 0o777):

@@ -278,6 +278,7 @@ def report(
 
     from halfmeg.cli.progress import load_study
     from halfmeg.data.folds import Folds
+    from halfmeg.files import make_folder
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import fingerprint_of, measure
     from halfmeg.studies.page import check_page_folder
@@ -307,7 +308,7 @@ def report(
         loaded = None
         print_error(f"without the runs' data, so without pictures: {error}")
     if loaded is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         measure(runs, loaded, folder)
     result = compare_runs(runs, costs_from=folder, reading=reading)
     write_and_print(result, folder, loaded, as_json)

@@ -25,7 +25,7 @@ from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
 from halfmeg.data.shape import RGB, ImageShape
-from halfmeg.files import read_limited
+from halfmeg.files import make_folder, read_limited
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",
@@ -304,7 +304,7 @@ def _download_from_mirrors(data_dir: Path, progress: Progress) -> None:
     mirrors = (override,) if override else MIRRORS
     target = data_dir / BINARY.archive
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(data_dir)
     except OSError as error:
         raise ValueError(f"cannot make the folder {data_dir}: {error.strerror}") from None
     failures = []

@@ -13,7 +13,7 @@ import numpy as np
 from halfmeg.data.check import DataReport
 from halfmeg.data.decode import to_image
 from halfmeg.data.source import DecodedSource
-from halfmeg.files import write_atomically
+from halfmeg.files import make_folder, write_atomically
 
 PER_CLASS = 24
 MOST_PAIRS = 100
@@ -71,7 +71,7 @@ def write_check_page(report: DataReport, source: DecodedSource, path: Path) -> N
         pairs=pairs,
         extremes=[(name, _picture(pixels[name])) for name in ends],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, text.encode(errors="backslashreplace"))
 
 

@@ -68,7 +68,7 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
 
         sweeper = Sweeper(folder)
         page = _build_page(bundles, folder, sweeper)
-        gate = Middleware(Gate, host=host, folder=folder, functions=lambda: page.fns.keys())
+        gate = Middleware(Gate, host=host, folder=folder, functions=lambda: _functions(page))
         _, address, _ = page.launch(
             server_name=host, server_port=port or None, prevent_thread_lock=True, quiet=True,
             max_file_size=MAX_UPLOAD_BYTES, footer_links=[], ssr_mode=False, share=False, css=CSS,
@@ -81,6 +81,12 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
         finally:
             sweeper.stop()
             page.close(verbose=False)
+
+
+def _functions(page: Any) -> dict[int, int]:
+    """Return by the number of each function of the page how many examples it chooses from."""
+    given = {number: function.inputs[0] for number, function in page.fns.items()}
+    return {number: len(getattr(part, "raw_samples", ())) for number, part in given.items()}
 
 
 def _build_page(bundles: Sequence[Bundle], folder: Path, sweeper: Sweeper) -> Any:

@@ -13,7 +13,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -42,10 +42,20 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class Question(msgspec.Struct):
-    """What the page's own script asks: a function, and what it is given."""
+class Upload(msgspec.Struct):
+    """A file that the page's script says was uploaded."""
 
-    data: Annotated[list[dict[str, Any] | int | None], Meta(max_length=4)]
+    path: str
+    meta: dict[str, str]
+
+
+class Question(msgspec.Struct):
+    """What the page's own script asks: a function, and the one thing that it is given.
+
+    Only what stands here is passed on, however much else was sent.
+    """
+
+    data: Annotated[list[Upload | int | None], Meta(min_length=1, max_length=1)]
     fn_index: int
     session_hash: Annotated[str, Meta(pattern=r"^\w{1,64}$")]
 
@@ -65,11 +75,12 @@ class Gate:
         app: what it stands in front of.
         host: the address that the page is bound to.
         folder: where uploads lie.
-        functions: returns the numbers that the page's functions have.
+        functions: returns by the number of each function of the page how many examples it chooses
+            from, and 0 where it takes an upload.
     """
 
     def __init__(
-        self, app: Any, host: str, folder: Path, functions: Callable[[], Collection[int]]
+        self, app: Any, host: str, folder: Path, functions: Callable[[], Mapping[int, int]]
     ) -> None:
         self.app = app
         self.host = host
@@ -142,7 +153,7 @@ class Gate:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        self.check_question(body)
+        body = self.check_question(body)
         sent = False
 
         async def replay() -> Message:
@@ -154,23 +165,28 @@ class Gate:
 
         return replay
 
-    def check_question(self, body: bytes) -> None:
-        """Raise where a question is no question, or names a file that nobody uploaded."""
+    def check_question(self, body: bytes) -> bytes:
+        """Return a question as it is passed on.
+
+        Raises:
+            Refused: it is none, gives a function what it does not take, or names a file that
+                nobody uploaded.
+        """
         try:
             question = parse_json(body, Question)
-            if question.fn_index not in self.functions():
+            (given,) = question.data
+            examples = self.functions().get(question.fn_index)
+            if examples is None:
                 raise ValueError(f"there is no function {question.fn_index}")
-            for item in question.data:
-                if isinstance(item, dict):
-                    if item.get("meta") != {"_type": "gradio.FileData"}:
-                        raise ValueError("the file is described otherwise than the page does")
-                    if any(item.get(key) for key in ("url", "is_stream")) and not isinstance(
-                        item.get("url"), str
-                    ):
-                        raise ValueError("the file is described otherwise than the page does")
-                    check_upload(item.get("path"), self.folder)
+            if isinstance(given, Upload):
+                if examples or given.meta != {"_type": "gradio.FileData"}:
+                    raise ValueError("the file is described otherwise than the page does")
+                check_upload(given.path, self.folder)
+            elif given is not None and not 0 <= given < examples:
+                raise ValueError(f"there is no example {given}")
         except ValueError as error:
             raise Refused(400, " ".join(str(error).split())[:200]) from None
+        return msgspec.json.encode(question)
 
 
 def is_own_name(name: str, bound: str) -> bool:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.evaluation.calibration import NUM_BINS
-from halfmeg.files import write_atomically
+from halfmeg.files import make_folder, write_atomically
 from halfmeg.studies.compare import Comparison
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -192,7 +192,7 @@ def figure_svg(figure: Figure) -> str:
 
 def write_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, figure_png(figure))
     return path
 

@@ -19,7 +19,7 @@ from halfmeg.config import BUDGET
 from halfmeg.data.augment import Augmentation
 from halfmeg.data.decode import to_image
 from halfmeg.data.folds import Folds
-from halfmeg.files import read_json, write_atomically, write_json
+from halfmeg.files import make_folder, read_json, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
     calibration_figure,
@@ -95,7 +95,7 @@ def write_comparison(
         ValueError: `out` holds files of these names that the program did not write.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     check_page_folder(out)
     numbers = comparison.to_dict() | {"test_readings": test_readings(comparison)}
     write_json(out / "comparison.json", numbers)  # first, as it marks the page as ours

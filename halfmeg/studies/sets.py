@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from halfmeg.files import write_atomically, write_json
+from halfmeg.files import make_folder, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import INK, STYLE, figure_svg, write_figure
 from halfmeg.studies.page import build_templates
@@ -107,7 +107,7 @@ def write_ranking(
         folders: where these pages are, below `out`.
         out: a folder.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     figure = ranking_figure(ranking)
     tables = ranking_tables(ranking)
     write_figure(figure, out / "ranks.png")

@@ -18,7 +18,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds
-from halfmeg.files import read_json, write_json
+from halfmeg.files import make_folder, read_json, write_json
 from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.trials import with_trials
@@ -257,7 +257,7 @@ def _check_folder(
             )
     reading = Reading.of(out).go_on(wanted, out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         described = _describe(configs, folders, data) | {"reading": reading.to_dict()}
         write_json(out / "study.json", described)
     except OSError as error:

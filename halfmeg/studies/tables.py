@@ -11,7 +11,7 @@ from pathlib import Path
 
 from halfmeg.artifacts.readings import LoggedReading, read_log
 from halfmeg.config import BUDGET
-from halfmeg.files import write_atomically
+from halfmeg.files import make_folder, write_atomically
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.stats import Interval
 from halfmeg.studies.verdict import PairResult, in_points
@@ -68,7 +68,7 @@ def _escape_latex(text: str) -> str:
 
 def write_tables(tables: Sequence[Table], out: Path) -> None:
     """Write each table as `NAME.csv` and `NAME.tex` into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for table in tables:
         write_atomically(out / f"{table.name}.csv", table.to_csv().encode())
         write_atomically(out / f"{table.name}.tex", table.to_latex().encode())

@@ -544,7 +544,7 @@ KINDS: dict[str, Callable[[Path], Case]] = {
 }
 
 SHARES = {
-    "images": 20, "parquet": 5, "cifar": 15, "cache": 15, "checkpoints": 10, "run files": 15,
-    "weights and logits": 15, "bundles": 2, "onnx": 2, "hub": 1,
+    "images": 500, "parquet": 150, "cifar": 120, "weights and logits": 100, "cache": 50,
+    "checkpoints": 30, "run files": 30, "bundles": 10, "onnx": 5, "hub": 5,
 }  # fmt: skip
-"""In percent of all cases: fewer where each takes long."""
+"""Of a thousand cases: fewer where each takes long."""

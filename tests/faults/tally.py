@@ -10,7 +10,7 @@ from typing import Any
 
 from halfmeg.files import read_json, write_json
 
-STEP_SECONDS = 400.0
+STEP_SECONDS = 150.0
 """About how long a kind runs before what came of it is stored and the next has its turn."""
 
 

@@ -111,8 +111,8 @@ def test_some_killed_workers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read in /proc")
-def test_an_hour_of_requests() -> None:
-    campaign("--requests", "800")
+def test_half_an_hour_of_requests() -> None:
+    campaign("--requests", "400")
 
 
 def test_a_campaign_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

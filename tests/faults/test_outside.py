@@ -59,7 +59,7 @@ def ask(
         "type": "http", "method": method, "path": path,
         "headers": [(key.encode(), value.encode("latin-1")) for key, value in fields.items()],
     }  # fmt: skip
-    gate = Gate(app, "127.0.0.1", folder, lambda: {0, 1})
+    gate = Gate(app, "127.0.0.1", folder, lambda: {0: 3, 1: 0})
     asyncio.run(gate(scope, receive, send))
     return statuses[0]
 
@@ -112,7 +112,7 @@ def test_files_that_nobody_uploaded(tmp_path: Path) -> None:
     (folder / "image").touch()
     for meta in (None, {}, {"_type": "x"}):
         body = json.dumps({"data": [{"path": str(folder / "image"), "meta": meta}],
-                           "fn_index": 0, "session_hash": "a"}).encode()  # fmt: skip
+                           "fn_index": 1, "session_hash": "a"}).encode()  # fmt: skip
         assert ask(folder, "POST", ASK, body) == 400
 
 
@@ -120,6 +120,13 @@ def test_other_requests_are_refused(tmp_path: Path) -> None:
     assert ask(tmp_path, "POST", ASK, b"{") == 400
     assert ask(tmp_path, "POST", ASK, question(None, fn_index=7)) == 400
     assert ask(tmp_path, "POST", ASK, question(None, session_hash="../x")) == 400
+    upload = {"path": str(tmp_path / "image.png"), "meta": {"_type": "gradio.FileData"}}
+    (tmp_path / "image.png").touch()
+    for given in ([upload], [3], [-1], [True], ["x"], [0, 0], []):  # a function of 3 examples
+        assert ask(tmp_path, "POST", ASK, question("", fn_index=0, data=given)) == 400
+    for given in ([None], [2]):
+        assert ask(tmp_path, "POST", ASK, question("", fn_index=0, data=given)) == 200
+    assert ask(tmp_path, "POST", ASK, question("", data=[0])) == 400  # a function of uploads
     assert ask(tmp_path, "POST", ASK, b"x" * 70_000) == 413
     assert ask(tmp_path, "POST", UPLOAD, b"x") == 400
     assert ask(tmp_path, "POST", UPLOAD, b"x", content_length="99999999") == 413
