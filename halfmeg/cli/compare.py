@@ -110,8 +110,8 @@ def compare(
     from halfmeg.data.folds import Folds
     from halfmeg.data.options import read_options, read_size
     from halfmeg.studies.compare import compare as compare_models
-    from halfmeg.studies.compare import compare_until_decided
     from halfmeg.studies.reading import MARGIN
+    from halfmeg.studies.sequential import compare_until_decided
 
     ways = {
         "--until-decided": until_decided, f"--seeds {seeds}": seeds is not None,

@@ -15,6 +15,7 @@
 | `verdict` | the difference of two entrants, in numbers and words |
 | `letters` | groups of networks that are not told apart |
 | `compare` | the comparison of all |
+| `sequential` | a study that grows until every pair is decided |
 | `plan` | what a study could see, before it is trained |
 | `figures`, `tables`, `page` | pictures, tables, the HTML page and its Markdown |
 | `ranking`, `sets` | several data sets: ranks, and the page above the studies |

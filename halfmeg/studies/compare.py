@@ -26,7 +26,6 @@ from halfmeg.studies.entrant import (
 )
 from halfmeg.studies.letters import compact_letters
 from halfmeg.studies.measure import measure, read_costs
-from halfmeg.studies.power import LOOKS, is_futile
 from halfmeg.studies.reading import MARGIN, Reading
 from halfmeg.studies.study import Study, StudyData, make_configs, run_study
 from halfmeg.studies.verdict import PairResult, compare_pairs, interval_name
@@ -225,56 +224,6 @@ def cross_validate(
         Interval(mean=..., lo=..., hi=...)
     """
     return compare([config.model], data, folds=folds, out=out, config=config, listener=listener)
-
-
-def compare_until_decided(
-    models: Sequence[str],
-    data: DataSplits,
-    *,
-    out: str | Path,
-    config: RunConfig | Sequence[RunConfig],
-    workers: int = 1,
-    cluster: str | None = None,
-    gpus_per_run: float = 0.0,
-    stack: bool = False,
-    margin: float = MARGIN,
-    tuned_on: Sequence[str | Path] = (),
-    listener: StudyListener | None = None,
-) -> Comparison:
-    """Train and compare with 5, 8, 12, 20 seeds, until every pair is decided.
-
-    The looks and their level are written into `study.json` before the first run, and every
-    interval of the study is at that level, 98.75%: so reading it four times makes false verdicts in
-    no more than 5% of studies. It also ends when what is open will hardly be decided by the last
-    look.
-
-    Args:
-        models, data, out, config, margin, tuned_on: as for `compare`.
-        workers, cluster, gpus_per_run, stack, listener: as for `run_study`.
-
-    Raises:
-        ValueError: as for `compare`, or a study that was planned or read otherwise before.
-    """
-    recipes = [config] if isinstance(config, RunConfig) else list(config)
-    for seeds in LOOKS:
-        study = run_study(
-            make_configs(models, recipes, seeds, tuned_on), data, out, workers=workers,
-            cluster=cluster, gpus_per_run=gpus_per_run, stack=stack,
-            reading=Reading.until_decided(margin), listener=listener,
-        )  # fmt: skip
-        if study.failures or seeds == LOOKS[-1]:
-            break
-        pairs = compare_runs(study.runs, reading=study.reading).pairs
-        unsettled = [pair for pair in pairs if pair.outcome == "open"]
-        study.record_look(seeds)
-        if not unsettled:
-            return replace(compare_study(study, data), stopped=f"decided with {seeds} seeds")
-        if all(is_futile(pair.test, margin, LOOKS[-1]) for pair in unsettled):
-            reason = (
-                f"ended with {seeds} seeds: what is open would hardly be decided with {LOOKS[-1]}"
-            )
-            return replace(compare_study(study, data), stopped=reason)
-    return replace(compare_study(study, data), stopped=f"ended with {seeds} seeds, the last look")
 
 
 def compare_study(study: Study, data: StudyData) -> Comparison:

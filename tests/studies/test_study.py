@@ -18,10 +18,11 @@ import torch
 from conftest import NUM_TEST, small_config, with_tests
 
 from halfmeg.data.corrupt import CORRUPTIONS
-from halfmeg.studies.compare import compare, compare_runs, compare_until_decided
+from halfmeg.studies.compare import compare, compare_runs
 from halfmeg.studies.figures import accuracy_curve
 from halfmeg.studies.power import SeedsNeeded
 from halfmeg.studies.reading import Reading
+from halfmeg.studies.sequential import compare_until_decided
 from halfmeg.studies.stats import paired_tests
 from halfmeg.studies.study import make_configs, open_runs, run_study
 from halfmeg.studies.tables import p_text
