@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -47,6 +48,7 @@ class Lanes:
         workers: trials at once.
         folders_of: the run folders of a trial by its number.
         clock: is saved while it waits.
+        most_seconds: that a trial may take when its speed is known.
         listener: is told how a run in this process goes, and of killed workers.
     """
 
@@ -56,10 +58,11 @@ class Lanes:
         workers: int,
         folders_of: Callable[[int], list[Path]],
         clock: Clock,
+        most_seconds: float,
         listener: SearchListener,
     ) -> None:
         self.data, self.workers, self.folders_of = data, workers, folders_of
-        self.clock, self.listener = clock, listener
+        self.clock, self.most_seconds, self.listener = clock, most_seconds, listener
         self.waiting: dict[Future[Reached], tuple[Trial, int]] = {}
         self.kills: dict[int, int] = {}
         self.pool: Workers | None = None
@@ -133,11 +136,12 @@ class Lanes:
             else:
                 yield trial.number, Reached(trial.epochs, None, 0.0, KILLED)
 
-    def _task(self, trial: Trial, until: int) -> tuple[list[RunConfig], list[Path], int]:
+    def _task(self, trial: Trial, until: int) -> tuple[list[RunConfig], list[Path], int, float]:
         assert trial.config is not None
         folders = self.folders_of(trial.number)
         configs = [replace(trial.config, seed=seed) for seed in range(len(folders))]
-        return configs, folders, until
+        first = not trial.number  # which is to end whatever it takes
+        return configs, folders, until, math.inf if first else self.most_seconds / len(folders)
 
 
 class _Clocked(SilentListener):

@@ -7,6 +7,7 @@ finishes it: only then is the test set read, once.
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -59,11 +60,15 @@ class _Pause(Exception):
     """Ends a run after an epoch whose checkpoint is written."""
 
 
-class _Until(SilentListener):
-    """Passes on what it is told, and ends the run after an epoch."""
+class _TooSlowError(RuntimeError):
+    """A run would take much longer than the time allows for one."""
 
-    def __init__(self, until: int, inner: Listener) -> None:
-        self.until, self.inner = until, inner
+
+class _Until(SilentListener):
+    """Passes on what it is told, and ends the run after an epoch, or soon if it is too slow."""
+
+    def __init__(self, until: int, inner: Listener, most_seconds: float) -> None:
+        self.until, self.inner, self.most_seconds = until, inner, most_seconds
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
         self.inner.on_start(run, damaged)
@@ -72,6 +77,11 @@ class _Until(SilentListener):
 
     def on_step(self, report: StepReport) -> None:
         self.inner.on_step(report)
+        if report.step > 1 and report.seconds_left > self.most_seconds:
+            raise _TooSlowError(
+                f"too slow: {report.seconds_left:,.0f} seconds are left of it, and the time "
+                f"allows {self.most_seconds:,.0f} for a run"
+            )
 
     def on_epoch(self, row: MetricsRow) -> None:
         self.inner.on_epoch(row)
@@ -80,15 +90,22 @@ class _Until(SilentListener):
 
 
 def train_until(
-    config: RunConfig, folder: Path, until: int, data: DataSplits, listener: Listener | None = None
+    config: RunConfig,
+    folder: Path,
+    until: int,
+    data: DataSplits,
+    listener: Listener | None = None,
+    most_seconds: float = math.inf,
 ) -> Reached:
     """Start or continue a run up to an epoch; a fault of the network is told, not raised.
+
+    A run that has more than `most_seconds` left when its speed is known counts as a fault.
 
     Raises:
         OSError: the disk is full or cannot be written.
         TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    told = _Until(until, listener or SilentListener())
+    told = _Until(until, listener or SilentListener(), most_seconds)
     try:
         if folder.exists():
             resume(folder, data, listener=told)
@@ -112,13 +129,14 @@ def train_folds(
     configs: Sequence[RunConfig],
     folders: Sequence[Path],
     until: int,
+    most_seconds: float = math.inf,
     listener: Callable[[RunConfig], Listener | None] = lambda config: None,
 ) -> Reached:
     """Train the runs of a trial up to an epoch, each with a split of its own; return their mean."""
     started = time.monotonic()
     found = []
     for config, folder in zip(configs, folders, strict=True):
-        found.append(train_until(config, folder, until, data, listener(config)))
+        found.append(train_until(config, folder, until, data, listener(config), most_seconds))
         if found[-1].error is not None:
             break
     accuracies = [one.accuracy for one in found if one.accuracy is not None]

@@ -19,7 +19,7 @@ from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
 from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.record import Clock, Journal, Stored, Trial, facts_of, suggest
-from halfmeg.search.schedule import goes_on, rung_epochs
+from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
 from halfmeg.search.segment import Reached
 from halfmeg.search.space import Space
 from halfmeg.training.job import check
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 MOST_DRAWS = 300
 """So many candidates in a row over the limits, or drawn before, end a search."""
 
+SLOWEST = 2.0
+"""A trial fails that would take so many times as long as the plan has for a run."""
+
+SHORTEST_SECONDS = 30.0
 MOST_FAILURES = 20
 """So many failed trials end a search of which none has come to its end."""
 
@@ -130,8 +134,9 @@ def run_trials(search: Search) -> None:
         OSError: the disk is full or cannot be written.
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
+    most_seconds = SLOWEST * max(search.seconds_left, SHORTEST_SECONDS) / FULL_RUNS
     with Lanes(
-        search.data, search.workers, search.run_folders, search.clock, search.listener
+        search.data, search.workers, search.run_folders, search.clock, most_seconds, search.listener
     ) as lanes:
         engine = _Engine(search, lanes)
         engine.go_on()
