@@ -652,3 +652,21 @@ def test_export_picks_only_of_a_search(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("export", "nothing", "--out", "mine", "--pick", "ram=32k")
     assert outcome.code == 2
     assert outcome.is_one_line("--pick ram=32k is for a search")
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    tmp_path: Path, tiny: str, pictures: Path, process: Cli
+) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    (tmp_path / "full.py").write_text(
+        "import resource, sys, runpy\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"  # a checkpoint has more bytes
+        "runpy.run_module('halfmeg', run_name='__main__')\n"
+    )
+    command = [sys.executable, "full.py", *SEARCH, "--hours", str(5 / 3600)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "File too large" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    outcome = process(*SEARCH, "--hours", str(5 / 3600))
+    assert outcome.code == 0, outcome.err
