@@ -7,8 +7,8 @@
 Searchers: `halfmeg`, whole; `random`, halfmeg's own space drawn at random and without halving; and
 `kerastuner`, KerasTuner's Hyperband over small plain CNNs on the torch backend (the extra
 `kerastuner`). All choose by the same validation images under the same limits. `DIR/search.json`
-holds for each the best validation accuracy after each trial, and what it reached on test images, read
-once; `DIR/search.png` draws it. Started again, it goes on.
+holds for each the best validation accuracy after each trial, and what it reached on test images,
+read once; `DIR/search.png` draws it. Started again, it goes on.
 """
 
 from __future__ import annotations

@@ -103,6 +103,7 @@ def searched(
 # A network's settings
 
 
+@pytest.mark.slow  # tracing takes seconds
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_built_with_its_settings_and_learns(name: str) -> None:
     values = declared_values(FAMILIES[name].build)
@@ -432,6 +433,7 @@ def test_the_front_and_what_is_picked(tmp_path: Path, few_digits: DataSplits, ti
             pick(trials, text)
 
 
+@pytest.mark.slow
 def test_failures_are_listed_and_never_fatal(
     tmp_path: Path, few_digits: DataSplits, tiny: str
 ) -> None:
@@ -452,6 +454,7 @@ def test_failures_are_listed_and_never_fatal(
     assert outcome.winner.outcome == "done"
 
 
+@pytest.mark.slow
 def test_a_journal_with_a_torn_line_is_read(
     tmp_path: Path, few_digits: DataSplits, tiny: str
 ) -> None:
@@ -476,7 +479,8 @@ def begun(tmp_path: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 6])
 def test_a_killed_search_goes_on_and_neither_repeats_nor_loses_a_trial(
     kills: int, tmp_path: Path, tiny: str, pictures: Path, process: Cli
 ) -> None:
@@ -520,6 +524,7 @@ def finished_trials(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_search_with_one_line(tmp_path: Path, tiny: str, pictures: Path) -> None:
     (tmp_path / "pictures").symlink_to(pictures)
     command = [sys.executable, "-m", "halfmeg", *SEARCH, "--json"]
@@ -560,8 +565,11 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     found = outcome.json
-    assert len(found["verdicts"]) == 2
-    assert {m["name"] for m in found["comparison"]["models"]} >= {"cnn", "logistic"}
+    compared = {m["name"] for m in found["comparison"]["models"]}
+    diverged = {name.partition("-seed")[0] for name in found["comparison"]["failures"]}
+    assert "logistic" in compared
+    assert "cnn" in compared | diverged  # on the winner's recipe it may diverge
+    assert len(found["verdicts"]) == len(compared) - 1 > 0
     for path in (tmp_path / "out" / "final-1").glob("*-seed-*"):
         run = Run.open(path)
         assert run.test_readings() == ["final evaluation"]
@@ -632,6 +640,7 @@ def test_limits_that_only_together_fit_nothing_are_told(tiny: str, few_digits: D
     assert describe_limit("latency", 5) == "5 ms"
 
 
+@pytest.mark.slow
 def test_a_search_in_use_is_left_alone(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
     from halfmeg.search.record import sole_writer
 
@@ -654,6 +663,7 @@ def test_export_picks_only_of_a_search(cli: Cli, tmp_path: Path) -> None:
     assert outcome.is_one_line("--pick ram=32k is for a search")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
     tmp_path: Path, tiny: str, pictures: Path, process: Cli
 ) -> None:
