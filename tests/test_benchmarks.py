@@ -225,3 +225,16 @@ def test_chip(tmp_path: Path) -> None:
     (row,) = outcome.json
     assert row["ram_bytes"] == 36_224
     assert 1 < row["cortex-m7"]["instructions"] / row["macs"] < 2.3
+
+
+def test_search(tmp_path: Path, pictures: Path) -> None:
+    arguments = ("search", "eurosat", "--data", str(pictures), "--hours", "0.01", "--out", "out")
+    outcome = benchmark(*arguments, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert set(found) == {"halfmeg", "random", "kerastuner"}
+    for result in found.values():
+        assert 0 <= result["test_accuracy"] <= 1
+        assert result["curve"]
+    assert (tmp_path / "out" / "search.png").exists()
+    assert benchmark(*arguments, cwd=tmp_path).out == ""  # nothing was left to do

@@ -7,6 +7,7 @@
 | `new` | `new network` |
 | `train` | `train`, `resume`, `evaluate` |
 | `compare` | `plan`, `compare`, `report` |
+| `search`, `searching` | `search`, and how it is shown |
 | `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |
 | `hints` | the line to type instead of a wrong one |
 | `answers` | what `predict` writes |

@@ -24,6 +24,7 @@ from halfmeg.cli.show import (
     print_table,
 )
 from halfmeg.places.place import file_name
+from halfmeg.places.settings import is_setting
 
 if TYPE_CHECKING:
     from halfmeg.config import RunConfig
@@ -120,10 +121,10 @@ def compare(
     if sum(ways.values()) > 1:
         named = " and ".join(way for way, given in ways.items() if given)
         raise ValueError(f"{named} exclude each other; leave one out")
-    given = [text for text in arguments if "=" in text]
+    given = [text for text in arguments if is_setting(text)]
     options, settings = read_options(given, image_column, label_column)
     size, settings = read_size(settings, image_size)
-    words = [text for text in arguments if "=" not in text]
+    words = [text for text in arguments if not is_setting(text)]
     check_compare_words(words, given)
     names, recipes = _networks_and_terms([*words, *settings], recipe)
     if len(names) * len(recipes) < 2:
@@ -167,8 +168,8 @@ def _networks_and_terms(
     from halfmeg.networks.table import MODELS
     from halfmeg.training.recipes import build_recipe
 
-    names = [text for text in arguments if "=" not in text]
-    settings = [text for text in arguments if "=" in text]
+    names = [text for text in arguments if not is_setting(text)]
+    settings = [text for text in arguments if is_setting(text)]
     if not names:
         raise ValueError(f"no network named; allowed: {', '.join(MODELS)}")
     return names, [build_recipe(name).override(settings) for name in recipe or ["common"]]
@@ -223,9 +224,9 @@ def plan(
     from halfmeg.studies.plan import make_plan, time_training
     from halfmeg.studies.study import open_runs
 
-    options, others = read_options([text for text in arguments if "=" in text], None, None)
+    options, others = read_options([text for text in arguments if is_setting(text)], None, None)
     size, others = read_size(others, image_size)
-    words = [text for text in arguments if "=" not in text]
+    words = [text for text in arguments if not is_setting(text)]
     names, recipes = _networks_and_terms([*words, *others], recipe)
     found = None if pilot is None else compare_runs(open_runs([pilot]))
     loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)

@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 import halfmeg
-from halfmeg.cli import compare, look, new, ship, train
+from halfmeg.cli import compare, look, new, search, ship, train
 from halfmeg.cli.hints import option_hint
 from halfmeg.cli.show import SPEAKS, print_line, printable
 from halfmeg.places.load import blame
@@ -31,8 +31,8 @@ app = typer.Typer(
 )
 for command in (
     look.models, look.summary, look.recipes, train.train, train.resume, train.evaluate,
-    compare.plan, compare.compare, compare.report, ship.export, ship.predict, ship.bench,
-    ship.demo, ship.push, ship.pull,
+    compare.plan, compare.compare, compare.report, search.search, ship.export, ship.predict,
+    ship.bench, ship.demo, ship.push, ship.pull,
 ):  # fmt: skip
     app.command()(command)
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)

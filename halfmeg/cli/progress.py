@@ -82,7 +82,8 @@ def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -139,7 +140,7 @@ class _Display(Listener):
             completed=(report.epoch - 1) * report.steps + report.step,
             numbers=f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  "
             f"accuracy {report.accuracy:.1%}  {report.images_per_second:,.0f} images/s  "
-            f"{_duration(report.seconds_left)} left",
+            f"{duration(report.seconds_left)} left",
         )
 
     def on_epoch(self, row: MetricsRow) -> None:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 def export(
     run: Annotated[
-        str, typer.Argument(help="A finished run folder; or a bundle, with --data for a target.")
+        str,
+        typer.Argument(
+            help="A finished run folder, or a search; or a bundle, with --data for a target."
+        ),
     ],
     out: Annotated[str, typer.Option(help="The bundle's folder, which must not exist.")],
     data: Annotated[
@@ -41,6 +44,12 @@ def export(
         list[str] | None,
         typer.Option(help="Write this too: c, for a chip; web, as a page; litert."),
     ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a search, the best within this, as ram=32k.", show_default="the winner"
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a run as a bundle: ONNX, int8, card; C or a page.
@@ -50,11 +59,17 @@ def export(
     from halfmeg.artifacts.bundle import Bundle, is_bundle
     from halfmeg.artifacts.run import Run
     from halfmeg.cli.progress import load, load_again
+    from halfmeg.cli.search import find_run
+    from halfmeg.search.record import is_search
     from halfmeg.shipping.export import copy_bundle
     from halfmeg.shipping.export import export as export_run
 
     opened: Run | Bundle
-    if is_bundle(run) and (target or finetune):
+    if pick is not None and not is_search(run):
+        raise ValueError(f"--pick {pick} is for a search; {run} is none")
+    if is_search(run):
+        opened, loaded = find_run(run, pick, data, data_dir, quiet=as_json)
+    elif is_bundle(run) and (target or finetune):
         opened = Bundle.open(run)
         if data is None:
             raise ValueError(f"{run} is a bundle, which does not know where data is; add --data")

@@ -11,6 +11,7 @@
 | `trockman2022` | ConvMixer |
 | `gated` | the depthwise-gated family |
 | `hassani2021` | CCT-2, a small vision transformer |
+| `families` | networks whose widths, depths and resolution are settings |
 | `floors` | logistic regression and a perceptron |
 | `whitened` | `sprint` and `record` |
 | `protocol` | what a network may say about itself, and what holds where it does not |

@@ -12,6 +12,7 @@ a scale of 1 at first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -38,13 +39,13 @@ class ChannelNorm(nn.Module):
 class GatedBlock(nn.Module):
     """Four ways to look around, LayerNorm, and a gated pointwise pair beside a scaled shortcut."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module] = ChannelNorm) -> None:
         super().__init__()
         quarter = channels // 4
         self.near = nn.Conv2d(quarter, quarter, 3, padding=1, groups=quarter)
         self.wide = nn.Conv2d(quarter, quarter, 7, padding=3, groups=quarter)
         self.far = nn.Conv2d(quarter, quarter, 7, padding=9, dilation=3, groups=quarter)
-        self.norm = ChannelNorm(channels)
+        self.norm = norm(channels)
         self.gate = nn.Conv2d(channels, 2 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         self.scale = nn.Parameter(torch.ones(channels))
@@ -67,19 +68,23 @@ class GatedNet(nn.Module):
         depth: blocks at each.
         num_classes: length of the logits.
         in_channels: of the images.
+        norm: builds a normalization of so many channels.
     """
 
     def __init__(
-        self, widths: tuple[int, int], depth: int, num_classes: int, in_channels: int
+        self,
+        widths: tuple[int, int],
+        depth: int,
+        num_classes: int,
+        in_channels: int,
+        norm: Callable[[int], nn.Module] = ChannelNorm,
     ) -> None:
         super().__init__()
         first, second = widths
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, first, 3, padding=1), ChannelNorm(first))
-        self.stage1 = nn.Sequential(*(GatedBlock(first) for _ in range(depth)))
-        self.reduce = nn.Sequential(
-            nn.AvgPool2d(2), nn.Conv2d(first, second, 1), ChannelNorm(second)
-        )
-        self.stage2 = nn.Sequential(*(GatedBlock(second) for _ in range(depth)))
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, first, 3, padding=1), norm(first))
+        self.stage1 = nn.Sequential(*(GatedBlock(first, norm) for _ in range(depth)))
+        self.reduce = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(first, second, 1), norm(second))
+        self.stage2 = nn.Sequential(*(GatedBlock(second, norm) for _ in range(depth)))
         self.head = nn.Linear(second, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

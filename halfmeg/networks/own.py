@@ -2,8 +2,9 @@
 
 NAME is a class or function that is called with `num_classes`, and with `in_channels`, `image_size`
 and `budget` where its signature has them (`image_size` is the side, or (height, width) where images
-are not square); handed over from Python it may be an instance too, of
-which every run trains a copy. Nothing has to be inherited, registered or renamed.
+are not square), and the settings behind the name, as in `FILE.py:NAME(width=24)`; handed over from
+Python it may be an instance too, of which every run trains a copy. Nothing has to be inherited,
+registered or renamed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
 from halfmeg.places.load import call, load, running, takes
 from halfmeg.places.place import TIMM
+from halfmeg.places.settings import split_settings
 from halfmeg.places.source import read_source
 
 
@@ -52,6 +54,9 @@ def _build(place: str, num_classes: int, shape: ImageShape, budget: int) -> Any:
     if place.startswith(TIMM):
         return _build_timm(place, num_classes, shape)
     found = load(place)
+    _, settings = split_settings(place)
+    if unknown := [key for key in settings if not takes(found, key)]:
+        raise ValueError(f"{place}: its signature has no {unknown[0]!r}")
     if isinstance(found, nn.Module):
         with running(place, "cannot be copied"):
             return copy.deepcopy(found)
@@ -65,6 +70,7 @@ def _build(place: str, num_classes: int, shape: ImageShape, budget: int) -> Any:
     return call(
         place, found,
         num_classes=num_classes, in_channels=shape.channels, image_size=shape.size, budget=budget,
+        **settings,
     )  # fmt: skip
 
 

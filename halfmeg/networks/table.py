@@ -17,6 +17,7 @@ from torch import nn
 from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
 from halfmeg.networks.banbury2021 import resnet8
+from halfmeg.networks.families import depthwise_gated, mobile, residual, whitened
 from halfmeg.networks.floors import logistic, mlp
 from halfmeg.networks.gated import gated
 from halfmeg.networks.hassani2021 import cct2
@@ -29,6 +30,7 @@ from halfmeg.networks.trial import accepts
 from halfmeg.networks.trockman2022 import convmixer
 from halfmeg.networks.whitened import record, sprint
 from halfmeg.places.place import hand_over, is_place
+from halfmeg.places.settings import Value, declared_values, split_settings
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,44 @@ MODELS: dict[str, ModelEntry] = {
     ),
 }  # fmt: skip
 
+FAMILIES: dict[str, ModelEntry] = {
+    "whitened": ModelEntry(whitened, "of the kind of record"),
+    "residual": ModelEntry(residual, "He et al. 2015"),
+    "mobile": ModelEntry(mobile, "inverted residuals of Sandler et al. 2018"),
+    "depthwise-gated": ModelEntry(depthwise_gated, "of the kind of gated, with BatchNorm"),
+}
+"""Networks that take settings, as in `residual(width=16,depth=2)`."""
+
+
+def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
+    """Return the row of a network of `MODELS` or `FAMILIES`, and the settings behind its name.
+
+    Raises:
+        ValueError: a name in neither, or settings that it does not take.
+    """
+    head, settings = split_settings(name)
+    known = {**MODELS, **FAMILIES}
+    if head not in known:
+        close = difflib.get_close_matches(head, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"model {head!r} is not known; {hint}allowed: {', '.join(MODELS)}, or FILE.py:NAME; "
+            f"with settings: {', '.join(FAMILIES)}"
+        )
+    entry = known[head]
+    own = list(declared_values(entry.build)) if head in FAMILIES else []
+    for key in settings:
+        if key not in own:
+            close = difflib.get_close_matches(key, own, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(
+                f"{key!r} is no setting of {head}; {hint}allowed: {', '.join(own) or 'none'}"
+            )
+        value = settings[key]
+        if not (isinstance(value, bool) or (isinstance(value, int) and value > 0)):
+            raise ValueError(f"{key}={value!r} is out of range; allowed: 1 or more")
+    return entry, settings
+
 
 IN_C: dict[str, tuple[int, int]] = {
     "cnn": (36_224, 83_536),
@@ -153,8 +193,9 @@ def build_model(
     """Build a network by its name, randomly initialized from torch's current random state.
 
     Args:
-        name: a key of `MODELS`, or a network of one's own: its place, such as `FILE.py:NAME`, or
-            the class, function or instance itself.
+        name: a key of `MODELS`; one of `FAMILIES` with settings, as in `residual(width=16)`; or a
+            network of one's own: its place, such as `FILE.py:NAME`, or the class, function or
+            instance itself.
         num_classes: length of the logits, 2 or more.
         image_size: side of square RGB images in pixels, (height, width), or (channels, height,
             width).
@@ -174,13 +215,7 @@ def build_model(
         raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
     if is_place(name):
         return build_own(name, num_classes, image_size, budget)
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(
-            f"model {name!r} is not known; {hint}allowed: {', '.join(MODELS)}, or FILE.py:NAME"
-        )
-    entry = MODELS[name]
+    entry, own = find_entry(name)
     shape = image_shape(image_size)
     if not entry.takes(shape):
         raise ValueError(
@@ -194,7 +229,13 @@ def build_model(
         "budget": budget,
     }  # fmt: skip
     taken = inspect.signature(entry.build).parameters
-    return entry.build(**{key: value for key, value in settings.items() if key in taken})
+    given = {key: value for key, value in settings.items() if key in taken} | own
+    try:
+        return entry.build(**given)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        if not own:
+            raise
+        raise ValueError(f"{name} cannot be built: {' '.join(str(error).split())}") from None
 
 
 def other_sizes(
@@ -203,5 +244,5 @@ def other_sizes(
     """Return those of some shorter sides that a network, built for images of a shape, takes too."""
     if is_place(name):
         return [size for size in sizes if accepts(model, num_classes, shape.scaled_to(size))]
-    entry = MODELS[name]
+    entry, _ = find_entry(name)
     return [size for size in sizes if entry.takes(size) and not entry.fixed]

@@ -77,6 +77,7 @@ class WhitenedNet(nn.Module):
         bn_momentum: share of the newest batch in BatchNorm's running statistics.
         num_classes: length of the logits.
         in_channels: of the images.
+        shrink: side of the squares of pixels that are averaged first.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class WhitenedNet(nn.Module):
         residual: bool,
         bn_momentum: float,
         in_channels: int = 3,
+        shrink: int = 1,
     ) -> None:
         super().__init__()
+        self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
         channels = 2 * min(filters, in_channels * WHITENING_KERNEL**2)
         self.whitening = nn.Conv2d(in_channels, channels, WHITENING_KERNEL)
         # with nothing to train in front of it, the largest map needs no gradient: a tenth of a step
@@ -112,7 +115,7 @@ class WhitenedNet(nn.Module):
         divided by the root of their eigenvalues; each stands there with both signs, since an
         activation follows (Jordan 2024, section 3.1).
         """
-        kernel = WHITENING_KERNEL
+        kernel, images = WHITENING_KERNEL, self.shrink(images)
         patches = images.unfold(2, kernel, 1).unfold(3, kernel, 1)  # N×C×h×w×k×k
         length = images.shape[1] * kernel**2
         flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, length).double()
@@ -126,7 +129,7 @@ class WhitenedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images B×C×H×W to logits B×num_classes."""
-        x = self.stages(F.silu(self.whitening(x)))
+        x = self.stages(F.silu(self.whitening(self.shrink(x))))
         return self.head(x.amax((2, 3))) * HEAD_SCALE  # type: ignore[no-any-return]
 
     def last_map(self) -> nn.Module:

@@ -13,6 +13,7 @@ hash; nothing is loaded from there.
 | module | holds |
 |---|---|
 | `place` | what a place is, and where its file lies |
+| `settings` | a network's settings behind its name, and the values that its parameters declare |
 | `source` | the text that stands there, and its hash |
 | `load` | what stands there, loaded and called, each fault one line |
 """

@@ -16,10 +16,14 @@ from typing import Any
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 
 
-IN_FILE = re.compile(rf"(?P<file>.+\.py):(?P<name>{NAME})")
+SETTINGS = r"(?P<settings>\([^()]*\))?"
+"""Of a network, behind its name (`halfmeg.places.settings`)."""
 
 
-IN_MODULE = re.compile(rf"(?P<module>{NAME}):(?P<name>{NAME})")
+IN_FILE = re.compile(rf"(?P<file>.+\.py):(?P<name>{NAME}){SETTINGS}")
+
+
+IN_MODULE = re.compile(rf"(?P<module>{NAME}):(?P<name>{NAME}){SETTINGS}")
 
 
 TIMM = "timm:"
@@ -49,7 +53,9 @@ def is_place(text: str) -> bool:
 def short_name(place: str) -> str:
     """Return a place without the folders in front of its file, as it is shown."""
     found = IN_FILE.fullmatch(place)
-    return f"{Path(found['file']).name}:{found['name']}" if found else place
+    if found is None:
+        return place
+    return f"{Path(found['file']).name}:{found['name']}{found['settings'] or ''}"
 
 
 def file_name(place: str) -> str:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from halfmeg.config import RunConfig
-from halfmeg.data.cache import open_splits, save_splits
 from halfmeg.data.dataset import DataSplits
-from halfmeg.files import scratch_folder
 from halfmeg.places.load import blame
 from halfmeg.studies.cluster import train_on_cluster
+from halfmeg.studies.pool import KILLED, Pool, stopping_workers
 from halfmeg.training.fit import RUN_FAILURES, one_line, train_run
 from halfmeg.training.listen import Listener
 from halfmeg.training.stack import train_stack
@@ -97,80 +89,18 @@ def _train_stacks(tasks: Sequence[Task], data: DataSplits, listener: StudyListen
 
 
 def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -> Outcomes:
-    """Train several runs at once; the processes map the same file of images into memory."""
+    """Train several runs at once."""
     if not tasks:
         return
-    with scratch_folder() as shared:
-        save_splits(data, shared / "data")
-        executor = ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(shared, max(config.threads for config, _ in tasks)),
-        )
-        try:
-            futures = {executor.submit(_train_in_worker, *task): task for task in tasks}
-            with _terminate_as_interrupt():
-                for future in as_completed(futures):
-                    try:
-                        yield futures[future], future.result()
-                    except BrokenProcessPool:
-                        yield futures[future], "its process was killed (out of memory?)"
-        except (KeyboardInterrupt, TrainingInterruptedError) as stopped:
-            (shared / "stop").touch()
-            for process in multiprocessing.active_children():
-                process.terminate()  # each writes a checkpoint
-            number = getattr(stopped, "signal_number", signal.SIGINT)
-            told = "the same command continues the study"
-            raise TrainingInterruptedError(told, number) from None
-        finally:
-            executor.shutdown(cancel_futures=True)
+    with Pool(data, workers, max(config.threads for config, _ in tasks)) as pool:
+        futures = {pool.submit(_train_in_worker, *task): task for task in tasks}
+        with stopping_workers(pool, "the same command continues the study"):
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], future.result()
+                except BrokenProcessPool:
+                    yield futures[future], KILLED
 
 
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM stop the study as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-_worker_data: DataSplits | None = None
-_worker_stop = Path()
-
-
-def _start_worker(shared: Path, threads: int) -> None:
-    global _worker_data, _worker_stop
-    if os.name == "posix":
-        os.setpgid(0, 0)  # Ctrl-C reaches the study, which stops its workers
-    torch.set_num_threads(threads)
-    _worker_data, _worker_stop = open_splits(shared / "data"), shared / "stop"
-
-    def stop_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)  # the run under way writes a checkpoint
-
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-
-
-def _train_in_worker(config: RunConfig, folder: Path) -> str | None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    assert _worker_data is not None
-    # A run that was ending when the signal came does not show it.
-    if _worker_stop.exists() or not parent.is_alive():
-        os._exit(1)
-    try:
-        error = train_run(config, _worker_data, folder)
-    except TrainingInterruptedError:
-        os._exit(1)  # without a look at the next run in the queue
-    if not parent.is_alive():
-        os._exit(1)
-    return error
+def _train_in_worker(data: DataSplits, config: RunConfig, folder: Path) -> str | None:
+    return train_run(config, data, folder)

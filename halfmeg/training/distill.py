@@ -15,7 +15,7 @@ from halfmeg.artifacts.bundle import Bundle
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.evaluation.precision import autocast, compute_dtype
-from halfmeg.networks.table import MODELS
+from halfmeg.networks.table import find_entry
 from halfmeg.places.place import is_place
 
 
@@ -44,7 +44,8 @@ def open_teacher(config: RunConfig, data: DataSplits) -> Bundle:
         )
     for name, size in config.small_sizes().items():
         resized = size != min(data.image_shape[1:])
-        if not MODELS[bundle.model].takes(size) or (resized and MODELS[bundle.model].fixed):
+        entry, _ = find_entry(bundle.model)
+        if not entry.takes(size) or (resized and entry.fixed):
             raise ValueError(
                 f"teacher={config.teacher} is a {bundle.model}, which does not take images of "
                 f"{name}={size}; allowed with it: {name}=0"

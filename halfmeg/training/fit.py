@@ -179,7 +179,12 @@ def _train(
         while at.epoch < run.config.epochs:
             train_epoch(job, [at], listener, stop)
             at = end_epoch(job, at)
-            listener.on_epoch(at.metrics[-1])
+            try:
+                listener.on_epoch(at.metrics[-1])
+            except Exception:  # a listener may end a run here; a signal that came counts more
+                if stop.poll():
+                    raise TrainingInterruptedError(how_to_continue(run), stop.requested) from None
+                raise
             if stop.poll() and at.epoch < run.config.epochs:
                 raise TrainingInterruptedError(how_to_continue(run), stop.requested)
     finish(job, at)

@@ -1,0 +1,206 @@
+"""Searchers against each other, for the same time on the same task: accuracy over hours.
+
+    python benchmarks/search.py cifar10 --data ../shared/data/cifar10 --hours 4 --out DIR
+    python benchmarks/search.py eurosat --data ../shared/data/eurosat --hours 1 --out DIR
+    python benchmarks/search.py clothing --data ../shared/data/clothing --hours 1 --out DIR
+
+Searchers: `halfmeg`, whole; `random`, halfmeg's own space drawn at random and without halving; and
+`kerastuner`, KerasTuner's Hyperband over small plain CNNs on the torch backend (the extra
+`kerastuner`). All choose by the same validation images under the same limits. `DIR/search.json`
+holds for each the best validation accuracy after each trial, and what it reached on test images,
+read once; `DIR/search.png` draws it. Started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from arguments import build_parser, open_data
+
+from halfmeg.data.dataset import DataSplits, hold_out
+from halfmeg.evaluation.evaluate import score
+from halfmeg.files import read_json, write_json
+from halfmeg.search.budget import Limits, parse_limits
+from halfmeg.search.record import read_stored, read_trials
+from halfmeg.search.run import describe_search, start
+from halfmeg.studies.figures import COLOURS, STYLE, write_figure
+
+TASKS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "cifar10": ({"params": "78666", "macs": "12.5M", "ram": "64KiB"}, ("resnet8",)),
+    "eurosat": ({"flash": "100k", "ram": "48KiB"}, ("cnn", "resnet20", "record")),
+    "clothing": ({"flash": "256k", "ram": "64KiB"}, ("cnn", "resnet20", "record")),
+}
+"""Limits and baselines. ResNet-8 has 12,501,632 MACs, which MLPerf Tiny states as 12.5 M."""
+
+SEARCHERS = ("halfmeg", "random", "kerastuner")
+BATCH_SIZE = 128
+MOST_EPOCHS = 81
+
+
+def search_ours(
+    name: str, task: str, data: DataSplits, hours: float, folder: Path
+) -> dict[str, Any]:
+    """Search with halfmeg; `random` draws at random, stops nothing early and compares nothing."""
+    limits, baselines = TASKS[task]
+    stored, space = describe_search(
+        data, limits=parse_limits(**limits), seconds=3600 * hours, baselines=baselines,
+        compare=name == "halfmeg", strategy="tpe" if name == "halfmeg" else "random",
+    )  # fmt: skip
+    outcome = start(folder, data, stored, space)
+    result = outcome.run.result() or {}
+    curve, best = [], 0.0
+    for trial in sorted(
+        (t for t in read_trials(folder, read_stored(folder)) if t.outcome == "done"),
+        key=lambda t: t.ended or 0.0,
+    ):
+        best = max(best, trial.accuracy or 0.0)
+        curve.append([(trial.ended or 0.0) / 3600, best])
+    assert outcome.winner.config is not None
+    return {
+        "model": outcome.winner.config.model, "curve": curve,
+        "test_accuracy": result.get("test_accuracy"), "verdicts": outcome.verdicts,
+    }  # fmt: skip
+
+
+class _OutOfTimeError(Exception):
+    pass
+
+
+def search_kerastuner(task: str, data: DataSplits, hours: float, folder: Path) -> dict[str, Any]:
+    """Search plain CNNs with KerasTuner's Hyperband until the time is over.
+
+    Its RAM is the most that two maps next to each other need in 8 bits, its flash a byte a weight.
+    """
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+    import keras_tuner
+    import numpy as np
+
+    limits = parse_limits(**TASKS[task][0])
+    indices, held_out = hold_out(data, 0.1 if len(data.train) >= 10_000 else 0.2, 0)
+    mean, std = (np.array(values, np.float32) for values in (data.mean, data.std))
+
+    def prepared(images: Any) -> Any:
+        return (images.numpy().transpose(0, 2, 3, 1).astype(np.float32) / 255 - mean) / std
+
+    train = prepared(data.train.images[indices]), data.train.labels[indices].numpy()
+    val = prepared(held_out.images), held_out.labels.numpy()
+    shape = tuple(train[0].shape[1:])
+    started = time.monotonic()
+    curve: list[list[float]] = []
+
+    def build(hp: Any) -> Any:
+        layers: list[Any] = [keras.Input(shape)]
+        channels, side, macs, maps = shape[2], min(shape[:2]), 0, [shape[0] * shape[1] * shape[2]]
+        for block in range(hp.Int("blocks", 2, 4)):
+            width = hp.Int(f"width{block}", 8, 64, step=8)
+            for _ in range(hp.Int(f"depth{block}", 1, 2)):
+                layers += [
+                    keras.layers.Conv2D(width, 3, padding="same", use_bias=False),
+                    keras.layers.BatchNormalization(), keras.layers.ReLU(),
+                ]  # fmt: skip
+                macs += 9 * channels * width * side**2
+                channels = width
+                maps.append(width * side**2)
+            layers.append(keras.layers.MaxPooling2D())
+            side //= 2
+            maps.append(channels * side**2)
+        layers += [
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dropout(hp.Float("dropout", 0.0, 0.4, step=0.1)),
+            keras.layers.Dense(len(data.classes)),
+        ]  # fmt: skip
+        model = keras.Sequential(layers)
+        ram = max(a + b for a, b in pairwise(maps[1:]))
+        if over_limit(limits, model.count_params(), macs, ram):
+            raise keras_tuner.errors.FailedTrialError("over a limit")
+        model.compile(
+            keras.optimizers.Adam(hp.Float("lr", 3e-4, 1e-2, sampling="log")),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"],
+        )  # fmt: skip
+        return model
+
+    class Watch(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            hours_spent = (time.monotonic() - started) / 3600
+            best = max([float(logs["val_accuracy"])] + [value for _, value in curve])
+            curve.append([hours_spent, best])
+            if hours_spent > hours:
+                raise _OutOfTimeError
+
+    keras.utils.set_random_seed(0)
+    tuner = keras_tuner.Hyperband(
+        build, "val_accuracy", max_epochs=MOST_EPOCHS, hyperband_iterations=100,
+        directory=str(folder), project_name="hyperband", max_consecutive_failed_trials=10**6,
+    )  # fmt: skip
+    with contextlib.suppress(_OutOfTimeError):
+        tuner.search(
+            *train, validation_data=val, batch_size=BATCH_SIZE, verbose=0, callbacks=[Watch()]
+        )
+    model = tuner.get_best_models(1)[0]
+    import torch
+
+    logits = model.predict(prepared(data.test.images), verbose=0)
+    test = score(torch.from_numpy(np.array(logits)), data.test.labels)
+    return {"model": "plain CNN", "curve": curve, "test_accuracy": test.accuracy, "verdicts": []}
+
+
+def over_limit(limits: Limits, params: int, macs: int, ram: int) -> bool:
+    """Return whether a network of Keras is over a limit, by the counts that are at hand."""
+    costs = {"params": params, "macs": macs, "flash": params, "ram": ram}
+    return any(costs[name] > limit for name, limit in limits.given.items())
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw the best validation accuracy of each searcher over hours."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for (name, result), colour in zip(found.items(), COLOURS, strict=False):
+            hours, values = zip(*result["curve"], strict=True) if result["curve"] else ((), ())
+            axes.step(hours, [100 * v for v in values], where="post", color=colour, label=name)
+        axes.set(xlabel="hours", ylabel="best validation accuracy, %")
+        axes.legend(frameon=False, loc="lower right")
+        write_figure(figure, path)
+
+
+def main() -> None:
+    """Run the searchers in turn, each for the same time."""
+    parser = build_parser(__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--hours", type=float, default=1.0, help="of each searcher")
+    parser.add_argument("--searchers", nargs="+", default=SEARCHERS, choices=SEARCHERS)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if not args.hours > 0:
+        parser.error(f"--hours {args.hours:g} is out of range; allowed: above 0")
+    data = open_data(parser, args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "search.json"
+    found: dict[str, Any] = read_json(path, dict[str, Any]) if path.exists() else {}
+    for name in args.searchers:
+        if name in found:
+            continue
+        folder = args.out / name
+        if name == "kerastuner":
+            found[name] = search_kerastuner(args.task, data, args.hours, folder)
+        else:
+            found[name] = search_ours(name, args.task, data, args.hours, folder)
+        write_json(path, found)
+        accuracy = found[name]["test_accuracy"] or 0.0
+        print(f"{name:<12} {found[name]['model']}: {accuracy:.2%} of the test images")
+        for verdict in found[name]["verdicts"]:
+            print(f"             {verdict}")
+    draw(found, args.out / "search.png")
+
+
+if __name__ == "__main__":
+    main()

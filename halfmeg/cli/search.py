@@ -1,0 +1,249 @@
+"""`search`: the best network for a user's images within a budget, in the time there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halfmeg.cli.show import (
+    NO_DATA,
+    DataDirOption,
+    DataOption,
+    ImageColumnOption,
+    ImageSizeOption,
+    JsonOption,
+    LabelColumnOption,
+    build_table,
+    format_range,
+    print_error,
+    print_json,
+    print_line,
+    print_table,
+)
+from halfmeg.places.settings import is_setting
+
+if TYPE_CHECKING:
+    from halfmeg.data.dataset import DataSplits
+    from halfmeg.search.finish import Outcome
+    from halfmeg.search.record import Stored
+
+HOUR = 3600.0
+
+
+def search(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Networks to search among, families or FILE.py:NAME, and settings as key=value "
+            "that are not searched.",
+            show_default="all families",
+        ),
+    ] = None,
+    data: DataOption = None,
+    data_dir: DataDirOption = "data",
+    image_size: ImageSizeOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    params: Annotated[str | None, typer.Option(help="Most parameters, as 100k.")] = None,
+    macs: Annotated[str | None, typer.Option(help="Most multiply-accumulates, as 12M.")] = None,
+    flash: Annotated[str | None, typer.Option(help="Most bytes of constants, as 128k.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Most bytes of maps, as 64k or 64KiB.")] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Most time for an image, as 5ms, measured on this machine.")
+    ] = None,
+    chip: Annotated[
+        str | None, typer.Option(help="Estimate the latency for this instead, as cortex-m7.")
+    ] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="All the time there is; with --resume, from now on.", show_default="1"),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Trials at once; they share the cores.")] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster that trains the last comparison, or auto."),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="A space of one's own, FILE.py:NAME; see docs/search.md.")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the winner is compared with: a network or a run; may be repeated.",
+            show_default="three that fit",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option(help="Compare the winner at the end, with up to 5 seeds.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    out: Annotated[
+        str | None, typer.Option(help="The search's folder.", show_default="runs/search-…")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with the search in this folder.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the best network for some images within limits.
+
+    Chooses by validation images, and compares the winner on the test images at the end. Started
+    again with the same --out, it goes on where it was.
+    """
+    from halfmeg.cli.progress import StudyDisplay, load, training_display
+    from halfmeg.cli.searching import SearchDisplay
+    from halfmeg.data.options import read_options, read_size
+    from halfmeg.search.budget import parse_limits
+    from halfmeg.search.record import read_stored
+    from halfmeg.search.run import describe_search, give_time, open_search, start
+
+    limits = {"params": params, "macs": macs, "flash": flash, "ram": ram, "latency": latency}
+    if resume is not None:
+        given = [f"--{name}" for name, text in limits.items() if text is not None]
+        given += [
+            name
+            for name, value in (
+                ("--space", space), ("--out", out), ("--baseline", baseline), ("--chip", chip),
+            )
+            if value is not None
+        ] + list(arguments or [])  # fmt: skip
+        if given:
+            raise ValueError(f"--resume {resume} goes on as it was begun; leave out {given[0]}")
+        folder = Path(resume)
+        facts = read_stored(folder).data
+        loaded = load(
+            data or facts["source"], data_dir, _size(facts), quiet=as_json,
+            options=_options(facts["options"]),
+        )  # fmt: skip
+        stored, chosen = open_search(folder, loaded)
+        if hours is not None:
+            give_time(folder, hours * HOUR)
+            stored, chosen = open_search(folder, loaded)
+    else:
+        given = list(arguments or [])
+        options, settings = read_options(
+            [text for text in given if is_setting(text)], image_column, label_column
+        )
+        size, settings = read_size(settings, image_size)
+        wanted = parse_limits(chip, **limits)
+        if hours is not None and not hours > 0:
+            raise ValueError(f"--hours {hours:g} is out of range; allowed: above 0")
+        loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
+        stored, chosen = describe_search(
+            loaded, limits=wanted, seconds=HOUR * (1.0 if hours is None else hours),
+            place=space or "", networks=[text for text in given if not is_setting(text)],
+            settings=settings, baselines=baseline, compare=compare, seed=seed,
+        )  # fmt: skip
+        folder = Path(out or f"runs/search-{loaded.name}")
+    with training_display(quiet=as_json, note=None if data or resume else NO_DATA) as display:
+        outcome = start(
+            folder, loaded, stored, chosen, workers=workers, cluster=cluster,
+            listener=lambda under_way: SearchDisplay(under_way, display, quiet=as_json),
+            final_listener=StudyDisplay(
+                display, quiet=as_json, apart=workers > 1 or cluster is not None
+            ),
+        )  # fmt: skip
+    if as_json:
+        print_json(_to_dict(folder, outcome))
+    else:
+        _print_outcome(folder, outcome, loaded)
+
+
+def _size(facts: dict[str, Any]) -> Any:
+    stored = facts["image_size"]
+    return stored if isinstance(stored, int) else tuple(stored)
+
+
+def _options(values: dict[str, str]) -> Any:
+    from halfmeg.data.options import DataOptions
+
+    return DataOptions.from_dict(values)
+
+
+def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
+    from halfmeg.search.record import facts_of
+
+    winner = outcome.winner
+    assert winner.config is not None
+    assert winner.costs is not None
+    return {
+        "trial": winner.number,
+        "model": winner.config.model,
+        "config": winner.config.to_dict(),
+        "costs": facts_of(winner.costs),
+        "val_accuracy": winner.accuracy,
+        "run": str(outcome.run.folder),
+        "test_accuracy": (outcome.run.result() or {}).get("test_accuracy"),
+        "verdicts": outcome.verdicts,
+        "comparison": outcome.comparison.to_dict() if outcome.comparison else None,
+        "page": str(folder / "search.html"),
+    }
+
+
+def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
+    from halfmeg.places.place import short_name
+    from halfmeg.search.budget import describe_limit
+
+    winner = outcome.winner
+    assert winner.config is not None
+    costs = [
+        describe_limit(name, value)
+        for name in ("params", "macs", "flash", "ram", "latency")
+        if (value := getattr(winner.costs, name)) is not None
+    ]
+    print_line(f"winner      {short_name(winner.config.model)}, trial {winner.number}")
+    print_line(f"costs       {', '.join(costs)}")
+    print_line(f"validation  {winner.accuracy or 0:.2%}, the best of those that it chose from")
+    if outcome.comparison is not None:
+        table = build_table("network", "test accuracy", outcome.comparison.interval_name, "seeds")
+        for model in outcome.comparison.models:
+            interval = model.test_accuracy
+            table.add_row(
+                model.name, f"{interval.mean:.2%}", format_range(interval), str(len(model.runs))
+            )
+        print_table(table)
+    else:
+        result = outcome.run.result() or {}
+        print_line(f"test        {result.get('test_accuracy', 0):.2%} of {len(data.test):,} images")
+    for verdict in outcome.verdicts:
+        print_line(verdict)
+    if outcome.comparison is None:
+        print_line("nothing was compared: it was not wanted, or the time was too short")
+    for name, error in (outcome.comparison.failures if outcome.comparison else {}).items():
+        print_error(f"failed: {name}: {error}")
+    print_line(f"page        {folder / 'search.html'}")
+    print_line(f"ship it     halfmeg export {folder} --out mine")
+
+
+def find_run(
+    folder: str, pick: str | None, data: str | None, data_dir: str, *, quiet: bool
+) -> tuple[Any, DataSplits]:
+    """Return the finished run of a search that is to be shipped, and its data.
+
+    Raises:
+        ValueError: nothing was trained to its end, or nothing is within `pick`.
+    """
+    from halfmeg.cli.progress import load
+    from halfmeg.search.finish import shipped_run
+    from halfmeg.search.front import best_of
+    from halfmeg.search.front import pick as pick_trial
+    from halfmeg.search.record import read_stored, read_trials
+
+    path = Path(folder)
+    stored: Stored = read_stored(path)
+    trials = read_trials(path, stored)
+    chosen = best_of(trials) if stored.final is None else trials[stored.final.trial]
+    if pick is not None:
+        chosen = pick_trial(trials, pick)
+    if chosen is None:
+        raise ValueError(
+            f"{folder} has no network that was trained to its end; go on with --resume"
+        )
+    facts = stored.data
+    loaded = load(
+        data or facts["source"], data_dir, _size(facts), quiet=quiet,
+        options=_options(facts["options"]),
+    )  # fmt: skip
+    return shipped_run(path, chosen, stored, loaded), loaded

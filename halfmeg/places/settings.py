@@ -1,0 +1,102 @@
+"""A network with settings of its own behind its name, as in `residual(width=16,depth=2)`.
+
+What a parameter may be set to in a search stands in its type annotation:
+
+| annotation | values |
+|---|---|
+| `Literal[6, 8, 12]` | these |
+| `bool` | false or true |
+| `Annotated[int, range(8, 65, 8)]` | those of the range |
+| `Annotated[float, (0.1, 0.5)]` | any between the two |
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+Value = int | float | bool | str
+
+
+def is_setting(text: str) -> bool:
+    """Return whether a text is `key=value`, and no network with settings in brackets."""
+    key, separator, _ = text.partition("=")
+    return bool(separator) and "(" not in key
+
+
+def split_settings(name: str) -> tuple[str, dict[str, Value]]:
+    """Take a name apart into what stands in front of the brackets, and the settings within.
+
+    Raises:
+        ValueError: between the brackets stands something else than `key=value, …`.
+
+    Example:
+        >>> split_settings("residual(width=16,depth=2)")
+        ('residual', {'width': 16, 'depth': 2})
+    """
+    if not name.endswith(")"):
+        return name, {}
+    head, _, inside = name.rpartition("(")
+    try:
+        call = ast.parse(f"f({inside}", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError
+        settings = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        if not all(isinstance(value, Value) for value in settings.values()):
+            raise ValueError
+    except (ValueError, SyntaxError, AssertionError, RecursionError, MemoryError):
+        raise ValueError(
+            f"{name!r} is not allowed; settings stand as NAME(key=value,key=value), each a number, "
+            "True, False or a quoted text"
+        ) from None
+    return head, settings
+
+
+def with_settings(name: str, settings: Mapping[str, Value]) -> str:
+    """Return a name with settings behind it, which `split_settings` takes apart again."""
+    if not settings:
+        return name
+    return f"{name}({','.join(f'{key}={value!r}' for key, value in settings.items())})"
+
+
+def declared_values(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the values that the parameters of a function or class say they take.
+
+    Returns:
+        By parameter a list, a `range`, or a pair of floats, lowest and highest; those whose
+        annotation names no values are left out.
+    """
+    target = function.__init__ if inspect.isclass(function) else function
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+    except Exception:  # an annotation is any expression of the user's own
+        return {}
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        values = _values_of(hints.get(name))
+        if values is not None:
+            found[name] = _default_first(values, parameter.default)
+    return found
+
+
+def _values_of(annotation: Any) -> Any:
+    if annotation is bool:
+        return [False, True]
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        for extra in get_args(annotation)[1:]:
+            if isinstance(extra, range | list | tuple):
+                return extra
+    return None
+
+
+def _default_first(values: Any, default: Any) -> Any:
+    """Put the default of a choice in front, where a search begins."""
+    if isinstance(values, list) and default in values:
+        return [default, *(value for value in values if value != default)]
+    return values

@@ -1,0 +1,276 @@
+"""The budget of a search: limits, and what a network costs, known before anything is trained.
+
+Parameters, multiply-accumulates, and the flash and RAM of the C form are exact. Latency is measured
+on this machine; for a chip it is estimated from the multiply-accumulates.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from halfmeg.config import BUDGET
+from halfmeg.data.shape import ImageShape
+from halfmeg.networks.memory import measure_memory
+from halfmeg.networks.protocol import evaluating
+from halfmeg.networks.summary import count_macs, count_params
+from halfmeg.networks.table import build_model
+from halfmeg.places.place import short_name
+from halfmeg.places.settings import Value
+from halfmeg.search.space import Dimension, Space
+from halfmeg.shipping.device import DEVICES
+
+UNITS = {
+    "": 1.0, "k": 1e3, "kb": 1e3, "ki": 1024.0, "kib": 1024.0,
+    "m": 1e6, "mb": 1e6, "mi": 2.0**20, "mib": 2.0**20,
+}  # fmt: skip
+"""Behind a count or a number of bytes."""
+
+TIME_UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3}
+"""Of a latency, in milliseconds."""
+
+INSTRUCTIONS_PER_MAC = {
+    "cortex-m3": 3.53, "cortex-m4": 1.88, "cortex-m7": 1.82, "cortex-m33": 1.69, "cortex-m55": 1.56,
+}  # fmt: skip
+"""The most that docs/ship.md counts of the C form in QEMU; of M3, M33 and M55 that of `record`."""
+
+LATENCY_ROUNDS = 15
+WARM_UP_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs; None where it was not computed, or has no form in C.
+
+    Attributes:
+        latency: of one image, in milliseconds.
+        no_c: why there is no form in C; empty where there is one.
+    """
+
+    params: int
+    macs: int
+    flash: int | None = None
+    ram: int | None = None
+    latency: float | None = None
+    no_c: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a network may cost at most; None for no limit.
+
+    Attributes:
+        latency: in milliseconds.
+        chip: that the latency is estimated for, a key of `INSTRUCTIONS_PER_MAC`; empty: it is
+            measured on this machine.
+    """
+
+    params: int | None = None
+    macs: int | None = None
+    flash: int | None = None
+    ram: int | None = None
+    latency: float | None = None
+    chip: str = ""
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        return {
+            f.name: value
+            for f in fields(self)
+            if f.name != "chip" and (value := getattr(self, f.name)) is not None
+        }
+
+    def excess(self, costs: Costs) -> dict[str, float]:
+        """Return by how much costs are over each limit, as shares of it; 0 or less is within."""
+        found = {}
+        for name, limit in self.given.items():
+            cost = getattr(costs, name)
+            found[name] = 1.0 if cost is None else cost / limit - 1
+        return found
+
+    def fits(self, costs: Costs) -> bool:
+        """Return whether costs are within all limits."""
+        return all(value <= 0 for value in self.excess(costs).values())
+
+    def share(self, costs: Costs) -> float:
+        """Return the cost that a search keeps small: the largest share of a limit."""
+        over = self.excess(costs)
+        return 1 + max(over.values()) if over else costs.params / BUDGET
+
+
+def parse_limits(chip: str | None = None, **texts: str | None) -> Limits:
+    """Return limits from texts such as `100k`, `12M`, `64KiB`, `5ms`.
+
+    Without any, networks have fewer parameters than the 500,000 that the program is for.
+
+    Raises:
+        ValueError: a text that is no amount, or a chip that is not known.
+    """
+    values: dict[str, Any] = {
+        name: parse_amount(name, text) for name, text in texts.items() if text is not None
+    }
+    if chip is not None:
+        if chip not in INSTRUCTIONS_PER_MAC:
+            known = ", ".join(INSTRUCTIONS_PER_MAC)
+            raise ValueError(f"--chip {chip} is not known; allowed: {known}")
+        if "latency" not in values:
+            raise ValueError(f"--chip {chip} needs --latency, which is estimated for it")
+    return Limits(**values or {"params": BUDGET - 1}, chip=chip or "")
+
+
+def parse_amount(name: str, text: str) -> float:
+    """Return a limit as a number: a whole one, or milliseconds for `latency`.
+
+    Raises:
+        ValueError: no number above 0, or an unknown unit.
+    """
+    units = TIME_UNITS if name == "latency" else UNITS
+    found = re.fullmatch(r"([0-9_]*\.?[0-9]+)\s*([a-z]*)", text.strip().lower())
+    unit = units.get(found[2]) if found else None
+    if found is None or unit is None or not 0 < float(found[1]) * unit < 1e15:
+        example = "5ms" if name == "latency" else "100k, 12M, 64KiB"
+        raise ValueError(f"--{name} {text} is no amount; write a number above 0, as in {example}")
+    amount = float(found[1]) * unit
+    return amount if name == "latency" else int(amount)
+
+
+def describe_limit(name: str, value: float) -> str:
+    """Return a limit or a cost as text."""
+    if name == "latency":
+        return f"{value:.3g} ms"
+    unit = {
+        "params": "parameters",
+        "macs": "MACs",
+        "flash": "bytes of flash",
+        "ram": "bytes of RAM",
+    }
+    return f"{int(value):,} {unit[name]}"
+
+
+def measure_costs(
+    model: str,
+    num_classes: int,
+    image_shape: ImageShape,
+    limits: Limits,
+    *,
+    budget: int = BUDGET,
+    whole: bool = False,
+) -> Costs:
+    """Return what a network costs.
+
+    What takes longest comes last, and is left out where a limit is exceeded before, or where no
+    limit asks for it.
+
+    Args:
+        model, budget: as in a config.
+        num_classes, image_shape: of the data.
+        limits: of the search.
+        whole: compute all, also over a limit.
+
+    Raises:
+        ValueError: it cannot be built, or takes no images of this size.
+    """
+    net = build_model(model, num_classes, image_shape, budget)
+    params = count_params(net)
+    costs = Costs(params, 0)
+    if limits.params is not None and params > limits.params and not whole:
+        return costs
+    try:
+        macs = count_macs(net, image_shape)
+    except Exception as error:  # what a network raises on images that are too small for it
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"{model} takes no images of {image_shape.text} pixels: {told}") from None
+    costs = Costs(params, macs)
+    weights = sum(p.numel() for p in net.parameters() if p.ndim > 1)  # a byte each, at the least
+    over = limits.macs is not None and macs > limits.macs
+    over |= limits.flash is not None and weights > limits.flash
+    if over and not whole:
+        return Costs(params, macs, flash=weights)
+    flash = ram = None
+    no_c = ""
+    if whole or limits.flash is not None or limits.ram is not None:
+        try:
+            memory = measure_memory(net, image_shape)
+            flash, ram = memory.flash_bytes, memory.ram_bytes
+        except ValueError as error:
+            no_c = str(error)
+    latency = _latency(net, macs, image_shape, limits)
+    return Costs(params, macs, flash, ram, latency, no_c)
+
+
+def _latency(
+    net: torch.nn.Module, macs: int, image_shape: ImageShape, limits: Limits
+) -> float | None:
+    if limits.latency is None:
+        return None
+    if limits.chip:
+        clock = DEVICES[limits.chip].clock_mhz
+        return macs * INSTRUCTIONS_PER_MAC[limits.chip] / clock / 1e3
+    image = torch.zeros(1, *image_shape)
+    seconds = []
+    with torch.inference_mode(), evaluating(net):
+        for _ in range(WARM_UP_ROUNDS + LATENCY_ROUNDS):
+            started = time.perf_counter()
+            net(image)
+            seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[WARM_UP_ROUNDS:])
+
+
+def largest_within(
+    space: Space, network: str, fits: Callable[[dict[str, Value]], bool], steps: int = 32
+) -> dict[str, Value] | None:
+    """Return the widest candidate of a network that fits, of a few between smallest and largest.
+
+    Where the smallest does not fit either, a choice of its parameters may help.
+    """
+    if not fits(space.scaled(network, 0)):
+        low = space.of_network(network, lambda d: d.at(0))
+        others = [low | {d.name: d.at(1)} for d in _parameters(space, network)
+                  if isinstance(d.values, list)]  # fmt: skip
+        return next((drawn for drawn in (low, *others) if fits(drawn)), None)
+    below, above = 0, steps + 1  # what grows fits less and less, so the edge is found by halves
+    while above - below > 1:
+        middle = (below + above) // 2
+        if fits(space.scaled(network, middle / steps)):
+            below = middle
+        else:
+            above = middle
+    return space.scaled(network, below / steps)
+
+
+def smallest(space: Space, cost: Callable[[dict[str, Value]], float | None]) -> tuple[str, float]:
+    """Return the least that a candidate of the space costs, and its network.
+
+    Each parameter is set to whichever end costs less, one after another.
+
+    Raises:
+        ValueError: nothing of the space has this cost at all.
+    """
+    best: tuple[str, float] | None = None
+    for network in space.networks:
+        drawn = space.of_network(network, lambda d: d.at(0))
+        least = cost(drawn)
+        for dimension in _parameters(space, network):
+            other = drawn | {dimension.name: dimension.at(1)}
+            found = cost(other)
+            if found is not None and (least is None or found < least):
+                drawn, least = other, found
+        if least is not None and (best is None or least < best[1]):
+            best = short_name(space.model(drawn)), least
+    if best is None:
+        raise ValueError("no network of the space can be built for this data")
+    return best
+
+
+def _parameters(space: Space, network: str) -> list[Dimension]:
+    return [
+        d for d in space.dimensions
+        if d.parent == "network" and d.choice == network and d.is_drawn
+    ]  # fmt: skip

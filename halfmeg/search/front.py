@@ -1,0 +1,150 @@
+"""The front: what nothing else beats in accuracy and cost, and which neighbours are told apart.
+
+All by validation images. Two neighbours are compared by McNemar's exact test on the same images:
+chance between images, not between seeds, which one run of each cannot show.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from halfmeg.artifacts.run import Run
+from halfmeg.data.dataset import DataSplits
+from halfmeg.files import read_limited, write_atomically
+from halfmeg.search.budget import Costs, parse_amount
+from halfmeg.search.record import Trial
+from halfmeg.studies.figures import pareto_front
+from halfmeg.studies.stats import LEVEL, Interval, mcnemar_p, wilson_interval
+from halfmeg.training.distributed import Ranks
+from halfmeg.training.fit import open_to_resume
+from halfmeg.training.job import set_up
+
+COST_NAMES = ("params", "macs", "flash", "ram", "latency")
+ANSWERS = "validation.npz"
+MAX_ANSWERS_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A trial on the front against one cost.
+
+    Attributes:
+        apart: whether it is told apart from the next cheaper one; None for the cheapest, or where
+            the answers are not known.
+    """
+
+    trial: Trial
+    cost: float
+    apart: bool | None = None
+
+
+def finished(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that were trained to their end."""
+    return [t for t in trials if t.outcome == "done" and t.accuracy is not None and t.costs]
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """Return the most accurate finished trial; of equal ones the cheapest in MACs."""
+    known = finished(trials)
+    return max(known, key=lambda t: (t.accuracy or 0.0, -_cost(t, "macs")), default=None)
+
+
+def front(
+    trials: Sequence[Trial], name: str, right: dict[int, np.ndarray] | None = None
+) -> list[FrontPoint]:
+    """Return the front against one cost, the cheapest first.
+
+    Args:
+        trials: of the search.
+        name: of the cost, one of `COST_NAMES`.
+        right: by trial which validation images it answers rightly, bool N.
+    """
+    known = [t for t in finished(trials) if getattr(t.costs, name) is not None]
+    costs = [_cost(t, name) for t in known]
+    chosen = [known[i] for i in pareto_front(costs, [t.accuracy or 0.0 for t in known])]
+    points: list[FrontPoint] = []
+    for trial in chosen:
+        apart = None
+        if points and right is not None:
+            before, own = right.get(points[-1].trial.number), right.get(trial.number)
+            if before is not None and own is not None:
+                apart = mcnemar_p(own.astype(float) - before) < LEVEL
+        points.append(FrontPoint(trial, _cost(trial, name), apart))
+    return points
+
+
+def pick(trials: Sequence[Trial], text: str) -> Trial:
+    """Return the most accurate finished trial within a limit such as `ram=32k`.
+
+    Raises:
+        ValueError: no such limit, or nothing is within it.
+    """
+    name, separator, amount = text.partition("=")
+    if not separator or name not in COST_NAMES:
+        raise ValueError(
+            f"--pick {text} is not allowed; write one of {', '.join(COST_NAMES)}, as in ram=32k"
+        )
+    limit = parse_amount(name, amount)
+    known = [t for t in finished(trials) if getattr(t.costs, name) is not None]
+    within = best_of([t for t in known if _cost(t, name) <= limit])
+    if within is None:
+        least = min((_cost(t, name) for t in known), default=None)
+        told = "none was finished" if least is None else f"the smallest needs {least:,.4g}"
+        raise ValueError(f"no trial is within --pick {text}; {told}")
+    return within
+
+
+def accuracy_interval(trial: Trial, num_images: int) -> Interval:
+    """Return an accuracy with its interval of other validation images (Wilson 1927)."""
+    assert trial.accuracy is not None
+    return wilson_interval(round(trial.accuracy * num_images), num_images)
+
+
+def read_answers(folders: Sequence[Path], data: DataSplits) -> np.ndarray:
+    """Return which validation images the runs of a trial answer rightly, bool N; once measured.
+
+    Raises:
+        ValueError: a run is damaged, or of other data.
+    """
+    return np.concatenate([_answers_of(folder, data) for folder in folders])
+
+
+def _answers_of(folder: Path, data: DataSplits) -> np.ndarray:
+    path = folder / ANSWERS
+    epochs = len(Run.open(folder).read_metrics())
+    try:
+        content = read_limited(path, MAX_ANSWERS_BYTES)
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            if int(stored["epochs"]) == epochs:
+                return np.asarray(stored["right"], dtype=bool)
+    except FileNotFoundError:
+        pass
+    except Exception:  # what a damaged archive raises depends on where the damage is
+        path.unlink(missing_ok=True)
+    right = _measure_answers(folder, data)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, right=right, epochs=np.array(epochs))
+    write_atomically(path, buffer.getvalue())
+    return right
+
+
+def _measure_answers(folder: Path, data: DataSplits) -> np.ndarray:
+    run, checkpoint, _ = open_to_resume(folder, data)
+    if checkpoint is None:  # it was finished
+        logits = run.load_logits()
+        return (logits["val_logits"].argmax(1) == logits["val_labels"]).numpy()
+    job = set_up(run, data, Ranks())
+    job.load(checkpoint)
+    with torch.no_grad():
+        return (job.logits(job.val.images).argmax(1) == job.val.labels).numpy()
+
+
+def _cost(trial: Trial, name: str) -> float:
+    costs = trial.costs or Costs(0, 0)
+    return float(getattr(costs, name) or 0)

@@ -1,0 +1,204 @@
+"""The page of a search, written at any time from its journal and run folders."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from halfmeg.data.dataset import hold_out
+from halfmeg.files import write_atomically
+from halfmeg.places.place import short_name
+from halfmeg.search.budget import describe_limit
+from halfmeg.search.figures import (
+    curves_figure,
+    front_figure,
+    importance_figure,
+    parallel_figure,
+)
+from halfmeg.search.front import (
+    COST_NAMES,
+    FrontPoint,
+    accuracy_interval,
+    best_of,
+    finished,
+    front,
+    read_answers,
+)
+from halfmeg.search.record import Journal, Trial
+from halfmeg.search.trials import Search
+from halfmeg.studies.figures import figure_svg
+from halfmeg.studies.page import build_templates, write_comparison
+from halfmeg.studies.stats import Interval
+
+if TYPE_CHECKING:
+    from halfmeg.search.finish import Outcome
+
+PAGE = "search.html"
+FEWEST_FOR_IMPORTANCE = 8
+MOST_ROWS = 100
+
+
+def num_validation(search: Search) -> int:
+    """Return how many answers an accuracy of a trial is a mean of."""
+    stored = search.stored
+    held_out = hold_out(search.data, stored.val_fraction, 0)[1]
+    return len(held_out) * stored.folds
+
+
+def best_so_far(search: Search) -> tuple[Trial, Interval] | None:
+    """Return the best finished trial, with its interval over validation images."""
+    best = best_of(search.journal.trials())
+    return None if best is None else (best, accuracy_interval(best, num_validation(search)))
+
+
+def write_page(search: Search, outcome: Outcome | None = None) -> None:
+    """Write `search.html`; with an outcome also the page of the last comparison.
+
+    Args:
+        search: at any time.
+        outcome: what it has come to; None while it runs.
+    """
+    trials = search.journal.trials()
+    compared = None
+    if outcome is not None and outcome.comparison is not None and search.stored.final is not None:
+        compared = search.stored.final.folder
+        write_comparison(outcome.comparison, search.folder / compared, search.data)
+    right = {}
+    known = finished(trials)
+    shown = [name for name in COST_NAMES if any(getattr(t.costs, name) is not None for t in known)]
+    numbers = {point.trial.number for name in shown for point in front(trials, name)}
+    for number in sorted(numbers):
+        right[number] = read_answers(search.run_folders(number), search.data)
+    fronts = {name: front(trials, name, right) for name in shown}
+    context = _context(search, trials, fronts, outcome)
+    page = _templates().get_template(PAGE).render(context, compared=compared)
+    write_atomically(search.folder / PAGE, page.encode())
+
+
+def importance_of(journal: Journal) -> dict[str, float]:
+    """Return how much each choice matters for accuracy, the most first; shares of 1.
+
+    PED-ANOVA (Watanabe et al. 2023), by Optuna; empty for fewer than 8 trained trials. A trial that
+    was stopped counts by the accuracy that it had then.
+    """
+    import optuna
+
+    trained = {t.number for t in journal.trials() if t.was_trained and t.outcome != "running"}
+    if len(trained) < FEWEST_FOR_IMPORTANCE:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = optuna.create_study(direction="maximize")
+        for frozen in journal.study.get_trials(deepcopy=False):
+            if frozen.number in trained:
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        params=frozen.params, distributions=frozen.distributions,
+                        value=frozen.values[0],
+                    )
+                )  # fmt: skip
+        try:
+            found = optuna.importance.get_param_importances(study)
+        except (ValueError, RuntimeError, ZeroDivisionError):  # all trials have one accuracy
+            return {}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def advice(search: Search, trials: Sequence[Trial]) -> list[str]:
+    """Return what to try with double the time, from what was seen."""
+    told = []
+    best = best_of(trials)
+    trained = [t for t in trials if t.was_trained]
+    if best is None or best.config is None:
+        return ["More time: no trial has come to its end."]
+    plan = search.stored.plan
+    done = finished(trials)
+    if best in done[-max(1, len(done) // 3) :] and len(done) > 2:
+        told.append(
+            "The best trial is one of the last third, so the search has not settled: more trials."
+        )
+    if plan is not None and best.config.epochs == plan.epochs:
+        told.append(
+            f"The best trial took all {best.config.epochs} epochs that the time allowed: with "
+            "double the time, runs may be twice as long."
+        )
+    for dimension in search.space.dimensions:
+        value = best.drawn.get(dimension.name)
+        if isinstance(dimension.values, list) or not isinstance(value, int | float):
+            continue
+        if not float(dimension.at(0.05)) < value < float(dimension.at(0.95)):
+            told.append(
+                f"{dimension.name} of the best trial, {value:g}, is at an end of its range."
+            )
+    near = [
+        t for t in trained
+        if t.outcome == "stopped" and t.accuracy is not None and t.epochs in best.reached
+        and t.accuracy > best.reached[t.epochs]
+    ]  # fmt: skip
+    if near:
+        names = ", ".join(str(t.number) for t in near[:5])
+        told.append(f"Stopped early although ahead of the best trial at that epoch: {names}.")
+    waiting = [t.number for t in trials if t.outcome == "running" and t.config is not None]
+    if waiting:
+        numbers = ", ".join(map(str, waiting))
+        told.append(f"Trials without time to end, which go on first: {numbers}.")
+    if len(trained) < 20:
+        told.append(f"{len(trained)} trials are few for {len(search.space.dimensions)} settings.")
+    return told
+
+
+def _context(
+    search: Search,
+    trials: Sequence[Trial],
+    fronts: dict[str, list[FrontPoint]],
+    outcome: Outcome | None,
+) -> dict[str, Any]:
+    stored, count = search.stored, num_validation(search)
+    trained = [t for t in trials if t.was_trained]
+    importance = importance_of(search.journal)
+    figures = {}
+    if fronts:
+        figures["front"] = front_figure(trials, fronts, stored.limits.given, count)
+    if len(trained) > 1:
+        figures["parallel"] = parallel_figure(trials, search.space.dimensions)
+        figures["curves"] = curves_figure(trials)
+    if importance:
+        figures["importance"] = importance_figure(importance)
+    best = best_of(trials)
+    limits = stored.limits
+    return {
+        "stored": stored,
+        "limits": [describe_limit(name, value) for name, value in limits.given.items()],
+        "latency": f"estimated for {limits.chip}" if limits.chip else "measured on this machine",
+        "outcome": outcome,
+        "best": best,
+        "interval": None if best is None else accuracy_interval(best, count),
+        "count": count,
+        "trials": sorted(trained, key=lambda t: -(t.accuracy or 0.0))[:MOST_ROWS],
+        "num": {
+            "trained": len(trained),
+            "done": len(finished(trials)),
+            "stopped": sum(t.outcome == "stopped" for t in trials),
+            "over": sum(t.outcome == "over" for t in trials),
+        },
+        "failures": [t for t in trials if t.outcome == "failed"],
+        "fronts": fronts,
+        "figures": {name: figure_svg(figure) for name, figure in figures.items()},
+        "importance": importance,
+        "advice": advice(search, trials),
+        "spent": search.clock.spent() / 60,
+        "minutes": stored.seconds / 60,
+        "cost": describe_limit,
+        "names": {t.number: short_name(t.config.model) for t in trials if t.config is not None},
+    }
+
+
+def _templates() -> jinja2.Environment:
+    templates = build_templates()
+    templates.loader = jinja2.ChoiceLoader(
+        [jinja2.PackageLoader("halfmeg.search"), jinja2.PackageLoader("halfmeg.studies")]
+    )
+    return templates

@@ -1,0 +1,362 @@
+"""A search from its start, or from where it was, to its end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import msgspec
+
+from halfmeg.data.dataset import DataSplits, hold_out, require_trainable
+from halfmeg.places.settings import Value
+from halfmeg.search.budget import Limits, describe_limit, measure_costs, smallest
+from halfmeg.search.finish import (
+    Baseline,
+    Outcome,
+    choose_baselines,
+    finish,
+    time_baselines,
+)
+from halfmeg.search.lanes import SearchListener
+from halfmeg.search.page import write_page
+from halfmeg.search.record import (
+    Clock,
+    Journal,
+    Stored,
+    Trial,
+    describe_data,
+    is_search,
+    read_stored,
+    sole_writer,
+    write_stored,
+)
+from halfmeg.search.schedule import make_plan
+from halfmeg.search.segment import time_epoch
+from halfmeg.search.space import SPACE, Space, build_space, load_space
+from halfmeg.search.trials import Search, run_trials
+from halfmeg.studies.study import StudyListener
+from halfmeg.training.stopping import TrainingInterruptedError
+
+FEW_IMAGES = 10_000
+"""Below, a fifth of the training images is held out instead of a tenth."""
+
+ENOUGH_IMAGES = 500
+"""With fewer held out, a trial is several runs, each with a split of its own."""
+
+MOST_FOLDS = 5
+MOST_TIMED = 4
+"""Networks that are timed before the first trial."""
+
+SHORT_SECONDS = 600
+"""In less time only one is."""
+
+PAGE_SECONDS = 60
+GROWTH = 1.5
+"""With more time the epochs of a run change where they become so many times as many."""
+
+
+def describe_search(
+    data: DataSplits,
+    *,
+    limits: Limits,
+    seconds: float,
+    place: str = "",
+    networks: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    baselines: Sequence[str] | None = None,
+    compare: bool = True,
+    seed: int = 0,
+    strategy: str = "tpe",
+) -> tuple[Stored, Space]:
+    """Return what `search.json` will say, and the space.
+
+    Args:
+        data: what is trained on.
+        limits: what a network may cost.
+        seconds: all the time there is.
+        place: of a space of one's own; empty for the program's.
+        networks: search among these; none for those of the space.
+        settings: `key=value`, fixed instead of drawn.
+        baselines: what the winner is compared with at the end; None for those that fit.
+        compare: whether it is.
+        seed: of the draws.
+        strategy: `tpe`, or `random` without halving.
+
+    Raises:
+        ValueError: a fault in any of these, or data that nothing can be validated on.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"--hours {seconds / 3600:g} is out of range; allowed: above 0")
+    require_trainable(data)
+    space = build_space(load_space(place) if place else SPACE, networks, settings)
+    fraction, folds = _validation(data)
+    stored = Stored(
+        data=describe_data(data), table=space.rows(), place=place,
+        networks=list(networks), settings=list(settings), limits=limits, folds=folds,
+        val_fraction=fraction, baselines=None if baselines is None else list(baselines),
+        compare=compare, seed=seed, strategy=strategy, seconds=seconds,
+    )  # fmt: skip
+    return stored, space
+
+
+def _validation(data: DataSplits) -> tuple[float, int]:
+    """Return the share of the training images that a run holds out, and how often.
+
+    Raises:
+        ValueError: nothing can be held out.
+    """
+    fraction = 0.1 if len(data.train) >= FEW_IMAGES else 0.2
+    try:
+        _, held_out = hold_out(data, fraction, 0)
+    except ValueError as error:
+        told = str(error).split(";")[0]
+        raise ValueError(f"a search needs validation images, and {told}; add images") from None
+    if not len(held_out):
+        raise ValueError(f"a search needs validation images; {data.name} has none to hold out")
+    if data.validation is not None:  # the user's own, the same for every run
+        return fraction, 1
+    return fraction, min(MOST_FOLDS, math.ceil(ENOUGH_IMAGES / len(held_out)))
+
+
+def start(
+    folder: str | Path,
+    data: DataSplits,
+    stored: Stored,
+    space: Space,
+    *,
+    workers: int = 1,
+    cluster: str | None = None,
+    listener: Callable[[Search], SearchListener] | None = None,
+    final_listener: StudyListener | None = None,
+) -> Outcome:
+    """Start a search in a folder, or go on with the same one there, to its end.
+
+    Args:
+        folder: which must not exist, or hold this search.
+        data: what is trained on.
+        stored, space: from `describe_search`.
+        workers: trials at once, each in a process with its share of the cores.
+        cluster: the address of a Ray cluster, which trains the last comparison.
+        listener: makes who is told how the trials go.
+        final_listener: is told how the last comparison goes.
+
+    Raises:
+        ValueError: the folder holds something else, or nothing fits the limits.
+        OSError: the disk is full or cannot be written; started again, it goes on.
+        TrainingInterruptedError: Ctrl-C or SIGTERM; so too.
+    """
+    folder = Path(folder)
+    if workers < 1:
+        raise ValueError(f"--workers {workers} is out of range; allowed: 1 or more")
+    if folder.exists() and not is_search(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and holds no search; choose another --out")
+    if is_search(folder):
+        before = read_stored(folder)
+        if _identity(before) != _identity(stored):
+            raise ValueError(
+                f"{folder} holds a search with other settings or data; choose another --out, or go "
+                f"on with it by --resume {folder}"
+            )
+        stored = before
+    else:
+        _check_budget(stored, space, data)
+    baselines = choose_baselines(stored, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder):
+        if not is_search(folder):
+            write_stored(folder, stored)
+        search = Search(
+            folder, stored, space, data, Journal(folder, stored.seed, stored.strategy),
+            Clock(folder), SearchListener(), workers,
+        )  # fmt: skip
+        if listener is not None:
+            search.listener = listener(search)
+        try:
+            return _run(search, baselines, cluster, final_listener)
+        except (TrainingInterruptedError, KeyboardInterrupt) as stopped:
+            told = f"`halfmeg search --resume {folder}` goes on"
+            number = getattr(stopped, "signal_number", signal.SIGINT)
+            raise TrainingInterruptedError(told, number) from None
+        finally:
+            search.clock.save()
+
+
+def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
+    """Return what a search is, to go on with it.
+
+    Raises:
+        ValueError: no search, other data than it had, or its space has changed.
+    """
+    folder = Path(folder)
+    stored = read_stored(folder)
+    if data.fingerprint != stored.data["fingerprint"]:
+        raise ValueError(f"{folder} searched on other data than {data.name} is now")
+    table = load_space(stored.place) if stored.place else SPACE
+    space = build_space(table, stored.networks, stored.settings)
+    if space.rows() != [tuple(row) for row in stored.table]:
+        where = stored.place or "this version's space"
+        raise ValueError(f"{where} is another than {folder} began with; start anew with --out")
+    return stored, space
+
+
+def give_time(folder: str | Path, seconds: float) -> None:
+    """Give a search so many seconds from now on; what was planned is planned anew.
+
+    Raises:
+        ValueError: not above 0.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"--hours {seconds / 3600:g} is out of range; allowed: above 0")
+    folder = Path(folder)
+    stored = read_stored(folder)
+    spent = Clock(folder).spent()
+    won = (stored.final.trial,) if stored.final else ()
+    changed = replace(
+        stored, seconds=spent + seconds, leg=stored.leg + 1, final=None,
+        previous=tuple(dict.fromkeys((*stored.previous, *won))),
+    )  # fmt: skip
+    if stored.plan is not None:  # `_plan` sees that the time is another
+        changed = replace(changed, plan=replace(stored.plan, total_seconds=0.0))
+    write_stored(folder, changed)
+
+
+def _run(
+    search: Search,
+    baselines: list[Baseline],
+    cluster: str | None,
+    final_listener: StudyListener | None,
+) -> Outcome:
+    plan = search.stored.plan
+    seconds: list[float] = []
+    if search.stored.final is None:
+        seconds = _plan(search, baselines) if plan is None or not plan.total_seconds else []
+        seconds = seconds or _time(search, baselines)
+        search.listener = _WithPage(search.listener, search)
+        run_trials(search)
+    outcome = finish(search, baselines, seconds, cluster=cluster, listener=final_listener)
+    write_page(search, outcome)
+    if outcome is None:
+        raise ValueError(f"{search.folder} has no network that was trained to its end")
+    return outcome
+
+
+def _time(search: Search, baselines: list[Baseline]) -> list[float]:
+    drawn = next(search.starts(), None)
+    if drawn is None or not baselines:
+        return []
+    terms = search.space.config(drawn, most_epochs=1, side=search.side)
+    return time_baselines(baselines, terms, search.data)
+
+
+def _plan(search: Search, baselines: list[Baseline]) -> list[float]:
+    """Plan the time from a few steps of some networks; return what an epoch of a baseline takes."""
+    seconds = _time(search, baselines)
+    candidates: list[float] = []
+    failures: list[str] = []
+    smallest_ones = (search.space.scaled(name, 0) for name in search.space.networks)
+    for drawn in chain(search.starts(), smallest_ones):
+        terms = search.space.config(drawn, most_epochs=1, side=search.side)
+        try:
+            candidates.append(time_epoch(terms, search.data))
+        except ValueError as error:  # another one may have room, or not diverge
+            failures.append(str(error))
+        if len(candidates) >= (1 if search.stored.seconds < SHORT_SECONDS else MOST_TIMED):
+            break
+    if not candidates:
+        raise ValueError(f"no network of the space can be trained; {failures[-1]}")
+    left = max(1.0, search.stored.seconds - search.clock.spent())
+    typical = statistics.median(candidates) * search.stored.folds / search.workers
+    plan = make_plan(left, typical, [s / search.workers for s in seconds])
+    ends = replace(
+        plan,
+        search_seconds=plan.search_seconds + search.clock.spent(),
+        total_seconds=search.stored.seconds,
+    )
+    before = search.stored.plan
+    if before is not None and ends.epochs < GROWTH * before.epochs:
+        ends = replace(ends, epochs=before.epochs)
+    search.stored = replace(search.stored, plan=ends)
+    write_stored(search.folder, search.stored)
+    return seconds
+
+
+class _WithPage(SearchListener):
+    """Passes on what it is told, and writes the page from time to time."""
+
+    def __init__(self, inner: SearchListener, search: Search) -> None:
+        self.inner, self.search = inner, search
+        self.of_run = inner.of_run  # type: ignore[method-assign]
+        self.on_note = inner.on_note  # type: ignore[method-assign]
+        self.written = search.clock.spent()
+
+    def on_trial(self, trial: Trial) -> None:
+        """Pass it on; write the page where the last one is old."""
+        self.inner.on_trial(trial)
+        if self.search.clock.spent() - self.written >= PAGE_SECONDS:
+            write_page(self.search)
+            self.written = self.search.clock.spent()
+
+
+def _check_budget(stored: Stored, space: Space, data: DataSplits) -> None:
+    """Raise where nothing of a space fits the limits, and say what the smallest needs.
+
+    Raises:
+        ValueError: so it is.
+    """
+    limits, classes, size = stored.limits, len(data.classes), data.image_shape
+
+    def fits(drawn: dict[str, Value]) -> bool:
+        try:
+            return limits.fits(measure_costs(space.model(drawn), classes, size, limits))
+        except ValueError:
+            return False
+
+    for network in space.networks:
+        low = space.of_network(network, lambda d: d.at(0))
+        ends = [low, space.scaled(network, 0)]
+        ends += [low | {d.name: d.at(1)} for d in space.dimensions
+                 if d.parent == "network" and d.choice == network and d.is_drawn]  # fmt: skip
+        if any(map(fits, ends)):
+            return
+    told = []
+    for name, limit in limits.given.items():
+        none = Limits(**{name: 1e-9}, chip=limits.chip if name == "latency" else "")  # type: ignore[arg-type]
+
+        def cost(drawn: dict[str, Value], name: str = name, none: Limits = none) -> float | None:
+            try:
+                found = measure_costs(
+                    space.model(drawn),
+                    classes,
+                    size,
+                    none,
+                    whole=name in ("flash", "ram"),
+                )
+            except ValueError:
+                return None
+            value = getattr(found, name)
+            return None if value is None else float(value)
+
+        network, least = smallest(space, cost)
+        if least > limit:
+            told.append(
+                f"--{name} {describe_limit(name, limit)}: the smallest, {network}, has "
+                f"{describe_limit(name, least)}"
+            )
+    if told:
+        raise ValueError(f"no network of the space fits {'; '.join(told)}")
+    raise ValueError(
+        "no network of the space fits all limits together, though each alone: "
+        + ", ".join(f"{describe_limit(name, value)}" for name, value in limits.given.items())
+    )
+
+
+def _identity(stored: Stored) -> Stored:
+    """Return what two searches have to share to be one: all but time, plan and the data's place."""
+    data = {key: stored.data[key] for key in ("fingerprint", "image_size")}
+    same = replace(stored, data=data, seconds=0.0, leg=1, previous=(), plan=None, final=None)
+    return msgspec.convert(msgspec.to_builtins(same), Stored)  # as it is after it was stored

@@ -1,0 +1,141 @@
+"""How a search spends its time: the epochs of a run, successive halving, the last comparison.
+
+All here is arithmetic on seconds that were measured. Halving is the stopping form of ASHA (Li et
+al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): at a ninth and at a third of its
+epochs a run goes on only if it is among the best third of those that have come as far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+REDUCTION = 3
+RUNGS = (1 / 9, 1 / 3, 1.0)
+"""Shares of a run's epochs after which it is looked at."""
+
+FULL_RUNS = 5
+"""So many whole runs a search has time for at least, which halving makes about 20 trials."""
+
+MOST_EPOCHS = 200
+FINAL_SHARE = 0.45
+"""Of the time, for the last comparison."""
+
+FEWEST_SHARE = 0.25
+ENOUGH_EPOCHS = 20
+"""Baselines and seeds are given up where runs would have fewer epochs than this, and also fewer
+than that share of what a search alone would give them."""
+
+SEEDS = 5
+FINAL_SIZES = ((5, 3), (5, 2), (5, 1), (3, 1), (2, 1), (1, 1))
+"""Seeds and baselines of the last comparison, in the order in which they are given up."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search does in its time.
+
+    Attributes:
+        epochs: the most of a run.
+        seeds: of the last comparison; 0 where there is no time for one.
+        num_baselines: in it.
+        search_seconds: when it ends to look for networks.
+        total_seconds: when all is to be done.
+    """
+
+    epochs: int
+    seeds: int
+    num_baselines: int
+    search_seconds: float
+    total_seconds: float
+
+
+def make_plan(
+    total_seconds: float, candidate: float, baselines: Sequence[float], seeds: int = SEEDS
+) -> Plan:
+    """Plan a search.
+
+    Args:
+        total_seconds: all the time there is.
+        candidate: seconds that an epoch of a typical candidate takes.
+        baselines: the same of each baseline; none for no comparison.
+        seeds: the most of the last comparison.
+    """
+    final_seconds = FINAL_SHARE * total_seconds if baselines else 0.0
+    alone = _epochs(total_seconds - final_seconds, candidate)
+    for sizes in final_sizes(seeds, len(baselines)):
+        epoch = sizes[0] * (candidate + sum(baselines[: sizes[1]]))
+        affordable = int(final_seconds / epoch)
+        if affordable >= max(1, min(ENOUGH_EPOCHS, FEWEST_SHARE * alone)):
+            search_seconds = total_seconds - final_seconds
+            return Plan(min(alone, affordable), *sizes, search_seconds, total_seconds)
+    # What is left of the time is for one more look at the last run.
+    return Plan(_epochs(total_seconds, candidate), 0, 0, 0.95 * total_seconds, total_seconds)
+
+
+def _epochs(seconds: float, epoch: float) -> int:
+    return max(1, min(MOST_EPOCHS, int(seconds / FULL_RUNS / epoch)))
+
+
+def final_sizes(seeds: int, num_baselines: int) -> list[tuple[int, int]]:
+    """Return seeds and numbers of baselines that a last comparison may have, the largest first."""
+    sizes = [(min(s, seeds), min(n, num_baselines)) for s, n in FINAL_SIZES]
+    return list(dict.fromkeys(size for size in sizes if size[1]))
+
+
+def fit_final(
+    seconds_left: float, winner: float, baselines: Sequence[float], seeds: int = SEEDS
+) -> tuple[int, int]:
+    """Return seeds and number of baselines that a time allows; (0, 0) where it allows none.
+
+    Args:
+        seconds_left: the time.
+        winner: seconds that one run of it takes.
+        baselines: the same of each baseline.
+        seeds: the most.
+    """
+    for num_seeds, count in final_sizes(seeds, len(baselines)):
+        if num_seeds * (winner + sum(baselines[:count])) <= seconds_left:
+            return num_seeds, count
+    return 0, 0
+
+
+def rung_epochs(epochs: int) -> list[int]:
+    """Return after which epochs a run is looked at; the last is its end."""
+    return sorted({max(1, math.ceil(share * epochs)) for share in RUNGS})
+
+
+def goes_on(own: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+    """Return whether a run goes on beyond a rung.
+
+    Args:
+        own: its accuracy there, and what its network costs.
+        others: the same of all others that have come as far.
+    """
+    points = [own, *others]
+    ranks = domination_ranks(points)
+    order = sorted(range(len(points)), key=lambda i: (ranks[i], -points[i][0], i))
+    return order.index(0) < max(1, round(len(points) / REDUCTION))
+
+
+def domination_ranks(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return for each (accuracy, cost) its front: 0 where nothing beats it in both.
+
+    The most accurate point is always on front 0 (Deb et al. 2002, section III-A).
+    """
+    ranks = [-1] * len(points)
+    rank, left = 0, list(range(len(points)))
+    while left:
+        best_accuracy = -math.inf
+        front: list[int] = []
+        # from the cheapest on, only what is more accurate than all that cost less is not beaten
+        for i in sorted(left, key=lambda i: (points[i][1], -points[i][0])):
+            if points[i][0] > best_accuracy or (front and points[i] == points[front[-1]]):
+                best_accuracy = points[i][0]
+                front.append(i)
+        for i in front:
+            ranks[i] = rank
+        left = [i for i in left if ranks[i] < 0]
+        rank += 1
+    return ranks

@@ -1,0 +1,186 @@
+"""A part of a run: trained up to an epoch, and from there again later; test images are not read.
+
+A run that is stopped after its last epoch has a checkpoint and no result. `halfmeg resume`
+finishes it: only then is the test set read, once.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from halfmeg.artifacts.run import MetricsRow, Run
+from halfmeg.config import RunConfig
+from halfmeg.data.dataset import DataSplits
+from halfmeg.files import scratch_folder
+from halfmeg.places.load import blame
+from halfmeg.places.place import short_name
+from halfmeg.training.fit import RUN_FAILURES, fit, one_line, resume
+from halfmeg.training.listen import Listener, SilentListener, StepReport
+from halfmeg.training.stopping import TrainingInterruptedError
+
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EFBIG,
+)
+"""The disk's, not the network's: they end a search, which goes on from there later."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a run has come.
+
+    Attributes:
+        epochs: done.
+        accuracy: on validation images after the last of them; None before the first.
+        seconds: that it took this time.
+        error: why it cannot go on; None where it can.
+    """
+
+    epochs: int
+    accuracy: float | None
+    seconds: float
+    error: str | None = None
+
+
+TIMED_STEPS = 4
+"""That are trained to see how fast this machine is."""
+
+
+class _Pause(Exception):
+    """Ends a run after an epoch whose checkpoint is written."""
+
+
+class _TooSlowError(RuntimeError):
+    """A run would take much longer than the time allows for one."""
+
+
+class _Until(SilentListener):
+    """Passes on what it is told, and ends the run after an epoch, or soon if it is too slow."""
+
+    def __init__(self, until: int, inner: Listener, most_seconds: float) -> None:
+        self.until, self.inner, self.most_seconds = until, inner, most_seconds
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        self.inner.on_start(run, damaged)
+        if len(run.read_metrics()) >= self.until:
+            raise _Pause
+
+    def on_step(self, report: StepReport) -> None:
+        self.inner.on_step(report)
+        if report.step > 1 and report.seconds_left > self.most_seconds:
+            raise _TooSlowError(
+                f"too slow: {report.seconds_left:,.0f} seconds are left of it, and the time "
+                f"allows {self.most_seconds:,.0f} for a run"
+            )
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        self.inner.on_epoch(row)
+        if int(row["epoch"] or 0) >= self.until:
+            raise _Pause
+
+
+def train_until(
+    config: RunConfig,
+    folder: Path,
+    until: int,
+    data: DataSplits,
+    listener: Listener | None = None,
+    most_seconds: float = math.inf,
+) -> Reached:
+    """Start or continue a run up to an epoch; a fault of the network is told, not raised.
+
+    A run that has more than `most_seconds` left when its speed is known counts as a fault.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+        TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
+    """
+    told = _Until(until, listener or SilentListener(), most_seconds)
+    try:
+        if folder.exists():
+            resume(folder, data, listener=told)
+        else:
+            fit(config, data, folder, listener=told)
+    except _Pause:
+        return reached(folder)
+    except TrainingInterruptedError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        if not (isinstance(error, RUN_FAILURES) or blame(error)):
+            raise
+        return replace(reached(folder), error=(blame(error) or one_line(error))[:300])
+    return reached(folder)
+
+
+def train_folds(
+    data: DataSplits,
+    configs: Sequence[RunConfig],
+    folders: Sequence[Path],
+    until: int,
+    most_seconds: float = math.inf,
+    listener: Callable[[RunConfig], Listener | None] = lambda config: None,
+) -> Reached:
+    """Train the runs of a trial up to an epoch, each with a split of its own; return their mean."""
+    started = time.monotonic()
+    found = []
+    for config, folder in zip(configs, folders, strict=True):
+        found.append(train_until(config, folder, until, data, listener(config), most_seconds))
+        if found[-1].error is not None:
+            break
+    accuracies = [one.accuracy for one in found if one.accuracy is not None]
+    whole = len(accuracies) == len(configs)
+    return Reached(
+        epochs=min(one.epochs for one in found),
+        accuracy=sum(accuracies) / len(accuracies) if whole else None,
+        seconds=time.monotonic() - started,
+        error=found[-1].error,
+    )
+
+
+def time_epoch(config: RunConfig, data: DataSplits) -> float:
+    """Return the seconds that an epoch of a run takes here, from a few steps.
+
+    No test image is read.
+
+    Raises:
+        ValueError: the run does not fit the data.
+    """
+    part = data.train.subset(slice(0, TIMED_STEPS * config.batch_size))
+    few = replace(data, train=part, test=part, validation=None)
+    # The first epoch also makes what the later one uses again.
+    short = replace(
+        config, epochs=2, val_fraction=0.0, schedule="constant", milestones=(), small_size=0,
+        first_size=0, hard_share=1.0,
+    )  # fmt: skip
+    with scratch_folder() as folder:
+        told = train_until(short, folder / "run", 2, few)
+        if told.error is not None:
+            raise ValueError(f"{short_name(config.model)}: {told.error}")
+        row = Run.open(folder / "run").read_metrics()[-1]
+    return len(data.train) / (row["images_per_second"] or 1.0)
+
+
+def reached(folder: Path) -> Reached:
+    """Return how far a run folder has come.
+
+    Raises:
+        ValueError: its metrics are damaged.
+    """
+    if not (folder / "config.json").exists():
+        return Reached(0, None, 0.0)
+    rows = Run.open(folder).read_metrics()
+    if not rows:
+        return Reached(0, None, 0.0)
+    return Reached(len(rows), rows[-1]["val_accuracy"], 0.0)

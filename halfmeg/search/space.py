@@ -1,0 +1,348 @@
+"""The space of a search: the networks and recipes that it draws from, as one table.
+
+A table is a dict. Its keys are `network` and settings of a run; its values say what may be drawn:
+
+| value | meaning |
+|---|---|
+| `[128, 64]` | one of these; a search begins with the first |
+| `range(8, 65, 8)` | a whole number of the range |
+| `(0.01, 0.15)` | a number between the two, on a logarithmic scale where the first is above 0 |
+| `{"sgd": {"lr": …}, …}` | one of the keys, with settings of its own behind it |
+| anything else | always this |
+
+The settings of a network are its parameters; `{}` takes the values that they declare
+(`halfmeg.places.settings`). A fraction stands for a share: of the most epochs that the time allows
+in `epochs`, of the images' side in `crop`, `cutout` and `small_size`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from halfmeg.config import RunConfig
+from halfmeg.networks.table import FAMILIES, find_entry
+from halfmeg.places.load import load, takes
+from halfmeg.places.place import check_in_file, is_place
+from halfmeg.places.settings import Value, declared_values, split_settings, with_settings
+
+SPACE: dict[str, Any] = {
+    "network": {"whitened": {}, "residual": {}, "mobile": {}, "depthwise-gated": {}},
+    "optimizer": {
+        "muon": {"lr": (0.01, 0.15)},
+        "sgd": {"lr": (0.02, 0.5)},
+        "adamw": {"lr": (0.001, 0.02)},
+    },
+    "epochs": [1.0, 0.5],
+    "batch_size": [128, 64, 256],
+    "schedule": "onecycle",
+    "weight_decay": [5e-4, 0.0, 5e-3],
+    "label_smoothing": [0.1, 0.0],
+    "ema": 0.99,
+    "small_size": [0.0, 0.75],
+    "crop": [0.125, 0.0, 0.0625],
+    "crop_mode": "reflect",
+    "cutout": [0.0, 0.25, 0.375],
+    "hflip": [True, False],
+    "vflip": [False, True],
+    "rotation": [0.0, 10.0],
+    "brightness": [0.0, 0.2],
+}
+
+NETWORK = "network"
+SHARES = ("epochs", "crop", "cutout", "small_size")
+RESERVED = (
+    "recipe", "model", "budget", "seed", "init", "val_fraction", "monitor", "tuning_trials",
+    "device", "threads", "keep_checkpoints", "compile", "sync_bn",
+)  # fmt: skip
+"""Settings of a run that the search itself decides."""
+
+Values = Sequence[Value] | range | tuple[float, float]
+Suggest = Callable[[str, Values], Value]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting: what it may be.
+
+    Attributes:
+        name: of the setting; behind a choice's own name and a dot where it belongs to that.
+        values: a list, a range, or lowest and highest; one value where nothing is drawn.
+        parent, choice: it is there only where `parent` is `choice`; empty for always.
+    """
+
+    name: str
+    values: Values
+    parent: str = ""
+    choice: str = ""
+
+    @property
+    def setting(self) -> str:
+        """The setting's name alone."""
+        return self.name.removeprefix(f"{self.choice}.")
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is more than one value."""
+        return len(self.values) > 1
+
+    @property
+    def of_recipe(self) -> bool:
+        """Whether it is a setting of the run, and none of the network."""
+        return NETWORK not in (self.name, self.parent)
+
+    def at(self, share: float) -> Value:
+        """Return the value at a share of the way from the lowest to the highest."""
+        if isinstance(self.values, tuple):
+            low, high = self.values
+            if low > 0:
+                return float(low * (high / low) ** share)
+            return float(low + share * (high - low))
+        ordered = self.values if isinstance(self.values, range) else _sorted(self.values)
+        return ordered[round(share * (len(ordered) - 1))]
+
+    def first(self) -> Value:
+        """Return the value that a search begins with."""
+        return self.values[0] if isinstance(self.values, list) else self.at(0.5)
+
+    def describe(self) -> str:
+        """Return the values as text."""
+        if isinstance(self.values, range) and self.is_drawn:
+            return f"{self.values[0]} to {self.values[-1]} by {self.values.step}"
+        if isinstance(self.values, tuple):
+            return f"{self.values[0]:g} to {self.values[1]:g}"
+        return ", ".join(map(_text, self.values))
+
+
+@dataclass(frozen=True)
+class Space:
+    """A table, checked: its dimensions, parents before their children."""
+
+    dimensions: tuple[Dimension, ...]
+
+    @property
+    def networks(self) -> list[str]:
+        """The families and places that it draws from."""
+        return [str(v) for d in self.dimensions if d.name == NETWORK for v in d.values]
+
+    def draw(self, suggest: Suggest) -> dict[str, Value]:
+        """Draw one candidate; `suggest` is asked for each dimension that it has."""
+        drawn: dict[str, Value] = {}
+        for d in self.dimensions:
+            if not d.parent or drawn[d.parent] == d.choice:
+                drawn[d.name] = suggest(d.name, d.values) if d.is_drawn else d.values[0]
+        return drawn
+
+    def of_network(self, network: str, pick: Callable[[Dimension], Value]) -> dict[str, Value]:
+        """Return the candidate of a network with those values of its parameters that are picked.
+
+        The recipe is the one that a search begins with.
+        """
+        by_name = {dimension.name: dimension for dimension in self.dimensions}
+
+        def suggest(name: str, values: Values) -> Value:
+            dimension = by_name[name]
+            if name == NETWORK:
+                return network
+            return dimension.first() if dimension.of_recipe else pick(dimension)
+
+        return self.draw(suggest)
+
+    def scaled(self, network: str, share: float) -> dict[str, Value]:
+        """Return the candidate of a network at a share of the way from smallest to largest."""
+        return self.of_network(network, lambda dimension: _towards(dimension, share))
+
+    def model(self, drawn: Mapping[str, Value]) -> str:
+        """Return the drawn network, as a config names it."""
+        own = [d for d in self.dimensions if d.parent == NETWORK and d.name in drawn]
+        return with_settings(str(drawn[NETWORK]), {d.setting: drawn[d.name] for d in own})
+
+    def config(
+        self, drawn: Mapping[str, Value], *, most_epochs: int, side: int, **others: Any
+    ) -> RunConfig:
+        """Return the run of a candidate.
+
+        Args:
+            drawn: what `draw` returned.
+            most_epochs: that the time allows.
+            side: the shorter one of the images, in pixels.
+            others: settings that the search decides.
+
+        Raises:
+            ValueError: settings that exclude each other.
+        """
+        settings: dict[str, Any] = {
+            d.setting: drawn[d.name] for d in self.dimensions if d.of_recipe and d.name in drawn
+        }
+        for name in SHARES:
+            if isinstance(settings.get(name, 0), float):
+                of_epochs = name == "epochs"
+                share = round(settings[name] * (most_epochs if of_epochs else side))
+                settings[name] = max(1, share) if of_epochs else share
+        return RunConfig(**{"epochs": most_epochs} | settings | others, model=self.model(drawn))
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the table for a reader: each setting and its values."""
+        return [(dimension.name, dimension.describe()) for dimension in self.dimensions]
+
+
+def load_space(place: str) -> dict[str, Any]:
+    """Return the table at a place such as `FILE.py:NAME`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not is_place(place):
+        raise ValueError(f"--space {place} is no place; write FILE.py:NAME")
+    table = load(place)
+    if not isinstance(table, dict):
+        raise ValueError(f"{place} is a {type(table).__name__}; a dict is expected, a search space")
+    return table
+
+
+def build_space(
+    table: Mapping[str, Any],
+    networks: Sequence[str] = (),
+    settings: Sequence[str] = (),
+) -> Space:
+    """Check a table and return its space.
+
+    Args:
+        table: as this module says.
+        networks: take these instead of the table's: families, names, or places.
+        settings: `key=value`, fixed instead of drawn.
+
+    Raises:
+        ValueError: a network or setting that is not known, or values that are not allowed.
+    """
+    table = dict(table)
+    if networks:
+        own = table.get(NETWORK)
+        known = own if isinstance(own, Mapping) else {}
+        table[NETWORK] = {name: known.get(name, {}) for name in networks}
+    given = RunConfig(model="cnn", epochs=1).override(settings)
+    for key in (text.partition("=")[0] for text in settings):
+        value, before = getattr(given, key), table.get(key)
+        nested = before.get(value) if isinstance(before, Mapping) else None
+        table[key] = value if nested is None else {value: nested}
+    if NETWORK not in table:
+        raise ValueError(f"the space has no {NETWORK!r}; add it, as in SPACE of halfmeg.search")
+    allowed = [NETWORK, *(f.name for f in fields(RunConfig) if f.name not in RESERVED)]
+    dimensions: list[Dimension] = []
+    for name, values in table.items():
+        if name not in allowed:
+            raise ValueError(_unknown("the space has", name, allowed))
+        if name == NETWORK and not isinstance(values, Mapping):
+            names = values if isinstance(values, list) else [values]
+            values = {str(named): {} for named in names}
+        if not isinstance(values, Mapping):
+            _add(dimensions, name, values, "", "")
+            continue
+        if not values:
+            raise ValueError(f"the space gives {name} nothing to choose from")
+        _add(dimensions, name, list(values), "", "")
+        for choice, nested in values.items():
+            if not isinstance(nested, Mapping):
+                raise ValueError(f"the space gives {choice} a {type(nested).__name__}, not a dict")
+            inner = _of_network(choice, nested) if name == NETWORK else dict(nested)
+            for key, its in inner.items():
+                if name != NETWORK and key not in allowed:
+                    raise ValueError(_unknown(f"{choice} in the space has", key, allowed))
+                _add(dimensions, f"{choice}.{key}", its, name, choice)
+    space = Space(tuple(dimensions))
+    _check_settings(space)
+    return space
+
+
+def _of_network(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a network's parameters: those that it declares, or others."""
+    head, settings = split_settings(name)
+    if settings:
+        raise ValueError(f"{name} has its settings already; a space takes {head} and a dict")
+    if is_place(name):
+        check_in_file([name], "a search that goes on later")
+        build = load(name)
+        if not callable(build):
+            raise ValueError(f"{name} is a {type(build).__name__}; a class or function is expected")
+    else:
+        build = find_entry(name)[0].build
+    declared = declared_values(build)
+    for key in given:
+        if not is_place(name) and name not in FAMILIES:
+            raise ValueError(f"{name} comes as it is; settings are for {', '.join(FAMILIES)}")
+        if not takes(build, key):
+            raise ValueError(_unknown(f"{name} in the space has", key, list(declared)))
+    return declared | dict(given)
+
+
+def _add(dimensions: list[Dimension], name: str, values: Any, parent: str, choice: str) -> None:
+    if isinstance(values, str | int | float | bool):
+        values = [values]
+    if isinstance(values, tuple):
+        numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+        if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
+            raise ValueError(f"{name}={values!r} in the space is no pair (lowest, highest)")
+        values = (float(values[0]), float(values[1]))
+    elif not isinstance(values, list | range):
+        raise ValueError(
+            f"{name}={values!r} in the space is not allowed; write a list, a range, a pair "
+            "(lowest, highest) or a dict of choices"
+        )
+    elif not len(values) or any(not isinstance(v, str | int | float | bool) for v in values):
+        raise ValueError(f"{name}={values!r} in the space is no list of numbers or names")
+    elif isinstance(values, list) and len({repr(v) for v in values}) < len(values):
+        raise ValueError(f"{name}={values!r} in the space names a value twice")
+    dimensions.append(Dimension(name, values, parent, choice))
+
+
+def _check_settings(space: Space) -> None:
+    """Try the ends of every setting of the recipe, each by itself."""
+    base = RunConfig(model="cnn", epochs=1).to_dict()
+    tried = [
+        (d.setting, value)
+        for d in space.dimensions if d.of_recipe
+        for value in (d.values if isinstance(d.values, list) else (d.at(0), d.at(1)))
+    ]  # fmt: skip
+    for name, value in tried:
+        if name in SHARES and isinstance(value, float):
+            low = value > 0 if name == "epochs" else value >= 0
+            if not (low and value <= 1):
+                raise ValueError(f"{name}={value} in the space is no share; allowed: 0 to 1")
+            continue
+        others: dict[str, dict[str, Any]] = {
+            "alternate": {"hflip": True},
+            "head_lr": {"optimizer": "muon"},
+        }
+        needs = others.get(name, {}) | ({"milestones": [1]} if value == "step" else {})
+        try:
+            RunConfig.from_dict(base | needs | {name: value})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name}={value!r} in the space: {error}") from None
+
+
+def _towards(dimension: Dimension, share: float) -> Value:
+    """Grow what makes a network larger; what is chosen by name or shrinks it stays as it begins."""
+    if isinstance(dimension.values, range | tuple):
+        return dimension.at(share)
+    numbers = [v for v in dimension.values if isinstance(v, int) and not isinstance(v, bool)]
+    if len(numbers) < len(dimension.values) or share > 0:
+        return dimension.first()
+    return min(numbers)
+
+
+def _sorted(values: Sequence[Value]) -> list[Value]:
+    numbers = all(isinstance(v, int | float) for v in values)
+    return sorted(values) if numbers else list(values)
+
+
+def _unknown(where: str, name: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), allowed, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{where} {name!r}, which is not known; {hint}allowed: {', '.join(allowed) or 'none'}"
+
+
+def _text(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,328 @@
+"""The engine of a search: draws candidates, trains them part by part, stops what falls behind.
+
+Everything that was found stands in the journal and in run folders before the next step begins, so
+a search that was killed goes on where it was: a run under way from its last epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from halfmeg.config import RunConfig
+from halfmeg.data.dataset import DataSplits
+from halfmeg.places.settings import Value
+from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
+from halfmeg.search.lanes import Lanes, SearchListener
+from halfmeg.search.record import Clock, Journal, Stored, Trial, facts_of, suggest
+from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
+from halfmeg.search.segment import Reached
+from halfmeg.search.space import Space
+from halfmeg.training.job import check
+
+if TYPE_CHECKING:
+    import optuna
+
+MOST_DRAWS = 300
+"""So many candidates in a row over the limits, or drawn before, end a search."""
+
+SLOWEST = 2.0
+"""A trial fails that would take so many times as long as the plan has for a run."""
+
+SHORTEST_SECONDS = 30.0
+MOST_FAILURES = 20
+"""So many failed trials end a search of which none has come to its end."""
+
+
+@dataclass
+class Search:
+    """A search under way.
+
+    Attributes:
+        folder: where all of it stands.
+        stored: what search.json says.
+        space, limits: as there.
+        data: what is trained on; its test part is not read here.
+        workers: trials at once.
+    """
+
+    folder: Path
+    stored: Stored
+    space: Space
+    data: DataSplits
+    journal: Journal
+    clock: Clock
+    listener: SearchListener
+    workers: int = 1
+    known_costs: dict[tuple[str, bool], Costs] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> Limits:
+        """What a network may cost."""
+        return self.stored.limits
+
+    @property
+    def side(self) -> int:
+        """The shorter side of the images, in pixels."""
+        return self.data.image_shape.shortest
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the time to look for networks."""
+        plan = self.stored.plan
+        end = self.stored.seconds if plan is None else plan.search_seconds
+        return end - self.clock.spent()
+
+    def run_folders(self, number: int) -> list[Path]:
+        """Return the run folders of a trial."""
+        names = [f"{number:04}"] + [f"{number:04}-fold-{i}" for i in range(1, self.stored.folds)]
+        return [self.folder / "trials" / name for name in names]
+
+    def costs(self, model: str, *, whole: bool = False) -> Costs:
+        """Return what a network costs, computed once.
+
+        Raises:
+            ValueError: it cannot be built.
+        """
+        key = (model, whole)
+        if key not in self.known_costs:
+            self.known_costs[key] = measure_costs(
+                model, len(self.data.classes), self.data.image_shape, self.limits, whole=whole
+            )
+        return self.known_costs[key]
+
+    def config(self, drawn: dict[str, Value]) -> RunConfig:
+        """Return the run of a candidate.
+
+        Raises:
+            ValueError: its settings exclude each other, or do not fit the data.
+        """
+        assert self.stored.plan is not None
+        config = self.space.config(
+            drawn, most_epochs=self.stored.plan.epochs, side=self.side,
+            recipe="search", val_fraction=self.stored.val_fraction, keep_checkpoints=1,
+        )  # fmt: skip
+        check(config, self.data)
+        return config
+
+    def fits(self, drawn: dict[str, Value]) -> bool:
+        """Return whether a candidate can be built and is within the limits."""
+        try:
+            return self.limits.fits(self.costs(self.space.model(drawn)))
+        except ValueError:
+            return False
+
+    def starts(self) -> Iterator[dict[str, Value]]:
+        """Yield what to begin with: of each network the widest that is within the limits."""
+        for network in self.space.networks:
+            drawn = largest_within(self.space, network, self.fits)
+            if drawn is not None:
+                yield drawn
+
+
+def run_trials(search: Search) -> None:
+    """Train trials until the time for it is over.
+
+    The first trial is trained to its end whatever it takes, so that there is a network.
+
+    Raises:
+        ValueError: nothing could be drawn within the limits.
+        OSError: the disk is full or cannot be written.
+        TrainingInterruptedError: Ctrl-C or SIGTERM.
+    """
+    most_seconds = SLOWEST * max(search.seconds_left, SHORTEST_SECONDS) / FULL_RUNS
+    with Lanes(
+        search.data, search.workers, search.run_folders, search.clock, most_seconds, search.listener
+    ) as lanes:
+        engine = _Engine(search, lanes)
+        engine.go_on()
+        while lanes.are_busy or engine.begin():
+            while lanes.have_room and engine.begin():
+                pass
+            for number, outcome in lanes.wait():
+                engine.look(number, outcome)
+                search.clock.save()
+
+
+class _Engine:
+    """Decides what is trained next, and what becomes of what was trained."""
+
+    def __init__(self, search: Search, lanes: Lanes) -> None:
+        self.search, self.lanes = search, lanes
+        self.journal = search.journal
+        self.trials = {trial.number: trial for trial in self.journal.trials()}
+        self.live: dict[int, optuna.Trial] = {}
+        self.exhausted = False
+        self.starts = self._untried_starts()
+
+    def go_on(self) -> None:
+        """Take up the trials that a killed process, or the end of the time, left unfinished."""
+        for trial in [t for t in self.trials.values() if t.outcome == "running"]:
+            self.live[trial.number] = self.journal.open(trial.number)
+            if trial.config is None:
+                self._end(trial, "over", error="it was interrupted before it began")
+            elif self._has_time_for(trial):
+                self._train(trial)
+        # The order of the journal is that of the trials, so the lanes take the oldest first.
+
+    def begin(self) -> bool:
+        """Begin a new trial; return whether there was time for one.
+
+        Raises:
+            ValueError: nothing is within the limits, or whatever was trained has failed.
+        """
+        failed = [trial for trial in self.trials.values() if trial.outcome == "failed"]
+        if len(failed) >= MOST_FAILURES and not self.trials_done:
+            raise ValueError(f"all {len(failed)} trials failed; the last: {failed[-1].error}")
+        if self.exhausted or not self._has_time():
+            return False
+        for _ in range(MOST_DRAWS):
+            given = next(self.starts, None)
+            live = self.journal.ask(given)
+            trial = self._draw(live)
+            if trial is not None:
+                self._train(trial)
+                return True
+            if self.search.seconds_left <= 0 and self.trials_done:
+                return False
+        self.exhausted = True
+        if not any(trial.was_trained for trial in self.trials.values()):
+            raise ValueError(
+                f"none of {MOST_DRAWS} candidates drawn is within all limits together; "
+                "raise one of them, or narrow the space with --space"
+            )
+        self.search.listener.on_note("nothing new is drawn any more: the space is exhausted")
+        return False
+
+    @property
+    def trials_done(self) -> bool:
+        """Whether a network is trained to its end."""
+        return any(trial.outcome == "done" for trial in self.trials.values())
+
+    def look(self, number: int, outcome: Reached) -> None:
+        """Take in how far a trial has come, and stop it, end it or train it on."""
+        trial, live = self.trials[number], self.live[number]
+        config = trial.config
+        assert config is not None
+        trial = replace(trial, seconds=trial.seconds + outcome.seconds)
+        if outcome.accuracy is not None:
+            trial = replace(trial, reached={**trial.reached, outcome.epochs: outcome.accuracy})
+        facts = {str(epochs): accuracy for epochs, accuracy in trial.reached.items()}
+        self.journal.keep(live, reached=facts, seconds=trial.seconds)
+        self.trials[number] = trial
+        if outcome.error is not None:
+            self._end(trial, "failed", error=outcome.error)
+        elif trial.epochs >= config.epochs:
+            self._end(trial, "done")
+        elif not self._goes_on(trial):
+            self._end(trial, "stopped")
+        elif self._has_time_for(trial):
+            self.search.listener.on_trial(trial)
+            self._train(trial)
+        else:  # it stays as it is, for more time
+            self.search.listener.on_trial(trial)
+
+    def _draw(self, live: optuna.Trial) -> Trial | None:
+        """Draw a candidate; None where it is over a limit, cannot be built, or was there before."""
+        search = self.search
+
+        def ask(name: str, values: Any) -> Value:
+            return suggest(live, name, values)
+
+        drawn = search.space.draw(ask)
+        trial = Trial(live.number, drawn, "running")
+        self.live[live.number] = live
+        self.journal.keep(live, drawn=drawn)
+        try:
+            config = search.config(drawn)
+            costs = search.costs(config.model)
+        except ValueError as error:
+            self._constrain(live, dict.fromkeys(search.limits.given, 1.0))
+            self._end(trial, "over", error=str(error))
+            return None
+        over = search.limits.excess(costs)
+        self._constrain(live, over)
+        trial = replace(trial, costs=costs)
+        if any(value > 0 for value in over.values()):
+            self.journal.keep(live, costs=facts_of(costs))
+            self._end(trial, "over")
+            return None
+        for other in self.trials.values():
+            if other.config == config and other.outcome != "over":
+                self._end(trial, "over", error=f"the same as trial {other.number}")
+                return None
+        costs = search.costs(config.model, whole=True)
+        trial = replace(trial, config=config, costs=costs)
+        self.journal.keep(live, costs=facts_of(costs), config=config.to_dict())
+        self.trials[trial.number] = trial
+        return trial
+
+    def _constrain(self, live: optuna.Trial, over: dict[str, float]) -> None:
+        for name, value in over.items():
+            live.set_constraint(name, value)
+
+    def _train(self, trial: Trial) -> None:
+        assert trial.config is not None
+        rungs = rung_epochs(trial.config.epochs)
+        if self.search.stored.strategy == "random":
+            rungs = rungs[-1:]
+        until = next((rung for rung in rungs if rung > trial.epochs), rungs[-1])
+        self.lanes.submit(trial, until)
+
+    def _end(self, trial: Trial, outcome: Any, error: str = "") -> None:
+        costs = trial.costs
+        cost = 1e3 if costs is None else self.search.limits.share(costs)
+        accuracy = (trial.accuracy or 0.0) if outcome in ("done", "stopped") else 0.0
+        live = self.live.pop(trial.number)
+        self.journal.keep(live, ended=self.search.clock.spent())
+        self.journal.tell(live, outcome, accuracy, cost, error)
+        trial = replace(trial, outcome=outcome, error=error)
+        self.trials[trial.number] = trial
+        if outcome != "over":
+            self.search.listener.on_trial(trial)
+
+    def _goes_on(self, trial: Trial) -> bool:
+        assert trial.config is not None
+        rivals = [
+            other for other in self.trials.values()
+            if other.number != trial.number and other.config is not None
+            and other.config.epochs == trial.config.epochs and trial.epochs in other.reached
+        ]  # fmt: skip
+        own, *others = [
+            (one.reached[trial.epochs], self.search.limits.share(one.costs))
+            for one in (trial, *rivals)
+            if one.costs is not None
+        ]
+        return goes_on(own, others)
+
+    def _has_time(self) -> bool:
+        """Return whether a new trial would end in time; the first one always begins."""
+        if not self.trials_done and not self.live:
+            return True
+        assert self.search.stored.plan is not None
+        whole = self.search.stored.plan.epochs * self._seconds_of_epoch()
+        return whole <= self.search.seconds_left
+
+    def _has_time_for(self, trial: Trial) -> bool:
+        assert trial.config is not None
+        if not self.trials_done and trial.number == min(self.live):
+            return True
+        epoch = trial.seconds / trial.epochs if trial.epochs else self._seconds_of_epoch()
+        return epoch * (trial.config.epochs - trial.epochs) <= self.search.seconds_left
+
+    def _seconds_of_epoch(self) -> float:
+        """Return the median of an epoch of a trial, in all its folds."""
+        known = [t.seconds / t.epochs for t in self.trials.values() if t.epochs]
+        return float(np.median(known)) if known else 0.0
+
+    def _untried_starts(self) -> Iterator[dict[str, Value]]:
+        """Yield what to begin with, of networks that no trial had yet."""
+        tried = {trial.drawn.get("network") for trial in self.trials.values() if trial.config}
+        for drawn in self.search.starts():
+            if drawn["network"] not in tried:
+                names = {d.name for d in self.search.space.dimensions if d.is_drawn}
+                yield {name: value for name, value in drawn.items() if name in names}

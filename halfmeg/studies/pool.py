@@ -1,0 +1,138 @@
+"""Processes that train several runs at once, and map the same file of images into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self, TypeVar, final
+
+import torch
+
+from halfmeg.data.cache import open_splits, save_splits
+from halfmeg.data.dataset import DataSplits
+from halfmeg.files import scratch_folder
+from halfmeg.training.stopping import TrainingInterruptedError
+
+T = TypeVar("T")
+
+KILLED = "its process was killed (out of memory?)"
+
+
+@final
+class Pool:
+    """A pool of processes, to be entered; each works with its share of the cores.
+
+    Args:
+        data: that they train on.
+        count: of processes.
+        threads: of each.
+    """
+
+    def __init__(self, data: DataSplits, count: int, threads: int) -> None:
+        self.data, self.count, self.threads = data, count, threads
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.shared = self._open.enter_context(scratch_folder())
+        save_splits(self.data, self.shared / "data")
+        self.executor = self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.executor.shutdown(cancel_futures=True)
+        self._open.close()
+
+    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Call a function of a module, with the data in front of its arguments, in a process."""
+        return self.executor.submit(_work, function, args)
+
+    def restart(self) -> None:
+        """Start new processes after one was killed, which ends all of them."""
+        self.executor.shutdown(cancel_futures=True)
+        self.executor = self._start()
+
+    def stop(self) -> None:
+        """Let each run that is under way write a checkpoint and end."""
+        (self.shared / "stop").touch()
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self.count,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(self.shared, self.threads),
+        )
+
+
+@contextlib.contextmanager
+def stopping_workers(pool: Pool, advice: str) -> Iterator[None]:
+    """Stop the workers on Ctrl-C and SIGTERM.
+
+    Raises:
+        TrainingInterruptedError: one of the two came; `advice` says how to go on.
+    """
+    try:
+        with _terminate_as_interrupt():
+            yield
+    except (KeyboardInterrupt, TrainingInterruptedError) as stopped:
+        pool.stop()
+        number = getattr(stopped, "signal_number", signal.SIGINT)
+        raise TrainingInterruptedError(advice, number) from None
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM stop the study as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+_worker_data: DataSplits | None = None
+_worker_stop = Path()
+
+
+def _start_worker(shared: Path, threads: int) -> None:
+    global _worker_data, _worker_stop
+    if os.name == "posix":
+        os.setpgid(0, 0)  # Ctrl-C reaches the study, which stops its workers
+    torch.set_num_threads(threads)
+    _worker_data, _worker_stop = open_splits(shared / "data"), shared / "stop"
+
+    def stop_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # the run under way writes a checkpoint
+
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+
+
+def _work(function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert _worker_data is not None
+    # A run that was ending when the signal came does not show it.
+    if _worker_stop.exists() or not parent.is_alive():
+        os._exit(1)
+    try:
+        result = function(_worker_data, *args)
+    except TrainingInterruptedError:
+        os._exit(1)  # without a look at the next run in the queue
+    if not parent.is_alive():
+        os._exit(1)
+    return result

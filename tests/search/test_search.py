@@ -1,0 +1,682 @@
+"""The search: space, budget, schedule, engine, what a kill leaves, the page, bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Cli, first_digits
+
+from halfmeg.artifacts.run import Run
+from halfmeg.data.dataset import DataSplits
+from halfmeg.data.shape import image_shape
+from halfmeg.networks.memory import measure_memory
+from halfmeg.networks.summary import count_macs, count_params
+from halfmeg.networks.table import FAMILIES, build_model
+from halfmeg.places.settings import declared_values, split_settings, with_settings
+from halfmeg.search.budget import (
+    Limits,
+    describe_limit,
+    largest_within,
+    measure_costs,
+    parse_amount,
+    parse_limits,
+)
+from halfmeg.search.front import front, pick, read_answers
+from halfmeg.search.record import JOURNAL, Trial, read_stored, read_trials
+from halfmeg.search.run import describe_search, give_time, open_search, start
+from halfmeg.search.schedule import (
+    domination_ranks,
+    fit_final,
+    goes_on,
+    make_plan,
+    rung_epochs,
+)
+from halfmeg.search.segment import train_until
+from halfmeg.search.space import SPACE, build_space
+
+SHAPE = image_shape(32)
+
+TINY = '''
+from typing import Annotated, Literal
+from torch import nn
+
+class Tiny(nn.Module):
+    """Learns the digits a little, in no time."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        width: Annotated[int, range(4, 17, 4)] = 8,
+        kernel: Literal[3, 5] = 3,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.AvgPool2d(4), nn.Conv2d(3, width, kernel, bias=bias), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, num_classes),
+        )
+
+    def forward(self, x):
+        return self.body(x)
+
+SPACE = {
+    "network": {"tiny.py:Tiny": {}},
+    "optimizer": "adamw",
+    "lr": (0.001, 0.1),
+    "epochs": [4, 2],
+    "batch_size": 32,
+}
+'''
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "tiny.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    return "tiny.py:Tiny"
+
+
+def searched(
+    folder: Path, data: DataSplits, seconds: float = 6.0, **others: Any
+) -> tuple[Any, list[Trial]]:
+    """Search a second or two among the tiny networks."""
+    settings = {"limits": Limits(params=700), "place": "tiny.py:SPACE", "compare": False} | others
+    stored, space = describe_search(data, seconds=seconds, **settings)
+    outcome = start(folder, data, stored, space)
+    return outcome, read_trials(folder, read_stored(folder))
+
+
+# A network's settings
+
+
+@pytest.mark.slow  # tracing takes seconds
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_built_with_its_settings_and_learns(name: str) -> None:
+    values = declared_values(FAMILIES[name].build)
+    smallest = {k: min(v) if isinstance(v, range) else v[-1] for k, v in values.items()}
+    model = build_model(with_settings(name, smallest), 7, 32)
+    logits = model(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 7)
+    logits.sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert measure_memory(model.eval(), 32).ram_bytes > 0  # it has a form in C
+
+
+def test_the_whitened_family_holds_record() -> None:
+    assert count_params(build_model("whitened()")) == count_params(build_model("record"))
+    halved = build_model("whitened(shrink=2)")
+    assert count_params(halved) == count_params(build_model("record"))
+    assert count_macs(halved) < count_macs(build_model("record")) / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("residual(widht=8)", "did you mean 'width'"),
+        ("residual(8)", "key=value"),
+        ("residual(width=)", "key=value"),
+        ("residual(width=0)", "1 or more"),
+        ("residual(width='a')", "1 or more"),
+        ("residual(width=__import__('os'))", "key=value"),
+        ("cnn(width=8)", "allowed: none"),
+        ("residul(width=8)", "did you mean 'residual'"),
+    ],
+)
+def test_wrong_settings_of_a_network_are_one_line(name: str, told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        build_model(name)
+
+
+def test_settings_are_taken_apart_and_put_together() -> None:
+    settings = {"width": 8, "gate": True, "kind": "a,b"}
+    assert split_settings(with_settings("my (copy)/net.py:Net", settings)) == (
+        "my (copy)/net.py:Net", settings,
+    )  # fmt: skip
+    assert split_settings("cnn") == ("cnn", {})
+
+
+def test_ones_own_network_takes_settings(tiny: str) -> None:
+    assert count_params(build_model(f"{tiny}(width=16)")) > count_params(build_model(tiny))
+    with pytest.raises(ValueError, match="no 'depth'"):
+        build_model(f"{tiny}(depth=2)")
+
+
+# The space
+
+
+def test_the_space_stands_as_a_table_in_the_docs() -> None:
+    page = (ROOT / "docs" / "search.md").read_text()
+    table = page[page.index("| setting | values |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| `(.+)` \| (.+) \|$", table, flags=re.MULTILINE)
+    assert rows == build_space(SPACE).rows()
+
+
+def test_every_candidate_of_the_space_is_a_run_and_most_can_be_built() -> None:
+    space, generator = build_space(SPACE), random.Random(0)
+
+    def suggest(name: str, values: Any) -> Any:
+        return generator.uniform(*values) if isinstance(values, tuple) else generator.choice(values)
+
+    for _ in range(200):
+        drawn = space.draw(suggest)
+        config = space.config(drawn, most_epochs=20, side=32)
+        assert config.epochs in (10, 20)
+        assert config.crop in (0, 2, 4)
+        network, settings = split_settings(config.model)
+        assert set(settings) == set(declared_values(FAMILIES[network].build))
+        low, high = SPACE["optimizer"][config.optimizer]["lr"]
+        assert low <= config.lr <= high
+
+
+def test_ones_own_network_declares_its_values(tiny: str) -> None:
+    space = build_space(SPACE, [tiny], ["epochs=3", "optimizer=sgd", "hflip=false"])
+    rows = dict(space.rows())
+    assert rows["network"] == tiny
+    assert rows[f"{tiny}.width"] == "4 to 16 by 4"
+    assert rows[f"{tiny}.kernel"] == "3, 5"
+    assert rows[f"{tiny}.bias"] == "true, false"
+    assert rows["sgd.lr"] == "0.02 to 0.5"
+    config = space.config(space.scaled(tiny, 1), most_epochs=9, side=32)
+    assert config.model == f"{tiny}(width=16,kernel=3,bias=True)"
+    assert (config.epochs, config.optimizer, config.hflip) == (3, "sgd", False)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"network": {"residul": {}}}, "did you mean 'residual'"),
+        ({"network": {"residual": {"widht": [8]}}}, "did you mean 'width'"),
+        ({"network": {"cnn": {"width": [8]}}}, "comes as it is"),
+        ({"network": {"residual": [8]}}, "not a dict"),
+        ({"network": {}}, "nothing to choose from"),
+        ({"lr": (0.1, 0.2)}, "no 'network'"),
+        ({"network": "cnn", "learning_rate": 0.1}, "'learning_rate', which is not known"),
+        ({"network": "cnn", "bacth_size": [64]}, "did you mean 'batch_size'"),
+        ({"network": "cnn", "optimizer": {"sgd": {"rl": 0.1}}}, "sgd in the space has 'rl'"),
+        ({"network": "cnn", "lr": (0.2, 0.1)}, "no pair"),
+        ({"network": "cnn", "lr": (0.1, float("inf"))}, "no pair"),
+        ({"network": "cnn", "lr": [-1.0, 0.1]}, "lr=-1.0 in the space"),
+        ({"network": "cnn", "optimizer": ["sdg", "sgd"]}, "optimizer='sdg' in the space"),
+        ({"network": "cnn", "batch_size": []}, "no list of numbers"),
+        ({"network": "cnn", "batch_size": [64, 64]}, "a value twice"),
+        ({"network": "cnn", "batch_size": {64, 32}}, "not allowed"),
+        ({"network": "cnn", "epochs": [0.0, 1.0]}, "no share"),
+        ({"network": "cnn", "crop": [0.5, 2.5]}, "no share"),
+        ({"network": "cnn", "seed": [1, 2]}, "'seed', which is not known"),
+        ({"network": "python:Net"}, "stands at the top of no file"),
+        ({"network": "residual(width=8)"}, "settings already"),
+    ],
+)
+def test_a_wrong_space_is_one_line(table: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+        build_space(table)
+    assert "\n" not in str(caught.value)
+
+
+# The budget
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("params", "100k", 100_000), ("macs", "12M", 12_000_000), ("macs", "12.5m", 12_500_000),
+        ("ram", "64KiB", 65_536), ("ram", "64k", 64_000), ("flash", "100 kB", 100_000),
+        ("params", "78666", 78_666), ("latency", "5ms", 5), ("latency", "0.5 s", 500),
+    ],
+)  # fmt: skip
+def test_amounts_are_read(name: str, text: str, value: float) -> None:
+    assert parse_amount(name, text) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "-5k", "0", "5x", "5ms", "1e400", "nan", "5 5"])
+def test_wrong_amounts_are_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match="is no amount; write a number above 0"):
+        parse_amount("ram", text)
+
+
+def test_costs_are_those_of_the_built_network() -> None:
+    name = "residual(width=8,depth=1,shrink=2)"
+    costs = measure_costs(name, 10, SHAPE, Limits(latency=1e3), whole=True)
+    model = build_model(name)
+    memory = measure_memory(model)
+    assert (costs.params, costs.macs) == (count_params(model), count_macs(model))
+    assert (costs.flash, costs.ram) == (memory.flash_bytes, memory.ram_bytes)
+    assert costs.latency is not None
+    assert costs.latency > 0
+    chip = measure_costs(name, 10, SHAPE, Limits(latency=1e3, chip="cortex-m7"))
+    assert chip.latency == pytest.approx(costs.macs * 1.82 / 480 / 1e3)
+
+
+def test_what_has_no_form_in_c_is_over_a_limit_of_ram() -> None:
+    costs = measure_costs("gated", 10, SHAPE, Limits(ram=10**9), budget=20_000)
+    assert costs.ram is None
+    assert "layer_norm" in costs.no_c
+    assert not Limits(ram=10**9).fits(costs)
+    assert Limits(params=20_000).fits(costs)
+
+
+def test_without_a_limit_it_is_the_half_million() -> None:
+    assert parse_limits().given == {"params": 499_999}
+    assert parse_limits(ram="1k").given == {"ram": 1000}
+    with pytest.raises(ValueError, match="cortex-m0 is not known"):
+        parse_limits("cortex-m0", latency="5ms")
+    with pytest.raises(ValueError, match="needs --latency"):
+        parse_limits("cortex-m7", ram="1k")
+
+
+def test_the_widest_that_fits_is_found() -> None:
+    space = build_space(SPACE, ["residual"])
+
+    def fits_in(limit: int) -> Any:
+        limits = Limits(params=limit)
+
+        def fits(drawn: Any) -> bool:
+            return limits.fits(measure_costs(space.model(drawn), 10, SHAPE, limits))
+
+        return largest_within(space, "residual", fits)
+
+    model = build_model(space.model(fits_in(100_000)))
+    assert 60_000 < count_params(model) <= 100_000
+    assert count_params(build_model(space.model(fits_in(1_500)))) <= 1_500
+    assert fits_in(100) is None
+
+
+# The schedule
+
+
+def test_a_plan_keeps_seeds_until_runs_get_too_short() -> None:
+    hour = make_plan(3600, 2.0, [2.0, 4.0, 2.0])
+    assert (hour.seeds, hour.num_baselines) == (5, 3)
+    assert hour.seeds * hour.epochs * 10.0 <= 0.45 * 3600
+    assert hour.epochs * 2.0 * 5 <= hour.search_seconds <= 0.55 * 3600
+    short = make_plan(600, 30.0, [30.0, 60.0, 30.0])
+    assert short.epochs >= 1
+    assert short.seeds * short.num_baselines < 15
+    alone = make_plan(60, 1000.0, [])
+    assert (alone.epochs, alone.seeds) == (1, 0)
+
+
+def test_the_last_comparison_fits_the_time() -> None:
+    assert fit_final(1000, 10, [10, 10, 10]) == (5, 3)
+    assert fit_final(199, 10, [10, 10, 10]) == (5, 2)
+    assert fit_final(60, 10, [10, 10, 10]) == (3, 1)
+    assert fit_final(20, 10, [10, 10, 10]) == (1, 1)
+    assert fit_final(19, 10, [10, 10, 10]) == (0, 0)
+    assert fit_final(1000, 10, []) == (0, 0)
+
+
+def test_runs_are_looked_at_after_a_ninth_and_a_third() -> None:
+    assert rung_epochs(27) == [3, 9, 27]
+    assert rung_epochs(2) == [1, 2]
+    assert rung_epochs(1) == [1]
+
+
+def test_the_best_third_goes_on_and_the_most_accurate_always() -> None:
+    assert goes_on((0.5, 1.0), [])
+    assert not goes_on((0.5, 1.0), [(0.6, 1.0)])
+    assert goes_on((0.6, 1.0), [(0.5, 0.1)])
+    others = [(0.1 * i, 0.1 * i) for i in range(1, 9)]
+    assert goes_on((0.9, 0.9), others)
+    assert not goes_on((0.35, 0.8), others)
+
+
+def test_fronts_are_those_of_the_definition() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(30):
+        points = [(float(a), float(c)) for a, c in generator.integers(0, 5, (12, 2))]
+        ranks = domination_ranks(points)
+        left = set(range(len(points)))
+        for rank in itertools.count():
+            if not left:
+                break
+            beaten = {
+                i for i in left for j in left
+                if points[j][0] >= points[i][0] and points[j][1] <= points[i][1]
+                and points[i] != points[j]
+            }  # fmt: skip
+            assert {i for i in left if ranks[i] == rank} == left - beaten
+            left = beaten
+
+
+# The engine
+
+
+def test_a_part_of_a_run_reads_no_test_image_and_goes_on_to_the_same_bits(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    space = build_space(SPACE, [tiny], ["epochs=4", "val_fraction=0.2"][:1])
+    config = space.config(
+        space.scaled(tiny, 0), most_epochs=4, side=32, val_fraction=0.2
+    )  # fmt: skip
+    for until in (1, 3, 4):
+        told = train_until(config, tmp_path / "parts", until, few_digits)
+        assert (told.epochs, told.error) == (until, None)
+    assert train_until(config, tmp_path / "parts", 4, few_digits).epochs == 4
+    train_until(config, tmp_path / "whole", 4, few_digits)
+    parts, whole = (Run.open(tmp_path / name) for name in ("parts", "whole"))
+    assert parts.test_readings() == whole.test_readings() == []
+    assert parts.result() is None
+
+    def telling(run: Run) -> list[Any]:
+        return [[row[k] for k in ("train_loss", "val_loss")] for row in run.read_metrics()]
+
+    assert telling(parts) == telling(whole)
+
+
+def test_a_search_ends_with_a_finished_network_and_a_page(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    outcome, trials = searched(tmp_path / "out", few_digits)
+    assert outcome.run.result() is not None
+    assert outcome.comparison is None
+    assert outcome.winner.accuracy == max(t.accuracy for t in trials if t.outcome == "done")
+    assert all(t.costs.params <= 700 for t in trials if t.was_trained)
+    for trial in trials:
+        for path in (tmp_path / "out" / "trials").glob(f"{trial.number:04}*"):
+            of_winner = path == outcome.run.folder
+            assert len(Run.open(path).test_readings()) == (1 if of_winner else 0)
+    assert read_stored(tmp_path / "out").folds == 5  # of 200 images, 40 are held out
+    page = (tmp_path / "out" / "search.html").read_text()
+    for text in ("Front", "What mattered", "Learning curves", "With double the time", "tiny.py"):
+        assert text in page
+    assert page.count("<svg") >= 1
+    # started again it is done, and given time it goes on
+    again, same = searched(tmp_path / "out", few_digits)
+    assert again.winner.number == outcome.winner.number
+    assert same == trials
+    give_time(tmp_path / "out", 4)
+    start(tmp_path / "out", few_digits, *open_search(tmp_path / "out", few_digits))
+    more = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
+    assert [t for t in more[: len(trials)] if t.outcome == "done"] == [
+        t for t in trials if t.outcome == "done"
+    ]
+    with pytest.raises(ValueError, match="other settings or data"):
+        searched(tmp_path / "out", few_digits, limits=Limits(params=900))
+    with pytest.raises(ValueError, match="searched on other data"):
+        open_search(tmp_path / "out", first_digits(201))
+
+
+def test_the_front_and_what_is_picked(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
+    _, trials = searched(tmp_path / "out", few_digits)
+    points = front(trials, "params")
+    assert [p.cost for p in points] == sorted(p.cost for p in points)
+    accuracies = [p.trial.accuracy or 0 for p in points]
+    assert accuracies == sorted(accuracies)
+    assert pick(trials, "params=700") == points[-1].trial
+    assert pick(trials, f"params={points[0].cost:.0f}") == points[0].trial
+    stored = read_stored(tmp_path / "out")
+    folder = tmp_path / "out" / "trials" / f"{points[0].trial.number:04}"
+    folders = [folder, *(folder.with_name(f"{folder.name}-fold-{i}") for i in range(1, 5))]
+    right = read_answers(folders[: stored.folds], few_digits)
+    assert right.mean() == pytest.approx(points[0].trial.accuracy)
+    for text, told in (
+        ("ram", "write one of"),
+        ("rom=3k", "write one of"),
+        ("ram=x", "no amount"),
+        ("ram=1", "the smallest needs"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            pick(trials, text)
+
+
+@pytest.mark.slow
+def test_failures_are_listed_and_never_fatal(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    text = TINY.replace(
+        "        return self.body(x)",
+        "        if self.training and self.body[1].weight.shape[0] > 8 and len(x) > 20:\n"
+        "            raise MemoryError('no room')\n"
+        "        return self.body(x)",
+    )
+    (tmp_path / "tiny.py").write_text(text)
+    outcome, trials = searched(
+        tmp_path / "out", few_digits, seconds=8, limits=Limits(params=10_000)
+    )
+    failed = [t for t in trials if t.outcome == "failed"]
+    assert failed
+    assert all("no room" in t.error for t in failed)
+    assert "no room" in (tmp_path / "out" / "search.html").read_text()
+    assert outcome.winner.outcome == "done"
+
+
+@pytest.mark.slow
+def test_a_journal_with_a_torn_line_is_read(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    _, trials = searched(tmp_path / "out", few_digits)
+    with (tmp_path / "out" / JOURNAL).open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    (tmp_path / "out" / f"{JOURNAL}.lock").symlink_to("journal.log")
+    _, again = searched(tmp_path / "out", few_digits)
+    assert again == trials
+    content = (tmp_path / "out" / JOURNAL).read_bytes()
+    (tmp_path / "out" / JOURNAL).write_bytes(b"{}\n" + content)
+    with pytest.raises(ValueError, match=r"journal\.log is damaged"):
+        searched(tmp_path / "out", few_digits)
+
+
+SEARCH = ("search", "--data", "pictures", "--space", "tiny.py:SPACE", "--params", "700",
+          "--no-compare", "--out", "out")  # fmt: skip
+
+
+def begun(tmp_path: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "halfmeg", *SEARCH, *more]
+    return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 6])
+def test_a_killed_search_goes_on_and_neither_repeats_nor_loses_a_trial(
+    kills: int, tmp_path: Path, tiny: str, pictures: Path, process: Cli
+) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    hours = ("--hours", str((8 + 4 * kills) / 3600))
+    done: dict[str, Any] = {}
+    generator = random.Random(kills)
+    for _ in range(kills):
+        running = begun(tmp_path, *hours)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "out").glob("trials/*/metrics.csv")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(generator.uniform(0, 4))
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        before = done
+        done = finished_trials(tmp_path / "out")
+        assert {n: done[n] for n in before} == before
+    outcome = process(*SEARCH, *hours, "--json")
+    assert outcome.code == 0, outcome.err
+    after = finished_trials(tmp_path / "out")
+    assert {n: after[n] for n in done} == done
+    trials = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
+    configs = [t.config for t in trials if t.was_trained]
+    assert len(set(configs)) == len(configs)
+    for trial in trials:
+        if trial.outcome == "done":
+            metrics = Run.open(tmp_path / "out" / "trials" / f"{trial.number:04}").read_metrics()
+            assert [row["epoch"] for row in metrics] == list(range(1, trial.epochs + 1))
+    assert outcome.json["val_accuracy"] == max(t.accuracy or 0 for t in trials)
+
+
+def finished_trials(folder: Path) -> dict[str, Any]:
+    """Return the metrics, as text, of the trials that the journal has as done."""
+    trials = read_trials(folder, read_stored(folder))
+    return {
+        str(t.number): (folder / "trials" / f"{t.number:04}" / "metrics.csv").read_text()
+        for t in trials
+        if t.outcome == "done"
+    }
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_search_with_one_line(tmp_path: Path, tiny: str, pictures: Path) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    command = [sys.executable, "-m", "halfmeg", *SEARCH, "--json"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob("trials/*/metrics.csv")):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err.strip().splitlines()[-1] == "halfmeg: stopped; `halfmeg search --resume out` goes on"
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing(tmp_path: Path, tiny: str, pictures: Path) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    running = begun(tmp_path, "--workers", "2", "--hours", str(40 / 3600))
+    while not list((tmp_path / "out").glob("trials/*/metrics.csv")):
+        time.sleep(0.05)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    workers = [
+        pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    assert running.wait(timeout=240) == 0
+    trials = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
+    assert not [t for t in trials if t.outcome == "failed"]
+    assert [t for t in trials if t.outcome == "done"]
+
+
+@pytest.mark.slow
+def test_the_winner_is_compared_with_baselines_and_shipped(
+    tmp_path: Path, tiny: str, pictures: Path, cli: Cli
+) -> None:
+    outcome = cli(
+        "search", tiny, "epochs=2", "batch_size=32", "--data", str(pictures), "--ram", "40k",
+        "--params", "60k", "--hours", str(150 / 3600), "--baseline", "cnn",
+        "--baseline", "logistic", "--out", "out", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    found = outcome.json
+    compared = {m["name"] for m in found["comparison"]["models"]}
+    diverged = {name.partition("-seed")[0] for name in found["comparison"]["failures"]}
+    assert "logistic" in compared
+    assert "cnn" in compared | diverged  # on the winner's recipe it may diverge
+    assert len(found["verdicts"]) == len(compared) - 1 > 0
+    for path in (tmp_path / "out" / "final-1").glob("*-seed-*"):
+        run = Run.open(path)
+        assert run.test_readings() == ["final evaluation"]
+        assert run.config.tuning_trials > 0
+    assert (tmp_path / "out" / "final-1" / "comparison.html").exists()
+    shipped = cli("export", "out", "--out", "mine", "--allow-loss", "--pick", "ram=40k", "--json")
+    assert shipped.code == 0, shipped.err
+    assert shipped.json["model"].startswith("tiny.py:Tiny(")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--params", "100"], "the smallest, mobile("),
+        (["--hours", "0"], "--hours 0 is out of range"),
+        (["--hours", "nan"], "--hours nan is out of range"),
+        (["--hours", "inf"], "--hours inf is out of range"),
+        (["--ram", "lots"], "--ram lots is no amount"),
+        (["--workers", "0"], "--workers 0 is out of range"),
+        (["--space", "nowhere"], "--space nowhere is no place"),
+        (["--space", "nowhere.py:S"], "nowhere.py does not exist"),
+        (["--space", "wrong.py:SPACE"], "did you mean 'residual'"),
+        (["--space", "wrong.py:NONE"], "a dict is expected"),
+        (["--space", "wrong.py:SPAC"], "there is no 'SPAC'"),
+        (["residul"], "did you mean 'residual'"),
+        (["lr=fast"], "lr='fast' is not allowed"),
+        (["--baseline", "resnet21"], "did you mean 'resnet"),
+        (["--out", "taken"], "taken exists and holds no search"),
+        (["--resume", "taken"], "taken holds no search"),
+        (["--resume", "taken", "--ram", "5k"], "leave out --ram"),
+        (["--chip", "cortex-m7"], "needs --latency"),
+        (["--data", "one"], "one class"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], told: str, tmp_path: Path, cli: Cli, pictures: Path
+) -> None:
+    (tmp_path / "wrong.py").write_text("SPACE = {'network': ['residul']}\nNONE = 3\n")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "cat").symlink_to(pictures / "train" / "0")
+    data = [] if "--data" in arguments else ["--data", "digits"]
+    outcome = cli("search", *data, *arguments)
+    assert outcome.code == 2
+    assert outcome.is_one_line(told), outcome.err
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "taken" / "mine.txt").read_text() == "mine"
+
+
+def test_data_that_nothing_can_be_validated_on_is_one_line(few_digits: DataSplits) -> None:
+    labels = few_digits.train.labels
+    firsts = torch.tensor([int((labels == k).nonzero()[0]) for k in range(10)])
+    one_each = replace(few_digits, train=few_digits.train.subset(firsts))
+    with pytest.raises(ValueError, match="a search needs validation images"):
+        describe_search(one_each, limits=Limits(params=10**6), seconds=60)
+
+
+def test_limits_that_only_together_fit_nothing_are_told(tiny: str, few_digits: DataSplits) -> None:
+    stored, space = describe_search(
+        few_digits, limits=Limits(params=290, flash=700, ram=10), seconds=60, networks=[tiny]
+    )
+    with pytest.raises(ValueError, match=r"--ram 10 bytes of RAM: the smallest, tiny\.py:Tiny"):
+        start("out", few_digits, stored, space)
+    assert describe_limit("latency", 5) == "5 ms"
+
+
+@pytest.mark.slow
+def test_a_search_in_use_is_left_alone(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
+    from halfmeg.search.record import sole_writer
+
+    searched(tmp_path / "out", few_digits)
+    stored, space = open_search(tmp_path / "out", few_digits)
+    with (
+        sole_writer(tmp_path / "out"),
+        pytest.raises(ValueError, match="another process searches in"),
+    ):
+        start(tmp_path / "out", few_digits, stored, space)
+    damaged = json.loads((tmp_path / "out" / "search.json").read_text())
+    (tmp_path / "out" / "search.json").write_text(json.dumps(damaged | {"folds": "many"}))
+    with pytest.raises(ValueError, match=r"search\.json is damaged"):
+        read_stored(tmp_path / "out")
+
+
+def test_export_picks_only_of_a_search(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("export", "nothing", "--out", "mine", "--pick", "ram=32k")
+    assert outcome.code == 2
+    assert outcome.is_one_line("--pick ram=32k is for a search")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    tmp_path: Path, tiny: str, pictures: Path, process: Cli
+) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    (tmp_path / "full.py").write_text(
+        "import resource, sys, runpy\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"  # a checkpoint has more bytes
+        "runpy.run_module('halfmeg', run_name='__main__')\n"
+    )
+    command = [sys.executable, "full.py", *SEARCH, "--hours", str(5 / 3600)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "File too large" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    outcome = process(*SEARCH, "--hours", str(5 / 3600))
+    assert outcome.code == 0, outcome.err
