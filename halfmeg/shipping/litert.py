@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from halfmeg.data.dataset import Dataset
 from halfmeg.data.shape import ImageSize
 from halfmeg.files import scratch_folder
-from halfmeg.shipping.onnx import FromPixels, fold_batchnorm, quiet
+from halfmeg.shipping.onnx import fold_batchnorm, quiet
 
 NUM_CALIBRATION = 200
 NUM_MICRO_IMAGES = 100
@@ -64,7 +64,8 @@ class LitertFile:
     """A LiteRT file with its proof.
 
     Attributes:
-        content: of the file; input and output are int8, an image H×W×C.
+        content: of the file; input and output are int8, a normalized image H×W×C.
+        input: scale and zero point of the input.
         loss: accuracy lost in LiteRT, as a share, on `n` images.
         runtime: name and version of what ran it.
         micro: None where the interpreter is not installed or does not take the file, and then
@@ -72,6 +73,7 @@ class LitertFile:
     """
 
     content: bytes
+    input: tuple[float, int]
     loss: float
     n: int
     runtime: str
@@ -93,8 +95,9 @@ class LitertFile:
         """Return what a bundle states, as JSON types."""
         micro = None if self.micro is None else vars(self.micro) | {"agrees": self.micro.agrees}
         return {
-            "bytes": len(self.content), "loss": self.loss, "n": self.n, "runtime": self.runtime,
-            "tflite_micro": micro,
+            "bytes": len(self.content), "input_scale": self.input[0],
+            "input_zero_point": self.input[1], "loss": self.loss, "n": self.n,
+            "runtime": self.runtime, "tflite_micro": micro,
         }  # fmt: skip
 
 
@@ -137,15 +140,19 @@ def build_litert(
         ValueError: the converter refuses the network, or the file loses more.
     """
     require_litert()
-    deployed = FromPixels(fold_batchnorm(model, image_size), mean, std).eval()
+    # normalization stays outside: as int8 operators it would round every pixel twice
+    folded = fold_batchnorm(model, image_size)
+    # the converter does not see weights in channels_last as they are
+    folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    seen = _normalized(calibration[:NUM_CALIBRATION], mean, std)
     try:
-        content = _with_weights_inside(_convert(deployed, calibration[:NUM_CALIBRATION]))
+        content = _with_weights_inside(_convert(folded, seen))
         run, scale, zero_point = _litert(content)
     except Exception as error:  # whatever the converter raises has no common base
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"litert-torch does not convert the network: {reason}") from None
-    pixels = held_out.images.permute(0, 2, 3, 1).float().numpy()
-    inputs = np.clip(np.rint(pixels / scale + zero_point), -128, 127).astype(np.int8)
+    images = _normalized(held_out.images, mean, std).numpy()
+    inputs = np.clip(np.rint(images / scale + zero_point), -128, 127).astype(np.int8)
     found = np.array([run(image[None]).argmax() for image in inputs])
     loss = accuracy - float((found == held_out.labels.numpy()).mean())
     if loss > allowed_loss:
@@ -155,7 +162,7 @@ def build_litert(
         )
     micro, missing = run_micro(content, inputs[:NUM_MICRO_IMAGES], found)
     runtime = f"LiteRT {version('ai-edge-litert')}"
-    return LitertFile(content, loss, len(found), runtime, micro, missing)
+    return LitertFile(content, (scale, zero_point), loss, len(found), runtime, micro, missing)
 
 
 def run_micro(
@@ -188,24 +195,43 @@ def run_micro(
     return Micro(len(inputs), same, int(told.group(1))), ""
 
 
-def _convert(deployed: nn.Module, calibration: Tensor) -> bytes:
+def _normalized(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return uint8 B×C×H×W as float32 B×H×W×C, normalized."""
+    pixels = images.permute(0, 2, 3, 1).float() / 255
+    return ((pixels - torch.tensor(mean)) / torch.tensor(std)).contiguous()
+
+
+def _convert(model: nn.Module, images: Tensor) -> bytes:
     """Return an int8 file for images B×H×W×C, as the converter and the quantizer write it."""
-    images = calibration.permute(0, 2, 3, 1).float().contiguous()
     with scratch_folder() as folder, quiet(), _taken_from_the_screen():
         import litert_torch
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_quantizer import quantizer, recipe
+        from ai_edge_quantizer.calibrator import Calibrator
 
         plain, small = (str(folder / f"{name}.tflite") for name in ("plain", "int8"))
-        program = torch.export.export(deployed, (calibration[:1].float(),))
+        program = torch.export.export(model, (images[:1].permute(0, 3, 1, 2),))
         last = litert_torch.to_channel_last_io(_with_pooling(program.module()), args=[0])
         litert_torch.convert(last, (images[:1],)).export(plain)
         ((key, signature),) = Interpreter(plain).get_signature_list().items()
         (name,) = signature["inputs"]
         made = quantizer.Quantizer(plain, recipe.static_wi8_ai8())
-        seen = made.calibrate({key: [{name: image[None].numpy()} for image in images]})
+        calibrator = Calibrator(plain, num_threads=1, qsv_update_func=_wider)
+        samples = [{name: image[None].numpy()} for image in images]
+        calibrator.calibrate({key: samples}, made._recipe_manager)
+        seen = calibrator.get_model_qsvs()
         made.quantize(seen).export_model(small)
         return (folder / "int8.tflite").read_bytes()
+
+
+def _wider(before: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """Return the range of all images; the quantizer's own is a moving average of their ranges."""
+    if not before:
+        return here
+    return {
+        "min": np.minimum(before["min"], here["min"]),
+        "max": np.maximum(before["max"], here["max"]),
+    }
 
 
 def _with_pooling(module: Any) -> nn.Module:

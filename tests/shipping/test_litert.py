@@ -69,7 +69,7 @@ def test_a_file_that_is_none_says_why() -> None:
 
 def test_runs_on_tflite_micro_is_said_only_where_it_agrees() -> None:
     def text(micro: Micro | None, why: str = "") -> str:
-        return LitertFile(b"", 0.004, 1_000, "LiteRT 2.3.0", micro, why).proof_text
+        return LitertFile(b"", (0.02, 0), 0.004, 1_000, "LiteRT 2.3.0", micro, why).proof_text
 
     start = "loses 0.40 points on 1,000 images in LiteRT 2.3.0"
     assert text(Micro(100, 99, 88_144)) == (
