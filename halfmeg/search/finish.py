@@ -22,7 +22,8 @@ from halfmeg.search.schedule import SEEDS, fit_final
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.trials import Search
 from halfmeg.studies.compare import Comparison, compare_runs
-from halfmeg.studies.study import Study, StudyListener, run_study
+from halfmeg.studies.study import Study, run_study
+from halfmeg.studies.workers import StudyListener
 from halfmeg.training.fit import resume
 
 BASELINES = ("cnn", "resnet20", "record", "resnet8", "sprint", "mobilenetv2", "mlp")

@@ -16,7 +16,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.search.record import Clock, Trial
 from halfmeg.search.segment import Reached, train_folds
-from halfmeg.studies.workers import KILLED, Workers
+from halfmeg.studies.pool import KILLED, Pool
 from halfmeg.training.listen import Listener, SilentListener
 
 MOST_KILLS = 2
@@ -65,12 +65,12 @@ class Lanes:
         self.clock, self.most_seconds, self.listener = clock, most_seconds, listener
         self.waiting: dict[Future[Reached], tuple[Trial, int]] = {}
         self.kills: dict[int, int] = {}
-        self.pool: Workers | None = None
+        self.pool: Pool | None = None
 
     def __enter__(self) -> Lanes:
         if self.workers > 1:
             threads = max(1, (os.cpu_count() or 1) // self.workers)
-            self.pool = Workers(self.data, self.workers, threads).__enter__()
+            self.pool = Pool(self.data, self.workers, threads).__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:

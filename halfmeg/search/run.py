@@ -39,7 +39,7 @@ from halfmeg.search.schedule import make_plan
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.space import SPACE, Space, build_space, load_space
 from halfmeg.search.trials import Search, run_trials
-from halfmeg.studies.study import StudyListener
+from halfmeg.studies.workers import StudyListener
 from halfmeg.training.stopping import TrainingInterruptedError
 
 FEW_IMAGES = 10_000

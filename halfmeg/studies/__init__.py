@@ -3,7 +3,7 @@
 | module | holds |
 |---|---|
 | `cluster` | runs as tasks of a Ray cluster |
-| `workers` | processes that train several runs at once |
+| `pool` | processes that train several runs at once |
 | `study` | many runs in one folder; trains what is missing |
 | `workers` | how they are trained: here, stacked, in processes |
 | `stats` | intervals and tests of paired runs |
