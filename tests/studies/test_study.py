@@ -260,7 +260,8 @@ def paired(of_seeds: Sequence[float], *, num_networks: int = 2, **changes: Any) 
     test = paired_tests([rows] * pairs, num_networks)[0]
     fields: dict[str, Any] = {
         "a": "resnet-linear", "b": "cnn", "test": test, "num_seeds": len(rows),
-        "num_images": 10_000, "mcnemar": (), "p_mcnemar": 0.5, "num_pairs": pairs,
+        "num_images": 10_000, "folded": False, "mcnemar": (), "p_mcnemar": 0.5,
+        "num_pairs": pairs,
         "margin": 0.01, "needed": SeedsNeeded(7, 21), "terms": (),
     }  # fmt: skip
     return PairResult(**fields | changes)
