@@ -89,7 +89,10 @@ def test_the_check_shows_them(pictures: Path, tmp_path: Path, cli: Cli) -> None:
     shutil.copytree(pictures, tmp_path / "photos")
     odd = next((tmp_path / "photos" / "train" / "0").iterdir())
     odd.rename(tmp_path / "photos" / "train" / "1" / "odd.png")
-    settings = "model=logistic", "epochs=12", "batch_size=32", "val_fraction=0.2"
+    settings = (
+        "model=logistic", "epochs=20", "batch_size=32", "val_fraction=0.2", "optimizer=adamw",
+        "lr=0.003", "hflip=false", "crop=0", "label_smoothing=0", "ema=0",
+    )  # fmt: skip
     trained = cli("train", "common", *settings, "--data", "photos", "--out", "run", "--json")
     assert trained.code == 0, trained.err
     checked = cli("data", "check", "photos", "--run", "run", "--html", "page.html", "--json")
