@@ -42,6 +42,7 @@ from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
+from halfmeg.evaluation.familiarity import Familiarity
 from halfmeg.files import check_json, read_json, read_limited
 from halfmeg.networks.table import build_model
 from halfmeg.places.place import is_place
@@ -96,6 +97,7 @@ class StoredBundle:
     files: dict[str, str]
     budget: int = BUDGET
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing())
+    familiarity: Familiarity | None = None
 
 
 @final
@@ -111,6 +113,8 @@ class Bundle:
         temperature: what the logits are divided by for calibrated probabilities.
         accuracy: as measured when it was exported: `test_accuracy`, `test_n`, and on what data.
         described: the whole of model.json.
+        familiarity: what tells unfamiliar images; None in bundles from before there was one, and
+            where the run held too few images out.
     """
 
     folder: Path
@@ -124,6 +128,7 @@ class Bundle:
     accuracy: dict[str, Any]
     described: dict[str, Any]
     weights: str = "model.safetensors"
+    familiarity: Familiarity | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
@@ -191,6 +196,7 @@ class Bundle:
             temperature=stored.temperature,
             accuracy=described["accuracy"],
             described=described,
+            familiarity=stored.familiarity,
         )
 
     @property
@@ -218,7 +224,7 @@ class Bundle:
         temperature = None
         if held_out:
             temperature = fit_temperature(logits["val_logits"], logits["val_labels"])
-        facts = run.data
+        facts, stored = run.data, result.get("familiarity")
         return cls(
             folder=run.folder, model=run.config.model, budget=run.config.budget,
             classes=facts.classes, image_size=facts.image_shape.size, mean=facts.mean,
@@ -233,6 +239,7 @@ class Bundle:
                 "preprocessing": {"fit": run.options.fit},
             },
             weights="weights.safetensors",
+            familiarity=Familiarity.from_dict(stored) if stored else None,
         )  # fmt: skip
 
     def load_model(self) -> nn.Module:

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import ImageShape, image_shape
+from halfmeg.evaluation.familiarity import Familiarity
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -31,6 +32,7 @@ class Result(TypedDict, total=False):
     precision: str
     val_accuracy: Required[Share | None]
     val_n: Required[Count]
+    familiarity: Familiarity | None
     test_accuracy: Required[Share]
     test_loss: Required[float]
     test_n: Required[Count]

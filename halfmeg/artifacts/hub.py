@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +14,11 @@ from halfmeg.artifacts.bundle import (
     TARGET_FILE,
     Bundle,
 )
+from halfmeg.data.hub import NotOnHubError, import_hub, read_url, reason
 from halfmeg.files import new_folder, read_json
 
 DESCRIPTION = "model.json"
 MAX_FILES = 64
-CHUNK_BYTES = 2**16
 TIMEOUT_SECONDS = 30.0
 DEADLINE_SECONDS = 600.0
 """How long a whole download may take."""
@@ -42,7 +40,7 @@ def push(bundle: Bundle, repo: str, *, private: bool = False) -> str:
     Raises:
         ValueError: no huggingface-hub, a bad name, no permission, or no answer.
     """
-    hub = _import_hub()
+    hub = import_hub()
     try:
         api = hub.HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
@@ -53,7 +51,7 @@ def push(bundle: Bundle, repo: str, *, private: bool = False) -> str:
             commit_message=f"Add {bundle.model}, exported by halfmeg",
         )
     except Exception as error:  # the hub's errors and its transport's have no common base
-        raise ValueError(f"{repo} cannot be written: {_reason(error)}") from None
+        raise ValueError(f"{repo} cannot be written: {reason(error)}") from None
     return str(commit.commit_url)
 
 
@@ -67,7 +65,7 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> Bundle:
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
-    hub = _import_hub()
+    hub = import_hub()
     with new_folder(out) as part:
         try:
             fetch = _fetcher(hub, repo, revision)
@@ -89,55 +87,18 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> Bundle:
 
 
 def _fetcher(hub: Any, repo: str, revision: str) -> Callable[[str, int], bytes]:
-    """Return a function that downloads one file of a repository into memory, within a limit.
-
-    The hub's own download takes whatever a server sends, of any size and for as long as it likes.
-    """
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        get_session,
-    )
-
-    session = get_session()
+    """Return a function that downloads one file of a repository into memory, within a limit."""
     deadline = time.monotonic() + DEADLINE_SECONDS
 
     def fetch(name: str, limit: int) -> bytes:
         try:
             url = hub.hf_hub_url(repo, name, revision=revision)
-            headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-            with session.stream(
-                "GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True
-            ) as response:
-                if response.status_code == http.HTTPStatus.NOT_FOUND:
-                    missing = "it is no bundle: it has no model.json, or does not exist"
-                    raise ValueError(missing if name == DESCRIPTION else f"it has no {name}")
-                response.raise_for_status()
-                if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise ValueError("the server packs what was to be sent as it is")
-                content = bytearray()
-                for chunk in response.iter_raw(CHUNK_BYTES):
-                    content += chunk
-                    if len(content) > limit:
-                        raise ValueError(f"{name} is larger than {limit:,} bytes")
-                    if time.monotonic() > deadline:
-                        raise ValueError(f"it took longer than {DEADLINE_SECONDS:g} seconds")
-                return bytes(content)
-        except Exception as error:  # the hub's errors and its transport's have no common base
-            raise ValueError(f"{repo} cannot be read: {_reason(error)}") from None
+            return b"".join(read_url(url, limit, TIMEOUT_SECONDS, deadline))
+        except NotOnHubError:
+            missing = "it is no bundle: it has no model.json, or does not exist"
+            told = missing if name == DESCRIPTION else f"it has no {name}"
+        except Exception as error:  # an odd name of a repository raises the hub's own
+            told = reason(error)
+        raise ValueError(f"{repo} cannot be read: {told}")
 
     return fetch
-
-
-def _import_hub() -> Any:
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise ValueError("huggingface-hub is missing: pip install -e '.[hub]'") from None
-    return huggingface_hub
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

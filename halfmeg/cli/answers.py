@@ -71,12 +71,14 @@ def _writer(form: str | None, top: int, file: TextIO) -> Iterator[Callable[[Pred
         rows = csv.writer(file, lineterminator="\n")
         numbers = ["", *(f"_{place}" for place in range(2, top + 1))]
         names = [name for n in numbers for name in (f"label{n}", f"probability{n}")]
-        rows.writerow(["path", *names, "error"])
+        rows.writerow(["path", *names, "error", "unfamiliar"])
 
         def write_row(answer: Prediction) -> None:
             cells = [cell for label, p in answer.top for cell in (label, f"{p:.6f}")]
             cells += [""] * (len(names) - len(cells))
-            rows.writerow([answer.path, *cells, answer.error or ""])
+            known = answer.unfamiliar is not None
+            unfamiliar = ("yes" if answer.unfamiliar else "no") if known else ""
+            rows.writerow([answer.path, *cells, answer.error or "", unfamiliar])
 
         yield write_row
     elif form == "json":
@@ -101,5 +103,7 @@ def _write_line(answer: Prediction) -> None:
         return
     (label, probability), *rest = answer.top
     others = ", ".join(f"{name} {p:.1%}" for name, p in rest)
-    line = f"{probability:6.1%}  {label}  {answer.path}" + (f"  (then {others})" if others else "")
+    beside = " (unfamiliar)" if answer.unfamiliar else ""
+    line = f"{probability:6.1%}  {label}{beside}  {answer.path}"
+    line += f"  (then {others})" if others else ""
     print_line(line)

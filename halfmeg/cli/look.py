@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -201,6 +202,12 @@ def data_check(
     image_size: ImageSizeOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            help="A finished run on it: its recipe finds likely wrong labels (5 trainings)."
+        ),
+    ] = None,
     html: Annotated[
         str | None, typer.Option(help="A page to write, with pictures; it must not exist.")
     ] = None,
@@ -216,10 +223,29 @@ def data_check(
     if others:
         allowed = "channels=, fit=, group=, image_size="
         raise ValueError(f"{others[0]!r} is no setting of data; allowed: {allowed}")
+    opened = None
+    if run is not None:
+        if settings or image_column or label_column or image_size:
+            raise ValueError(
+                f"with --run {run} the images are read as that run has read them; leave out "
+                "--image-size, --image-column, --label-column and settings"
+            )
+        from halfmeg.artifacts.run import Run
+
+        opened = Run.open(run)
+        options, size = opened.options, opened.data.image_size
+    if html is not None and Path(html).exists():
+        raise ValueError(f"{html} exists already and is not overwritten; choose another --html")
     with progress_bars(quiet=as_json) as progress:
         report, images = inspect_source(
             source, data_dir=data_dir, image_size=size, options=options, progress=progress
         )
+    if opened is not None:
+        from halfmeg.cli.progress import training_display
+        from halfmeg.training.labels import wrong_labels
+
+        with training_display(quiet=as_json) as listener:
+            report = replace(report, wrong_labels=wrong_labels(opened, images, listener))
     if html is not None:
         from halfmeg.data.page import write_check_page
 
@@ -251,6 +277,7 @@ def data_check(
             many = f" ({item.count:,} files)" if item.count > 1 else ""
             print_line(f"passed over: {item.path}{many}: {item.reason}")
         _print_near_duplicates(report)
+        _print_wrong_labels(report)
         for problem in report.problems:
             print_line(f"problem: {problem}")
         if not report.problems:
@@ -271,6 +298,20 @@ def _print_near_duplicates(report: DataReport) -> None:
     for pair in worst[:MOST_PAIRS]:
         print_line(f"  {pair.first} ~ {pair.second} ({pair.likeness:.3f})")
     if len(pairs) > MOST_PAIRS:
+        print_line("  …; --json lists all, --html FILE shows them")
+
+
+def _print_wrong_labels(report: DataReport) -> None:
+    found = report.wrong_labels
+    if found is None:
+        return
+    print_line(f"likely wrong labels: {len(found):,}")
+    for item in found[:MOST_PAIRS]:
+        print_line(
+            f"  {item.name}: {item.label} {item.label_probability:.0%}, "
+            f"or {item.likely} {item.likely_probability:.0%}"
+        )
+    if len(found) > MOST_PAIRS:
         print_line("  …; --json lists all, --html FILE shows them")
 
 

@@ -33,14 +33,15 @@ def load(
     quiet: bool,
     options: DataOptions | None = None,
     to_train: bool = True,
+    told: bool = True,
 ) -> DataSplits:
-    """Load data; what takes long is shown, and what a user should know about it is told."""
+    """Load data; what takes long is shown, and what a user should know about it is told once."""
     with progress_bars(quiet=quiet) as progress:
         data = load_dataset(
             source, data_dir=data_dir, image_size=image_size, options=options, to_train=to_train,
             progress=progress,
         )  # fmt: skip
-    for note in data.notes:
+    for note in data.notes if told else ():
         print_error(f"halfmeg: {note}")
     return data
 

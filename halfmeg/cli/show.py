@@ -25,7 +25,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machi
 DataOption = Annotated[
     str | None,
     typer.Option(
-        help="digits, cifar10, or a path to Parquet files or to a folder of images.",
+        help="digits, cifar10, a path to Parquet or to a folder of images, or hf:OWNER/NAME.",
         show_default="digits",
     ),
 ]

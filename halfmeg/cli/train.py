@@ -31,14 +31,16 @@ if TYPE_CHECKING:
     from halfmeg.artifacts.run import Run
     from halfmeg.config import RunConfig
     from halfmeg.data.dataset import DataSplits
+    from halfmeg.data.options import DataOptions
     from halfmeg.data.shape import ImageSize
+    from halfmeg.studies.auto import Choice
 
 
 def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe that `halfmeg recipes` lists, FILE.py:NAME, or a JSON file of settings."
+            help="A recipe that `halfmeg recipes` lists, auto, FILE.py:NAME, or a JSON of settings."
         ),
     ],
     settings: SettingsArgument = None,
@@ -63,10 +65,14 @@ def train(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a network by a recipe, changed by key=value settings."""
+    """Train a network by a recipe, changed by key=value settings.
+
+    auto picks network, image size, batch and epochs for the data, in minutes=10.
+    """
     from halfmeg.cli.hints import check_train_words
     from halfmeg.cli.progress import load, training_display
     from halfmeg.data.options import read_options, read_size
+    from halfmeg.files import write_json
     from halfmeg.studies.trials import with_trials
     from halfmeg.training.fit import fit
     from halfmeg.training.recipes import build_recipe
@@ -74,8 +80,21 @@ def train(
     check_train_words(recipe, settings or [], data)
     options, others = read_options(settings, image_column, label_column)
     size, others = read_size(others, image_size)
-    config = with_trials(build_recipe(recipe).override(others), tuned_on or [])
-    loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
+    if recipe == "auto" and folds is not None:
+        raise ValueError("auto and --folds exclude each other; name a recipe, or leave --folds out")
+    choice = None
+    if recipe == "auto":
+        is_given = image_size is not None or any(
+            s.startswith("image_size=") for s in settings or ()
+        )
+        choice, loaded = _choose(
+            others, data or "digits", data_dir, size if is_given else None, options, quiet=as_json
+        )
+        config = choice.config
+    else:
+        config = build_recipe(recipe).override(others)
+        loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
+    config = with_trials(config, tuned_on or [])
     if folds is not None:
         _train_folds(config, loaded, folds, out, as_json)
         return
@@ -83,6 +102,8 @@ def train(
     folder = out or f"runs/{'-'.join(names)}"
     with training_display(quiet=as_json, note=None if data else NO_DATA) as listener:
         run = fit(config, loaded, folder, listener=listener(config))
+    if choice is not None and run.writes:
+        write_json(run.folder / "auto.json", choice.to_dict())
     _print_result(run, as_json)
 
 
@@ -109,6 +130,43 @@ def _train_folds(
         listener = StudyDisplay(display, quiet=as_json, apart=False)
         found = cross_validate(config, data, folds=count, out=folder, listener=listener)
     write_and_print(found, folder, folds, as_json)
+
+
+def _choose(
+    settings: list[str], data: str, data_dir: str, size: ImageSize | None, options: DataOptions, *,
+    quiet: bool,
+) -> tuple[Choice, DataSplits]:  # fmt: skip
+    """Pick what `train auto` trains; return it with the data at its size."""
+    from halfmeg.cli.progress import load
+    from halfmeg.studies.auto import choose
+    from halfmeg.training.recipes import common
+
+    loaded: dict[ImageSize, DataSplits] = {}
+
+    def load_at(side: ImageSize) -> DataSplits:
+        if side not in loaded:
+            # What is to be known about a source is told once.
+            loaded[side] = load(data, data_dir, side, quiet=quiet, options=options,
+                                told=not loaded)  # fmt: skip
+        return loaded[side]
+
+    minutes = [text.partition("=")[2] for text in settings if text.startswith("minutes=")]
+    others = [text for text in settings if not text.startswith("minutes=")]
+    try:
+        seconds = 60 * float(minutes[-1] if minutes else 10)
+    except ValueError:
+        raise ValueError(
+            f"minutes={minutes[-1]!r} is not allowed; minutes takes a number"
+        ) from None
+    start = common().override(others)
+    choice = choose(
+        load_at, start, seconds, image_size=size,
+        fixed=[text.partition("=")[0] for text in others],
+        tell=lambda line: None if quiet else print_error(f"halfmeg: {line}"),
+    )  # fmt: skip
+    if not quiet:
+        print_error(f"halfmeg: {choice.lines()[-1]}")
+    return choice, load_at(choice.image_size)
 
 
 def resume(

@@ -5,6 +5,7 @@
 | `load` | `load_dataset` and `inspect_data`: one call for every source |
 | `digits`, `cifar`, `parquet`, `folder`, `table`, `arrays` | the sources |
 | `shape` | channels, height and width of images, and how a user writes them |
+| `hub` | data sets of the Hugging Face hub |
 | `options`, `parts`, `scan` | how a source is read; names of parts; every file below a folder |
 | `formats`, `decode`, `source` | files to pixels |
 | `cache` | decoded data, kept on disk |

@@ -24,6 +24,9 @@ GIVEAWAY_FOLDS = 5
 GIVEAWAY_MARGIN = 0.25
 """What tells this share of images more than a constant answer does is worth a line."""
 
+MOST_SIZES = 8
+CHUNK = 256
+
 IMBALANCE = 10
 """A class with fewer than a tenth of the largest class's images is a problem."""
 
@@ -37,6 +40,25 @@ class NearDuplicate:
     likeness: float
     across_parts: bool
     across_classes: bool
+
+
+@dataclass(frozen=True)
+class WrongLabel:
+    """An image whose label is likely wrong, by answers that did not know it.
+
+    Attributes:
+        name: where the image comes from.
+        part: "train", "validation" or "test".
+        label, label_probability: as given.
+        likely, likely_probability: the class that the answers name.
+    """
+
+    name: str
+    part: str
+    label: str
+    label_probability: float
+    likely: str
+    likely_probability: float
 
 
 @dataclass(frozen=True)
@@ -54,12 +76,14 @@ class DataReport:
     std: tuple[float, ...]
     fingerprint: str
     problems: tuple[str, ...]
+    sizes: tuple[tuple[int, int, int], ...] = ()  # width, height, images: the commonest
     validation: int = 0
     files: int = 0  # all files below the root, or rows
     passed_over: tuple[PassedOver, ...] = ()
     notes: tuple[str, ...] = ()
     near_duplicates: tuple[NearDuplicate, ...] = ()
     giveaways: tuple[str, ...] = ()  # what tells the classes apart without looking
+    wrong_labels: tuple[WrongLabel, ...] | None = None  # None: not looked for
 
     @property
     def image_text(self) -> str:
@@ -73,6 +97,7 @@ class DataReport:
             "image_size": size if isinstance(size, int) else list(size),
             "smallest": list(self.smallest),
             "largest": list(self.largest),
+            "sizes": [list(size) for size in self.sizes],
             "mean": list(self.mean),
             "std": list(self.std),
             "problems": list(self.problems),
@@ -80,6 +105,9 @@ class DataReport:
             "notes": list(self.notes),
             "giveaways": list(self.giveaways),
             "near_duplicates": [dict(vars(item)) for item in self.near_duplicates],
+            "wrong_labels": None
+            if self.wrong_labels is None
+            else [dict(vars(item)) for item in self.wrong_labels],
         }
 
 
@@ -136,6 +164,7 @@ def check_data(
         std=data.std,
         fingerprint=data.fingerprint,
         problems=tuple(problems),
+        sizes=_common_sizes(sizes),
         validation=len(data.validation) if data.validation is not None else 0,
         files=len(names) + len(source.unreadable) + sum(item.count for item in passed_over),
         passed_over=tuple(passed_over),
@@ -155,6 +184,12 @@ def _counts(data: DataSplits) -> dict[str, dict[str, int]]:
 
 def _size(pair: np.ndarray) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
+
+
+def _common_sizes(sizes: np.ndarray) -> tuple[tuple[int, int, int], ...]:
+    distinct, counts = np.unique(sizes, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:MOST_SIZES]
+    return tuple((*_size(distinct[i]), int(counts[i])) for i in order)
 
 
 def _count(labels: Tensor, num_classes: int) -> list[int]:
@@ -194,7 +229,9 @@ def _exact_problems(
 
 
 def _giveaways(data: DataSplits, names: dict[str, list[str]]) -> tuple[str, ...]:
-    """Say where size, file format or brightness alone tell the classes of the training part apart.
+    """Say what tells the classes of the training part apart without a look at what they show.
+
+    Looked at are size, file format, gray against colour, and brightness.
 
     A shallow tree that knows nothing else is cross-validated; a network may learn the same.
     """
@@ -208,9 +245,15 @@ def _giveaways(data: DataSplits, names: dict[str, list[str]]) -> tuple[str, ...]
     constant = np.bincount(labels).max() / len(labels)
     endings = [PurePath(name).suffix.lower() for name in names["train"]]
     pixels = data.train.images
-    means = np.concatenate([c.float().mean((1, 2, 3)).numpy() for c in pixels.split(1024)])  # type: ignore[no-untyped-call]
+    # Filled in place: small results kept between large ones that are freed would scatter memory.
+    means, is_gray = np.empty(len(pixels), np.float32), np.empty(len(pixels), bool)
+    for start in range(0, len(pixels), CHUNK):
+        chunk = pixels[start : start + CHUNK]
+        means[start : start + CHUNK] = chunk.float().mean((1, 2, 3))
+        is_gray[start : start + CHUNK] = (chunk == chunk[:, :1]).all(1).flatten(1).all(1)
     features: dict[str, np.ndarray] = {
         "file endings": np.unique(endings, return_inverse=True)[1][:, None],
+        "gray or colour": is_gray[:, None],
         "mean brightness": means[:, None],
     }
     if data.train.sizes is not None:

@@ -27,6 +27,7 @@ LEAST_CORRELATION = 0.9
 
 THUMB = 32
 ROWS = 64
+CHUNK = 256
 MAX_CANDIDATES = 2_000_000
 """More pairs are not compared: images that are all alike would take hours."""
 
@@ -66,9 +67,16 @@ def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> l
         images: uint8 B×C×H×W of each part.
         progress: told how far it is.
     """
-    thumbs = np.concatenate([_thumbnails(part) for part in images])
-    hashes = _hashes(thumbs)
-    flat = thumbs.reshape(len(thumbs), THUMB * THUMB)
+    # Filled chunk by chunk: at 60,000 images a second copy would be another quarter of a gigabyte.
+    flat = np.empty((sum(map(len, images)), THUMB * THUMB), np.float32)
+    hashes = np.empty(len(flat), np.uint64)
+    done = 0
+    for part in images:
+        for chunk in part.split(CHUNK):  # type: ignore[no-untyped-call]
+            thumbs = _thumbnails(chunk)
+            flat[done : done + len(chunk)] = thumbs.reshape(len(chunk), -1)
+            hashes[done : done + len(chunk)] = _hashes(thumbs)
+            done += len(chunk)
     pairs: list[Pair] = []
     candidates = 0
     for start in range(0, len(hashes), ROWS):
@@ -89,14 +97,11 @@ def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> l
 
 def _thumbnails(images: Tensor) -> np.ndarray:
     """Return float32 B×THUMB×THUMB in gray, each of mean 0 and length 1 (0 where all is flat)."""
-    chunks = []
-    for chunk in images.split(1024):  # type: ignore[no-untyped-call]
-        gray = torch.einsum("bchw,c->bhw", chunk.float(), gray_weights(chunk.shape[1]))[:, None]
-        small = F.interpolate(gray, (THUMB, THUMB), mode="area")[:, 0]
-        small = small - small.mean((1, 2), keepdim=True)
-        chunks.append(small / small.norm(dim=(1, 2), keepdim=True).clamp_min(1e-3))
-    empty = torch.zeros(0, THUMB, THUMB)
-    return torch.cat(chunks or [empty]).numpy()
+    gray = torch.einsum("bchw,c->bhw", images.float(), gray_weights(images.shape[1]))[:, None]
+    small = F.interpolate(gray, (THUMB, THUMB), mode="area")[:, 0]
+    small = small - small.mean((1, 2), keepdim=True)
+    scaled: np.ndarray = (small / small.norm(dim=(1, 2), keepdim=True).clamp_min(1e-3)).numpy()
+    return scaled
 
 
 def _hashes(thumbs: np.ndarray) -> np.ndarray:
@@ -106,4 +111,4 @@ def _hashes(thumbs: np.ndarray) -> np.ndarray:
     bits = low > np.median(low, axis=1, keepdims=True)
     padded = np.pad(bits, ((0, 0), (1, 0)))
     packed = np.packbits(padded, axis=1)
-    return packed.view(np.uint64)[:, 0] if len(packed) else np.zeros(0, np.uint64)
+    return packed.view(np.uint64)[:, 0]

@@ -16,6 +16,7 @@ from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
 from halfmeg.data.folds import Folds, parse_fold
+from halfmeg.data.hub import find_on_hub, is_hub_source
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parquet import find_parquet, read_parquet
 from halfmeg.data.scan import summarize_passed_over
@@ -44,7 +45,8 @@ def load_dataset(
     """Load a source of labelled images.
 
     Args:
-        source: `digits`, `cifar10`, or a path to Parquet files or to a folder of images.
+        source: `digits`, `cifar10`, a path to Parquet files or to a folder of images, or
+            `hf:OWNER/NAME` for a data set of the Hugging Face hub.
         data_dir: where `cifar10` is looked for and downloaded to.
         image_size: side of the images in pixels, or (height, width).
         options: how the source is read.
@@ -64,7 +66,7 @@ def load_dataset(
     """
     options = options or DataOptions()
     shape = data_shape(image_size, options.channels)
-    encoded = _find(source, Path(data_dir), options)
+    encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
         splits = _load_named(source, Path(data_dir), shape, progress)
         splits = dataclasses.replace(splits, notes=_named_notes(source))
@@ -121,13 +123,12 @@ def inspect_source(
     if options.fold:
         raise ValueError(f"fold={options.fold} is for training; all images are looked at here")
     shape = data_shape(image_size, options.channels)
-    encoded = _find(source, Path(data_dir), options)
+    encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
         splits = _load_named(source, Path(data_dir), shape, progress)
         splits = dataclasses.replace(splits, notes=_named_notes(source))
         names = {part: [f"{part} {i}" for i in range(len(d))] for part, d in splits.parts.items()}
-        own_size = 8 if source == "digits" else 32
-        sizes = np.full((1, 2), own_size)
+        sizes = np.full((sum(map(len, names.values())), 2), 8 if source == "digits" else 32)
         decoded = DecodedSource(splits, names, ())
         return check_data(decoded, sizes, progress=progress), decoded
     decoded = decode_cached(_name(source), encoded, shape, progress, options.fit)
@@ -139,8 +140,15 @@ def inspect_source(
     return check_data(decoded, sizes, encoded.passed_over, problems, progress), decoded
 
 
-def _find(source: str, data_dir: Path, options: DataOptions) -> EncodedSource | None:
+def _find(
+    source: str, data_dir: Path, options: DataOptions, progress: Progress
+) -> EncodedSource | None:
     """Return the encoded images of a source; None for one that has a loader of its own."""
+    if is_hub_source(source):
+        tables, note = find_on_hub(source, progress)
+        encoded = read_parquet(tables, options)
+        _check_groups(encoded, options)
+        return dataclasses.replace(encoded, notes=(note, *encoded.notes))
     if source == "digits":
         return None
     if source == "cifar10":  # a Parquet copy may stand for the official archive
@@ -178,7 +186,7 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
             f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED_SOURCES)}, "
-            "a path to Parquet files, or a path to a folder of images"
+            "a path to Parquet files, a path to a folder of images, or hf:OWNER/NAME"
         )
     files = find_parquet(path)
     arrays = find_arrays(path) if files is None else None
@@ -238,4 +246,6 @@ def _unbalanced(data: DataSplits) -> tuple[str, ...]:
 
 
 def _name(source: str) -> str:
-    return source if source in NAMED_SOURCES else Path(source).resolve().name
+    if source in NAMED_SOURCES:
+        return source
+    return Path(source.partition("@")[0] if is_hub_source(source) else source).resolve().name

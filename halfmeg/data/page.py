@@ -17,6 +17,7 @@ from halfmeg.files import make_folder, write_atomically
 
 PER_CLASS = 24
 MOST_PAIRS = 100
+MOST_LABELS = 100
 EXTREMES = 8
 
 
@@ -58,6 +59,10 @@ def write_check_page(report: DataReport, source: DecodedSource, path: Path) -> N
         | {"second_picture": _picture(pixels[pair.second])}
         for pair in worst[:MOST_PAIRS]
     ]
+    wrong = [
+        vars(item) | {"picture": _picture(pixels[item.name])}
+        for item in (report.wrong_labels or ())[:MOST_LABELS]
+    ]
     by_light = sorted(pixels, key=lambda name: float(pixels[name].mean()))
     ends = dict.fromkeys([*by_light[:EXTREMES], *by_light[-EXTREMES:]])
     templates = jinja2.Environment(
@@ -69,6 +74,7 @@ def write_check_page(report: DataReport, source: DecodedSource, path: Path) -> N
         parts=list(data.parts),
         sheets=sheets,
         pairs=pairs,
+        wrong=wrong,
         extremes=[(name, _picture(pixels[name])) for name in ends],
     )
     make_folder(path.parent)

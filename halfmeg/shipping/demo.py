@@ -23,12 +23,14 @@ from halfmeg.evaluation.explain import grad_cam
 from halfmeg.files import read_limited, scratch_folder
 from halfmeg.networks.protocol import last_map
 from halfmeg.shipping.gate import MAX_UPLOAD_BYTES, Gate, Sweeper, check_upload
-from halfmeg.shipping.predict import open_runner, top_classes
+from halfmeg.shipping.predict import open_runner, top_classes, unfamiliar
 
 MAX_BARS = 5
 HEAT_SIZE = 256
 HEAT_SHARE = 0.5
 """How much of the heat map's colour covers the image where it is hottest."""
+
+UNFAMILIAR = "**Unfamiliar**: unlike the images that this network was trained on."
 
 CSS = ".gradio-container {max-width: 1100px !important; margin: 0 auto}"
 
@@ -96,7 +98,7 @@ def _build_page(bundles: Sequence[Bundle], folder: Path, sweeper: Sweeper) -> An
 
     def classify(path: str | None) -> list[Any]:
         if path is None:
-            return [None] * (2 * len(answers))
+            return [None] * (3 * len(answers))
         try:
             upload = check_upload(path, folder)
             sweeper.note_answered(upload)
@@ -131,6 +133,7 @@ def _build_page(bundles: Sequence[Bundle], folder: Path, sweeper: Sweeper) -> An
                 with gradio.Column(min_width=280):
                     gradio.Markdown(_describe(bundle))
                     outputs.append(gradio.Label(label="Class", num_top_classes=MAX_BARS))
+                    outputs.append(gradio.Markdown())
                     gradio.Markdown("What spoke for the first class (Grad-CAM)")
                     outputs.append(
                         gradio.Image(
@@ -154,8 +157,8 @@ def _describe(bundle: Bundle) -> str:
     )
 
 
-def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], Image.Image]]:
-    """Return a function from a file's content to class probabilities and a heat map."""
+def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], str, Image.Image]]:
+    """Return a function from a file's content to class probabilities, a remark and a heat map."""
     run = open_runner(bundle)
     model, layer = None, None
     if not bundle.is_own:  # whose maps are not to be had without its Python
@@ -163,14 +166,16 @@ def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], Image
         layer = last_map(model, bundle.image_shape)
     mean, std = torch.tensor(bundle.mean), torch.tensor(bundle.std)
 
-    def answer(content: bytes) -> tuple[dict[str, float], Image.Image]:
+    def answer(content: bytes) -> tuple[dict[str, float], str, Image.Image]:
         image = decode_image(content, bundle.image_shape, bundle.options.fit)
         pixels = torch.from_numpy(image.pixels.copy())[None]
         logits = run(pixels)
         heat = torch.zeros(pixels.shape[2:])  # of a network without a map: the image alone
         if model is not None and layer is not None:
             heat = grad_cam(model, layer, normalize(pixels, mean, std), logits.argmax(1))[0]
-        return dict(top_classes(bundle, logits, MAX_BARS)[0]), _overlay(pixels[0], heat)
+        (is_unfamiliar,) = unfamiliar(bundle, pixels, logits)
+        remark = UNFAMILIAR if is_unfamiliar else ""
+        return dict(top_classes(bundle, logits, MAX_BARS)[0]), remark, _overlay(pixels[0], heat)
 
     return answer
 

@@ -23,6 +23,7 @@ from halfmeg.data.decode import FitName
 from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
+from halfmeg.evaluation.familiarity import Familiarity
 from halfmeg.files import json_bytes, new_folder
 from halfmeg.networks.simplify import simplify
 from halfmeg.networks.summary import count_macs, count_params
@@ -160,6 +161,10 @@ def export(
             "with --allow-loss it is exported all the same"
         )
     temperature, origin = _temperature(reference, held_out, kind)
+    familiarity = None
+    if kind == "validation":
+        trained, _ = hold_out(data, run.config.val_fraction, run.config.seed)
+        familiarity = Familiarity.fit(data.train.images, trained, held_out.images, reference)
     if isinstance(source, Run):
         source.log_test_reading("export: the accuracy that the bundle states")
     measured = evaluate(model, data.test, mean, std, precision="fp32")
@@ -186,6 +191,7 @@ def export(
         "std": list(std),
         "temperature": temperature,
         "temperature_origin": origin,
+        "familiarity": familiarity.to_dict() if familiarity else None,
         "preprocessing": preprocessing(run.image_shape, run.fit),
         "data": run.data,
         "accuracy": {

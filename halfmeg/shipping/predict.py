@@ -32,24 +32,28 @@ class Prediction:
 
     Attributes:
         top: classes with their calibrated probabilities, the likeliest first; empty on an error.
+        unfamiliar: whether it is unlike the images that the network was trained on; None where
+            that is not known.
         error: why the image could not be read; None where it could.
     """
 
     path: str
     top: tuple[tuple[str, float], ...]
     error: str | None = None
+    unfamiliar: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         if self.error is not None:
             return {"path": self.path, "error": self.error}
         label, probability = self.top[0]
-        return {
+        answer = {
             "path": self.path,
             "label": label,
             "probability": probability,
             "top": [{"label": name, "probability": p} for name, p in self.top],
         }
+        return answer if self.unfamiliar is None else answer | {"unfamiliar": self.unfamiliar}
 
 
 def open_runner(bundle: Bundle) -> Runner:
@@ -91,14 +95,28 @@ def _answers(bundle: Bundle, paths: Sequence[Path], top: int, run: Runner) -> It
             path: _read(path, bundle.image_shape, fit) for path in paths[start:][:BATCH_SIZE]
         }
         pixels = [image for image in decoded.values() if isinstance(image, np.ndarray)]
-        tops: Iterator[tuple[tuple[str, float], ...]] = iter(())
+        answers: Iterator[tuple[tuple[tuple[str, float], ...], bool | None]] = iter(())
         if pixels:
-            tops = iter(top_classes(bundle, run(torch.from_numpy(np.stack(pixels))), top))
+            images = torch.from_numpy(np.stack(pixels))
+            logits = run(images)
+            tops = top_classes(bundle, logits, top)
+            answers = zip(tops, unfamiliar(bundle, images, logits), strict=True)
         for path, image in decoded.items():
             if isinstance(image, str):
                 yield Prediction(str(path), (), image)
             else:
-                yield Prediction(str(path), next(tops))
+                classes, is_unfamiliar = next(answers)
+                yield Prediction(str(path), classes, unfamiliar=is_unfamiliar)
+
+
+def unfamiliar(bundle: Bundle, images: Tensor, logits: Tensor) -> Sequence[bool | None]:
+    """Return for each image, uint8 B×3×H×W with logits B×K, whether it is unfamiliar.
+
+    None where the bundle does not know.
+    """
+    if bundle.familiarity is None:
+        return [None] * len(images)
+    return bundle.familiarity.unfamiliar(images, logits)
 
 
 def top_classes(bundle: Bundle, logits: Tensor, top: int) -> list[tuple[tuple[str, float], ...]]:

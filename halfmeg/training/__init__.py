@@ -17,5 +17,6 @@
 | `loop` | the training loop, on one screen |
 | `outcome` | what is measured after an epoch and at the end |
 | `fit` | `fit` and `resume`: a run from its start or a checkpoint to its end |
+| `labels` | a recipe trained on folds, to find likely wrong labels |
 | `stack` | several seeds at once in one process, through the same loop |
 """

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from halfmeg.artifacts.run import MetricsRow
 from halfmeg.evaluation.evaluate import score
+from halfmeg.evaluation.familiarity import Familiarity
 from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.training.job import Job
@@ -33,10 +34,13 @@ def finish(job: Job, at: Position) -> None:
     model = job.state.average.evaluated(job.state.model)
     run.save_weights(model)
     arrays: dict[str, Tensor] = {}
-    val_accuracy = None
+    val_accuracy, familiarity = None, None
     if len(job.val):
         arrays |= {"val_logits": job.logits(job.val.images), "val_labels": job.val.labels}
         val_accuracy = score(arrays["val_logits"], job.val.labels).accuracy
+        familiarity = Familiarity.fit(
+            data.train.images, job.batches.indices, job.val.images, arrays["val_logits"]
+        )
     run.log_test_reading("final evaluation")
     arrays |= {"test_logits": job.logits(data.test.images), "test_labels": data.test.labels}
     test = score(arrays["test_logits"], data.test.labels)
@@ -60,6 +64,7 @@ def finish(job: Job, at: Position) -> None:
             "precision": "bf16" if job.dtype == torch.bfloat16 else "fp32",  # what auto chose
             "val_accuracy": val_accuracy,
             "val_n": len(job.val),
+            "familiarity": familiarity.to_dict() if familiarity else None,
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
             "test_balanced_accuracy": test.balanced_accuracy,

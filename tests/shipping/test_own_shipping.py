@@ -66,7 +66,7 @@ def test_a_bundle_needs_no_python_of_the_users(
     with pytest.raises(ValueError, match=r"a network of one's own, without its Python"):
         bundle.load_model()
     image = next((pictures / "test").rglob("*.png"))
-    answers, picture = _answerer(bundle)(image.read_bytes())
+    answers, _, picture = _answerer(bundle)(image.read_bytes())
     assert len(answers) > 1
     assert picture.size
     done = cli("train", "common", "teacher=bundle", "epochs=1", "--data", str(pictures))

@@ -54,7 +54,7 @@ def test_a_folder_of_any_formats(cli: Cli, photos: Path) -> None:
 def test_patterns_top_and_csv(cli: Cli, photos: Path) -> None:
     found = cli("predict", "photos/*.png", "photos/a.png", "--top", "1", "--csv")
     rows = list(csv.reader(io.StringIO(found.out)))
-    assert rows[0] == ["path", "label", "probability", "error"]
+    assert rows[0] == ["path", "label", "probability", "error", "unfamiliar"]
     assert len(rows) == 5, "each file once"
     assert [row[0] for row in rows[1:] if row[3]] == ["photos/text.png"]
     table = cli("predict", "photos/a.png")

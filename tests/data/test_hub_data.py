@@ -1,0 +1,237 @@
+"""`hf:OWNER/NAME` against a local stand-in for the hub's HTTP interface, honest and hostile."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Cli, Outcome, first_digits
+from PIL import Image
+
+FIRST, SECOND = "1" * 40, "2" * 40
+BOTH = {"main": FIRST, "refs/convert/parquet": SECOND}
+
+
+@dataclass
+class Hub:
+    """What the server holds, and what it was asked."""
+
+    address: str = ""
+    files: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    listing: Callable[[dict[str, Any]], Any] = lambda found: found  # what a hostile one changes
+    content: Callable[[bytes], bytes] = lambda content: content
+    endless: bool = False
+    status: int = 200
+
+
+def table(count: int, first: int = 0) -> bytes:
+    data = first_digits(200).train
+    rows = []
+    for pixels in data.images[first : first + count]:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    labels = data.labels[first : first + count].tolist()
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": rows, "label": labels}), out)
+    return out.getvalue()
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def send(self, content: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        if not self.hub.endless:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(content)
+            while self.hub.endless:
+                self.wfile.write(bytes(2**16))
+
+    def do_GET(self) -> None:
+        hub, path = self.hub, unquote(self.path.partition("?")[0])
+        hub.asked.append(path)
+        if hub.status != 200:
+            self.send(b"{}", hub.status)
+        elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/(.+)", path):
+            files = hub.files.get((match[1], match[2]))
+            if files is None:
+                self.send(b"{}", 404)
+                return
+            siblings = [
+                {"rfilename": name, "size": len(content), "blobId": "0" * 40,
+                 "lfs": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}}
+                for name, content in files.items()
+            ]  # fmt: skip
+            found = {"id": match[1], "sha": BOTH[match[2]], "siblings": siblings}
+            self.send(json.dumps(hub.listing(found)).encode())
+        elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            (revision,) = (name for name, commit in BOTH.items() if commit == match[2])
+            content = hub.files[match[1], revision].get(match[3])
+            self.send(b"", 404) if content is None else self.send(hub.content(content))
+        else:
+            self.send(b"{}", 500)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"hub": hub}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def load(
+    hub: Hub, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "cache"))
+    return lambda source: cli("data", "check", source, "--json")
+
+
+def left_in(tmp_path: Path) -> list[str]:
+    folder = tmp_path / "cache"
+    return [p.name for p in folder.iterdir() if "hub-" in p.name] if folder.exists() else []
+
+
+def test_a_data_set_of_the_hub_is_downloaded_once(
+    hub: Hub, load: Callable[..., Outcome], cli: Cli, tmp_path: Path
+) -> None:
+    hub.files["me/digits", "main"] = {
+        "data/train-00000-of-00002.parquet": table(60),
+        "data/train-00001-of-00002.parquet": table(60, 60),
+        "data/test-00000-of-00001.parquet": table(40, 120),
+        "README.md": b"# digits",
+    }
+    found = load("hf:me/digits")
+    assert found.json["train"] == 120, found.err
+    assert found.json["test"] == 40
+    assert found.json["name"] == "digits"
+    assert found.json["notes"] == ["hf:me/digits: commit 111111111111"]
+    assert sum("resolve" in path for path in hub.asked) == 3
+    assert not any(path.endswith("README.md") for path in hub.asked)
+    again = load("hf:me/digits")
+    assert again.json == found.json
+    assert sum("resolve" in path for path in hub.asked) == 3, "nothing is downloaded twice"
+    hub.status = 503
+    offline = load("hf:me/digits")
+    assert offline.json["fingerprint"] == found.json["fingerprint"]
+    assert "the hub did not answer; the copy of commit 111111111111" in offline.json["notes"][0]
+    cached = cli("data", "cache", "--json").json
+    assert "downloaded from the hub" in [entry["name"] for entry in cached["entries"]]
+    cli("data", "cache", "--clear")
+    assert left_in(tmp_path) == []
+
+
+def test_one_of_several_tables_and_the_hubs_own_copy(
+    hub: Hub, load: Callable[..., Outcome]
+) -> None:
+    hub.files["me/two", "main"] = {
+        "small/train.parquet": table(60), "small/test.parquet": table(20, 60),
+        "large/train.parquet": table(80), "large/test.parquet": table(20, 80),
+    }  # fmt: skip
+    several = load("hf:me/two")
+    assert several.code == 2
+    assert several.is_one_line("there are several tables: large, small; write hf:OWNER/NAME/TABLE")
+    assert not any("resolve" in path for path in hub.asked)
+    assert load("hf:me/two/small").json["train"] == 60
+    hub.files["me/photos", "main"] = {"cat/1.jpg": b"x"}
+    hub.files["me/photos", "refs/convert/parquet"] = {
+        "default/train/0000.parquet": table(50), "default/test/0000.parquet": table(20, 50),
+    }  # fmt: skip
+    assert load("hf:me/photos").json["train"] == 50
+
+
+def test_mistakes(hub: Hub, load: Callable[..., Outcome]) -> None:
+    hub.files["me/notes", "main"] = {"notes.txt": b"x"}
+    for source, told in (
+        ("hf:me/nothing", "hf:me/nothing cannot be read: it does not exist"),
+        ("hf:me", "hf:me names no data set; write hf:OWNER/NAME"),
+        ("hf:me/../x", "names no data set"),
+        ("hf:me/notes", "hf:me/notes has no Parquet files"),
+    ):
+        found = load(source)
+        assert found.code == 2
+        assert found.is_one_line(told), found.err
+
+
+def test_without_an_answer_and_without_a_copy(hub: Hub, load: Callable[..., Outcome]) -> None:
+    hub.status = 503
+    found = load("hf:me/digits")
+    assert found.is_one_line("hf:me/digits cannot be read: Server error '503"), found.err
+
+
+def altered(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    def change(found: dict[str, Any]) -> Any:
+        for sibling in found["siblings"]:
+            sibling.update(changes)
+        return found
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("listing", "told"),
+    [
+        (lambda found: found | {"sha": "../../x"}, "names '../../x' as a commit"),
+        (altered(rfilename="../../evil.parquet"), "file name '../../evil.parquet' is not allowed"),
+        (altered(rfilename="/etc/evil.parquet"), "file name '/etc/evil.parquet' is not allowed"),
+        (altered(rfilename=".x/evil.parquet"), "file name '.x/evil.parquet' is not allowed"),
+        (altered(size=10**13), "bytes; allowed: 8,589,934,592"),
+        (altered(size=None), "the server states no size of train.parquet"),
+        (altered(size=-1), "Expected `int` >= 0"),
+        (altered(size=10), "train.parquet is larger than 10 bytes"),
+        (altered(size=10**6), "bytes, where 1,000,000 were stated"),
+        (altered(lfs={"sha256": "0" * 64}), "train.parquet is damaged: its checksum is another"),
+        (lambda found: [found] * 3, "Expected `object`, got `array`"),
+        (lambda found: {"sha": FIRST, "siblings": 5}, "Expected `array`, got `int`"),
+    ],
+)
+def test_a_hostile_listing_is_one_line(
+    hub: Hub, load: Callable[..., Outcome], tmp_path: Path, listing: Any, told: str
+) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": table(30)}
+    hub.listing = listing
+    found = load("hf:me/digits")
+    assert found.code == 2
+    assert found.is_one_line("hf:me/digits cannot be read: ", told), found.err
+    assert left_in(tmp_path) == []
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_an_endless_answer_ends(hub: Hub, load: Callable[..., Outcome], tmp_path: Path) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": table(30)}
+    hub.endless = True
+    found = load("hf:me/digits")
+    assert found.is_one_line("is larger than 8,388,608 bytes"), found.err
+    assert left_in(tmp_path) == []
+
+
+def test_what_is_no_table_is_one_line(hub: Hub, load: Callable[..., Outcome]) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": b"PAR1" + bytes(500)}
+    found = load("hf:me/digits")
+    assert found.code == 2
+    assert found.is_one_line("train.parquet cannot be read as Parquet of images"), found.err
