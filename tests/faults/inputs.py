@@ -413,6 +413,7 @@ def onnx_files(folder: Path) -> Case:
     import onnx
 
     from halfmeg.artifacts.graph import onnx_logits
+    from halfmeg.data.shape import image_shape
     from halfmeg.shipping.onnx import to_onnx
     from halfmeg.shipping.predict import open_runner
     from halfmeg.shipping.verify import _probes
@@ -427,7 +428,7 @@ def onnx_files(folder: Path) -> Case:
     facts = json.loads((BUNDLED / "model.json").read_text())
     facts |= {"model": "cnn", "classes": list(run.data.classes), "mean": run.data.mean,
               "std": run.data.std}  # fmt: skip
-    true = onnx_logits(original, pictures := _probes(32))
+    true = onnx_logits(original, pictures := _probes(image_shape(32)))
 
     def change(rng: random.Random) -> bytes:
         if rng.random() < 0.4:
