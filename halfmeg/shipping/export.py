@@ -241,8 +241,8 @@ def export(
         for path, content in contents.items():
             (part / path).parent.mkdir(parents=True, exist_ok=True)
             (part / path).write_bytes(content)
-        # No bundle that would be refused later. The int8 file was proved on validation images; drawn
-        # ones leave the ranges of a network of few epochs.
+        # No bundle that would be refused later. The int8 file was proved on validation images;
+        # drawn ones leave the ranges of a network of few epochs.
         verify_onnx(Bundle.open(part), "model.onnx")
     return Bundle.open(out), proof
 
