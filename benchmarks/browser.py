@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import print_rows
 
 from halfmeg.networks.summary import count_macs
-from halfmeg.networks.table import MODELS, build_model
+from halfmeg.networks.table import build_model
 from halfmeg.shipping.quantize import quantize
 from halfmeg.shipping.web import BUILDS, compile_builds
 
@@ -58,8 +58,7 @@ def measure(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure the networks that are named, or all."""
-    rows = [measure(name) for name in sys.argv[1:] or MODELS]
-    print(json.dumps(rows, indent=2))
+    print_rows(measure)
 
 
 if __name__ == "__main__":

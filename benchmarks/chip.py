@@ -8,15 +8,14 @@ long for all values. Counts are exact and need no quiet machine.
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import torch
+from arguments import print_rows
 
 from halfmeg.networks.memory import measure_memory
 from halfmeg.networks.summary import count_macs
-from halfmeg.networks.table import MODELS, build_model
+from halfmeg.networks.table import build_model
 from halfmeg.shipping.c import c_name, write_c
 from halfmeg.shipping.device import run_on
 from halfmeg.shipping.integer import run
@@ -50,8 +49,7 @@ def measure(name: str, devices: tuple[str, ...] = ("cortex-m4", "cortex-m7")) ->
 
 def main() -> None:
     """Measure the networks that are named, or all; one that C cannot be written of stops it."""
-    rows = [measure(name) for name in sys.argv[1:] or MODELS]
-    print(json.dumps(rows, indent=2))
+    print_rows(measure)
 
 
 if __name__ == "__main__":

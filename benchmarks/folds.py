@@ -10,14 +10,13 @@ folds, "images alone" McNemar's test on all images.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import parse_simulation
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -105,14 +104,7 @@ def simulate(
 
 def main() -> None:
     """Simulate all settings and print them, one line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--studies", type=int, default=1_000, metavar="N", help="of each setting")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="what to keep them in")
-    args = parser.parse_args()
-    if args.studies < 1:
-        parser.error(f"--studies {args.studies} is out of range; allowed: 1 or more")
+    args = parse_simulation(__doc__)
     found: dict[str, Any] = {
         "studies": args.studies,
         "command": "python benchmarks/folds.py " + " ".join(sys.argv[1:]),

@@ -22,18 +22,17 @@ them against what the program finds of the same answers.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
+from arguments import parse_simulation
 from numpy.typing import NDArray
 from scipy import interpolate, optimize, special, stats
 
@@ -417,14 +416,7 @@ BESIDE = {
 
 def main() -> None:
     """Simulate all settings and print them, one line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--studies", type=int, default=1_000, metavar="N", help="of each setting")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="what to keep them in")
-    args = parser.parse_args()
-    if args.studies < 1:
-        parser.error(f"--studies {args.studies} is out of range; allowed: 1 or more")
+    args = parse_simulation(__doc__)
     found: dict[str, Any] = {
         "studies": args.studies,
         "command": "python benchmarks/verdicts.py " + " ".join(sys.argv[1:]),

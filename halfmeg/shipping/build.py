@@ -16,33 +16,12 @@ from halfmeg.files import scratch_folder
 from halfmeg.shipping.c import c_name, render, write_c
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import Float32, UInt8
+from halfmeg.shipping.proof import EqualLogits
 
 WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 NOT_PROVED = "not proved on this machine: no compiler"
-
-
-@dataclass(frozen=True)
-class CProof:
-    """What the compiled C did on this machine.
-
-    Attributes:
-        n: number of images.
-        logits: how many logits were held against the oracle's; all were equal.
-        compiler: its name and version.
-    """
-
-    n: int
-    logits: int
-    compiler: str
-
-    def __str__(self) -> str:
-        """Say it in a line."""
-        return (
-            f"all {self.logits:,} logits of {self.n:,} images equal, under address and "
-            f"undefined-behaviour sanitizers ({self.compiler})"
-        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,7 @@ class CSource:
     arena_bytes: int
     constant_bytes: int
     peak: str
-    proof: CProof | None
+    proof: EqualLogits | None
 
     @property
     def proof_text(self) -> str:
@@ -76,7 +55,7 @@ class CSource:
             "arena_bytes": self.arena_bytes,
             "constant_bytes": self.constant_bytes,
             "peak": self.peak,
-            "proof": None if self.proof is None else dict(vars(self.proof)),
+            "proof": self.proof and self.proof.to_dict("compiler"),
         }
 
 
@@ -126,7 +105,7 @@ def build_c(
 
 def prove(
     network: dict[str, str], main: str, name: str, images: UInt8, logits: Float32
-) -> CProof | None:
+) -> EqualLogits | None:
     """Compile a network with gcc and run it on images; None where there is no gcc.
 
     Raises:
@@ -156,7 +135,10 @@ def prove(
     if different:
         raise ValueError(f"{name}.c gives {different:,} of {logits.size:,} logits differently")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True)
-    return CProof(len(images), logits.size, f"gcc {version.stdout.strip()}")
+    return EqualLogits(
+        len(images), logits.size, "under address and undefined-behaviour sanitizers",
+        f"gcc {version.stdout.strip()}",
+    )  # fmt: skip
 
 
 def read_logits(output: str, num_classes: int) -> Float32:

@@ -88,3 +88,31 @@ def prove(
             f"accuracy {proof.onnx_accuracy:.2%} instead of {proof.accuracy:.2%}"
         )
     return proof
+
+
+@dataclass(frozen=True)
+class EqualLogits:
+    """That code gave the oracle's logits on this machine, to the last bit.
+
+    Attributes:
+        n: number of images.
+        logits: how many logits were held against the oracle's; all were equal.
+        conditions: under which it ran.
+        ran_by: name and version of what compiled or ran it.
+    """
+
+    n: int
+    logits: int
+    conditions: str
+    ran_by: str
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return (
+            f"all {self.logits:,} logits of {self.n:,} images equal, {self.conditions} "
+            f"({self.ran_by})"
+        )
+
+    def to_dict(self, ran_by: str) -> dict[str, Any]:
+        """Return what a bundle states, as JSON types, with the name that it has for `ran_by`."""
+        return {"n": self.n, "logits": self.logits, ran_by: self.ran_by}

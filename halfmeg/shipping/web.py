@@ -25,6 +25,7 @@ from halfmeg.shipping.c import c_name, render, write_c
 from halfmeg.shipping.demo import draw_examples
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import Float32, UInt8
+from halfmeg.shipping.proof import EqualLogits
 
 COMPILE = (
     "clang", "--target=wasm32", "-std=c99", "-O3", "-ffp-contract=off", "-ffreestanding",
@@ -42,28 +43,6 @@ ICON_SIZES = (192, 512)
 
 
 @dataclass(frozen=True)
-class WebProof:
-    """What the page's WebAssembly did on this machine.
-
-    Attributes:
-        n: number of images.
-        logits: how many logits of each build were held against the oracle's; all were equal.
-        runtime: name and version of what ran it.
-    """
-
-    n: int
-    logits: int
-    runtime: str
-
-    def __str__(self) -> str:
-        """Say it in a line."""
-        return (
-            f"all {self.logits:,} logits of {self.n:,} images equal, with SIMD and without "
-            f"({self.runtime})"
-        )
-
-
-@dataclass(frozen=True)
 class WebPage:
     """A network as a page, with what makes it installable where a server offers it.
 
@@ -73,7 +52,7 @@ class WebPage:
     """
 
     files: dict[str, bytes]
-    proof: WebProof | None
+    proof: EqualLogits | None
 
     @property
     def proof_text(self) -> str:
@@ -84,7 +63,7 @@ class WebPage:
         """Return what a bundle states, as JSON types."""
         return {
             "page_bytes": len(self.files["index.html"]),
-            "proof": None if self.proof is None else dict(vars(self.proof)),
+            "proof": self.proof and self.proof.to_dict("runtime"),
         }
 
 
@@ -192,7 +171,9 @@ def compile_builds(
     return {build: _split(_compile(sources, build)) for build in BUILDS}
 
 
-def prove(parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32) -> WebProof | None:
+def prove(
+    parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32
+) -> EqualLogits | None:
     """Run both builds on images with the page's own code; None where there is no node.
 
     Args:
@@ -228,7 +209,10 @@ def prove(parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32)
                 f"WebAssembly ({build}) gives {different:,} of {logits.size:,} logits differently"
             )
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
-    return WebProof(len(images), logits.size, f"node {version.stdout.strip().removeprefix('v')}")
+    return EqualLogits(
+        len(images), logits.size, "with SIMD and without",
+        f"node {version.stdout.strip().removeprefix('v')}",
+    )  # fmt: skip
 
 
 def _compile(sources: dict[str, str], build: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
@@ -15,19 +16,25 @@ from halfmeg.studies.study import make_configs, run_study
 from halfmeg.studies.workers import StudyListener
 
 
+class HowTrained(TypedDict, total=False):
+    """Settings of `run_study` that a growing study hands on."""
+
+    workers: int
+    cluster: str | None
+    gpus_per_run: float
+    stack: bool
+    listener: StudyListener | None
+
+
 def compare_until_decided(
     models: Sequence[str],
     data: DataSplits,
     *,
     out: str | Path,
     config: RunConfig | Sequence[RunConfig],
-    workers: int = 1,
-    cluster: str | None = None,
-    gpus_per_run: float = 0.0,
-    stack: bool = False,
     margin: float = MARGIN,
     tuned_on: Sequence[str | Path] = (),
-    listener: StudyListener | None = None,
+    **how: Unpack[HowTrained],
 ) -> Comparison:
     """Train and compare with 5, 8, 12, 20 seeds, until every pair is decided.
 
@@ -38,7 +45,7 @@ def compare_until_decided(
 
     Args:
         models, data, out, config, margin, tuned_on: as for `compare`.
-        workers, cluster, gpus_per_run, stack, listener: as for `run_study`.
+        how: workers, cluster, gpus_per_run, stack and listener, as for `run_study`.
 
     Raises:
         ValueError: as for `compare`, or a study that was planned or read otherwise before.
@@ -46,9 +53,8 @@ def compare_until_decided(
     recipes = [config] if isinstance(config, RunConfig) else list(config)
     for seeds in LOOKS:
         study = run_study(
-            make_configs(models, recipes, seeds, tuned_on), data, out, workers=workers,
-            cluster=cluster, gpus_per_run=gpus_per_run, stack=stack,
-            reading=Reading.until_decided(margin), listener=listener,
+            make_configs(models, recipes, seeds, tuned_on), data, out,
+            reading=Reading.until_decided(margin), **how,
         )  # fmt: skip
         if study.failures or seeds == LOOKS[-1]:
             break

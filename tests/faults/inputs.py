@@ -130,13 +130,19 @@ def refused(call: Callable[[], Any]) -> tuple[bool, Any]:
         return True, None
 
 
-def images(folder: Path) -> Case:
+def picture_files() -> list[bytes]:
+    """Encode a picture of noise in nine formats."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
     originals = []
     for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA"):
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, form)
         originals.append(buffer.getvalue())
+    return originals
+
+
+def images(folder: Path) -> Case:
+    originals = picture_files()
 
     def case(rng: random.Random) -> str:
         content = mutate(rng.choice(originals), rng)

@@ -7,10 +7,9 @@ comes out above 5% + 3 standard errors once in 700 times.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
 import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,19 +24,8 @@ from halfmeg.studies.stats import (
     paired_tests,
 )
 
-
-def load_simulation() -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        "verdicts", ROOT / "benchmarks" / "verdicts.py"
-    )
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["verdicts"] = module  # where its dataclasses look themselves up
-    specification.loader.exec_module(module)
-    return module
-
-
-simulation = load_simulation()
+sys.path.append(str(ROOT / "benchmarks"))
+simulation = importlib.import_module("verdicts")
 World = simulation.World
 
 
