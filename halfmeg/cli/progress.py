@@ -111,12 +111,15 @@ class StudyDisplay(StudyListener):
         return self.display(config)
 
     def on_run(self, config: RunConfig, error: str | None, done: int, total: int) -> None:
-        """Print how a run has ended that was not shown."""
-        if self.quiet or not (self.apart or error):
+        """Print how a run has ended that was not shown, and what follows the last."""
+        if self.quiet:
             return
-        outcome = f"failed: {error}" if error else "done"
-        name = f"{short_name(config.model)} {short_name(config.recipe)} seed {config.seed}"
-        print_error(f"{name}  {outcome}  {done}/{total}")
+        if self.apart or error:
+            outcome = f"failed: {error}" if error else "done"
+            name = f"{short_name(config.model)} {short_name(config.recipe)} seed {config.seed}"
+            print_error(f"{name}  {outcome}  {done}/{total}")
+        if done == total:
+            print_error("all runs have ended; now robustness and costs are measured")
 
 
 class _Display(Listener):
