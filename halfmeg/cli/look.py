@@ -38,7 +38,7 @@ def models(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the networks: parameters, multiply-accumulates, RAM and flash in C, budget."""
+    """List the networks: counts, image sizes, RAM and flash in C."""
     from halfmeg.networks.summary import summarize
     from halfmeg.networks.table import IN_C, MODELS, build_model
 
