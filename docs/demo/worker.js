@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "9c15db7001749a5f";
+const CACHE = PREFIX + "a4502a8146191872";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {

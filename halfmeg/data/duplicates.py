@@ -72,7 +72,7 @@ def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> l
     hashes = np.empty(len(flat), np.uint64)
     done = 0
     for part in images:
-        for chunk in part.split(CHUNK):  # type: ignore[no-untyped-call]
+        for chunk in part.split(CHUNK) if len(part) else ():  # type: ignore[no-untyped-call]
             thumbs = _thumbnails(chunk)
             flat[done : done + len(chunk)] = thumbs.reshape(len(chunk), -1)
             hashes[done : done + len(chunk)] = _hashes(thumbs)

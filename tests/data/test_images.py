@@ -622,7 +622,7 @@ def test_predict_keeps_what_is_finished(tmp_path: Path, cli: Cli) -> None:
         assert len(rows) == 7
         assert [row["path"] for row in rows if row.get("error")] == ["photos/bad.png"]
     assert next(csv.reader(io.StringIO((tmp_path / "answers.csv").read_text()))) == [
-        "path", "label", "probability", "label_2", "probability_2", "error",
+        "path", "label", "probability", "label_2", "probability_2", "error", "unfamiliar",
     ]  # fmt: skip
     again = cli("predict", "photos", "--out", "answers.csv")
     assert "answers.csv exists already and is not overwritten" in again.err

@@ -239,8 +239,8 @@ def test_macs_and_memory_of_oblong_images() -> None:
 def test_the_list_of_networks_says_which_sizes_they_take(cli: Cli) -> None:
     listed = cli("models").out
     lines = {words[0]: words for line in listed.splitlines() if (words := line.split())}
-    assert lines["cnn"][-1] == "16+"
-    assert lines["resnet-linear"][-1] == "9+"
+    assert lines["cnn"][4] == "16+"
+    assert lines["resnet-linear"][4] == "9+"
     assert "Sides are in pixels" in listed
     shown = cli("summary", "resnet-linear", "--image-size", "96x64", "--channels", "1")
     assert "[-1, 32, 48, 32]" in shown.out, "height before width"
@@ -342,7 +342,7 @@ def test_the_demo_shows_any_form(trained: Path, name: str) -> None:
 
     bundle = Bundle.open(trained / f"{name}-bundle")
     content = (trained / "photos" / "test" / "red" / "3.png").read_bytes()
-    shares, heat = _answerer(bundle)(content)
+    shares, _, heat = _answerer(bundle)(content)
     assert set(shares) == {"red", "blue"}
     shape = bundle.image_shape
     assert heat.size == (shape.width * HEAT_SIZE // 24, shape.height * HEAT_SIZE // 24)
