@@ -254,7 +254,7 @@ class TestInChromium:
             reached.add(
                 page.evaluate("document.activeElement.tagName + document.activeElement.textContent")
             )
-        buttons = page.locator("th button").all_text_contents()
+        buttons = page.locator("th button:visible").all_text_contents()  # not in folded tables
         assert {f"BUTTON{text}" for text in buttons} <= reached
         assert any(name.startswith("SUMMARY") for name in reached)
         page.close()
