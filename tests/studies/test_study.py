@@ -517,7 +517,7 @@ def test_a_study_until_decided_stops_at_the_first_look_that_decides(
     tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a margin of half of all images every pair is soon the same."""
-    monkeypatch.setattr("halfmeg.studies.compare.LOOKS", (2, 3))
+    monkeypatch.setattr("halfmeg.studies.sequential.LOOKS", (2, 3))
     monkeypatch.setattr("halfmeg.studies.reading.LOOKS", (2, 3))
     terms = small_config(epochs=1)
     out = tmp_path / "s"
