@@ -227,6 +227,7 @@ def test_chip(tmp_path: Path) -> None:
     assert 1 < row["cortex-m7"]["instructions"] / row["macs"] < 2.3
 
 
+@pytest.mark.campaign  # more than seven minutes
 def test_search(tmp_path: Path, pictures: Path) -> None:
     arguments = ("search", "eurosat", "--data", str(pictures), "--hours", "0.01", "--out", "out")
     outcome = benchmark(*arguments, cwd=tmp_path)
