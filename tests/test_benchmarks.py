@@ -229,6 +229,7 @@ def test_chip(tmp_path: Path) -> None:
 
 @pytest.mark.campaign  # more than seven minutes
 def test_search(tmp_path: Path, pictures: Path) -> None:
+    pytest.importorskip("keras_tuner", reason="KerasTuner is in the extra kerastuner")
     arguments = ("search", "eurosat", "--data", str(pictures), "--hours", "0.01", "--out", "out")
     outcome = benchmark(*arguments, cwd=tmp_path)
     assert outcome.code == 0, outcome.err

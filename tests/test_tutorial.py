@@ -111,5 +111,5 @@ def test_the_tutorial_as_it_was_written(cli: Cli, tmp_path: Path) -> None:
             assert {line for line in printed if line.strip() != "…"} <= set(out.splitlines())
         if "predict" in command:  # what the page shows, within what another machine changes
             for name in CLASSES:
-                assert re.search(rf"new/{name}\.jpg +{name} ", out), out
+                assert re.search(rf"% +{name} +new/{name}\.jpg", out), out
     assert_result(tmp_path)

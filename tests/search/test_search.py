@@ -573,7 +573,8 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
     assert len(found["verdicts"]) == len(compared) - 1 > 0
     for path in (tmp_path / "out" / "final-1").glob("*-seed-*"):
         run = Run.open(path)
-        assert run.test_readings() == ["final evaluation"]
+        # One that diverged has read nothing.
+        assert run.test_readings() == (["final evaluation"] if run.result() else [])
         assert run.config.tuning_trials > 0
     assert (tmp_path / "out" / "final-1" / "comparison.html").exists()
     shipped = cli("export", "out", "--out", "mine", "--allow-loss", "--pick", "ram=40k", "--json")
