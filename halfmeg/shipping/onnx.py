@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,8 +104,37 @@ def to_onnx(
             dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=65_536)}},
         )
     assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
+    content: bytes = _fold_sizes(program.model_proto).SerializeToString()
     return content
+
+
+def _fold_sizes(model: Any) -> Any:
+    """Compute what depends on the sides of maps alone; the exporter leaves it to the runtime.
+
+    Else a graph with `unfold` has a Range whose length nobody can bound before it runs.
+    """
+    import onnxscript.optimizer
+    from onnx import numpy_helper, shape_inference
+
+    inferred = shape_inference.infer_shapes(model).graph.value_info
+    dims = {value.name: value.type.tensor_type.shape.dim for value in inferred}
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    measured = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Shape" and not any(attribute.i for attribute in node.attribute)
+    }
+    folded = False
+    for node in list(model.graph.node):
+        if node.op_type != "Gather" or node.input[0] not in measured:
+            continue
+        sizes, index = dims.get(measured[node.input[0]], ()), constants.get(node.input[1])
+        if index is not None and index.ndim == 0 and sizes[int(index)].HasField("dim_value"):
+            size = np.array(sizes[int(index)].dim_value, np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(size, node.output[0]))
+            model.graph.node.remove(node)
+            folded = True
+    return onnxscript.optimizer.optimize(model) if folded else model
 
 
 def quantize_by_library(onnx_model: bytes, calibration: Tensor) -> bytes:

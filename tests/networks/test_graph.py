@@ -15,6 +15,8 @@ from conftest import Cli
 from test_export import unsettled
 from torch import Tensor, nn
 
+from halfmeg.artifacts.graph import check_graph
+from halfmeg.data.shape import image_shape
 from halfmeg.networks.graph import Conv, Gather, Graph, MaxPool, axis_maps
 from halfmeg.networks.memory import memory_of, plan_arena
 from halfmeg.networks.simplify import border_classes, simplify, steps
@@ -224,3 +226,12 @@ def test_a_global_pool_in_channels_last_is_exported_as_one() -> None:
     model = nn.Sequential(nn.MaxPool2d(4), plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     graph = onnx.ModelProto.FromString(to_onnx(model, (0.5,) * 3, (0.2,) * 3, 8)).graph
     assert {"Range", "Gather"}.isdisjoint(node.op_type for node in graph.node)
+
+
+def test_sizes_of_maps_are_constants_of_an_exported_graph() -> None:
+    """`unfold` is written with Range over the sides, which would be bounded by nothing."""
+    model = nn.Sequential(nn.Unfold(4, stride=4), nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    content = to_onnx(model, (0.5,) * 3, (0.2,) * 3, 8)
+    kinds = {node.op_type for node in onnx.ModelProto.FromString(content).graph.node}
+    assert {"Range", "Shape"}.isdisjoint(kinds)
+    check_graph(content, image_shape(8), 3 * 8 * 8 * 5)
