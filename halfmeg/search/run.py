@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from halfmeg.data.dataset import DataSplits, hold_out, require_trainable
+from halfmeg.files import make_folder
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Limits, describe_limit, measure_costs, smallest
 from halfmeg.search.finish import (
@@ -166,7 +167,7 @@ def start(
     else:
         _check_budget(stored, space, data)
     baselines = choose_baselines(stored, data)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with sole_writer(folder):
         if not is_search(folder):
             write_stored(folder, stored)
