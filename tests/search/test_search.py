@@ -402,9 +402,9 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
     give_time(tmp_path / "out", 4)
     start(tmp_path / "out", few_digits, *open_search(tmp_path / "out", few_digits))
     more = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
-    assert [t for t in more[: len(trials)] if t.outcome == "done"] == [
-        t for t in trials if t.outcome == "done"
-    ]
+    assert [t.number for t in more] == list(range(len(more)))
+    for before, after in zip(trials, more, strict=False):  # one that was stopped may go on
+        assert after == before or (before.outcome == "stopped" and after.epochs > before.epochs)
     with pytest.raises(ValueError, match="other settings or data"):
         searched(tmp_path / "out", few_digits, limits=Limits(params=900))
     with pytest.raises(ValueError, match="searched on other data"):
