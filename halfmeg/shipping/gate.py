@@ -6,6 +6,7 @@ somebody else owns could be made to point to this machine (DNS rebinding).
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -251,6 +252,7 @@ class Sweeper:
         self.kept: set[Path] = set()
         self.seen: dict[tuple[Path, int, int], float] = {}
         self.answered: dict[Path, float] = {}
+        self.lock = threading.Lock()  # of what threads that answer note while another sweeps
         self.stopped = threading.Event()
 
     def start(self) -> None:
@@ -264,7 +266,8 @@ class Sweeper:
 
     def note_answered(self, path: Path) -> None:
         """Have an upload deleted soon."""
-        self.answered[path] = time.monotonic()
+        with self.lock:
+            self.answered[path] = time.monotonic()
 
     def _run(self) -> None:
         while not self.stopped.wait(1):
@@ -273,6 +276,8 @@ class Sweeper:
     def sweep(self, now: float) -> None:
         """Delete what has had its time; the clock is one that never jumps."""
         found: dict[tuple[Path, int, int], float] = {}
+        with self.lock:
+            noted = dict(self.answered)
         for folder, _, names in os.walk(self.folder):
             for path in (Path(folder, name) for name in names):
                 try:
@@ -281,11 +286,14 @@ class Sweeper:
                     continue
                 key = (path, facts.st_ino, facts.st_ctime_ns)
                 since = found[key] = self.seen.get(key, now)
-                answered = self.answered.get(path)
+                answered = noted.get(path)
                 done = answered is not None and since <= answered < now - KEEP_ANSWERED_SECONDS
                 if path not in self.kept and (done or since < now - KEEP_SECONDS):
-                    path.unlink(missing_ok=True)
-                    self.answered.pop(path, None)
+                    with contextlib.suppress(OSError):  # it is tried again in a second
+                        path.unlink()
         self.seen = found
-        for path in [path for path in self.answered if not path.exists()]:
-            self.answered.pop(path, None)
+        gone = [path for path in noted if not path.exists()]
+        with self.lock:
+            for path in gone:
+                if self.answered.get(path) == noted[path]:
+                    del self.answered[path]

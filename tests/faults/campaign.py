@@ -15,6 +15,7 @@ import json
 import os
 import random
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--results", type=Path, help="JSON file to add to, and to go on from")
     asked = parser.parse_args()
+    # in a shell's background it would be ignored, by the page too, which is ended by it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     kinds = {kind: n for kind, n in SHARES.items() if kind in (asked.only or SHARES)}
     victims = {kind: k.share for kind, k in KILLED.items() if kind in (asked.only or KILLED)}
 

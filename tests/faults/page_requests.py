@@ -47,7 +47,11 @@ def serving(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             yield server.stdout.readline().split()[0].rstrip("/"), server
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait(60)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
 
 
 def send(address: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:

@@ -156,6 +156,44 @@ def test_uploads_are_deleted_as_they_are_answered(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["example.png"]
 
 
+def test_uploads_are_answered_while_others_are_deleted(tmp_path: Path) -> None:
+    """Notes that come while the sweeper goes through its own must not end it."""
+
+    class Noting(type(tmp_path)):  # type: ignore[misc]
+        def exists(self, **settings: Any) -> bool:
+            sweeper.note_answered(tmp_path / f"new-{len(sweeper.answered)}")
+            return super().exists(**settings)
+
+    sweeper = Sweeper(tmp_path)
+    for name in ("one", "two"):
+        Noting(tmp_path / name).touch()
+        sweeper.note_answered(Noting(tmp_path / name))
+    now = time.monotonic()
+    sweeper.sweep(now - 1)
+    sweeper.sweep(now + 5)
+    assert not list(tmp_path.iterdir())
+    assert len(sweeper.answered) == 2  # those noted meanwhile are kept for the next time
+    sweeper.sweep(now + 6)
+
+
+def test_an_upload_that_cannot_be_deleted_does_not_end_the_sweeping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    sweeper = Sweeper(tmp_path)
+    (tmp_path / "upload").touch()
+    now = time.monotonic()
+    sweeper.sweep(now)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", busy)
+        sweeper.sweep(now + 70)
+    assert (tmp_path / "upload").exists()
+    sweeper.sweep(now + 71)
+    assert not (tmp_path / "upload").exists()
+
+
 # --- ONNX files sealed again -------------------------------------------------------------------
 
 
