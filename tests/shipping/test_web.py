@@ -172,8 +172,7 @@ def test_both_builds_give_the_oracles_logits(name: str) -> None:
     parts = sum(len(text) for kind in ("data", "code") for text in network[kind].values())
     assert size - parts < 100_000, "the page itself"
     assert len(network["data"]["simd"]) < 4 / 3 * integers(name).constant_bytes + 2_000, "in base64"
-    if name != "logistic":  # clang lays the data of that one out in another way with SIMD
-        assert list(network["data"]) == ["simd"], "the weights stand in the page once"
+    assert list(network["data"]) == ["simd"], "the weights stand in the page once"
     assert network["code"]["simd"] != network["code"]["plain"]
 
 
