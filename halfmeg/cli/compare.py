@@ -17,7 +17,10 @@ from halfmeg.cli.show import (
     LabelColumnOption,
     TunedOnOption,
     build_table,
+    describe_memory,
     format_range,
+    memory_json,
+    memory_or_reason,
     print_error,
     print_json,
     print_line,
@@ -212,7 +215,7 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say before a study what it could see, and its cost here.
+    """Say before a study what it could see, its cost here, and RAM and flash in C.
 
     Trains a few steps of each network to see how fast this machine is; reads no test image.
     """
@@ -220,6 +223,7 @@ def plan(
 
     from halfmeg.cli.progress import load
     from halfmeg.data.options import read_options, read_size
+    from halfmeg.networks.table import build_model
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.plan import make_plan, time_training
     from halfmeg.studies.study import open_runs
@@ -235,10 +239,18 @@ def plan(
     made = make_plan(count, len(loaded.test), difference=difference / 100, pilot=found)
     configs = [replace(config, model=name) for config in recipes for name in names]
     made = made.with_seconds(time_training(configs, loaded))
+    classes, shape, budget = len(loaded.classes), loaded.image_shape, recipes[0].budget
+    needs = {
+        name: memory_or_reason(build_model(name, classes, shape, budget), shape) for name in names
+    }
     if as_json:
-        print_json(made.to_dict())
+        memory = {name: memory_json(need) for name, need in needs.items()}
+        print_json(made.to_dict() | {"memory": memory})
     else:
         _print_plan(made)
+        print_line("in C, as 8-bit integers (image, stack and code are not counted):")
+        for name, need in needs.items():
+            print_line(f"{name}: {describe_memory(need)}")
 
 
 def _print_plan(made: Plan) -> None:

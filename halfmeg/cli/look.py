@@ -15,6 +15,8 @@ from halfmeg.cli.show import (
     JsonOption,
     LabelColumnOption,
     build_table,
+    memory_json,
+    memory_or_reason,
     print_json,
     print_line,
     print_table,
@@ -24,11 +26,7 @@ from halfmeg.config import BUDGET
 from halfmeg.places.place import is_place
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from halfmeg.data.check import DataReport
-    from halfmeg.data.shape import ImageSize
-    from halfmeg.networks.memory import Memory
     from halfmeg.networks.summary import ModelSummary
 
 
@@ -44,7 +42,9 @@ def models(
 
     rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
     if as_json:
-        memories = {name: _memory(build_model(name), 32) for name in MODELS} if chip else {}
+        memories = (
+            {name: memory_or_reason(build_model(name), 32) for name in MODELS} if chip else {}
+        )
         print_json(
             [
                 {
@@ -58,7 +58,7 @@ def models(
                     "within_budget": summary.within_budget,
                     "ram_bytes": IN_C[name][0],
                     "flash_bytes": IN_C[name][1],
-                    **({"memory": _memory_json(memories[name])} if chip else {}),
+                    **({"memory": memory_json(memories[name])} if chip else {}),
                 }
                 for name, entry, summary in rows
             ]
@@ -112,9 +112,9 @@ def summary(
     if is_place(model):
         try_out(model, num_classes, shape, budget)
     built = build_model(model, num_classes, shape, budget)
-    result, memory = summarize(built, shape), _memory(built, shape)
+    result, memory = summarize(built, shape), memory_or_reason(built, shape)
     if as_json:
-        print_json(_summary_json(result) | {"memory": _memory_json(memory)})
+        print_json(_summary_json(result) | {"memory": memory_json(memory)})
         return
     print_text(format_table(result))
     if isinstance(memory, str):
@@ -123,20 +123,6 @@ def summary(
     print_line("In C, as 8-bit integers (image, stack and code are not counted):")
     print_line(f"RAM: {memory.ram_bytes:,} bytes, set by {memory.peak}")
     print_line(f"Flash: {memory.flash_bytes:,} bytes")
-
-
-def _memory(model: nn.Module, image_size: ImageSize) -> Memory | str:
-    """Return what a network needs in C, or why it cannot be written."""
-    from halfmeg.networks.memory import measure_memory
-
-    try:
-        return measure_memory(model, image_size)
-    except ValueError as error:
-        return str(error)
-
-
-def _memory_json(memory: Memory | str) -> dict[str, Any]:
-    return {"missing": memory} if isinstance(memory, str) else memory.to_dict()
 
 
 def _summary_json(result: ModelSummary) -> dict[str, Any]:

@@ -11,13 +11,16 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
+    from halfmeg.data.shape import ImageSize
+    from halfmeg.networks.memory import Memory
     from halfmeg.studies.stats import Interval
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
@@ -157,3 +160,28 @@ def format_range(interval: Interval) -> str:
     if interval.lo is None or interval.hi is None:
         return "–"
     return f"{100 * interval.lo:.1f} to {100 * interval.hi:.1f}%"
+
+
+def memory_or_reason(model: nn.Module, image_size: ImageSize) -> Memory | str:
+    """Return what a network needs in C, or why it cannot be written."""
+    from halfmeg.networks.memory import measure_memory
+
+    try:
+        return measure_memory(model, image_size)
+    except ValueError as error:
+        return str(error)
+
+
+def memory_json(memory: Memory | str) -> dict[str, Any]:
+    """Return it as JSON types."""
+    return {"missing": memory} if isinstance(memory, str) else memory.to_dict()
+
+
+def describe_memory(memory: Memory | str) -> str:
+    """Say it in a line."""
+    if isinstance(memory, str):
+        return f"it cannot be written, as {memory}"
+    return (
+        f"{memory.ram_bytes:,} bytes of RAM, set by {memory.peak}; "
+        f"{memory.flash_bytes:,} bytes of flash"
+    )

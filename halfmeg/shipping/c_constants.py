@@ -37,7 +37,7 @@ class Constants:
         kind = C_TYPES[flat.dtype.name]
         numbers = ", ".join(map(number, flat.tolist() if flat.dtype != np.float32 else flat))
         body = textwrap.fill(numbers, 99, initial_indent="    ", subsequent_indent="    ")
-        aligned = " ALIGNED" if kind == "int8_t" else ""
+        aligned = " ALIGNED KEPT" if kind == "int8_t" else " KEPT"
         self._texts.append(f"static const {kind} {name}[{flat.size}]{aligned} = {{\n{body}\n}};\n")
         return name
 

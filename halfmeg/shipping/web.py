@@ -29,9 +29,10 @@ from halfmeg.shipping.proof import EqualLogits
 
 COMPILE = (
     "clang", "--target=wasm32", "-std=c99", "-O3", "-ffp-contract=off", "-ffreestanding",
-    "-fno-builtin", "-nostdlib", "-Wl,--no-entry,--strip-all,-z,stack-size=65536",
+    "-fno-builtin", "-nostdlib", "-Wl,--no-entry,--strip-all,--no-gc-sections,-z,stack-size=65536",
 )  # fmt: skip
-"""Free of built-ins, since a loop that becomes a call of memset would have nothing to call."""
+"""Free of built-ins, since a loop that becomes a call of memset would have nothing to call. No
+constant is thrown away, so that both builds have the same data."""
 
 BUILDS = {"simd": ("-msimd128",), "plain": ()}
 

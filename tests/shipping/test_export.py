@@ -11,13 +11,14 @@ import torch
 from conftest import NETWORKS, Cli, first_digits, small_config
 from torch import nn
 
-from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.bundle import Bundle, checksum
 from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.run import Run
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import build_model
-from halfmeg.shipping.export import Proof, export
+from halfmeg.shipping.export import Proof, copy_bundle, export
 from halfmeg.shipping.onnx import fold_batchnorm, to_onnx
+from halfmeg.shipping.verify import verify_onnx
 from halfmeg.training.fit import fit
 
 
@@ -160,6 +161,21 @@ def test_the_commands(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     assert cli("export", "nowhere", "--out", "b").is_one_line("nowhere is no run folder")
     (tmp_path / "run" / "result.json").unlink()
     assert cli("export", "run", "--out", "b").is_one_line("has not finished")
+
+
+def test_int8_is_compared_with_the_weights(exported: tuple[Bundle, Proof], tmp_path: Path) -> None:
+    bundle = copy_bundle(exported[0].folder, tmp_path / "copy")
+    for _ in range(5):  # images are others each time, and a network of two epochs agrees on all
+        verify_onnx(bundle, "model.int8.onnx")
+    model = onnx.load(bundle.folder / "model.int8.onnx")
+    last = max(model.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    values = onnx.numpy_helper.to_array(last)
+    last.CopyFrom(onnx.numpy_helper.from_array(values[::-1].copy(), last.name))
+    content = model.SerializeToString()
+    (bundle.folder / "model.int8.onnx").write_bytes(content)
+    bundle.described["files"]["model.int8.onnx"] = checksum(content)
+    with pytest.raises(ValueError, match="does not do what the weights do"):
+        verify_onnx(bundle, "model.int8.onnx")
 
 
 @pytest.mark.slow

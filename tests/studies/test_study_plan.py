@@ -13,6 +13,9 @@ from test_verdicts import simulation
 
 from halfmeg import compare
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.load import load_dataset
+from halfmeg.networks.memory import measure_memory
+from halfmeg.networks.table import build_model
 from halfmeg.studies.plan import PLANNED_SEEDS, chance_of, make_plan, time_training
 from halfmeg.studies.power import POWER, TYPICAL, Chance, power
 from halfmeg.studies.stats import CrossedVariance
@@ -117,6 +120,13 @@ def test_the_command_prints_the_plan(cli: Cli, tmp_path) -> None:
     assert [row["seeds"] for row in stored["rows"]] == list(PLANNED_SEEDS)
     minutes = np.array([row["minutes"] for row in stored["rows"]])
     assert (minutes > 0).all()
+    assert stored["memory"].keys() == {"mlp", "logistic"}
+    for name, memory in stored["memory"].items():
+        shape = load_dataset("digits").image_shape
+        expected = measure_memory(build_model(name, 10, shape), shape)
+        assert memory == expected.to_dict()
+        assert f"{name}: {expected.ram_bytes:,} bytes of RAM" in shown.out
+        assert f"{expected.flash_bytes:,} bytes of flash" in shown.out
     assert not (tmp_path / "runs").exists()
 
 

@@ -16,6 +16,13 @@
 #define ALIGNED
 #endif
 
+/* A constant that clang folds into the code of one build alone would part the builds' data. */
+#if defined(__wasm__)
+#define KEPT __attribute__((used))
+#else
+#define KEPT
+#endif
+
 {{ kernels }}
 {{ constants }}
 {{ structures }}
