@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 from typing import NoReturn
 
@@ -15,6 +16,9 @@ def start() -> NoReturn:
     listens = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     if listens:
         signal.signal(signal.SIGINT, _stop_at_once)
+    from halfmeg.cli.commands import answer_at_once
+
+    answer_at_once(sys.argv[1:])
     from halfmeg.cli.main import main
 
     if listens:

@@ -2,7 +2,8 @@
 
 | module | holds |
 |---|---|
-| `main` | the app, its commands, and what becomes of errors |
+| `commands` | the commands by name; the answers that need no typer |
+| `main` | the program of these commands, and what becomes of errors |
 | `look` | `models`, `summary`, `recipes`, `data` |
 | `new` | `new network` |
 | `train` | `train`, `resume`, `evaluate` |
@@ -11,6 +12,7 @@
 | `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |
 | `hints` | the line to type instead of a wrong one |
 | `answers` | what `predict` writes |
-| `show` | common options, text, tables, JSON |
+| `options` | options that several commands share |
+| `show` | text, tables, JSON |
 | `progress` | bars and lines while a command works |
 """

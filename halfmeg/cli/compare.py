@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halfmeg.cli.show import (
-    NO_DATA,
+from halfmeg.cli.options import (
     DataDirOption,
     DataOption,
     ImageColumnOption,
@@ -16,6 +15,9 @@ from halfmeg.cli.show import (
     JsonOption,
     LabelColumnOption,
     TunedOnOption,
+)
+from halfmeg.cli.show import (
+    NO_DATA,
     build_table,
     describe_memory,
     format_range,

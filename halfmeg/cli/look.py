@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halfmeg.cli.show import (
+from halfmeg.cli.options import (
     DataDirOption,
     ImageColumnOption,
     ImageSizeOption,
     JsonOption,
     LabelColumnOption,
+)
+from halfmeg.cli.show import (
     build_table,
     memory_json,
     memory_or_reason,
@@ -22,8 +24,6 @@ from halfmeg.cli.show import (
     print_table,
     print_text,
 )
-from halfmeg.config import BUDGET
-from halfmeg.places.place import is_place
 
 if TYPE_CHECKING:
     from halfmeg.data.check import DataReport
@@ -37,6 +37,7 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """List the networks: counts, image sizes, RAM and flash in C."""
+    from halfmeg.config import BUDGET
     from halfmeg.networks.summary import summarize
     from halfmeg.networks.table import IN_C, MODELS, build_model
 
@@ -97,17 +98,23 @@ def summary(
     image_size: ImageSizeOption = None,
     channels: Annotated[int, typer.Option(help="Of the images: 3, or 1 for gray.")] = 3,
     budget: Annotated[
-        int, typer.Option(help="For networks that scale: have fewer parameters than this.")
-    ] = BUDGET,
+        int | None,
+        typer.Option(
+            help="For networks that scale: have fewer parameters than this.", show_default="500000"
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a network's layer table, with published and true counts."""
+    from halfmeg.config import BUDGET
     from halfmeg.data.options import read_size
     from halfmeg.data.shape import data_shape
     from halfmeg.networks.summary import format_table, summarize
     from halfmeg.networks.table import build_model
     from halfmeg.networks.trial import try_out
+    from halfmeg.places.place import is_place
 
+    budget = BUDGET if budget is None else budget
     shape = data_shape(read_size([], image_size)[0], channels)
     if is_place(model):
         try_out(model, num_classes, shape, budget)

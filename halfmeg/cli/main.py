@@ -6,44 +6,44 @@ once (`benchmarks/startup.py`).
 
 from __future__ import annotations
 
-import io
 import sys
 import warnings
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-import halfmeg
-from halfmeg.cli import compare, look, new, search, ship, train
+from halfmeg.cli.commands import COMMANDS, print_plainly, print_version
 from halfmeg.cli.hints import option_hint
-from halfmeg.cli.show import SPEAKS, print_line, printable
+from halfmeg.cli.show import escape_unknown_letters
 from halfmeg.places.load import blame
 from halfmeg.places.place import PlaceWarning
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
-app = typer.Typer(
-    help="Train, compare and ship image classifiers of fewer than 500,000 parameters.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-for command in (
-    look.models, look.summary, look.recipes, train.train, train.resume, train.evaluate,
-    compare.plan, compare.compare, compare.report, search.search, ship.export, ship.predict,
-    ship.bench, ship.demo, ship.push, ship.pull,
-):  # fmt: skip
-    app.command()(command)
-data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
-data_app.command("check")(look.data_check)
-data_app.command("cache")(look.data_cache)
-app.add_typer(data_app, name="data")
-new_app = typer.Typer(
-    help="Write a file to start from.", no_args_is_help=True, rich_markup_mode=None
-)
-new_app.command("network")(new.network)
-app.add_typer(new_app, name="new")
+GROUPS = {"data": "Look at data.", "new": "Write a file to start from."}
+
+
+def build_app() -> typer.Typer:
+    """Return the program with all its commands."""
+    app = typer.Typer(
+        help="Train, compare and ship image classifiers of fewer than 500,000 parameters.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_options)
+    groups = {"": app}
+    for name, text in GROUPS.items():
+        groups[name] = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    for name, module in COMMANDS.items():
+        function = getattr(import_module(f"halfmeg.cli.{module}"), name.replace(" ", "_"))
+        group, _, last = name.rpartition(" ")
+        groups[group].command(last)(function)
+    for name in GROUPS:
+        app.add_typer(groups[name], name=name)
+    return app
 
 
 INTERRUPTED = 130
@@ -56,19 +56,16 @@ def main() -> NoReturn:
     warnings.simplefilter("always", PlaceWarning)
     warnings.filterwarnings("always", message=".*this reading of the test set is not noted")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a letter it lacks is written as an escape
-            stream.reconfigure(errors="backslashreplace")
+    escape_unknown_letters()
     try:
-        _check_command()
-        code = app(standalone_mode=False)
+        code = build_app()(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt  # which typer makes an exit code of
         sys.exit(code if isinstance(code, int) else 0)
     except TyperException as error:
         message = error.format_message()
         if len(message.splitlines()) > 1:  # no command was named: this is the help
-            _print_plainly(message)
+            print_plainly(message)
             sys.exit(2)
         _fail(_explain(error), 2)
     except ValueError as error:
@@ -91,22 +88,13 @@ def main() -> NoReturn:
         _fail(told, 2)
 
 
-def _check_command() -> None:
-    """Name a mistyped command at once: typer imports pydantic first, which doubles the wait."""
-    commands = [c.name or str(c.callback.__name__) for c in app.registered_commands if c.callback]
-    known = [*commands, *(str(group.name) for group in app.registered_groups)]
-    typed = sys.argv[1] if len(sys.argv) > 1 else "-"
-    if not typed.startswith("-") and typed not in known:
-        _fail(f"No such command '{typed}'; allowed: {', '.join(known)}", 2)
-
-
 def _show_warning(message: Warning | str, *_: object) -> None:
-    _print_plainly(f"halfmeg: note: {' '.join(str(message).split())}")
+    print_plainly(f"halfmeg: note: {' '.join(str(message).split())}")
 
 
 def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
-    _print_plainly(f"halfmeg: {line}")
+    print_plainly(f"halfmeg: {line}")
     sys.exit(code)
 
 
@@ -132,26 +120,18 @@ def _explain(error: TyperException) -> str:
     return f"{message}; see `{context.command_path} --help`"
 
 
-def _print_plainly(text: str) -> None:
-    if SPEAKS:
-        sys.stderr.write(printable(text) + "\n")
-
-
-def _print_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version as installed_version
-
-        print_line(f"halfmeg {halfmeg.__version__}, torch {installed_version('torch')}")
+        print_version()
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool,
         typer.Option(
             "--version",
-            callback=_print_version,
+            callback=_show_version,
             is_eager=True,
             help="Print the versions of halfmeg and torch.",
         ),

@@ -12,7 +12,7 @@ from halfmeg.cli.show import print_line
 EXAMPLE = Path(__file__).parents[1] / "networks" / "example.py"
 
 
-def network(
+def new_network(
     path: Annotated[str, typer.Argument(help="The file to write, as in mynet.py.")],
 ) -> None:
     """Write a network of 30 lines that trains and compares at once, to change as you like."""

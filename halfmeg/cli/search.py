@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halfmeg.cli.show import (
-    NO_DATA,
+from halfmeg.cli.options import (
     DataDirOption,
     DataOption,
     ImageColumnOption,
     ImageSizeOption,
     JsonOption,
     LabelColumnOption,
+)
+from halfmeg.cli.show import (
+    NO_DATA,
     build_table,
     format_range,
     print_error,

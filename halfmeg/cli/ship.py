@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halfmeg.cli.show import (
-    DataDirOption,
-    JsonOption,
-    build_table,
-    print_error,
-    print_json,
-    print_line,
-    print_table,
-)
+from halfmeg.cli.options import DataDirOption, JsonOption
+from halfmeg.cli.show import build_table, print_error, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from halfmeg.artifacts.bundle import Bundle

@@ -1,4 +1,4 @@
-"""What all commands share: their common options, and how text, tables and JSON are printed.
+"""How text, tables and JSON are printed.
 
 rich is imported when something is drawn with it, so that `--help` does not wait for it.
 """
@@ -6,14 +6,13 @@ rich is imported when something is drawn with it, so that `--help` does not wait
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,55 +22,17 @@ if TYPE_CHECKING:
     from halfmeg.networks.memory import Memory
     from halfmeg.studies.stats import Interval
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
-
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        help="digits, cifar10, a path to Parquet or to a folder of images, or hf:OWNER/NAME.",
-        show_default="digits",
-    ),
-]
-
-ImageColumnOption = Annotated[
-    str | None, typer.Option(help="Of a table: the images.", show_default="img or image")
-]
-
-LabelColumnOption = Annotated[
-    str | None, typer.Option(help="Of a table: the classes.", show_default="label")
-]
-
-DataDirOption = Annotated[
-    str, typer.Option(help="The folder in which cifar10 is looked for and downloaded to.")
-]
-
-ImageSizeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Side in pixels to which images are brought, or HEIGHTxWIDTH, as 96x64.",
-        show_default="32",
-    ),
-]
-
-TunedOnOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A study, search or run by which the settings were chosen: what it tried is counted "
-        "as tuning_trials. May be repeated.",
-        show_default=False,
-    ),
-]
-
-SettingsArgument = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),
-]
-
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 SPEAKS = os.environ.get("RANK", "0") == "0"
 """Whether this process speaks for the run: torchrun numbers its processes."""
+
+
+def escape_unknown_letters() -> None:
+    """Let both streams write a letter that their encoding lacks as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @functools.cache

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halfmeg.cli.show import (
-    NO_DATA,
+from halfmeg.cli.options import (
     DataDirOption,
     DataOption,
     ImageColumnOption,
@@ -17,6 +16,9 @@ from halfmeg.cli.show import (
     LabelColumnOption,
     SettingsArgument,
     TunedOnOption,
+)
+from halfmeg.cli.show import (
+    NO_DATA,
     build_table,
     format_range,
     print_error,

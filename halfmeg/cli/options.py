@@ -1,0 +1,52 @@
+"""The options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, cifar10, a path to Parquet or to a folder of images, or hf:OWNER/NAME.",
+        show_default="digits",
+    ),
+]
+
+ImageColumnOption = Annotated[
+    str | None, typer.Option(help="Of a table: the images.", show_default="img or image")
+]
+
+LabelColumnOption = Annotated[
+    str | None, typer.Option(help="Of a table: the classes.", show_default="label")
+]
+
+DataDirOption = Annotated[
+    str, typer.Option(help="The folder in which cifar10 is looked for and downloaded to.")
+]
+
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Side in pixels to which images are brought, or HEIGHTxWIDTH, as 96x64.",
+        show_default="32",
+    ),
+]
+
+TunedOnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A study, search or run by which the settings were chosen: what it tried is counted "
+        "as tuning_trials. May be repeated.",
+        show_default=False,
+    ),
+]
+
+SettingsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),
+]
