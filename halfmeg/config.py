@@ -104,7 +104,7 @@ class RunConfig:
     # What is held out, and what the curve of each epoch is measured on.
     val_fraction: float = 0.1
     monitor: MonitorName = "val"
-    tuning_trials: int = 0  # settings tried on validation to choose these; for fair comparisons
+    tuning_trials: int = 0  # settings tried to choose these; for fair comparisons
     # The machine.
     precision: PrecisionName = "auto"
     device: str = "cpu"

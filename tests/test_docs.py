@@ -6,10 +6,13 @@ import csv
 import re
 import subprocess
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Cli
+
+from halfmeg.training.recipes import RECIPES
 
 PAGES = [
     *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md"),
@@ -120,7 +123,8 @@ def test_all_trials_stand_in_the_table() -> None:
     with (ROOT / "docs" / "experiments.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, strict=True))
     assert list(rows[0]) == [
-        "trial", "question", "change", "prediction", "setting", "MACs", "result", "n", "outcome",
+        "trial", "question", "change", "prediction", "tried for", "setting", "MACs",
+        "result", "n", "outcome",
     ]  # fmt: skip
     assert [int(row["trial"]) for row in rows] == list(range(1, NUM_TRIALS + 1))
     for row in rows:
@@ -132,6 +136,16 @@ def test_all_trials_stand_in_the_table() -> None:
             assert 1e12 < float(macs) < 1e15, row["trial"]
         for other in re.findall(r"\btrial (\d+)", " ".join(row.values())):
             assert 1 <= int(other) <= NUM_TRIALS
+
+
+def test_recipes_state_how_many_settings_were_tried_for_them() -> None:
+    """Each trial that tried a new setting names its recipe; the others repeat one, or tune none."""
+    with (ROOT / "docs" / "experiments.csv").open(newline="", encoding="utf-8") as file:
+        tried = Counter(name for row in csv.DictReader(file) for name in row["tried for"].split())
+    assert tried.keys() <= RECIPES.keys()
+    assert {name: make().tuning_trials for name, make in RECIPES.items()} == {
+        name: tried[name] for name in RECIPES
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -107,6 +107,7 @@ def shared_85() -> RunConfig:
         hflip=True,
         cutout=8,
         val_fraction=0.0,
+        tuning_trials=5,
     )
 
 
@@ -155,7 +156,7 @@ def sprint() -> RunConfig:
         small_share=0.34,
         hard_share=0.55,
         val_fraction=0.0,
-        tuning_trials=69,
+        tuning_trials=71,
     )
 
 
@@ -185,7 +186,7 @@ def record() -> RunConfig:
         small_size=24,
         small_share=0.6,
         val_fraction=0.02,
-        tuning_trials=11,
+        tuning_trials=13,
     )
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from scipy import stats
 
 from halfmeg.studies.stats import (
     CrossedVariance,
@@ -150,18 +152,31 @@ def test_small_sets_are_covered() -> None:
         assert numbers["false"] <= most(count)
 
 
+# Student's interval over seeds alone: between 71 and 82% at 5 seeds where images differ as they do
+# for real networks; at the grid's own images, which differ less, 89% with 5 seeds and 75% with 10.
+ALONE = [
+    (World((0.7,), (0.2,), 100, difficulty=simulation.MEASURED_DIFFICULTY), 5, (0.7, 0.82)),
+    (World((0.7,), (0.6,), 1_000, difficulty=simulation.MEASURED_DIFFICULTY), 5, (0.7, 0.82)),
+    (World((0.7,), (0.2,), 10_000, difficulty=simulation.MEASURED_DIFFICULTY), 5, (0.7, 0.82)),
+    (World((0.9,), (0.1,), 2_000), 5, (0.8, 0.93)),
+    (World((0.9,), (0.1,), 2_000), 10, (0.6, 0.85)),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "student_t"), [(5, 2.776), (10, 2.262)])
-def test_a_networks_interval_holds_its_accuracy_on_new_images(seeds: int, student_t: float) -> None:
-    """Student's over seeds alone holds it in 89% with 5 seeds here, in 75% with 10."""
+@pytest.mark.parametrize(("world", "seeds", "alone"), ALONE)
+def test_a_networks_interval_holds_its_accuracy_on_new_images(
+    world: Any, seeds: int, alone: tuple[float, float]
+) -> None:
     count, held, student = 800, 0, 0
-    world = World((0.9,), (0.1,), 2_000)
+    (truth,), student_t = world.accuracies, float(stats.t.isf(0.025, seeds - 1))
     for answers in world.studies(count, seeds):
         interval = crossed_interval(answers[0].astype(float))
         assert interval.lo is not None and interval.hi is not None
-        held += interval.lo <= 0.9 <= interval.hi
+        held += interval.lo <= truth <= interval.hi
         of_seeds = answers[0].mean(1)
         half = student_t * of_seeds.std(ddof=1) / math.sqrt(seeds)
-        student += abs(of_seeds.mean() - 0.9) <= half
+        student += abs(of_seeds.mean() - truth) <= half
     assert held / count >= 0.93
-    assert seeds == 5 or student / count < 0.85
+    least, most_alone = alone
+    assert least < student / count < most_alone
