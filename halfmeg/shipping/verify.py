@@ -135,4 +135,5 @@ def _natural(count: int, channels: int, shape: ImageShape, generator: torch.Gene
     amplitude = (rows[:, None].square() + columns.square()).rsqrt()
     amplitude[0, 0] = 0  # the mean
     noise = torch.randn(count, channels, *size, generator=generator)
-    return torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=size)
+    pattern: Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=size)
+    return pattern
