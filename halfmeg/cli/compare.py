@@ -217,7 +217,7 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say before a study what it could see, its cost here, and RAM and flash in C.
+    """Say before a study what it could see, and its time, RAM and flash.
 
     Trains a few steps of each network to see how fast this machine is; reads no test image.
     """
@@ -258,7 +258,7 @@ def plan(
 def _print_plan(made: Plan) -> None:
     points = 100 * made.difference
     table = build_table(
-        "seeds", *(f"{n:,} test images" for n in made.num_images), "smallest seen", "minutes here"
+        "seeds", *(f"{n:,} test images" for n in made.num_images), "smallest", "minutes"
     )
     for row in made.rows:
         minutes = "–" if row.minutes is None else f"{row.minutes:,.1f}"
@@ -268,8 +268,8 @@ def _print_plan(made: Plan) -> None:
     print_table(table)
     chance = made.chance
     print_line(
-        f"seeds differ by {100 * chance.seeds**0.5:.2f} points ({made.origin}); smallest seen: in "
-        f"four of five studies, with {made.num_images[1]:,} test images"
+        f"seeds differ by {100 * chance.seeds**0.5:.2f} points ({made.origin}); smallest: seen in "
+        f"four of five studies, with {made.num_images[1]:,} test images; minutes: here"
     )
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -105,15 +106,35 @@ def print_table(table: TextTable) -> None:
     """Print a table as wide as the screen, its numbers to the right."""
     from rich.table import Table
 
+    console = screen()
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(table.columns):
-        is_text = index == 0 or column in TEXT_COLUMNS
+    for index, column in enumerate(_wrapped_headers(table, console.width)):
+        is_text = index == 0 or table.columns[index] in TEXT_COLUMNS
         drawn.add_column(
             column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
         )
     for row in table.rows:
         drawn.add_row(*(one_line(cell) for cell in row))
-    screen().print(drawn)
+    console.print(drawn)
+
+
+def _wrapped_headers(table: TextTable, width: int) -> list[str]:
+    """Break headers into lines, the longest first, until the table is `width` characters wide.
+
+    Numbers are not wrapped, so that a narrow screen would take all it lacks from the first column.
+    """
+    headers, cells = list(table.columns), [1] * len(table.columns)
+    for row in table.rows:
+        cells = [max(widest, len(one_line(cell))) for widest, cell in zip(cells, row, strict=True)]
+    widths = [max(len(h), c) for h, c in zip(headers, cells, strict=True)]
+    gaps = 2 * (len(headers) - 1)
+    for index in sorted(range(len(headers)), key=lambda i: -len(headers[i])):
+        if sum(widths) + gaps <= width:
+            break
+        least = max(cells[index], *map(len, headers[index].split()))
+        headers[index] = "\n".join(textwrap.wrap(headers[index], least))
+        widths[index] = least
+    return headers
 
 
 def format_range(interval: Interval) -> str:
