@@ -134,6 +134,12 @@ def remove_dead_parts(folder: Path) -> None:
                 remove_if_dead(folder / name)
 
 
+def holds_nothing(folder: Path) -> bool:
+    """Return whether a folder is empty, but for what dead processes were writing: it is removed."""
+    remove_dead_parts(folder)
+    return not any(folder.iterdir())
+
+
 def _part_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
 

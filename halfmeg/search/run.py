@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from halfmeg.data.dataset import DataSplits, hold_out, require_trainable
-from halfmeg.files import make_folder
+from halfmeg.files import holds_nothing, make_folder
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Limits, describe_limit, measure_costs, smallest
 from halfmeg.search.finish import (
@@ -154,7 +154,11 @@ def start(
     folder = Path(folder)
     if workers < 1:
         raise ValueError(f"--workers {workers} is out of range; allowed: 1 or more")
-    if folder.exists() and not is_search(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if (
+        folder.exists()
+        and not is_search(folder)
+        and not (folder.is_dir() and holds_nothing(folder))
+    ):
         raise ValueError(f"{folder} exists and holds no search; choose another --out")
     if is_search(folder):
         before = read_stored(folder)

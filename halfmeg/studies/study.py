@@ -18,7 +18,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds
-from halfmeg.files import make_folder, read_json, write_json
+from halfmeg.files import holds_nothing, make_folder, read_json, write_json
 from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.trials import with_trials
@@ -235,7 +235,7 @@ def _check_folder(
     """Raise before anything is trained if `out` cannot hold this study; write study.json."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"cannot write to {out}: it is a file")
-    if out.exists() and any(out.iterdir()) and not (out / "study.json").exists():
+    if out.exists() and not (out / "study.json").exists() and not holds_nothing(out):
         raise ValueError(f"{out} exists and is no study; choose another --out")
     others = [run for run in _others_in(out, folders) if (out / run.folder).exists()]
     if others:

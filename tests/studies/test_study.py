@@ -216,6 +216,14 @@ def test_a_study_folder_holds_one_study(tmp_path: Path, few_digits) -> None:
         run_study(configs(1), few_digits, tmp_path / "file" / "study")
 
 
+def test_a_study_begins_where_a_power_cut_left_half_of_its_file(tmp_path: Path, few_digits) -> None:
+    part = tmp_path / "study" / ".study.json.0123abcd.partial"
+    part.parent.mkdir()
+    part.write_text("{")
+    assert len(run_study(configs(1), few_digits, part.parent).runs) == len(configs(1))
+    assert not part.exists()
+
+
 def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits) -> None:
     terms = small_config(batch_size=64)
     result = compare(
