@@ -217,7 +217,7 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say before a study what it could see, and its time, RAM and flash.
+    """Say before a study what it could see, and what it costs.
 
     Trains a few steps of each network to see how fast this machine is; reads no test image.
     """
