@@ -147,7 +147,7 @@ def test_a_wrong_file_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = build.write_c
     changes = iter(
         [
-            (r"(weight_0\[\d+\] ALIGNED = \{\s+)-?\d+", r"\g<1>101"),
+            (r"(weight_0\[\d+\] ALIGNED KEPT = \{\s+)-?\d+", r"\g<1>101"),
             (r"\.in_width = 32", ".in_width = 40"),  # reads beyond the image
         ]
     )
