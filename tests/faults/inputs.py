@@ -434,7 +434,7 @@ def onnx_files(folder: Path) -> Case:
     facts = json.loads((BUNDLED / "model.json").read_text())
     facts |= {"model": "cnn", "classes": list(run.data.classes), "mean": run.data.mean,
               "std": run.data.std}  # fmt: skip
-    true = onnx_logits(original, pictures := _probes(image_shape(32)))
+    true = onnx_logits(original, pictures := _probes(image_shape(32), run.data.mean, run.data.std))
 
     def change(rng: random.Random) -> bytes:
         if rng.random() < 0.4:
