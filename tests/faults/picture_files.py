@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pictures import VARIANTS, damaged_picture, picture
 from tally import FileTally
@@ -138,7 +139,7 @@ def write_pictures(photos: Path, files: dict[str, bytes]) -> set[Path]:
     return sound
 
 
-def judge(batch: Batch, photos: Path, sound: set[Path], report: dict, answers: list) -> None:
+def judge(batch: Batch, photos: Path, sound: set[Path], report: Any, answers: Any) -> None:
     """Compare what both commands say about the files with each other, and with what is there."""
     there = {str(path) for path in photos.glob("*/*")}
     passed_over = {str(photos / item["path"]) for item in report["passed_over"]}
