@@ -25,7 +25,7 @@ campaign: .venv/installed-dev .venv/browser
 faults: .venv/installed-dev
 	mkdir -p runs
 	$(BIN)/python tests/faults/campaign.py --kills 500 --workers 50 --power-cuts \
-		--inputs 100000 --requests 20000 --results runs/faults.json
+		--inputs 100000 --files 120000 --requests 20000 --results runs/faults.json
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

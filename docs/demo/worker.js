@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "a4502a8146191872";
+const CACHE = PREFIX + "719e8813c6ee1998";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {

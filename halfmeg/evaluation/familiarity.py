@@ -39,7 +39,7 @@ FLOOR = 1e-2
 """Contrasts below this, of a range of 1, are not told apart; it keeps the logarithms finite."""
 
 # Luma and two differences of colour (ITU-R BT.601).
-_LUMA_CHROMA = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
+LUMA_CHROMA = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 
 Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Spread = Annotated[float, Meta(ge=1e-6, le=1e6)]
@@ -149,7 +149,7 @@ def statistics(images: Tensor) -> Tensor:
     Of luma and of two differences of colour: the mean, and the logarithms of the standard
     deviation and of the mean steps between neighbours in a row and in a column.
     """
-    transform = torch.tensor(_LUMA_CHROMA)
+    transform = torch.tensor(LUMA_CHROMA)
     chunks = []
     for chunk in images.split(1024):  # type: ignore[no-untyped-call]
         pixels = chunk.float().div(255).expand(-1, 3, -1, -1)

@@ -11,6 +11,7 @@
 | `c`, `c_constants` | the integers as C |
 | `build` | that C compiled and run: its proof |
 | `device` | that C on an emulated Cortex-M |
+| `unfamiliar` | which images are unfamiliar, for C and the page |
 | `web` | that C as WebAssembly in one page, and its proof |
 | `finetune` | int8 trained on behind its own rounding |
 | `litert` | the network as a LiteRT file, run there and on TFLite Micro |

@@ -17,6 +17,7 @@ from halfmeg.shipping.c import c_name, render, write_c
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import Float32, UInt8
 from halfmeg.shipping.proof import EqualLogits
+from halfmeg.shipping.unfamiliar import Unfamiliar
 
 WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -66,6 +67,7 @@ def build_c(
     temperature: float,
     images: UInt8,
     logits: Float32,
+    unfamiliar: Unfamiliar | None = None,
 ) -> CSource:
     """Return a network in C, compiled and run on images before it is handed out.
 
@@ -76,15 +78,23 @@ def build_c(
         temperature: by which logits are divided before they become probabilities.
         images: uint8 B×C×H×W.
         logits: the oracle's, of these images.
+        unfamiliar: the scores of these images; None where the network knows none.
 
     Raises:
-        ValueError: a compiler that does not take the file, or logits that are not equal.
+        ValueError: a compiler that does not take the file, logits that are not equal, or another
+            score.
     """
     identifier = c_name(name)
     network = write_c(graph, identifier, classes, temperature)
-    facts: dict[str, Any] = {"name": identifier, "macro": identifier.upper(), "image": graph.image}
+    facts: dict[str, Any] = {
+        "name": identifier, "macro": identifier.upper(), "image": graph.image,
+        "unfamiliar": unfamiliar and unfamiliar.for_c(),
+    }  # fmt: skip
+    if unfamiliar is not None:
+        for ending in ("c", "h"):
+            network[f"{identifier}_unfamiliar.{ending}"] = render(f"c/unfamiliar.{ending}", **facts)
     main = render("c/main.c", **facts)
-    proof = prove(network, main, identifier, images, logits)
+    proof = prove(network, main, identifier, images, logits, unfamiliar)
     plan = graph.plan
     peak = graph.operations[int(np.argmax(plan.live_bytes))].name
     facts |= {
@@ -104,12 +114,13 @@ def build_c(
 
 
 def prove(
-    network: dict[str, str], main: str, name: str, images: UInt8, logits: Float32
-) -> EqualLogits | None:
+    network: dict[str, str], main: str, name: str, images: UInt8, logits: Float32,
+    unfamiliar: Unfamiliar | None = None,
+) -> EqualLogits | None:  # fmt: skip
     """Compile a network with gcc and run it on images; None where there is no gcc.
 
     Raises:
-        ValueError: gcc does not take it, a sanitizer stops it, or a logit is another.
+        ValueError: gcc does not take it, a sanitizer stops it, or a logit or a score is another.
     """
     compiler = shutil.which("gcc")
     if compiler is None:
@@ -117,7 +128,9 @@ def prove(
     with scratch_folder() as folder:
         for file, text in (*network.items(), ("main.c", main)):
             (folder / file).write_text(text)
-        command = [compiler, *WARNINGS, "-O2", *SANITIZERS, "-o", "proof", f"{name}.c", "main.c"]
+        command = [compiler, *WARNINGS, "-O2", *SANITIZERS, "-o", "proof"]
+        command += [file for file in (*network, "main.c") if file.endswith(".c")]
+        command += ["-lm"] if unfamiliar else []
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"gcc does not compile {name}.c: {_first_line(done.stderr)}")
@@ -130,10 +143,14 @@ def prove(
         if ran.returncode:
             reason = _first_line(ran.stderr.decode(errors="replace"))
             raise ValueError(f"{name}.c stops on this machine: {reason}")
-    found = read_logits(ran.stdout.decode(), logits.shape[1])
+    printed = ran.stdout.decode()
+    found = read_logits(printed, logits.shape[1])
     different = int((found != logits).sum()) if found.shape == logits.shape else logits.size
     if different:
         raise ValueError(f"{name}.c gives {different:,} of {logits.size:,} logits differently")
+    if unfamiliar is not None:
+        scores = [float(line.split("\t")[2]) for line in printed.splitlines()]
+        unfamiliar.check(scores, f"{name}_unfamiliar.c")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True)
     return EqualLogits(
         len(images), logits.size, "under address and undefined-behaviour sanitizers",

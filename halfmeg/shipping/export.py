@@ -41,6 +41,7 @@ from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
 from halfmeg.shipping.proof import Proof, prove
 from halfmeg.shipping.quantize import measure_ranges, quantize
+from halfmeg.shipping.unfamiliar import Unfamiliar
 from halfmeg.shipping.verify import verify_onnx
 from halfmeg.shipping.web import build_web, require_compiler
 
@@ -211,20 +212,22 @@ def export(
         facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python
         facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
+    images = held_out.images.numpy()
+    unfamiliar = None
+    if familiarity is not None and oracle is not None:
+        unfamiliar = Unfamiliar.of(familiarity, images, oracle)
     if "c" in targets:
         assert integers is not None
         assert oracle is not None
-        images = held_out.images.numpy()
-        written = build_c(integers, name, run.classes, temperature, images, oracle)
+        written = build_c(integers, name, run.classes, temperature, images, oracle, unfamiliar)
         contents |= {f"c/{path}": content for path, content in written.files.items()}
         facts["c"] = written.to_dict() | {"proof_text": written.proof_text}
     if "web" in targets:
         assert integers is not None
         assert oracle is not None
-        images = held_out.images.numpy()
         page = build_web(
-            integers, name, run.classes, temperature, images, oracle, facts
-        )  # fmt: skip
+            integers, name, run.classes, temperature, images, oracle, facts, unfamiliar
+        )
         contents |= {f"web/{path}": content for path, content in page.files.items()}
         facts["web"] = page.to_dict() | {"proof_text": page.proof_text}
     if "litert" in targets:

@@ -26,6 +26,7 @@ from halfmeg.shipping.demo import draw_examples
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import Float32, UInt8
 from halfmeg.shipping.proof import EqualLogits
+from halfmeg.shipping.unfamiliar import Unfamiliar
 
 COMPILE = (
     "clang", "--target=wasm32", "-std=c99", "-O3", "-ffp-contract=off", "-ffreestanding",
@@ -39,6 +40,8 @@ BUILDS = {"simd": ("-msimd128",), "plain": ()}
 DATA_SECTION = 11
 
 NOT_PROVED = "not proved on this machine: no node"
+
+SCRIPTS = ("resize.js", "network.js", "unfamiliar.js", "page.js")
 
 ICON_SIZES = (192, 512)
 
@@ -90,6 +93,7 @@ def build_web(
     images: UInt8,
     logits: Float32,
     facts: dict[str, Any],
+    unfamiliar: Unfamiliar | None = None,
 ) -> WebPage:
     """Return a network as a page, run on images before it is handed out.
 
@@ -102,12 +106,14 @@ def build_web(
         logits: the oracle's, of these images.
         facts: what the page states: `params`, `accuracy`, `preprocessing` and `proof` as in
             model.json.
+        unfamiliar: the scores of these images; None where the network knows none.
 
     Raises:
-        ValueError: no compiler, one that does not take the file, or logits that are not equal.
+        ValueError: no compiler, one that does not take the file, logits that are not equal, or
+            another score.
     """
     parts = compile_builds(graph, name, classes)
-    proof = prove(parts, images, logits)
+    proof = prove(parts, images, logits, unfamiliar)
     data = {"simd": _text(parts["simd"][1])}
     if parts["plain"][1] != parts["simd"][1]:  # else the weights stand in the page once
         data["plain"] = _text(parts["plain"][1])
@@ -118,16 +124,18 @@ def build_web(
         "width": graph.image[2],
         "fit": facts["preprocessing"]["fit"],
         "temperature": temperature,
+        "familiarity": unfamiliar and unfamiliar.for_page(),
         "data": data,
         "code": {build: _text(code) for build, (code, _) in parts.items()},
         "examples": _examples(classes),
     }
-    style, script = _read("page.css"), _read("resize.js") + _read("network.js") + _read("page.js")
+    style, script = _read("page.css"), "".join(map(_read, SCRIPTS))
     page = render(
         "web/page.html",
         name=name,
         facts=facts,
         classes=classes,
+        unfamiliar=unfamiliar,
         style=style,
         style_hash=_content_hash(style),
         script=script,
@@ -173,17 +181,19 @@ def compile_builds(
 
 
 def prove(
-    parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32
-) -> EqualLogits | None:
+    parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32,
+    unfamiliar: Unfamiliar | None = None,
+) -> EqualLogits | None:  # fmt: skip
     """Run both builds on images with the page's own code; None where there is no node.
 
     Args:
         parts: code and weights of each build.
         images: uint8 B×C×H×W.
         logits: float32 B×K, what must come out.
+        unfamiliar: the scores that must come out.
 
     Raises:
-        ValueError: a build does not run, or a logit is another.
+        ValueError: a build does not run, or a logit or a score is another.
     """
     node = shutil.which("node") or shutil.which("nodejs")
     if node is None:
@@ -192,18 +202,23 @@ def prove(
         build: {"code": _text(code), "data": _text(data)} for build, (code, data) in parts.items()
     }
     with tempfile.TemporaryDirectory() as folder:
-        script, builds, pixels, found_path = (
-            Path(folder, file) for file in ("prove.js", "builds.json", "pixels", "logits")
+        script, given, pixels, found_path, scores_path = (
+            Path(folder, file) for file in ("prove.js", "given.json", "pixels", "logits", "scores")
         )
-        script.write_text(_read("network.js") + _read("prove.js"))
-        builds.write_text(json.dumps(texts))
+        script.write_text("".join(map(_read, ("network.js", "unfamiliar.js", "prove.js"))))
+        channels, height, width = images.shape[1:]
+        shape = {"channels": channels, "height": height, "width": width}
+        known = unfamiliar and unfamiliar.for_page()
+        given.write_text(json.dumps({"builds": texts, "shape": shape, "familiarity": known}))
         pixels.write_bytes(np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes())
-        sizes = (images[0].size, logits.shape[1])
-        command = [node, *map(str, (script, builds, pixels, found_path, *sizes))]
+        paths = (script, given, pixels, found_path, scores_path)
+        command = [node, *map(str, (*paths, logits.shape[1]))]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             raise ValueError(f"node does not run the page's network: {_error_line(ran.stderr)}")
         found = np.fromfile(found_path, np.float32).reshape(len(BUILDS), *logits.shape)
+        if unfamiliar is not None:
+            unfamiliar.check(np.fromfile(scores_path, np.float64), "unfamiliar.js")
     for build, of_build in zip(BUILDS, found, strict=True):
         if different := int((of_build != logits).sum()):
             raise ValueError(

@@ -129,6 +129,8 @@ def main() -> None:
     from inputs import SHARES
     from kills import KILLED, run_kills, run_power_cuts
     from page_requests import run_requests
+    from picture_files import run_files
+    from pictures import VARIANTS
     from workers import run_worker_kills
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -137,6 +139,7 @@ def main() -> None:
     parser.add_argument("--power-cuts", action="store_true", help="one after every operation")
     parser.add_argument("--every", type=int, default=1, help="of so many power cuts take one")
     parser.add_argument("--inputs", type=int, default=0, help="of all kinds together")
+    parser.add_argument("--files", type=int, default=0, help="pictures, of all formats together")
     parser.add_argument("--requests", type=int, default=0, help="to the page")
     parser.add_argument("--only", action="append", help="a kind; may be repeated")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
@@ -145,6 +148,7 @@ def main() -> None:
     # in a shell's background it would be ignored, by the page too, which is ended by it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     kinds = {kind: n for kind, n in SHARES.items() if kind in (asked.only or SHARES)}
+    formats = {kind: 1 for kind in VARIANTS if kind in (asked.only or VARIANTS)}
     victims = {kind: k.share for kind, k in KILLED.items() if kind in (asked.only or KILLED)}
 
     def cut_power(kind: str, first: int, _: int) -> KillTally:
@@ -152,6 +156,7 @@ def main() -> None:
 
     results = Results(asked.results)
     jobs = [Job("inputs", kind, n, run_inputs) for kind, n in divide(asked.inputs, kinds).items()]
+    jobs += [Job("files", kind, n, run_files) for kind, n in divide(asked.files, formats).items()]
     jobs += [Job("kills", kind, n, run_kills) for kind, n in divide(asked.kills, victims).items()]
     jobs += [Job("power cuts", kind, asked.power_cuts * sys.maxsize, cut_power) for kind in victims]
     jobs += [Job("kills", "Ray workers", asked.workers, run_worker_kills)]

@@ -67,6 +67,38 @@ class InputTally(Tally):
 
 
 @dataclass
+class FileTally(Tally):
+    """Of mutated picture files.
+
+    Attributes:
+        refused: files that cannot be read, as both commands say.
+        read: files that both take.
+        over_memory: files with which a command takes more than 1 GB.
+        peak_bytes: the largest memory of a process.
+    """
+
+    refused: int = 0
+    read: int = 0
+    tracebacks: int = 0
+    crashes: int = 0
+    hangs: int = 0
+    over_memory: int = 0
+    silent: int = 0
+    peak_bytes: int = 0
+
+    HEAD = (
+        "files", "refused", "read", "tracebacks", "crashes", "hangs", "above 1 GB", "silent",
+        "largest process, MB",
+    )  # fmt: skip
+
+    def cells(self) -> tuple[int, ...]:
+        return (
+            self.cases, self.refused, self.read, self.tracebacks, self.crashes, self.hangs,
+            self.over_memory, self.silent, round(self.peak_bytes / 1e6),
+        )  # fmt: skip
+
+
+@dataclass
 class KillTally(Tally):
     """Of kills and power cuts.
 
@@ -127,6 +159,7 @@ PARTS: dict[str, type[Tally]] = {
     "kills": KillTally,
     "power cuts": KillTally,
     "inputs": InputTally,
+    "files": FileTally,
     "requests": RequestTally,
 }
 

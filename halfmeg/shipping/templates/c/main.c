@@ -1,6 +1,6 @@
 /* Reads images from standard input, one after another as {{ name }}.h wants them, and prints the
- * class, its probability and all logits of each. */
-#include "{{ name }}.h"
+ * class, its probability{{ ", how unfamiliar it is" if unfamiliar }} and all logits of each. */
+#include "{{ name }}{{ "_unfamiliar" if unfamiliar }}.h"
 
 #include <stdio.h>
 
@@ -13,6 +13,9 @@ int main(void)
         int best = {{ name }}_classify(image, logits);
         {{ name }}_probabilities(logits, probabilities);
         printf("%s\t%.3f", {{ name }}_labels[best], probabilities[best] / 65535.0);
+{% if unfamiliar %}
+        printf("\t%.6f", {{ name }}_unfamiliarity(image, logits));
+{% endif %}
         for (int i = 0; i < {{ macro }}_CLASSES; i++)
             printf("\t%.9g", (double)logits[i]);
         printf("\n");

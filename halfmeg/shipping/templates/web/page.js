@@ -135,6 +135,9 @@ async function classify(blob, name) {
   const best = shares.indexOf(Math.max(...shares));
   element("verdict").textContent = network.classes[best];
   element("verdict").className = "";
+  const known = network.familiarity;
+  const isUnfamiliar = known && unfamiliarity(pixels, logits, network, known) > known.threshold;
+  element("unfamiliar").textContent = isUnfamiliar ? known.remark : "";
   showBars(shares);
   showPixels(pixels);
   element("times").textContent =
