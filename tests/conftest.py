@@ -64,7 +64,10 @@ def digits() -> DataSplits:
     return load_dataset("digits")
 
 
-COSTLY = ("resnet56", "densenet-bc-40", "mobilenetv2", "convmixer", "gated")
+COSTLY = (
+    "resnet-linear", "resnet20", "resnet32", "resnet56", "densenet-bc-40", "mobilenetv2",
+    "convmixer", "gated",
+)  # fmt: skip
 
 NETWORKS = [
     pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name for name in MODELS

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small_config
+from conftest import NETWORKS, small_config
 
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.run import METRICS, DataFacts, Run
 from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_bytes
 from halfmeg.files import write_atomically
-from halfmeg.networks.table import MODELS, build_model
+from halfmeg.networks.table import build_model
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_checkpoint_with_code_is_not_run(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "attacked").exists()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_weights_come_back_to_the_bit(name: str, tmp_path: Path) -> None:
     model = build_model(name)
     model(torch.randn(8, 3, 32, 32))  # moves the running statistics

@@ -126,13 +126,13 @@ def test_tensorboard_files_are_written_when_it_is_installed(trained: Path) -> No
 
 def test_compare_writes_page_and_figure(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     command = (
-        "compare", "cnn", "resnet-linear", "epochs=2", "--seeds", "1", "--out", "study",
+        "compare", "cnn", "logistic", "epochs=2", "--seeds", "1", "--out", "study",
         "--data", str(pictures),
     )  # fmt: skip
     outcome = cli(*command, "--json")
     assert outcome.code == 0, outcome.err
     models = {row["name"]: row for row in outcome.json["models"]}
-    assert set(models) == {"cnn", "resnet-linear"}
+    assert set(models) == {"cnn", "logistic"}
     for row in models.values():
         assert {"params", "macs", "per_seed"} <= row.keys()
         assert row["test_accuracy"].keys() == {"mean", "lo", "hi"}
@@ -278,14 +278,14 @@ def test_real_cifar_jpeg_end_to_end(cli: Cli, cifar_jpeg: Path) -> None:
 @pytest.fixture(scope="module")
 def small_study(tmp_path_factory, few_digits) -> Path:
     folder = tmp_path_factory.mktemp("reported") / "study"
-    configs = [small_config(model=m, seed=s) for s in (0, 1) for m in ("cnn", "resnet-linear")]
+    configs = [small_config(model=m, seed=s) for s in (0, 1) for m in ("cnn", "logistic")]
     run_study(configs, few_digits, folder)
     return folder
 
 
 def test_report_compares_what_is_there(cli: Cli, small_study: Path, tmp_path: Path) -> None:
     """Without the runs' data there are no pictures, but every other number."""
-    runs = [str(small_study / f"{m}-seed-{s}") for m in ("cnn", "resnet-linear") for s in (0, 1)]
+    runs = [str(small_study / f"{m}-seed-{s}") for m in ("cnn", "logistic") for s in (0, 1)]
     found = cli("report", *runs, "--out", "page", "--json")
     assert found.code == 0, found.err
     assert len(found.json["pairs"]) == 1

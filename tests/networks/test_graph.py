@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Cli
+from conftest import NETWORKS, Cli
 from test_export import unsettled
 from torch import Tensor, nn
 
@@ -84,7 +84,7 @@ def folded(name: str) -> Graph:
     return simplify(trace(*example(name)), MEAN, STD)
 
 
-@pytest.mark.parametrize("name", [*COVERED, "anything"])
+@pytest.mark.parametrize("name", [*NETWORKS, "anything"])
 def test_a_folded_graph_computes_what_the_network_does(name: str) -> None:
     model, size = example(name)
     pixels = torch.randint(0, 256, (3, 3, size, size))
@@ -174,7 +174,7 @@ def test_maps_that_separate_are_found() -> None:
     assert axis_maps(places[0].transpose(1, 2).numpy(), (4, 6, 6)) is None
 
 
-@pytest.mark.parametrize("name", [*COVERED, "anything"])
+@pytest.mark.parametrize("name", [*NETWORKS, "anything"])
 def test_no_two_maps_that_are_needed_at_once_overlap(name: str) -> None:
     passes = steps(folded(name))
     plan, memory = plan_arena(passes), memory_of(passes)

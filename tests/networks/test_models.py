@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import NETWORKS
 from torch import nn
 
 from halfmeg.networks.he2015 import (
@@ -120,7 +121,7 @@ def test_option_a_shortcut_subsamples_and_pads_with_zeros() -> None:
     assert not y[:, 24:].any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_seed_builds_the_same_network(name: str) -> None:
     states = []
     for _ in range(2):
@@ -284,8 +285,8 @@ def test_whitening_makes_the_patches_white() -> None:
         ResBlock(4),
         BasicBlock(4, 8, 2),
         SqueezeExcite(8),
-        PoolStage(4, 8, 3, residual=True, bn_momentum=0.1),
-        PoolStage(4, 8, 2, residual=False, bn_momentum=0.1),
+        PoolStage(3, 4, 3, residual=True, bn_momentum=0.1),
+        PoolStage(3, 4, 2, residual=False, bn_momentum=0.1),
     ],
     ids=lambda block: type(block).__name__,
 )

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CHROMIUM, CHROMIUM_FLAGS, Cli
+from conftest import CHROMIUM, CHROMIUM_FLAGS, NETWORKS, Cli
 from PIL import Image
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle
 from halfmeg.data.scan import find_images
 from halfmeg.evaluation.explain import grad_cam
 from halfmeg.networks.protocol import last_map
-from halfmeg.networks.table import MODELS, build_model
+from halfmeg.networks.table import build_model
 from halfmeg.shipping.demo import draw_examples
 from halfmeg.shipping.predict import predict
 
@@ -74,6 +74,7 @@ def upload(page: Any, path: Path) -> None:
     page.set_input_files("input[type=file]", str(path))
 
 
+@pytest.mark.slow
 class TestPage:
     pytestmark = browser_needed
 
@@ -142,7 +143,7 @@ def test_a_taken_port_is_named(process: Cli) -> None:
     assert outcome.is_one_line(f"port={port}", "choose another")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_heat_map_has_the_images_shape_and_range(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name).eval().requires_grad_(False)

@@ -8,8 +8,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import NETWORKS
 from test_export import unsettled
-from test_graph import COVERED, MEAN, STD, example, float_logits, folded
+from test_graph import MEAN, STD, example, float_logits, folded
 from torch import nn
 
 from halfmeg.artifacts.graph import onnx_logits
@@ -32,13 +33,7 @@ def integers(name: str) -> IntegerGraph:
     return quantize_graph(graph, measure_ranges(graph, pixels(24, size)))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "gated" else ())
-        for name in (*COVERED, "anything")
-    ],
-)
+@pytest.mark.parametrize("name", [*NETWORKS, "anything"])
 def test_onnx_gives_the_oracles_logits_bit_for_bit(name: str) -> None:
     model, size = example(name)
     images = pixels(24, size)

@@ -81,24 +81,36 @@ def test_epochs_follow_from_the_time_left() -> None:
     assert "more than 200 are not planned" in longest.reason
 
 
-def test_larger_images_are_tried_where_there_are_any() -> None:
-    small = first_digits(120)
-    own = torch.full((120, 2), 80)
-    asked: list[int] = []
+class LargeImages:
+    """Digits that say they are 80 pixels wide, and the sides at which they were asked for."""
 
-    def load_at(side: int) -> DataSplits:
-        asked.append(side)
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, side: int) -> DataSplits:
+        small = first_digits(120)
+        own = torch.full((120, 2), 80)
+        self.asked.append(side)
         train = replace(small.train, sizes=own)
         if side != 32:
             pixels = torch.nn.functional.interpolate(train.images.float(), (side, side))
             train = replace(train, images=pixels.to(torch.uint8))
         return replace(small, train=train)
 
-    config = small_config(model="logistic", epochs=1, batch_size=60)
-    fixed = ("model", "batch_size", "hflip")
-    found = choose(load_at, config, 30.0, fixed=fixed)
-    assert asked == [32, 48, 64]
+
+OF_ONE_SIZE = small_config(model="logistic", epochs=1, batch_size=60)
+GIVEN = ("model", "batch_size", "hflip")
+
+
+@pytest.mark.slow
+def test_larger_images_are_tried_where_there_are_any() -> None:
+    load_at = LargeImages()
+    found = choose(load_at, OF_ONE_SIZE, 30.0, fixed=GIVEN)
+    assert load_at.asked == [32, 48, 64]
     assert [t.image_size for t in found.trials] == [32, 48, 64]
-    asked.clear()
-    assert choose(load_at, config, 30.0, image_size=48, fixed=fixed).image_size == 48
-    assert asked == [48]
+
+
+def test_a_size_that_was_given_is_the_only_one_tried() -> None:
+    load_at = LargeImages()
+    assert choose(load_at, OF_ONE_SIZE, 30.0, image_size=48, fixed=GIVEN).image_size == 48
+    assert load_at.asked == [48]

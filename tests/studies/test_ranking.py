@@ -108,7 +108,7 @@ def test_two_data_sets_make_a_page_each_and_one_above(
 ) -> None:
     folder = tmp_path / "colours"
     shutil.copytree(pictures, folder)
-    arguments = ["compare", "cnn", "resnet-linear", "epochs=1", "threads=1", "--seeds", "2"]
+    arguments = ["compare", "cnn", "logistic", "epochs=1", "threads=1", "--seeds", "2"]
     arguments += ["--data", "digits", "--data", str(folder), "--out", str(tmp_path / "both")]
     outcome = cli(*arguments, "--json")
     assert outcome.code == 0, outcome.err
@@ -120,6 +120,6 @@ def test_two_data_sets_make_a_page_each_and_one_above(
     assert 'href="digits/comparison.html"' in text
     assert (page.parent / "colours" / "comparison.html").exists()
     assert (page.parent / "tables" / "ranks.csv").exists()
-    twice = cli("compare", "cnn", "resnet-linear", "--data", "digits", "--data", "digits")
+    twice = cli("compare", "cnn", "logistic", "--data", "digits", "--data", "digits")
     assert twice.code == 2
     assert "data digits is named twice" in twice.err

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_TEST, small_config, with_tests
+from conftest import NUM_TEST, first_digits, small_config, with_tests
 
 from halfmeg.data.corrupt import CORRUPTIONS
 from halfmeg.studies.compare import compare, compare_runs
@@ -35,7 +35,7 @@ def configs(seeds: int = 2, **changes):
     return [
         small_config(model=model, seed=seed, epochs=2, batch_size=64, **changes)
         for seed in range(seeds)
-        for model in ("cnn", "resnet-linear")
+        for model in ("cnn", "logistic")
     ]
 
 
@@ -80,13 +80,13 @@ def test_an_interrupted_study_trains_only_what_is_missing(
     stamp = first.stat().st_mtime_ns
     study = run_study(configs(), few_digits, tmp_path / "cut")
     assert [run.folder.name for run in study.runs] == [
-        "cnn-seed-0", "resnet-linear-seed-0", "cnn-seed-1", "resnet-linear-seed-1",
+        "cnn-seed-0", "logistic-seed-0", "cnn-seed-1", "logistic-seed-1",
     ]  # fmt: skip
     assert not study.failures
     assert first.stat().st_mtime_ns == stamp
     assert weights(tmp_path / "cut") == weights(whole)
     described = json.loads((tmp_path / "cut" / "study.json").read_text())
-    assert described["models"] == ["cnn", "resnet-linear"]
+    assert described["models"] == ["cnn", "logistic"]
     assert described["seeds"] == [0, 1]
     assert described["data"]["fingerprint"] == few_digits.fingerprint
     assert len(described["runs"]) == 4
@@ -226,13 +226,11 @@ def test_a_study_begins_where_a_power_cut_left_half_of_its_file(tmp_path: Path, 
 
 def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits) -> None:
     terms = small_config(batch_size=64)
-    result = compare(
-        ["resnet-linear", "cnn"], few_digits, seeds=2, out=tmp_path / "study", config=terms
-    )
+    result = compare(["logistic", "cnn"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
     accuracies = [model.test_accuracy.mean for model in result.models]
     assert accuracies == sorted(accuracies, reverse=True)
     assert {model.name: len(model.per_seed) for model in result.models} == {
-        "cnn": 2, "resnet-linear": 2,
+        "cnn": 2, "logistic": 2,
     }  # fmt: skip
     (pair,) = result.pairs
     best, second = result.models
@@ -267,7 +265,7 @@ def paired(of_seeds: Sequence[float], *, num_networks: int = 2, **changes: Any) 
     pairs = num_networks * (num_networks - 1) // 2
     test = paired_tests([rows] * pairs, num_networks)[0]
     fields: dict[str, Any] = {
-        "a": "resnet-linear", "b": "cnn", "test": test, "num_seeds": len(rows),
+        "a": "logistic", "b": "cnn", "test": test, "num_seeds": len(rows),
         "num_images": 10_000, "folded": False, "mcnemar": (), "p_mcnemar": 0.5,
         "num_pairs": pairs,
         "margin": 0.01, "needed": SeedsNeeded(7, 21), "terms": (),
@@ -279,12 +277,12 @@ def paired(of_seeds: Sequence[float], *, num_networks: int = 2, **changes: Any) 
     ("of_seeds", "changes", "outcome", "words"),
     [
         ([0.039, 0.04, 0.038, 0.039, 0.039], {}, "better",
-         r"^resnet-linear is better than cnn by 3.9 points "
+         r"^logistic is better than cnn by 3.9 points "
          r"\(95% interval 3\.\d to 4\.\d; 5 seeds, 10,000 images\)$"),
         ([-0.039, -0.04, -0.038, -0.039, -0.039], {}, "worse",
-         r"^cnn is better than resnet-linear by 3.9 points \(95% interval 3\.\d to 4\.\d; "),
+         r"^cnn is better than logistic by 3.9 points \(95% interval 3\.\d to 4\.\d; "),
         ([0.001, 0.002, -0.001, 0.002, 0.001], {}, "same",
-         r"^resnet-linear and cnn are the same within 1.0 point: \+0.1 points "
+         r"^logistic and cnn are the same within 1.0 point: \+0.1 points "
          r"\(95% interval -0\.\d to \+0\.\d; 5 seeds, 10,000 images\)$"),
         ([0.001, 0.002, -0.001, 0.002, 0.001], {"margin": 0.0025}, "open",
          r"cannot be told apart: .* a new study of 7 to 21 seeds would see a difference of 0.5"),
@@ -334,7 +332,7 @@ def test_no_number_is_written_on_the_wrong_side_of_a_border() -> None:
 
 def test_one_seed_gives_no_verdict(tmp_path: Path, few_digits) -> None:
     result = compare(
-        ["cnn", "resnet-linear"], few_digits, seeds=1, out=tmp_path / "s", config=small_config()
+        ["cnn", "logistic"], few_digits, seeds=1, out=tmp_path / "s", config=small_config()
     )
     assert "cannot tell chance from a difference" in result.pairs[0].verdict
     assert result.models[0].test_accuracy.lo is None
@@ -357,7 +355,7 @@ def test_no_interval_reaches_what_cannot_be(tmp_path: Path, whole: Path) -> None
     assert (pair.difference.lo, pair.difference.hi) == (-1, 1)
 
 
-def test_mistakes(tmp_path: Path, few_digits, digits) -> None:
+def test_mistakes(tmp_path: Path, few_digits) -> None:
     terms = small_config()
     with pytest.raises(ValueError, match="name each model once"):
         compare(["cnn", "cnn"], few_digits, seeds=1, out=tmp_path / "a", config=terms)
@@ -368,7 +366,7 @@ def test_mistakes(tmp_path: Path, few_digits, digits) -> None:
     with pytest.raises(ValueError, match="workers=0"):
         run_study([terms], few_digits, tmp_path / "a", workers=0)
     runs = run_study([terms], few_digits, tmp_path / "few").runs
-    more = run_study([small_config(seed=1)], digits, tmp_path / "more").runs
+    more = run_study([small_config(seed=1)], first_digits(150), tmp_path / "more").runs
     with pytest.raises(ValueError, match="trained on other data"):
         compare_runs([*runs, *more])
     with pytest.raises(ValueError, match="more than one run with seed 0"):
@@ -472,7 +470,7 @@ def test_terms_name_the_shared_seeds_and_the_precision_that_auto_chose(
     """Runs in bfloat16 and in float32 are two networks, also where `precision=auto` chose."""
     shutil.copytree(whole, tmp_path / "study")
     runs = open_runs([tmp_path / "study"])
-    (pair,) = compare_runs(runs[:3]).pairs  # cnn has two seeds, resnet-linear one
+    (pair,) = compare_runs(runs[:3]).pairs  # cnn has two seeds, logistic one
     assert not any("seeds" in note for note in pair.terms)
     assert pair.num_seeds == 1
     stored = runs[2].folder / "result.json"
@@ -481,11 +479,10 @@ def test_terms_name_the_shared_seeds_and_the_precision_that_auto_chose(
     stored.write_text(json.dumps(result | {"precision": other}))
     found = compare_runs(open_runs([tmp_path / "study"]))
     assert {model.name for model in found.models} == {
-        "cnn (precision=bf16)", "cnn (precision=fp32)", "resnet-linear",
+        "cnn (precision=bf16)", "cnn (precision=fp32)", "logistic",
     }  # fmt: skip
     assert {frozenset((p.a, p.b)) for p in found.pairs} == {
-        frozenset((name, "resnet-linear"))
-        for name in ("cnn (precision=bf16)", "cnn (precision=fp32)")
+        frozenset((name, "logistic")) for name in ("cnn (precision=bf16)", "cnn (precision=fp32)")
     }
     assert any(note.startswith("precision: ") for p in found.pairs for note in p.terms)
 
@@ -495,7 +492,7 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
 
     def run(seeds: int, **changes: Any):
         return compare(
-            ["cnn", "resnet-linear"], few_digits, seeds=seeds, out=tmp_path / "s", config=terms,
+            ["cnn", "logistic"], few_digits, seeds=seeds, out=tmp_path / "s", config=terms,
             **changes,
         )  # fmt: skip
 
@@ -506,9 +503,7 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
     assert second.pairs[0].margin == 0.03
     assert Reading.of(tmp_path / "s").looks == (2, 3)
     with pytest.raises(ValueError, match="was read with 2, 3 seeds already"):
-        compare_until_decided(
-            ["cnn", "resnet-linear"], few_digits, out=tmp_path / "s", config=terms
-        )
+        compare_until_decided(["cnn", "logistic"], few_digits, out=tmp_path / "s", config=terms)
     with pytest.raises(ValueError, match="margin=0 is out of range"):
         run(3, margin=0.0)
     study = tmp_path / "s" / "study.json"
@@ -530,7 +525,7 @@ def test_a_study_until_decided_stops_at_the_first_look_that_decides(
     terms = small_config(epochs=1)
     out = tmp_path / "s"
     found = compare_until_decided(
-        ["cnn", "resnet-linear"], few_digits, out=out, config=terms, margin=0.9
+        ["cnn", "logistic"], few_digits, out=out, config=terms, margin=0.9
     )
     reading = Reading.of(out)
     assert reading.planned == (2, 3)

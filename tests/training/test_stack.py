@@ -44,10 +44,10 @@ def losses(run: Run) -> list[float]:
     ("model", "optimizer", "lr"),
     [
         ("cnn", "adam", 0.001),
-        ("resnet-shared", "sgd", 0.002),
+        pytest.param("resnet-shared", "sgd", 0.002, marks=pytest.mark.slow),
         pytest.param("resnet20", "muon", 0.01, marks=pytest.mark.slow),
         pytest.param("sprint", "muon", 0.01, marks=pytest.mark.slow),
-        ("record", "muon", 0.01),
+        pytest.param("record", "muon", 0.01, marks=pytest.mark.slow),
     ],
 )
 def test_stacked_runs_are_those_of_fit(model, optimizer, lr, tmp_path: Path, few_digits) -> None:
@@ -181,13 +181,13 @@ def test_runs_that_stand_apart_are_not_stacked(tmp_path: Path, few_digits) -> No
 def test_compare_takes_a_stack(cli, tmp_path: Path, pictures: Path) -> None:
     settings = ["epochs=1", "batch_size=50", "optimizer=adam", "lr=0.001"]
     outcome = cli(
-        "compare", "cnn", "resnet-linear", *settings, "--data", str(pictures), "--seeds", "2",
+        "compare", "cnn", "logistic", *settings, "--data", str(pictures), "--seeds", "2",
         "--stack", "--out", "both", "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     for folder in (tmp_path / "both").glob("*-seed-*"):
         assert json.loads((folder / "result.json").read_text())["runs_at_once"] == 2
-    refused = cli("compare", "cnn", "resnet-linear", "--stack", "--workers", "2")
+    refused = cli("compare", "cnn", "logistic", "--stack", "--workers", "2")
     assert refused.code == 2
     assert refused.is_one_line("workers=2", "leave one of them out")
 

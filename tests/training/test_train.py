@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,18 @@ def test_every_network_trains(name: str, tmp_path: Path) -> None:
     run.load_model()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize("schedule", ["constant", "step", "plateau", "cosine", "onecycle"])
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")
+EACH_ONCE = (*zip(OPTIMIZERS, SCHEDULES, strict=False), ("adam", "cosine"), ("sgd", "onecycle"))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [
+        pytest.param(*pair, marks=() if pair in EACH_ONCE else pytest.mark.slow)
+        for pair in product(OPTIMIZERS, SCHEDULES)
+    ],
+)
 def test_every_optimizer_and_schedule(optimizer, schedule, tmp_path: Path, few_digits) -> None:
     lr = 0.005 if optimizer == "sgd" else 0.002
     config = small_config(
