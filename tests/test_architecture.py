@@ -103,12 +103,12 @@ def test_help_waits_for_nothing_heavy() -> None:
 def test_what_is_answered_at_once_waits_for_no_typer(argument: str) -> None:
     program = (
         "import atexit, sys, halfmeg.__main__ as program\n"
-        "atexit.register(lambda: print(*sys.modules))\n"
+        "atexit.register(lambda: print('\\n', *sys.modules))\n"
         f"sys.argv = ['halfmeg', {argument!r}]\n"
         "program.start()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    loaded = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
     assert "halfmeg" in loaded
     assert not loaded & {"typer", "msgspec", "torch"}
     assert done.stderr.startswith("halfmeg: No such command 'trian'") == (argument == "trian")
