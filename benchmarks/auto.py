@@ -1,11 +1,12 @@
 """`train auto` against `common` within the same time.
 
-    python benchmarks/auto.py --sources digits clothing eurosat --minutes 10 --seeds 3 [--json]
+    python benchmarks/auto.py --sources digits clothing eurosat --minutes 10 --seeds 3 --out FILE
 
-For each source and seed in turn: `auto` with its trials inside the minutes, and `common` (`cnn`, 32
+For each seed and source in turn: `auto` with its trials inside the minutes, and `common` (`cnn`, 32
 pixels) with as many epochs as fit into them by measured seconds, at most 200, as for `auto`. What
 both took is stated, since planned epochs are not exact. Stated is the accuracy on the test set,
-read once a run. Run it on a quiet machine.
+read once a run. Run it on a quiet machine. `--out` keeps each run as it ends; the same command goes
+on from there.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from halfmeg.artifacts.environment import environment
 from halfmeg.data.load import load_dataset
+from halfmeg.files import write_atomically
 from halfmeg.studies.auto import MOST_EPOCHS, SAFETY, choose
 from halfmeg.studies.plan import time_training
 from halfmeg.training.fit import fit
@@ -65,43 +67,48 @@ def run_common(source: str, seconds: float, seed: int) -> dict[str, Any]:
     }
 
 
+RUNS = {"auto": run_auto, "common": run_common}
+
+
 def main() -> None:
-    """Run both and print."""
+    """Run what is missing, then print all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sources", nargs="+", default=["digits"], help="as for --data")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", dest="as_json")
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     args = parser.parse_args()
-    rows = []
-    for source in args.sources:
-        found: dict[str, list[dict[str, Any]]] = {"auto": [], "common": []}
-        for seed in range(args.seeds):
-            try:
-                found["auto"].append(run_auto(source, 60 * args.minutes, seed))
-                found["common"].append(run_common(source, 60 * args.minutes, seed))
-            except ValueError as error:
-                parser.error(str(error))
-        means = {k: statistics.mean(run["accuracy"] for run in v) for k, v in found.items()}
-        rows.append({"data": Path(source).name, "mean": means} | found)
-        if not args.as_json:
-            print(f"{Path(source).name:12} auto {means['auto']:.2%}  common {means['common']:.2%}")
-            for name, runs in found.items():
-                for run in runs:
-                    print(
-                        f"    {name:7} {run['accuracy']:.2%} of {run['n']:,} in "
-                        f"{run['seconds']:.0f} s  {run.get('picked', '')}"
-                    )
-            sys.stdout.flush()
-    if args.as_json:
-        facts = {
-            "minutes": args.minutes,
-            "seeds": args.seeds,
-            "measured": time.strftime("%Y-%m-%d"),
-        }
-        print(json.dumps(facts | {"rows": rows, "machine": environment()}, indent=2))
+    facts = {"minutes": args.minutes, "machine": environment()}
+    if args.out.exists():
+        stored = json.loads(args.out.read_text())
+        if stored["minutes"] != args.minutes:
+            parser.error(f"{args.out} is of {stored['minutes']:g} minutes; name another --out")
+        facts = stored
+    runs: list[dict[str, Any]] = facts.setdefault("runs", [])
+    for seed, source, (name, run) in product(range(args.seeds), args.sources, RUNS.items()):
+        key = {"data": Path(source).name, "seed": seed, "name": name}
+        if any(key.items() <= found.items() for found in runs):
+            continue
+        try:
+            found = run(source, 60 * args.minutes, seed)
+        except ValueError as error:
+            parser.error(str(error))
+        runs.append(key | found | {"measured": time.strftime("%Y-%m-%d")})
+        write_atomically(args.out, json.dumps(facts, indent=2).encode())
+    for source in dict.fromkeys(run["data"] for run in runs):
+        print(source)
+        for name in RUNS:
+            these = [run for run in runs if (run["data"], run["name"]) == (source, name)]
+            if not these:
+                continue
+            print(f"  {name:7} {statistics.mean(run['accuracy'] for run in these):.2%}")
+            for run in these:
+                print(
+                    f"    seed {run['seed']}: {run['accuracy']:.2%} of {run['n']:,} in "
+                    f"{run['seconds']:.0f} s  {run.get('picked', '')}"
+                )
 
 
 if __name__ == "__main__":

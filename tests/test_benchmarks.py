@@ -240,3 +240,15 @@ def test_search(tmp_path: Path, pictures: Path) -> None:
         assert result["curve"]
     assert (tmp_path / "out" / "search.png").exists()
     assert benchmark(*arguments, cwd=tmp_path).out == ""  # nothing was left to do
+
+
+def test_auto_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None:
+    arguments = ["--sources", str(pictures), "--minutes", "0.02", "--out", "auto.json"]
+    done = benchmark("auto", *arguments, "--seeds", "1", cwd=tmp_path)
+    assert done.code == 0, done.err
+    first = json.loads((tmp_path / "auto.json").read_text())
+    assert [run["name"] for run in first["runs"]] == ["auto", "common"]
+    assert benchmark("auto", *arguments, "--seeds", "1", cwd=tmp_path).out == done.out
+    assert json.loads((tmp_path / "auto.json").read_text()) == first
+    arguments[3] = "0.03"
+    assert "name another --out" in benchmark("auto", *arguments, cwd=tmp_path).err

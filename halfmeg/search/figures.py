@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -21,6 +22,8 @@ COST_LABELS = {
 }  # fmt: skip
 WARNING = "#b00020"
 MOST_LINES = 200
+MOST_AXES = 8
+MOST_BARS = 15
 
 
 def front_figure(
@@ -38,9 +41,12 @@ def front_figure(
         num_images: that an accuracy was measured on.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.5 * len(fronts), 3.7), layout="constrained")
-        row = figure.subplots(1, len(fronts), sharey=True, squeeze=False)[0]
-        for axes, (name, points) in zip(row, fronts.items(), strict=True):
+        rows = math.ceil(len(fronts) / 2)
+        figure = Figure(figsize=(7.0, 3.2 * rows), layout="constrained")
+        grid = figure.subplots(rows, min(len(fronts), 2), sharey=True, squeeze=False)
+        for axes in grid.flat[len(fronts) :]:
+            axes.set_visible(False)
+        for axes, (name, points) in zip(grid.flat, fronts.items(), strict=False):
             known = [t for t in finished(trials) if getattr(t.costs, name) is not None]
             axes.scatter(
                 [getattr(t.costs, name) for t in known], [100 * (t.accuracy or 0) for t in known],
@@ -64,18 +70,34 @@ def front_figure(
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(_short)
             axes.margins(x=0.1, y=0.15)
-        row[0].set_ylabel("validation accuracy, %")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("validation accuracy, %")
     return figure
 
 
-def parallel_figure(trials: Sequence[Trial], dimensions: Sequence[Dimension]) -> Figure:
-    """Draw each trained trial as a line through its settings; the better, the stronger."""
+def parallel_figure(
+    trials: Sequence[Trial], dimensions: Sequence[Dimension], importance: Mapping[str, float]
+) -> Figure:
+    """Draw each trained trial as a line through its settings; the better, the stronger.
+
+    Args:
+        trials: of the search; the last 200 that were trained are drawn.
+        dimensions: of the space. An axis is drawn for 8 of those that differ: the most important,
+            or, where that is not known, those that most trials have.
+        importance: of a dimension for accuracy, by its name.
+    """
     shown = [t for t in trials if t.was_trained][-MOST_LINES:]
-    axis_of = [d for d in dimensions if len({t.drawn.get(d.name) for t in shown} - {None}) > 1]
+
+    def weight(dimension: Dimension) -> tuple[float, int]:
+        return importance.get(dimension.name, 0.0), sum(dimension.name in t.drawn for t in shown)
+
+    varied = [d for d in dimensions if len({t.drawn.get(d.name) for t in shown} - {None}) > 1]
+    most = sorted(varied, key=weight, reverse=True)[:MOST_AXES]
+    axis_of = [d for d in varied if d in most]
     best = np.array([t.accuracy or 0.0 for t in shown])
     low, high = (best.min(), best.max()) if len(best) else (0.0, 1.0)
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(max(7.0, 0.95 * (len(axis_of) + 1)), 4.2), layout="constrained")
+        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
         axes = figure.subplots()
         ticks = [
             (index, share, text)
@@ -86,8 +108,8 @@ def parallel_figure(trials: Sequence[Trial], dimensions: Sequence[Dimension]) ->
             ticks.append((len(axis_of), share, f"{100 * (low + share * (high - low)):.1f}%"))
         for index, share, text in ticks:
             axes.annotate(
-                text, (index, share), xytext=(3, 0), textcoords="offset points",
-                fontsize=7, va="center",
+                text, (index, share), xytext=(4, 0), textcoords="offset points",
+                fontsize=9, va="center", zorder=3,
             )  # fmt: skip
         for index in range(len(axis_of) + 1):
             axes.axvline(index, color=INK, lw=0.8, alpha=0.4)
@@ -113,12 +135,15 @@ def parallel_figure(trials: Sequence[Trial], dimensions: Sequence[Dimension]) ->
 
 
 def importance_figure(importance: Mapping[str, float]) -> Figure:
-    """Draw the importance of each choice as a bar."""
-    names = list(importance)[::-1]
+    """Draw the importance of each choice as a bar: of the first 15, and of the others together."""
+    shown = dict(list(importance.items())[:MOST_BARS])
+    if others := len(importance) - len(shown):
+        shown[f"{others} others together"] = sum(importance.values()) - sum(shown.values())
+    names = list(shown)[::-1]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 0.8 + 0.26 * len(names)), layout="constrained")
         axes = figure.subplots()
-        axes.barh(names, [100 * importance[name] for name in names], color=COLOURS[0])
+        axes.barh(names, [100 * shown[name] for name in names], color=COLOURS[0])
         axes.set_xlabel("share of the importance for accuracy, %")
         axes.grid(axis="y", visible=False)
     return figure

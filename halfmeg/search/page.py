@@ -13,6 +13,7 @@ from halfmeg.files import write_atomically
 from halfmeg.places.place import short_name
 from halfmeg.search.budget import describe_limit
 from halfmeg.search.figures import (
+    COST_LABELS,
     curves_figure,
     front_figure,
     importance_figure,
@@ -163,7 +164,7 @@ def _context(
     if fronts:
         figures["front"] = front_figure(trials, fronts, stored.limits.given, count)
     if len(trained) > 1:
-        figures["parallel"] = parallel_figure(trials, search.space.dimensions)
+        figures["parallel"] = parallel_figure(trials, search.space.dimensions, importance)
         figures["curves"] = curves_figure(trials)
     if importance:
         figures["importance"] = importance_figure(importance)
@@ -192,6 +193,7 @@ def _context(
         "spent": search.clock.spent() / 60,
         "minutes": stored.seconds / 60,
         "cost": describe_limit,
+        "cost_labels": COST_LABELS,
         "names": {t.number: short_name(t.config.model) for t in trials if t.config is not None},
     }
 

@@ -213,7 +213,7 @@ def _with_epochs(choice: Choice, left: float, fixed: Collection[str]) -> Choice:
     choice.reason = "as asked for"
     if "epochs" not in fixed:
         epochs = min(MOST_EPOCHS, max(1, int(SAFETY * left / per_epoch)))
-        choice.reason = f"{left:.0f} s are left, and an epoch takes {per_epoch:.2f} s"
+        choice.reason = f"{max(0.0, left):.0f} s are left, and an epoch takes {per_epoch:.2f} s"
         if epochs == MOST_EPOCHS:
             choice.reason += f"; more than {MOST_EPOCHS} are not planned"
     choice.seconds = epochs * per_epoch
