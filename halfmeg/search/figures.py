@@ -108,8 +108,8 @@ def parallel_figure(
             ticks.append((len(axis_of), share, f"{100 * (low + share * (high - low)):.1f}%"))
         for index, share, text in ticks:
             axes.annotate(
-                text, (index, share), xytext=(4, 0), textcoords="offset points",
-                fontsize=9, va="center", zorder=3,
+                text, (index, share), xytext=(-4 if index == 0 else 4, 0), zorder=3, fontsize=9,
+                textcoords="offset points", va="center", ha="right" if index == 0 else "left",
             )  # fmt: skip
         for index in range(len(axis_of) + 1):
             axes.axvline(index, color=INK, lw=0.8, alpha=0.4)
