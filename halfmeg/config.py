@@ -90,6 +90,7 @@ class RunConfig:
     alternate: bool = False  # hflip mirrors every image in every other epoch, not by chance
     vflip: bool = False
     cutout: int = 0  # side in pixels of the square set to the mean colour
+    trivial_augment: bool = False  # one of 14 operations for each image (Müller and Hutter 2021)
     # Images mixed with others of their batch, by shares from Beta(x, x); with both, a coin chooses.
     mixup: float = 0.0
     cutmix: float = 0.0

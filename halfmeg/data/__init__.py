@@ -12,5 +12,5 @@
 | `dataset` | `Dataset`, `DataSplits`, the stratified split |
 | `folds` | all images in folds, for k-fold cross-validation |
 | `check`, `duplicates`, `page` | what is wrong with a source, in words and as a page |
-| `augment`, `mix`, `corrupt` | pure functions on batches of images |
+| `augment`, `trivial`, `mix`, `corrupt` | pure functions on batches of images |
 """

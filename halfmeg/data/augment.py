@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfmeg.data.shape import ImageShape
+from halfmeg.data.trivial import trivial_augment
 
 GRAY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma of ITU-R BT.601, as Pillow's mode L uses them."""
@@ -41,6 +42,7 @@ class Augmentation:
     hflip: bool = False
     vflip: bool = False
     cutout: int = 0
+    trivial_augment: bool = False
 
 
 def augment(
@@ -78,6 +80,8 @@ def augment(
         mirrored=mirrored,
         generator=generator,
     )
+    if spec.trivial_augment:
+        images = trivial_augment(images, generator=generator)
     if spec.brightness or spec.contrast or spec.saturation:
         pixels = jitter_colour(
             images,

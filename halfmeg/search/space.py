@@ -50,6 +50,7 @@ SPACE: dict[str, Any] = {
     "vflip": [False, True],
     "rotation": [0.0, 10.0],
     "brightness": [0.0, 0.2],
+    "trivial_augment": [False, True],
 }
 
 NETWORK = "network"

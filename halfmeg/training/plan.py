@@ -35,6 +35,7 @@ def augmentation_of(config: RunConfig) -> Augmentation:
         rotation=config.rotation, crop=config.crop, crop_mode=config.crop_mode,
         brightness=config.brightness, contrast=config.contrast, saturation=config.saturation,
         sharpness=config.sharpness, hflip=config.hflip, vflip=config.vflip, cutout=config.cutout,
+        trivial_augment=config.trivial_augment,
     )  # fmt: skip
 
 
