@@ -30,7 +30,7 @@ from halfmeg.networks.table import MODELS
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
-CIFAR_JPEG = ROOT.parent / "shared" / "data" / "cifar10-jpeg"
+SHARED = ROOT.parent / "shared" / "data"
 
 # A shell script ignores Ctrl-C for what it starts in the background, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -106,9 +106,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cifar_jpeg() -> Path:
     """The folder of CIFAR-10 (JPEG) as Parquet; a user's checkout does not have it."""
-    if not CIFAR_JPEG.is_dir():
-        pytest.skip(f"CIFAR-10 (JPEG) is not at {CIFAR_JPEG.relative_to(ROOT.parent)}")
-    return CIFAR_JPEG
+    return at_hand("cifar10-jpeg")
+
+
+@pytest.fixture(scope="session")
+def cifar_original() -> Path:
+    """The folder of CIFAR-10's own pixels as Parquet; a user's checkout does not have it."""
+    return at_hand("cifar10")
+
+
+def at_hand(name: str) -> Path:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{name} is not at {(SHARED / name).relative_to(ROOT.parent)}")
+    return SHARED / name
 
 
 def small_config(**changes: Any) -> RunConfig:

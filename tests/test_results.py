@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from conftest import ROOT, Cli
+from conftest import ROOT, Cli, at_hand
 
 RESULTS = ROOT / "results"
 README = (ROOT / "README.md").read_text()
@@ -130,3 +130,13 @@ def test_every_run_that_is_kept_is_whole() -> None:
         names = {path.name for path in config.parent.iterdir()}
         whole = {"environment.json", "metrics.csv", "result.json", "test_readings.jsonl"}
         assert whole <= names, config.parent.relative_to(ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10-jpeg", "cifar10"])
+def test_the_bundled_network_has_the_stated_accuracy(cli: Cli, name: str) -> None:
+    page = (RESULTS / "README.md").read_text()
+    (stated,) = re.findall(rf"halfmeg evaluate record --data {name} +# ([\d.]+)%", page)
+    outcome = cli("evaluate", "record", "--data", str(at_hand(name)), "--json")
+    assert outcome.code == 0, outcome.err
+    assert f"{100 * outcome.json['accuracy']:.2f}" == stated

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CIFAR_JPEG, Cli, small_config
+from conftest import Cli, small_config
 from PIL import Image
 
 import halfmeg
@@ -269,7 +269,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path, pictures: Path) -> None:
 @pytest.mark.slow
 def test_real_cifar_jpeg_end_to_end(cli: Cli, cifar_jpeg: Path) -> None:
     outcome = cli("train", "common", "model=cnn", "epochs=1", "val_fraction=0.9",
-                  "--data", str(CIFAR_JPEG), "--json")  # fmt: skip
+                  "--data", str(cifar_jpeg), "--json")  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert outcome.json["test_accuracy"] > 0.2
     assert outcome.json["test_n"] == 10_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import pickle
 import struct
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from halfmeg.data import cifar
 from halfmeg.data.load import load_dataset
@@ -135,6 +139,54 @@ def test_archives_of_both_forms_give_the_same_data(tmp_path, monkeypatch, small_
     (tmp_path / "p" / form.archive).write_bytes(content)
     check_pixels(load_dataset("cifar10", data_dir=tmp_path / "p"))
     assert os.listdir(tmp_path / "p") == [form.archive]  # nothing was unpacked
+
+
+def test_the_same_pixels_have_one_fingerprint_in_every_container(tmp_path, monkeypatch) -> None:
+    binary, python = binary_files(), python_files()
+    found = {}
+    for kind, files in (("BINARY", binary), ("PYTHON", python)):
+        form = take_for_official(monkeypatch, kind, files, content := archive("any", files))
+        unpack(tmp_path / kind / form.folder, files)
+        found[kind] = load_dataset("cifar10", data_dir=tmp_path / kind).fingerprint
+        folder = unpack(tmp_path / f"{kind} archive", {form.archive: content})
+        found[f"{kind} archive"] = load_dataset("cifar10", data_dir=folder).fingerprint
+    batches = [batch(index) for index in range(6)]
+    for part, these in (("train", batches[:5]), ("test", batches[5:])):
+        write_parquet(tmp_path / "parquet" / f"{part}-00000-of-00001.parquet", these)
+    found["Parquet"] = load_dataset(str(tmp_path / "parquet")).fingerprint
+    assert len(set(found.values())) == 1, found
+
+
+def write_parquet(path: Path, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write images as lossless WebP, as the Hugging Face hub lays them out."""
+    images = []
+    for pixels in np.concatenate([pixels for pixels, _ in batches]):
+        buffer = io.BytesIO()
+        picture = Image.fromarray(pixels.reshape(3, 32, 32).transpose(1, 2, 0))
+        picture.save(buffer, "webp", lossless=True)
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    labels = np.concatenate([labels for _, labels in batches])
+    features = {"label": {"names": list(cifar.CLASSES), "_type": "ClassLabel"}}
+    table = pa.table({"img": images, "label": labels}).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+@pytest.mark.slow
+def test_the_original_pixels_are_the_official_archives(cifar_original, tmp_path) -> None:
+    """The batches made of the Parquet copy have the published md5 sums, which opening checks."""
+    data = load_dataset(str(cifar_original))
+    parts = [*zip(data.train.images.split(10_000), data.train.labels.split(10_000), strict=True)]
+    parts.append((data.test.images, data.test.labels))
+    folder = tmp_path / cifar.BINARY.folder
+    folder.mkdir()
+    for name, (images, labels) in zip(cifar.BINARY.files, parts, strict=True):
+        rows = torch.cat([labels[:, None].to(torch.uint8), images.flatten(1)], 1)
+        (folder / name).write_bytes(rows.numpy().tobytes())
+    official = load_dataset("cifar10", data_dir=tmp_path)
+    assert official.fingerprint == data.fingerprint
 
 
 def test_a_damaged_archive_is_named_and_kept(tmp_path: Path) -> None:
