@@ -65,7 +65,7 @@ def search(
     workers: Annotated[int, typer.Option(help="Trials at once; they share the cores.")] = 1,
     cluster: Annotated[
         str | None,
-        typer.Option(help="Address of a Ray cluster that trains the last comparison, or auto."),
+        typer.Option(help="Address of a Ray cluster that trains, or auto."),
     ] = None,
     space: Annotated[
         str | None, typer.Option(help="A space of one's own, FILE.py:NAME; see docs/search.md.")

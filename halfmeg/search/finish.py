@@ -129,7 +129,6 @@ def finish(
     baselines: Sequence[Baseline],
     seconds: Sequence[float],
     *,
-    cluster: str | None = None,
     listener: StudyListener | None = None,
 ) -> Outcome | None:
     """Train the winner and its baselines as the time allows; None where no trial has ended.
@@ -140,7 +139,6 @@ def finish(
     Args:
         search: whose trials are done.
         baselines, seconds: what it is compared with, and what an epoch of each takes.
-        cluster: the address of a Ray cluster that trains them.
         listener: is told how it goes.
     """
     trials = search.journal.trials()
@@ -158,7 +156,7 @@ def finish(
         return Outcome(winner, run)
     study = run_study(
         list(_configs(winner.config, final)), search.data, search.folder / final.folder,
-        workers=search.workers, cluster=cluster, listener=listener,
+        workers=search.workers, cluster=search.cluster, listener=listener,
     )  # fmt: skip
     return _outcome(search.folder, search.data, winner, study)
 

@@ -1,4 +1,4 @@
-"""Where trials are trained: one after another in this process, or several at once in others."""
+"""Where trials are trained: in this process in turn, in several, or on the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from halfmeg.artifacts.run import MetricsRow
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.search.record import Clock, Trial
 from halfmeg.search.segment import Reached, train_folds
+from halfmeg.studies.cluster import Cluster, read_files, replace_files, unpack_run
 from halfmeg.studies.pool import KILLED, Pool
 from halfmeg.training.listen import Listener, SilentListener
 
@@ -23,6 +24,8 @@ MOST_KILLS = 2
 """A trial that was under way when so many workers were killed is given up."""
 
 SAVE_SECONDS = 5.0
+
+Returned = tuple[Reached, dict[str, dict[str, bytes]]]
 
 
 class SearchListener:
@@ -41,11 +44,12 @@ class SearchListener:
 
 @final
 class Lanes:
-    """Where trials are trained, to be entered: in this process in turn, or in several processes.
+    """Where trials are trained, to be entered.
 
     Args:
         data: that they train on.
-        workers: trials at once.
+        workers: trials at once; 1 for this process. On a cluster one for each of its CPUs.
+        address: of a Ray cluster; None for this machine.
         folders_of: the run folders of a trial by its number.
         clock: is saved while it waits.
         most_seconds: that a trial may take when its speed is known.
@@ -56,24 +60,31 @@ class Lanes:
         self,
         data: DataSplits,
         workers: int,
+        address: str | None,
         folders_of: Callable[[int], list[Path]],
         clock: Clock,
         most_seconds: float,
         listener: SearchListener,
     ) -> None:
-        self.data, self.workers, self.folders_of = data, workers, folders_of
+        self.data, self.workers, self.address = data, workers, address
+        self.folders_of = folders_of
         self.clock, self.most_seconds, self.listener = clock, most_seconds, listener
-        self.waiting: dict[Future[Reached], tuple[Trial, int]] = {}
+        self.waiting: dict[Future[Any], tuple[Trial, int]] = {}
         self.kills: dict[int, int] = {}
         self.pool: Pool | None = None
+        self.cluster: Cluster | None = None
 
     def __enter__(self) -> Lanes:
-        if self.workers > 1:
+        if self.address is not None:
+            self.cluster = Cluster(self.address, self.data).__enter__()
+        elif self.workers > 1:
             threads = max(1, (os.cpu_count() or 1) // self.workers)
             self.pool = Pool(self.data, self.workers, threads).__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.cluster is not None:
+            self.cluster.__exit__(*error)
         if self.pool is not None:
             if error[0] is not None:
                 self.pool.stop()
@@ -87,38 +98,57 @@ class Lanes:
     @property
     def have_room(self) -> bool:
         """Whether another trial can be trained at once."""
-        return len(self.waiting) < self.workers
+        room = self.workers if self.cluster is None else self.cluster.num_cpus
+        return len(self.waiting) < room
 
     def submit(self, trial: Trial, until: int) -> None:
         """Train a trial up to an epoch."""
-        future: Future[Reached]
-        if self.pool is None:
-            future = Future()
-        else:
-            future = self.pool.submit(train_folds, *self._task(trial, until))
+        future: Future[Any] = Future()
+        configs, folders, *limits = task = self._task(trial, until)
+        if self.cluster is not None:
+            files = {folder.name: read_files(folder) for folder in folders}
+            future = self.cluster.submit(
+                train_folds_on_node, configs, files, *limits, configs=configs
+            )
+        elif self.pool is not None:
+            future = self.pool.submit(train_folds, *task)
         self.waiting[future] = (trial, until)
 
     def wait(self) -> Iterator[tuple[int, Reached]]:
         """Yield each trial that has come as far as it should, once at least one has."""
-        if self.pool is None:
+        if self.pool is None and self.cluster is None:
             future, (trial, until) = next(iter(self.waiting.items()))
             del self.waiting[future]
             task = self._task(trial, until)
             yield trial.number, train_folds(self.data, *task, self._of_run)
             return
-        done: set[Future[Reached]] = set()
+        done: set[Future[Any]] = set()
         while not done:
             done, _ = wait(self.waiting, SAVE_SECONDS, FIRST_COMPLETED)
             self.clock.save()
         broken = []
         for future in sorted(done, key=lambda f: self.waiting[f][0].number):
             trial, until = self.waiting.pop(future)
+            if self.cluster is not None:
+                yield trial.number, self._take_in(self.cluster, future, trial)
+                continue
             try:
                 yield trial.number, future.result()
             except BrokenProcessPool:
                 broken.append((trial, until))
         if broken:
             yield from self._after_a_kill([*broken, *self.waiting.values()])
+
+    def _take_in(self, cluster: Cluster, future: Future[Returned], trial: Trial) -> Reached:
+        """Store what a node returned."""
+        try:
+            reached, files = cluster.result(future)
+        except ValueError as error:
+            return Reached(trial.epochs, None, 0.0, str(error))
+        for folder in self.folders_of(trial.number):
+            if files[folder.name]:
+                replace_files(folder, files[folder.name])
+        return reached
 
     def _of_run(self, config: RunConfig) -> Listener:
         return _Clocked(self.listener.of_run(config) or SilentListener(), self.clock)
@@ -156,3 +186,23 @@ class _Clocked(SilentListener):
         """Store the time, and pass it on."""
         self.clock.save()
         self.inner.on_epoch(row)
+
+
+def train_folds_on_node(
+    data: DataSplits,
+    folder: Path,
+    configs: Sequence[RunConfig],
+    files: dict[str, dict[str, bytes]],
+    until: int,
+    most_seconds: float,
+) -> Returned:
+    """Train the runs of a trial up to an epoch, from their files, by name of the run folder.
+
+    Returns:
+        How far they have come, and their files now.
+    """
+    folders = [folder / name for name in files]
+    for run in folders:
+        unpack_run(run, files[run.name])
+    reached = train_folds(data, configs, folders, until, most_seconds)
+    return reached, {run.name: read_files(run) for run in folders}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import msgspec
+import torch
 
 from halfmeg.data.dataset import DataSplits, hold_out, require_trainable
 from halfmeg.files import holds_nothing, make_folder
@@ -40,6 +42,7 @@ from halfmeg.search.schedule import make_plan
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.space import SPACE, Space, build_space, load_space
 from halfmeg.search.trials import Search, run_trials
+from halfmeg.studies.cluster import Cluster
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.stopping import TrainingInterruptedError
 
@@ -142,7 +145,8 @@ def start(
         data: what is trained on.
         stored, space: from `describe_search`.
         workers: trials at once, each in a process with its share of the cores.
-        cluster: the address of a Ray cluster, which trains the last comparison.
+        cluster: the address of a Ray cluster, which trains in their place: one trial for each of
+            its CPUs.
         listener: makes who is told how the trials go.
         final_listener: is told how the last comparison goes.
 
@@ -154,6 +158,8 @@ def start(
     folder = Path(folder)
     if workers < 1:
         raise ValueError(f"--workers {workers} is out of range; allowed: 1 or more")
+    if cluster is not None and workers > 1:
+        raise ValueError(f"--workers {workers} are of this machine; leave it out with --cluster")
     if (
         folder.exists()
         and not is_search(folder)
@@ -171,18 +177,21 @@ def start(
     else:
         _check_budget(stored, space, data)
     baselines = choose_baselines(stored, data)
+    if cluster is not None:
+        with Cluster(cluster, data) as nodes:
+            workers = nodes.num_cpus
     make_folder(folder)
     with sole_writer(folder):
         if not is_search(folder):
             write_stored(folder, stored)
         search = Search(
             folder, stored, space, data, Journal(folder, stored.seed, stored.strategy),
-            Clock(folder), SearchListener(), workers,
+            Clock(folder), SearchListener(), workers, cluster,
         )  # fmt: skip
         if listener is not None:
             search.listener = listener(search)
         try:
-            return _run(search, baselines, cluster, final_listener)
+            return _run(search, baselines, final_listener)
         except (TrainingInterruptedError, KeyboardInterrupt) as stopped:
             told = f"`halfmeg search --resume {folder}` goes on"
             number = getattr(stopped, "signal_number", signal.SIGINT)
@@ -233,21 +242,33 @@ def give_time(folder: str | Path, seconds: float) -> None:
 def _run(
     search: Search,
     baselines: list[Baseline],
-    cluster: str | None,
     final_listener: StudyListener | None,
 ) -> Outcome:
     plan = search.stored.plan
     seconds: list[float] = []
     if search.stored.final is None:
-        seconds = _plan(search, baselines) if plan is None or not plan.total_seconds else []
-        seconds = seconds or _time(search, baselines)
+        with _threads_of_a_trial(search):
+            seconds = _plan(search, baselines) if plan is None or not plan.total_seconds else []
+            seconds = seconds or _time(search, baselines)
         search.listener = _WithPage(search.listener, search)
         run_trials(search)
-    outcome = finish(search, baselines, seconds, cluster=cluster, listener=final_listener)
+    outcome = finish(search, baselines, seconds, listener=final_listener)
     write_page(search, outcome)
     if outcome is None:
         raise ValueError(f"{search.folder} has no network that was trained to its end")
     return outcome
+
+
+@contextlib.contextmanager
+def _threads_of_a_trial(search: Search) -> Iterator[None]:
+    """Time on one thread what a cluster will train on one."""
+    before = torch.get_num_threads()
+    try:
+        if search.cluster is not None:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _time(search: Search, baselines: list[Baseline]) -> list[float]:

@@ -48,6 +48,7 @@ class Search:
         space, limits: as there.
         data: what is trained on; its test part is not read here.
         workers: trials at once.
+        cluster: the address of a Ray cluster that trains them; None for this machine.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Search:
     clock: Clock
     listener: SearchListener
     workers: int = 1
+    cluster: str | None = None
     known_costs: dict[tuple[str, bool], Costs] = field(default_factory=dict)
 
     @property
@@ -136,8 +138,9 @@ def run_trials(search: Search) -> None:
     """
     most_seconds = SLOWEST * max(search.seconds_left, SHORTEST_SECONDS) / FULL_RUNS
     with Lanes(
-        search.data, search.workers, search.run_folders, search.clock, most_seconds, search.listener
-    ) as lanes:
+        search.data, search.workers, search.cluster, search.run_folders, search.clock,
+        most_seconds, search.listener,
+    ) as lanes:  # fmt: skip
         engine = _Engine(search, lanes)
         engine.go_on()
         while lanes.are_busy or engine.begin():

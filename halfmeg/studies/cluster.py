@@ -13,10 +13,11 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar, final
 
 import torch
 
@@ -28,9 +29,90 @@ from halfmeg.places.place import TIMM
 from halfmeg.places.source import Source, read_source, settle
 from halfmeg.training.fit import train_run
 
+T = TypeVar("T")
+
 CONNECT_SECONDS = 5.0
 RETRIES = 20
 """How often a run is repeated when its node is lost."""
+
+
+@final
+class Cluster:
+    """A Ray cluster, to be entered; the images are put into its object store once.
+
+    Args:
+        address: such as "10.0.0.1:6379", or "auto" for the one of this machine.
+        data: that its tasks work on.
+    """
+
+    def __init__(self, address: str, data: DataSplits) -> None:
+        self.address, self.data = address, data
+
+    def __enter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            ValueError: Ray is not installed, or the cluster does not answer.
+        """
+        self._handler = signal.getsignal(signal.SIGTERM)
+        self.ray = _connect(self.address)
+        data = self.data
+        arrays = {
+            (part, kind): tensor.numpy()
+            for part, dataset in data.parts.items()
+            for kind in ("images", "labels", "groups")
+            if (tensor := getattr(dataset, kind)) is not None
+        }
+        empty = Dataset(torch.empty(0), torch.empty(0), data.classes)
+        self._facts = replace(data, train=empty, test=empty, validation=None)
+        self._shared = self.ray.put(arrays)
+        self._task = self.ray.remote(_work_on_node)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)  # Ray leaves its own behind
+
+    @property
+    def num_cpus(self) -> int:
+        """Of all its nodes together."""
+        return max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+
+    def submit(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        configs: Sequence[RunConfig],
+        num_gpus: float = 0.0,
+    ) -> Future[T]:
+        """Call a function of a module on a node, again on another one where a node is lost.
+
+        It gets the data, an empty folder, and the arguments. Python of the user's own that the
+        configs name travels as text.
+
+        Args:
+            configs: that the call trains, one after another; the first one's threads are what it
+                asks for as CPUs.
+            num_gpus: share of a GPU that it asks for.
+        """
+        threads = max(1, configs[0].threads)
+        task = self._task.options(num_cpus=threads, num_gpus=num_gpus, max_retries=RETRIES)
+        sources = _sources_of(configs[0])
+        reference = task.remote(function, args, self._shared, self._facts, sources, threads)
+        future: Future[T] = reference.future()
+        return future
+
+    def result(self, future: Future[T]) -> T:
+        """Return what a call that has ended returned.
+
+        Raises:
+            ValueError: it failed, or too many nodes were lost.
+        """
+        try:
+            return future.result()
+        except self.ray.exceptions.RayError as error:
+            raise ValueError(" ".join(str(error).split())[:300]) from None
 
 
 def train_on_cluster(
@@ -42,11 +124,8 @@ def train_on_cluster(
 ) -> Iterator[tuple[tuple[RunConfig, Path], str | None]]:
     """Train runs on the nodes of a Ray cluster, each asking for its threads as CPUs.
 
-    Python of the user's own that the configs name travels as text. The images are put into the
-    cluster's object store once and shared by the runs of a node.
-
     Args:
-        address: of the cluster, such as "10.0.0.1:6379", or "auto" for the one of this machine.
+        address: of the cluster, as for `Cluster`.
         tasks: configs and the folders to write; an unfinished folder is continued.
         data: what they are trained on.
         gpus_per_run: share of a GPU that each run asks for.
@@ -57,35 +136,22 @@ def train_on_cluster(
     Raises:
         ValueError: Ray is not installed, or the cluster does not answer.
     """
-    previous = signal.getsignal(signal.SIGTERM)
-    ray = _connect(address)
-    try:
-        arrays = {
-            (part, kind): tensor.numpy()
-            for part, dataset in data.parts.items()
-            for kind in ("images", "labels", "groups")
-            if (tensor := getattr(dataset, kind)) is not None
+    with Cluster(address, data) as cluster:
+        waiting = {
+            cluster.submit(
+                _train_run, config, read_files(folder), configs=[config], num_gpus=gpus_per_run
+            ): (config, folder)
+            for config, folder in tasks
         }
-        empty = Dataset(torch.empty(0), torch.empty(0), data.classes)
-        facts = replace(data, train=empty, test=empty, validation=None)
-        shared = ray.put(arrays)
-        train = ray.remote(_train_on_node)
-        waiting = {}
-        for config, folder in tasks:
-            options = train.options(
-                num_cpus=max(1, config.threads), num_gpus=gpus_per_run, max_retries=RETRIES
-            )
-            sources = _sources_of(config)
-            task = options.remote(config, shared, facts, _read_files(folder), sources)
-            waiting[task] = (config, folder)
-        while waiting:
-            (finished,), _ = ray.wait(list(waiting), num_returns=1)
+        for finished in as_completed(list(waiting)):
             config, folder = waiting.pop(finished)
-            yield (config, folder), _collect(ray, finished, folder)
-    finally:
-        ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, previous)  # Ray leaves its own behind
+            try:
+                result = cluster.result(finished)
+            except ValueError as error:
+                result = str(error)
+            if isinstance(result, dict):
+                replace_files(folder, result)
+            yield (config, folder), result if isinstance(result, str) else None
 
 
 def _connect(address: str) -> Any:
@@ -115,15 +181,16 @@ def _check_answers(address: str) -> None:
         raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from None
 
 
-def _train_on_node(
-    config: RunConfig,
+def _work_on_node(
+    function: Callable[..., T],
+    args: tuple[Any, ...],
     arrays: dict[tuple[str, str], Any],
     facts: DataSplits,
-    files: dict[str, bytes],
     sources: Sequence[Source],
-) -> dict[str, bytes] | str:
-    """Train one run on a node; return its files, or the error."""
-    torch.set_num_threads(max(1, config.threads))
+    threads: int,
+) -> T:
+    """Call a function with the data, as it lies in the node's memory, and a folder."""
+    torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     parts = {
         part: Dataset(
@@ -138,18 +205,23 @@ def _train_on_node(
     data = replace(
         facts, train=parts["train"], test=parts["test"], validation=parts.get("validation")
     )
-    with scratch_folder() as temporary:
-        folder = temporary / "run"
+    with scratch_folder() as folder:
         for index, source in enumerate(sources):
-            settle(source, temporary / f"source-{index}")
-        if files:
-            _write_files(folder, files)
-            (folder / "checkpoints").mkdir(exist_ok=True)
-        error = train_run(config, data, folder)
-        if error is not None:
-            return error
-        shutil.rmtree(folder / "checkpoints")
-        return _read_files(folder)
+            settle(source, folder / f"source-{index}")
+        return function(data, folder, *args)
+
+
+def _train_run(
+    data: DataSplits, folder: Path, config: RunConfig, files: dict[str, bytes]
+) -> dict[str, bytes] | str:
+    """Train one run on a node; return its files, or the error."""
+    run = folder / "run"
+    unpack_run(run, files)
+    error = train_run(config, data, run)
+    if error is not None:
+        return error
+    shutil.rmtree(run / "checkpoints")
+    return read_files(run)
 
 
 def _sources_of(config: RunConfig) -> list[Source]:
@@ -162,25 +234,27 @@ def _sources_of(config: RunConfig) -> list[Source]:
     return sources
 
 
-def _collect(ray: Any, finished: Any, folder: Path) -> str | None:
-    try:
-        result = ray.get(finished)
-    except ray.exceptions.RayError as error:
-        return " ".join(str(error).split())[:300]
-    if isinstance(result, str):
-        return result
-    with new_folder(folder) as part:
-        _write_files(part, result)
-        shutil.rmtree(folder, ignore_errors=True)  # the unfinished run that the task went on from
-    return None
-
-
-def _read_files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return what stands in a folder, by its path below it; nothing where there is none."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def unpack_run(folder: Path, files: dict[str, bytes]) -> None:
+    """Write a run folder for a node to go on with; none where it has no files."""
+    _write_files(folder, files)
+    if files:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+
+
+def replace_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Put a folder that a node returned in the place of the one that it went on from."""
+    with new_folder(folder) as part:
+        _write_files(part, files)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_files(folder: Path, files: dict[str, bytes]) -> None:
