@@ -74,6 +74,18 @@ NETWORKS = [
 ]
 """All networks, for tests that take seconds for the costly ones."""
 
+LONGEST = (
+    "test_train.py", "test_export.py", "test_cli.py", "test_report.py", "test_study.py",
+    "test_stack.py", "test_distributed.py", "test_programs.py", "test_images.py",
+    "test_faults.py", "test_distill.py", "test_own_shipping.py", "test_hub.py", "test_tutorial.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that the workers of `make test` end together."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 NUM_TEST = 31  # odd, so that two processes do not divide them
 
 
