@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,28 @@ def log_reading(folder: Path, purpose: str) -> None:
         file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+class UnloggedReadingWarning(UserWarning):
+    """The test set was read for a run in whose folder nothing can be noted."""
+
+
+def log_where_allowed(folder: Path, purpose: str) -> None:
+    """Add an entry; of a run in a read-only folder it is not noted.
+
+    Raises:
+        OSError: the disk is full or broken.
+
+    Warns:
+        UnloggedReadingWarning: the folder is read-only.
+    """
+    try:
+        log_reading(folder, purpose)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        told = f"{folder} is read-only, so this reading of the test set is not noted there"
+        warnings.warn(told, UnloggedReadingWarning, stacklevel=3)
 
 
 class LoggedReading(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes, read_ids
+from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
 from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.config import RunConfig
@@ -83,7 +83,7 @@ class _Trained:
                 source.folder, source.load_model().eval(), RunConfig.from_dict(recipe),
                 source.classes, source.image_shape, source.mean, source.std,
                 {"name": str(data["name"]), "fingerprint": str(data["fingerprint"])},
-                source.options.fit, read_ids(source.folder / TRAINED_ON),
+                source.options.fit, source.trained_on(),
             )  # fmt: skip
         if source.result() is None:
             raise ValueError(f"{source.folder} has not finished; continue it with `halfmeg resume`")

@@ -168,9 +168,7 @@ def test_what_was_altered_on_the_hub_is_refused(hub: dict, tmp_path: Path) -> No
     files = {path.name: path.read_bytes() for path in BUNDLED.iterdir() if path.is_file()}
     hub["me/mine"] = files | {"model.safetensors": b"\0" + files["model.safetensors"][1:]}
     hub["me/empty"] = {"notes.txt": b"nothing"}
-    refused, empty = halfmeg(
-        "pull me/mine --out bad", "pull me/empty --out bad", cwd=tmp_path
-    )
+    refused, empty = halfmeg("pull me/mine --out bad", "pull me/empty --out bad", cwd=tmp_path)
     assert refused.code == 2
     assert refused.is_one_line("me/mine/model.safetensors is damaged or was altered"), refused.err
     assert empty.is_one_line("is no bundle")

@@ -95,9 +95,7 @@ def test_a_network_learns_from_its_teacher_alone(
     assert second < 0.3
 
 
-def test_the_teachers_arithmetic_counts(
-    teacher_folder: Path, tmp_path: Path
-) -> None:
+def test_the_teachers_arithmetic_counts(teacher_folder: Path, tmp_path: Path) -> None:
     few = first_digits(100)
     run = fit(with_teacher(teacher_folder, epochs=2), few, tmp_path / "run")
     own, of_teacher = (count_macs(build_model(name)) for name in ("cnn", "mlp"))
