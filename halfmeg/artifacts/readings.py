@@ -7,6 +7,8 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,22 +40,23 @@ class UnloggedReadingWarning(UserWarning):
     """The test set was read for a run in whose folder nothing can be noted."""
 
 
-def log_where_allowed(folder: Path, purpose: str) -> None:
-    """Add an entry; of a run in a read-only folder it is not noted.
+@contextmanager
+def warn_if_read_only(folder: Path) -> Iterator[None]:
+    """Go on where a reading cannot be noted because the folder is read-only.
 
     Raises:
-        OSError: the disk is full or broken.
+        OSError: another one, as of a full disk.
 
     Warns:
-        UnloggedReadingWarning: the folder is read-only.
+        UnloggedReadingWarning: so it is.
     """
     try:
-        log_reading(folder, purpose)
+        yield
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         told = f"{folder} is read-only, so this reading of the test set is not noted there"
-        warnings.warn(told, UnloggedReadingWarning, stacklevel=3)
+        warnings.warn(told, UnloggedReadingWarning, stacklevel=4)
 
 
 class LoggedReading(NamedTuple):

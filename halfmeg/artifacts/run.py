@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
 from halfmeg.artifacts.metrics import MetricsRow, metrics_to_bytes, read_metrics
-from halfmeg.artifacts.readings import log_reading, log_where_allowed, read_log
+from halfmeg.artifacts.readings import log_reading, read_log, warn_if_read_only
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, read_ids, unseen
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
@@ -248,8 +248,8 @@ class Run:
         """
         model, facts = self.load_model(), self.data
         test, left_out = unseen(data, facts.classes, facts.fingerprint, self.trained_on)
-        if self.writes:
-            log_where_allowed(self.folder, f"evaluation on {data.name}")
+        with warn_if_read_only(self.folder):
+            self.log_test_reading(f"evaluation on {data.name}")
         found = evaluate(model, test, facts.mean, facts.std, precision=self.config.precision)
         if data.fingerprint == facts.fingerprint:
             self.check_accuracy(found.accuracy)

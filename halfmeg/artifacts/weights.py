@@ -65,17 +65,17 @@ def read_checked(path: Path, limit: int, sha256: str | None, hint: str = "") -> 
         path: of the file.
         limit: its size in bytes at the most.
         sha256: its checksum; None where none is known, as in old run folders.
-        hint: what to say more where there is no file.
+        hint: what it means where there is no file.
 
     Raises:
         ValueError: it is missing, damaged, or another one.
     """
     try:
         content = read_limited(path, limit)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist{hint}") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        missing = hint and isinstance(error, FileNotFoundError)
+        told = f"does not exist; {hint}" if missing else f"cannot be read: {error.strerror}"
+        raise ValueError(f"{path} {told}") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -103,7 +103,7 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
         ValueError: the file is missing or damaged, or holds the weights of another network.
     """
     expected = dict(model.named_parameters()) | dict(model.named_buffers())
-    content = read_checked(path, MAX_WEIGHTS_BYTES, sha256, "; has the run finished?")
+    content = read_checked(path, MAX_WEIGHTS_BYTES, sha256, "has the run finished?")
     try:
         stored = load_tensors(content)
     except Exception as error:  # what a damaged file raises depends on where the damage is
@@ -146,7 +146,7 @@ def read_logits(
     Raises:
         ValueError: it is missing or damaged.
     """
-    content = read_checked(path, MAX_LOGITS_BYTES, sha256, "; the run cannot be compared")
+    content = read_checked(path, MAX_LOGITS_BYTES, sha256, "the run cannot be compared")
     try:
         return _parse_logits(content, num_classes, most_images)
     except Exception as error:  # what a damaged archive raises depends on where the damage is
