@@ -252,6 +252,7 @@ def test_the_list_of_networks_says_which_sizes_they_take(cli: Cli) -> None:
 @pytest.mark.parametrize("shape", [(1, 20, 28), (3, 28, 20)])
 def test_integers_of_any_form_in_onnx_and_c(shape: tuple[int, int, int]) -> None:
     from halfmeg.artifacts.graph import onnx_logits
+    from halfmeg.shipping.answered import Answered
     from halfmeg.shipping.build import build_c
     from halfmeg.shipping.integer import run
     from halfmeg.shipping.integer_onnx import to_onnx
@@ -263,7 +264,9 @@ def test_integers_of_any_form_in_onnx_and_c(shape: tuple[int, int, int]) -> None
     graph = quantize(build_model("cnn", 3, shape).eval(), mean, std, images)
     logits = run(graph, images.numpy())
     assert np.array_equal(onnx_logits(to_onnx(graph), images).numpy(), logits)
-    source = build_c(graph, "net", "abc", 1.0, images.numpy(), logits)  # raises where one differs
+    source = build_c(  # raises where one differs
+        Answered(graph, "net", "abc", 1.0, images.numpy(), logits)
+    )
     assert shutil.which("gcc") is None or source.proof is not None
     channels, height, width = shape
     header = source.files["src/net.h"].decode()
