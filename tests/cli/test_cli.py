@@ -18,6 +18,7 @@ from conftest import CIFAR_JPEG, Cli, small_config
 from PIL import Image
 
 import halfmeg
+from halfmeg.cli.commands import answer_at_once
 from halfmeg.cli.main import main
 from halfmeg.studies.study import run_study
 
@@ -45,6 +46,19 @@ def test_help_names_every_command(cli: Cli) -> None:
         assert command in outcome.out
     assert not any(line.endswith("...") for line in outcome.out.splitlines()[1:]), "cut off"
     assert "--data-dir" in cli("train", "--help").out
+
+
+def test_the_help_that_is_answered_at_once_is_typers(
+    cli: Cli, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, *of_typer = cli("--help").out.splitlines()
+    with pytest.raises(SystemExit) as stopped:
+        answer_at_once(["--help"])
+    usage, *told = capfd.readouterr().out.splitlines()
+    assert stopped.value.code == 0
+    assert usage == "Usage: halfmeg [OPTIONS] COMMAND [ARGS]..."
+    assert told == of_typer
 
 
 def test_no_command_shows_what_there_is(cli: Cli) -> None:
