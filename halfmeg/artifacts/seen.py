@@ -6,7 +6,7 @@ numbers sorted, in little-endian order, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def read_ids(path: Path) -> np.ndarray | None:
 
 def unseen(
     data: DataSplits,
-    classes: Sequence[str],
+    classes: tuple[str, ...],
     fingerprint: str | None,
     read_trained_on: Callable[[], np.ndarray | None],
 ) -> tuple[Dataset, int]:
