@@ -111,7 +111,8 @@ def test_what_is_answered_at_once_waits_for_no_typer(argument: str) -> None:
     loaded = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
     assert "halfmeg" in loaded
     assert not loaded & {"typer", "msgspec", "torch"}
-    assert done.stderr.startswith("halfmeg: No such command 'trian'") == (argument == "trian")
+    hinted = "halfmeg: No such command 'trian'; did you mean 'train'? allowed: models, "
+    assert done.stderr.startswith(hinted) == (argument == "trian")
 
 
 def test_no_pickle_is_loaded_without_limits() -> None:
