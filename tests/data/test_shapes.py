@@ -242,6 +242,8 @@ def test_the_list_of_networks_says_which_sizes_they_take(cli: Cli) -> None:
     assert lines["cnn"][4] == "16+"
     assert lines["resnet-linear"][4] == "9+"
     assert "Sides are in pixels" in listed
+    assert "resnet-shared" in listed
+    assert "1,020,490" in listed
     shown = cli("summary", "resnet-linear", "--image-size", "96x64", "--channels", "1")
     assert "[-1, 32, 48, 32]" in shown.out, "height before width"
 
