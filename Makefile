@@ -12,7 +12,8 @@ demo: .venv/installed
 		--data digits --seeds 3 --out runs/demo
 
 test: .venv/installed-dev .venv/browser .venv/webassembly
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not campaign"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not campaign"
 
 test-all: .venv/installed-dev .venv/browser .venv/chip .venv/webassembly
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not campaign"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from halfmeg.artifacts.run import MetricsRow, Run
+from halfmeg.artifacts.metrics import MetricsRow
+from halfmeg.artifacts.run import Run
 from halfmeg.data.load import load_dataset
 from halfmeg.studies.figures import accuracy_curve, curve_figure, write_figure
 from halfmeg.training.fit import fit

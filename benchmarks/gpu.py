@@ -35,7 +35,7 @@ import torch
 from arguments import fewer, open_data
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.run import MetricsRow
+from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.files import write_json

@@ -31,7 +31,7 @@ from throughput import conventional_loop
 from worker import Worker
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.run import MetricsRow
+from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.training.fit import fit

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,17 @@ CHROMIUM_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, which `make test` installs."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield started
+        started.close()
 
 
 def with_tests() -> dict[str, str]:
@@ -73,6 +84,18 @@ NETWORKS = [
     pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name for name in MODELS
 ]
 """All networks, for tests that take seconds for the costly ones."""
+
+LONGEST = (
+    "test_train.py", "test_export.py", "test_cli.py", "test_report.py", "test_study.py",
+    "test_stack.py", "test_distributed.py", "test_programs.py", "test_images.py",
+    "test_faults.py", "test_distill.py", "test_own_shipping.py", "test_hub.py", "test_tutorial.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that the workers of `make test` end together."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 NUM_TEST = 31  # odd, so that two processes do not divide them
 

@@ -8,6 +8,7 @@
 | `sources` | Python of the user's own, kept as text in the run folder |
 | `rebuild` | a trained network from its weights and what is said of it |
 | `facts` | what is read of a run folder's JSON |
+| `metrics` | what was measured after each epoch of a run |
 | `readings` | when and for what a run's test set was read |
 | `run` | the run folder |
 | `graph` | an exported graph run by onnxruntime |

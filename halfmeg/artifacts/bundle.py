@@ -26,6 +26,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, final
 
+import numpy as np
 from msgspec import Meta
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ from halfmeg.artifacts.facts import Channels, StoredSize
 from halfmeg.artifacts.graph import check_graph, onnx_logits
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.seen import TRAINED_ON, leave_out, read_ids
+from halfmeg.artifacts.seen import TRAINED_ON, read_ids, unseen
+from halfmeg.artifacts.weights import read_checked
 from halfmeg.config import BUDGET
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.decode import FitName
@@ -43,7 +45,7 @@ from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
 from halfmeg.evaluation.familiarity import Familiarity
-from halfmeg.files import check_json, read_json, read_limited
+from halfmeg.files import check_json, read_json
 from halfmeg.networks.table import build_model
 from halfmeg.places.place import is_place
 
@@ -262,16 +264,7 @@ class Bundle:
         Raises:
             ValueError: it was damaged or altered.
         """
-        path = self.folder / name
-        try:
-            content = read_limited(path, MAX_FILE_BYTES)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-        if checksum(content) != self.described["files"][name]:
-            raise ValueError(f"{path} is damaged or was altered: its checksum is another")
-        return content
+        return read_checked(self.folder / name, MAX_FILE_BYTES, self.described["files"][name])
 
     def load_state(self) -> dict[str, Tensor]:
         """Return the weights by their names.
@@ -298,10 +291,7 @@ class Bundle:
         Raises:
             ValueError: images of other classes, or none but those.
         """
-        test, left_out = data.test.renamed(self.classes), 0
-        if data.fingerprint != self.fingerprint:
-            seen = read_ids(self.folder / TRAINED_ON) if self.has(TRAINED_ON) else None
-            test, left_out = leave_out(data.name, test, seen)
+        test, left_out = unseen(data, self.classes, self.fingerprint, self.trained_on)
         if self.is_own:
             graph = self.read_file("model.onnx")
             num_params = sum(tensor.numel() for tensor in self.load_state().values())
@@ -323,6 +313,14 @@ class Bundle:
     def knows_its_images(self) -> bool:
         """Whether the bundle says which images it was trained on."""
         return self.has(TRAINED_ON)
+
+    def trained_on(self) -> np.ndarray | None:
+        """Return the sorted ids of the images it was trained or validated on, where it says so.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return read_ids(self.folder / TRAINED_ON) if self.has(TRAINED_ON) else None
 
     @property
     def options(self) -> DataOptions:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +34,29 @@ def log_reading(folder: Path, purpose: str) -> None:
         file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+class UnloggedReadingWarning(UserWarning):
+    """The test set was read for a run in whose folder nothing can be noted."""
+
+
+@contextmanager
+def warn_if_read_only(folder: Path) -> Iterator[None]:
+    """Go on where a reading cannot be noted because the folder is read-only.
+
+    Raises:
+        OSError: another one, as of a full disk.
+
+    Warns:
+        UnloggedReadingWarning: so it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        told = f"{folder} is read-only, so this reading of the test set is not noted there"
+        warnings.warn(told, UnloggedReadingWarning, stacklevel=4)
 
 
 class LoggedReading(NamedTuple):

@@ -20,11 +20,8 @@ read. Runs from before that have none and open all the same.
 
 from __future__ import annotations
 
-import csv
-import errno
 import hashlib
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,11 +33,17 @@ from torch import Tensor, nn
 
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
-from halfmeg.artifacts.readings import log_reading, read_log
+from halfmeg.artifacts.metrics import MetricsRow, metrics_to_bytes, read_metrics
+from halfmeg.artifacts.readings import log_reading, read_log, warn_if_read_only
 from halfmeg.artifacts.rebuild import rebuild
-from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, leave_out, read_ids
+from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, read_ids, unseen
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
-from halfmeg.artifacts.weights import parse_logits, read_checkpoint, weights_to_bytes
+from halfmeg.artifacts.weights import (
+    logits_to_bytes,
+    read_checkpoint,
+    read_logits,
+    weights_to_bytes,
+)
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.options import DataOptions
@@ -50,7 +53,6 @@ from halfmeg.files import (
     json_bytes,
     new_folder,
     read_json,
-    read_limited,
     remove_dead_parts,
     write_atomically,
     write_json,
@@ -58,27 +60,12 @@ from halfmeg.files import (
 from halfmeg.networks.trial import try_out
 from halfmeg.places.place import provide
 
-METRICS = (
-    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
-    "test_loss", "test_accuracy", "images_per_second", "seconds",
-)  # fmt: skip
-"""Columns of metrics.csv; a cell is empty where nothing was measured. `seconds` adds up."""
-
-
-MetricsRow = dict[str, float | int | None]
-
-MAX_LOGITS_BYTES = 256 * 2**20
-
 CHECKED = ("weights.safetensors", "logits.npz")
 """The files whose SHA-256 stands in result.json."""
 
 ALLOWED_CHANGE = 0.02
 """By how much the accuracy that weights give may differ from what result.json says. Another
 machine's bfloat16 changes about 0.001."""
-
-
-class UnloggedReadingWarning(UserWarning):
-    """The test set was read for a run in whose folder nothing can be noted."""
 
 
 @final
@@ -176,11 +163,7 @@ class Run:
 
     def write_metrics(self, rows: Sequence[MetricsRow]) -> None:
         """Write metrics.csv."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, METRICS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self._write("metrics.csv", text.getvalue().encode())
+        self._write("metrics.csv", metrics_to_bytes(rows))
 
     def read_metrics(self) -> list[MetricsRow]:
         """Read metrics.csv; an empty list before the first epoch has ended.
@@ -188,15 +171,7 @@ class Run:
         Raises:
             ValueError: the file is damaged.
         """
-        path = self.folder / "metrics.csv"
-        try:
-            text = read_limited(path, MAX_LOGITS_BYTES).decode()
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-            return [{key: float(row[key]) if row[key] else None for key in METRICS} for row in rows]
-        except FileNotFoundError:
-            return []
-        except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+        return read_metrics(self.folder / "metrics.csv")
 
     def save_checkpoint(self, state: Mapping[str, Any], epoch: int, step: int) -> Path:
         """Write a checkpoint named by the epochs and steps done, and drop the oldest ones."""
@@ -271,20 +246,12 @@ class Run:
             ValueError: images of other classes than the run's, or of these images alone, or
                 weights that cannot be loaded.
         """
-        model = self.load_model()
-        test, left_out = data.test.renamed(self.data.classes), 0
-        if data.fingerprint != self.data.fingerprint:
-            test, left_out = leave_out(data.name, test, self.trained_on())
-        try:
+        model, facts = self.load_model(), self.data
+        test, left_out = unseen(data, facts.classes, facts.fingerprint, self.trained_on)
+        with warn_if_read_only(self.folder):
             self.log_test_reading(f"evaluation on {data.name}")
-        except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise
-            told = f"{self.folder} is read-only, so this reading of the test set is not noted there"
-            warnings.warn(told, UnloggedReadingWarning, stacklevel=2)
-        mean, std = self.data.mean, self.data.std
-        found = evaluate(model, test, mean, std, precision=self.config.precision)
-        if data.fingerprint == self.data.fingerprint:
+        found = evaluate(model, test, facts.mean, facts.std, precision=self.config.precision)
+        if data.fingerprint == facts.fingerprint:
             self.check_accuracy(found.accuracy)
         return replace(found, left_out=left_out)
 
@@ -324,11 +291,7 @@ class Run:
 
     def save_logits(self, **arrays: Tensor) -> None:
         """Write logits.npz."""
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, allow_pickle=False, **{name: value.numpy() for name, value in arrays.items()}
-        )
-        self._write("logits.npz", buffer.getvalue())
+        self._write("logits.npz", logits_to_bytes(arrays))
 
     def load_logits(self) -> dict[str, Tensor]:
         """Return what `save_logits` stored: test (and validation) logits B×K and labels B.
@@ -336,22 +299,9 @@ class Run:
         Raises:
             ValueError: the file is missing or damaged.
         """
-        path = self.folder / "logits.npz"
-        stated = self._stated_sha256(path.name)
-        try:
-            content = read_limited(path, MAX_LOGITS_BYTES)
-        except FileNotFoundError:
-            raise ValueError(f"{path} does not exist; the run cannot be compared") from None
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-        if stated is not None and hashlib.sha256(content).hexdigest() != stated:
-            raise ValueError(f"{path} is damaged or was altered: its checksum is another")
-        try:
-            facts = self.data
-            count = facts.num_train + facts.num_validation + facts.num_test
-            return parse_logits(content, len(self.data.classes), count)
-        except Exception as error:  # what a damaged archive raises depends on where the damage is
-            raise ValueError(f"{path} is damaged: {error}") from None
+        facts, path = self.data, self.folder / "logits.npz"
+        images = facts.num_train + facts.num_validation + facts.num_test
+        return read_logits(path, self._stated_sha256(path.name), len(facts.classes), images)
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""

@@ -6,12 +6,13 @@ numbers sorted, in little-endian order, and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from halfmeg.data.dataset import Dataset
+from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.files import read_limited
 
 TRAINED_ON = "trained_on.u64"
@@ -41,17 +42,26 @@ def read_ids(path: Path) -> np.ndarray | None:
     return np.frombuffer(content, "<u8").astype(np.uint64)
 
 
-def leave_out(name: str, test: Dataset, trained_on: np.ndarray | None) -> tuple[Dataset, int]:
-    """Return the images of a test set that were not trained on, and the number of the others.
+def unseen(
+    data: DataSplits,
+    classes: tuple[str, ...],
+    fingerprint: str | None,
+    read_trained_on: Callable[[], np.ndarray | None],
+) -> tuple[Dataset, int]:
+    """Return the test images of some data that a network has not seen, and how many it has.
 
     Args:
-        name: of the data, for the message.
-        test: what is to be tested on.
-        trained_on: ids; None where they are not known, which leaves nothing out.
+        data: what the network is to be tested on.
+        classes: those of the network.
+        fingerprint: of the network's own data, whose test images it has not seen.
+        read_trained_on: gives the ids of what it was trained or validated on; None where they are
+            not known, which leaves nothing out.
 
     Raises:
-        ValueError: all of them were trained on.
+        ValueError: images of other classes, or all of them were trained on.
     """
+    test = data.test.renamed(classes)
+    trained_on = None if data.fingerprint == fingerprint else read_trained_on()
     if trained_on is None:
         return test, 0
     seen = np.isin(test.ids, trained_on)
@@ -59,7 +69,7 @@ def leave_out(name: str, test: Dataset, trained_on: np.ndarray | None) -> tuple[
         return test, 0
     if seen.all():
         raise ValueError(
-            f"all {len(seen):,} images of {name} were trained or validated on; "
+            f"all {len(seen):,} images of {data.name} were trained or validated on; "
             "an accuracy on them would say nothing about new ones"
         )
     return test.subset(torch.from_numpy(np.flatnonzero(~seen))), int(seen.sum())

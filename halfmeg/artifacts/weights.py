@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from halfmeg.files import read_limited
 
 MAX_WEIGHTS_BYTES = 256 * 2**20
+MAX_LOGITS_BYTES = 256 * 2**20
 MAX_CHECKPOINT_BYTES = 2**30
 
 OTHER_VERSION = (
@@ -56,6 +58,31 @@ def _holds_its_tensors(value: object) -> bool:
     return not isinstance(value, list | tuple) or all(map(_holds_its_tensors, value))
 
 
+def read_checked(path: Path, limit: int, sha256: str | None, hint: str = "") -> bytes:
+    """Return the content of a file, which is the one whose checksum is known.
+
+    Args:
+        path: of the file.
+        limit: its size in bytes at the most.
+        sha256: its checksum; None where none is known, as in old run folders.
+        hint: what it means where there is no file.
+
+    Raises:
+        ValueError: it is missing, damaged, or another one.
+    """
+    try:
+        content = read_limited(path, limit)
+    except OSError as error:
+        missing = hint and isinstance(error, FileNotFoundError)
+        told = f"does not exist; {hint}" if missing else f"cannot be read: {error.strerror}"
+        raise ValueError(f"{path} {told}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged or was altered: its checksum is another")
+    return content
+
+
 def weights_to_bytes(model: nn.Module) -> bytes:
     """Return parameters and buffers in the safetensors format, shared ones once."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -76,16 +103,7 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
         ValueError: the file is missing or damaged, or holds the weights of another network.
     """
     expected = dict(model.named_parameters()) | dict(model.named_buffers())
-    try:
-        content = read_limited(path, MAX_WEIGHTS_BYTES)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; has the run finished?") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path} is damaged or was altered: its checksum is another")
+    content = read_checked(path, MAX_WEIGHTS_BYTES, sha256, "has the run finished?")
     try:
         stored = load_tensors(content)
     except Exception as error:  # what a damaged file raises depends on where the damage is
@@ -112,7 +130,30 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
             tensor.copy_(stored[name])
 
 
-def parse_logits(content: bytes, num_classes: int, most_images: int) -> dict[str, Tensor]:
+def logits_to_bytes(arrays: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a logits.npz."""
+    buffer = io.BytesIO()
+    stored = {name: value.numpy() for name, value in arrays.items()}
+    np.savez_compressed(buffer, allow_pickle=False, **stored)
+    return buffer.getvalue()
+
+
+def read_logits(
+    path: Path, sha256: str | None, num_classes: int, most_images: int
+) -> dict[str, Tensor]:
+    """Return the arrays of a logits.npz: test and validation logits B×num_classes, and labels B.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    content = read_checked(path, MAX_LOGITS_BYTES, sha256, "the run cannot be compared")
+    try:
+        return _parse_logits(content, num_classes, most_images)
+    except Exception as error:  # what a damaged archive raises depends on where the damage is
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _parse_logits(content: bytes, num_classes: int, most_images: int) -> dict[str, Tensor]:
     """Return the arrays of a logits.npz, whose sizes, types and ranges are those of a run's.
 
     Raises:

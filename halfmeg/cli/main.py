@@ -1,7 +1,7 @@
 """The command line: `main` runs a command, and a user's mistake becomes one line.
 
-Commands import what they need when they run, so that `--help` and a mistyped command answer at
-once (`benchmarks/startup.py`).
+Commands import what they need when they run, so that the help of each is soon there
+(`benchmarks/startup.py`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,25 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from halfmeg.cli.commands import COMMANDS, print_plainly, print_version
+from halfmeg.cli.commands import (
+    ABOUT,
+    COMMANDS,
+    GROUPS,
+    VERSION_HELP,
+    print_plainly,
+    print_version,
+)
 from halfmeg.cli.hints import option_hint
 from halfmeg.cli.show import escape_unknown_letters
 from halfmeg.places.load import blame
 from halfmeg.places.place import PlaceWarning
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
-GROUPS = {"data": "Look at data.", "new": "Write a file to start from."}
-
 
 def build_app() -> typer.Typer:
     """Return the program with all its commands."""
     app = typer.Typer(
-        help="Train, compare and ship image classifiers of fewer than 500,000 parameters.",
+        help=ABOUT,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -133,7 +138,7 @@ def _options(
             "--version",
             callback=_show_version,
             is_eager=True,
-            help="Print the versions of halfmeg and torch.",
+            help=VERSION_HELP,
         ),
     ] = False,
 ) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from halfmeg.artifacts.run import MetricsRow, Run
+from halfmeg.artifacts.metrics import MetricsRow
+from halfmeg.artifacts.run import Run
 from halfmeg.cli.show import print_error, screen
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits

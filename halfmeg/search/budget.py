@@ -245,7 +245,52 @@ def largest_within(
     return space.scaled(network, below / steps)
 
 
-def smallest(space: Space, cost: Callable[[dict[str, Value]], float | None]) -> tuple[str, float]:
+def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageShape) -> None:
+    """Check that something of a space may be built within limits.
+
+    Raises:
+        ValueError: nothing is; the message says what the smallest needs.
+    """
+
+    def fits(drawn: dict[str, Value]) -> bool:
+        try:
+            return limits.fits(measure_costs(space.model(drawn), num_classes, shape, limits))
+        except ValueError:
+            return False
+
+    for network in space.networks:
+        low = space.of_network(network, lambda d: d.at(0))
+        one_at_its_end = (low | {d.name: d.at(1)} for d in _parameters(space, network))
+        if any(map(fits, (low, space.scaled(network, 0), *one_at_its_end))):
+            return
+    told = []
+    for name, limit in limits.given.items():
+        none = Limits(**{name: 1e-9}, chip=limits.chip if name == "latency" else "")  # type: ignore[arg-type]
+
+        def cost(drawn: dict[str, Value], name: str = name, none: Limits = none) -> float | None:
+            whole = name in ("flash", "ram")
+            try:
+                found = measure_costs(space.model(drawn), num_classes, shape, none, whole=whole)
+            except ValueError:
+                return None
+            value = getattr(found, name)
+            return None if value is None else float(value)
+
+        network, least = _smallest(space, cost)
+        if least > limit:
+            told.append(
+                f"--{name} {describe_limit(name, limit)}: the smallest, {network}, has "
+                f"{describe_limit(name, least)}"
+            )
+    if told:
+        raise ValueError(f"no network of the space fits {'; '.join(told)}")
+    raise ValueError(
+        "no network of the space fits all limits together, though each alone: "
+        + ", ".join(f"{describe_limit(name, value)}" for name, value in limits.given.items())
+    )
+
+
+def _smallest(space: Space, cost: Callable[[dict[str, Value]], float | None]) -> tuple[str, float]:
     """Return the least that a candidate of the space costs, and its network.
 
     Each parameter is set to whichever end costs less, one after another.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
-from halfmeg.artifacts.run import MetricsRow
+from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.search.record import Clock, Trial

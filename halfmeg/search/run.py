@@ -16,8 +16,7 @@ import torch
 
 from halfmeg.data.dataset import DataSplits, hold_out, require_trainable
 from halfmeg.files import holds_nothing, make_folder
-from halfmeg.places.settings import Value
-from halfmeg.search.budget import Limits, describe_limit, measure_costs, smallest
+from halfmeg.search.budget import Limits, require_room
 from halfmeg.search.finish import (
     Baseline,
     Outcome,
@@ -175,7 +174,7 @@ def start(
             )
         stored = before
     else:
-        _check_budget(stored, space, data)
+        require_room(space, stored.limits, len(data.classes), data.image_shape)
     baselines = choose_baselines(stored, data)
     if cluster is not None:
         with Cluster(cluster, data) as nodes:
@@ -326,59 +325,6 @@ class _WithPage(SearchListener):
         if self.search.clock.spent() - self.written >= PAGE_SECONDS:
             write_page(self.search)
             self.written = self.search.clock.spent()
-
-
-def _check_budget(stored: Stored, space: Space, data: DataSplits) -> None:
-    """Raise where nothing of a space fits the limits, and say what the smallest needs.
-
-    Raises:
-        ValueError: so it is.
-    """
-    limits, classes, size = stored.limits, len(data.classes), data.image_shape
-
-    def fits(drawn: dict[str, Value]) -> bool:
-        try:
-            return limits.fits(measure_costs(space.model(drawn), classes, size, limits))
-        except ValueError:
-            return False
-
-    for network in space.networks:
-        low = space.of_network(network, lambda d: d.at(0))
-        ends = [low, space.scaled(network, 0)]
-        ends += [low | {d.name: d.at(1)} for d in space.dimensions
-                 if d.parent == "network" and d.choice == network and d.is_drawn]  # fmt: skip
-        if any(map(fits, ends)):
-            return
-    told = []
-    for name, limit in limits.given.items():
-        none = Limits(**{name: 1e-9}, chip=limits.chip if name == "latency" else "")  # type: ignore[arg-type]
-
-        def cost(drawn: dict[str, Value], name: str = name, none: Limits = none) -> float | None:
-            try:
-                found = measure_costs(
-                    space.model(drawn),
-                    classes,
-                    size,
-                    none,
-                    whole=name in ("flash", "ram"),
-                )
-            except ValueError:
-                return None
-            value = getattr(found, name)
-            return None if value is None else float(value)
-
-        network, least = smallest(space, cost)
-        if least > limit:
-            told.append(
-                f"--{name} {describe_limit(name, limit)}: the smallest, {network}, has "
-                f"{describe_limit(name, least)}"
-            )
-    if told:
-        raise ValueError(f"no network of the space fits {'; '.join(told)}")
-    raise ValueError(
-        "no network of the space fits all limits together, though each alone: "
-        + ", ".join(f"{describe_limit(name, value)}" for name, value in limits.given.items())
-    )
 
 
 def _identity(stored: Stored) -> Stored:

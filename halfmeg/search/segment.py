@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from halfmeg.artifacts.run import MetricsRow, Run
+from halfmeg.artifacts.metrics import MetricsRow
+from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.files import scratch_folder

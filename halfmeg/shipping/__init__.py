@@ -2,12 +2,14 @@
 
 | module | holds |
 |---|---|
+| `render` | files of `templates/` filled in |
 | `preprocess` | what happens to an image before the network, in words and as a program |
 | `onnx` | ONNX in float32, and logits by onnxruntime |
 | `operations` | what a graph of integers is made of |
 | `integer` | int8 as integers, and their oracle in NumPy |
 | `quantize` | a trained network in integers, calibrated on images |
 | `integer_onnx` | the integers as ONNX |
+| `answered` | those integers and their answers, which C and the page must give too |
 | `c`, `c_constants` | the integers as C |
 | `build` | that C compiled and run: its proof |
 | `device` | that C on an emulated Cortex-M |

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from halfmeg.files import scratch_folder
-from halfmeg.shipping.c import c_name, render, write_c
-from halfmeg.shipping.integer import IntegerGraph
+from halfmeg.shipping.answered import Answered
+from halfmeg.shipping.c import c_name, write_c
 from halfmeg.shipping.operations import Float32, UInt8
 from halfmeg.shipping.proof import EqualLogits
+from halfmeg.shipping.render import render
 from halfmeg.shipping.unfamiliar import Unfamiliar
 
 WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
@@ -60,41 +60,25 @@ class CSource:
         }
 
 
-def build_c(
-    graph: IntegerGraph,
-    name: str,
-    classes: Sequence[str],
-    temperature: float,
-    images: UInt8,
-    logits: Float32,
-    unfamiliar: Unfamiliar | None = None,
-) -> CSource:
+def build_c(network: Answered) -> CSource:
     """Return a network in C, compiled and run on images before it is handed out.
-
-    Args:
-        graph: the network.
-        name: as a user calls it.
-        classes: names of the classes.
-        temperature: by which logits are divided before they become probabilities.
-        images: uint8 B×C×H×W.
-        logits: the oracle's, of these images.
-        unfamiliar: the scores of these images; None where the network knows none.
 
     Raises:
         ValueError: a compiler that does not take the file, logits that are not equal, or another
             score.
     """
-    identifier = c_name(name)
-    network = write_c(graph, identifier, classes, temperature)
+    graph, identifier = network.graph, c_name(network.name)
+    sources = write_c(graph, identifier, network.classes, network.temperature)
+    unfamiliar = network.unfamiliar
     facts: dict[str, Any] = {
         "name": identifier, "macro": identifier.upper(), "image": graph.image,
         "unfamiliar": unfamiliar and unfamiliar.for_c(),
     }  # fmt: skip
     if unfamiliar is not None:
         for ending in ("c", "h"):
-            network[f"{identifier}_unfamiliar.{ending}"] = render(f"c/unfamiliar.{ending}", **facts)
+            sources[f"{identifier}_unfamiliar.{ending}"] = render(f"c/unfamiliar.{ending}", **facts)
     main = render("c/main.c", **facts)
-    proof = prove(network, main, identifier, images, logits, unfamiliar)
+    proof = prove(sources, main, identifier, network.images, network.logits, unfamiliar)
     plan = graph.plan
     peak = graph.operations[int(np.argmax(plan.live_bytes))].name
     facts |= {
@@ -103,7 +87,7 @@ def build_c(
         "peak": peak,
         "proof": f"On this network's images: {NOT_PROVED if proof is None else proof}.",
     }
-    texts = {f"src/{file}": text for file, text in network.items()} | {"main.c": main}
+    texts = {f"src/{file}": text for file, text in sources.items()} | {"main.c": main}
     for path in (
         "Makefile", "CMakeLists.txt", "library.properties", "library.json", "README.md",
         "zephyr/module.yml", "examples/classify/classify.ino",

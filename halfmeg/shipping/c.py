@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.networks.graph import Shape, axis_maps, even_steps
 from halfmeg.shipping.c_constants import Constants, number, quoted, structure
 from halfmeg.shipping.integer import IntegerGraph
@@ -37,6 +35,7 @@ from halfmeg.shipping.operations import (
     Softmax,
     UInt8,
 )
+from halfmeg.shipping.render import render
 
 KERNELS = {
     "positions": (), "convolve": ("positions",), "depthwise": ("positions",), "broadcast": (),
@@ -96,16 +95,6 @@ def write_c(
         f"{name}.c": render("c/network.c", **facts),
         f"{name}.h": render("c/network.h", **facts),
     }
-
-
-def render(template: str, **facts: Any) -> str:
-    """Return a file of templates/ filled in."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("halfmeg.shipping"), trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["markdown"] = escape_markdown
-    return environment.get_template(template).render(**facts)
 
 
 class _Writer:

@@ -15,8 +15,8 @@ import torch
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.files import scratch_folder
-from halfmeg.shipping.c import render
 from halfmeg.shipping.operations import Float32, UInt8
+from halfmeg.shipping.render import render
 
 COMPILER = "arm-none-eabi-gcc"
 EMULATOR = "qemu-system-arm"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes, read_ids
+from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
 from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.config import RunConfig
@@ -29,8 +29,8 @@ from halfmeg.networks.simplify import simplify
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.trace import trace
 from halfmeg.places.place import is_place, short_name
+from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.build import build_c
-from halfmeg.shipping.c import render
 from halfmeg.shipping.finetune import Finetuning
 from halfmeg.shipping.finetune import finetune as finetune_graph
 from halfmeg.shipping.integer import IntegerGraph
@@ -41,6 +41,7 @@ from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
 from halfmeg.shipping.proof import Proof, prove
 from halfmeg.shipping.quantize import measure_ranges, quantize
+from halfmeg.shipping.render import render
 from halfmeg.shipping.unfamiliar import Unfamiliar
 from halfmeg.shipping.verify import verify_onnx
 from halfmeg.shipping.web import build_web, require_compiler
@@ -83,7 +84,7 @@ class _Trained:
                 source.folder, source.load_model().eval(), RunConfig.from_dict(recipe),
                 source.classes, source.image_shape, source.mean, source.std,
                 {"name": str(data["name"]), "fingerprint": str(data["fingerprint"])},
-                source.options.fit, read_ids(source.folder / TRAINED_ON),
+                source.options.fit, source.trained_on(),
             )  # fmt: skip
         if source.result() is None:
             raise ValueError(f"{source.folder} has not finished; continue it with `halfmeg resume`")
@@ -212,22 +213,19 @@ def export(
         facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python
         facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
-    images = held_out.images.numpy()
-    unfamiliar = None
-    if familiarity is not None and oracle is not None:
-        unfamiliar = Unfamiliar.of(familiarity, images, oracle)
+    answered: Answered | None = None
+    if integers is not None and oracle is not None:
+        images = held_out.images.numpy()
+        unfamiliar = familiarity and Unfamiliar.of(familiarity, images, oracle)
+        answered = Answered(integers, name, run.classes, temperature, images, oracle, unfamiliar)
     if "c" in targets:
-        assert integers is not None
-        assert oracle is not None
-        written = build_c(integers, name, run.classes, temperature, images, oracle, unfamiliar)
+        assert answered is not None
+        written = build_c(answered)
         contents |= {f"c/{path}": content for path, content in written.files.items()}
         facts["c"] = written.to_dict() | {"proof_text": written.proof_text}
     if "web" in targets:
-        assert integers is not None
-        assert oracle is not None
-        page = build_web(
-            integers, name, run.classes, temperature, images, oracle, facts, unfamiliar
-        )
+        assert answered is not None
+        page = build_web(answered, facts)
         contents |= {f"web/{path}": content for path, content in page.files.items()}
         facts["web"] = page.to_dict() | {"proof_text": page.proof_text}
     if "litert" in targets:

@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from halfmeg.shipping.c import c_name, render, write_c
+from halfmeg.shipping.answered import Answered
+from halfmeg.shipping.c import c_name, write_c
 from halfmeg.shipping.demo import draw_examples
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import Float32, UInt8
 from halfmeg.shipping.proof import EqualLogits
+from halfmeg.shipping.render import render
 from halfmeg.shipping.unfamiliar import Unfamiliar
 
 COMPILE = (
@@ -85,45 +87,32 @@ def require_compiler() -> None:
             )
 
 
-def build_web(
-    graph: IntegerGraph,
-    name: str,
-    classes: Sequence[str],
-    temperature: float,
-    images: UInt8,
-    logits: Float32,
-    facts: dict[str, Any],
-    unfamiliar: Unfamiliar | None = None,
-) -> WebPage:
+def build_web(network: Answered, facts: dict[str, Any]) -> WebPage:
     """Return a network as a page, run on images before it is handed out.
 
     Args:
-        graph: the network.
-        name: as a user calls it.
-        classes: names of the classes.
-        temperature: by which logits are divided before they become probabilities.
-        images: uint8 B×C×H×W.
-        logits: the oracle's, of these images.
+        network: with its answers.
         facts: what the page states: `params`, `accuracy`, `preprocessing` and `proof` as in
             model.json.
-        unfamiliar: the scores of these images; None where the network knows none.
 
     Raises:
         ValueError: no compiler, one that does not take the file, logits that are not equal, or
             another score.
     """
+    graph, name, classes = network.graph, network.name, network.classes
+    unfamiliar = network.unfamiliar
     parts = compile_builds(graph, name, classes)
-    proof = prove(parts, images, logits, unfamiliar)
+    proof = prove(parts, network.images, network.logits, unfamiliar)
     data = {"simd": _text(parts["simd"][1])}
     if parts["plain"][1] != parts["simd"][1]:  # else the weights stand in the page once
         data["plain"] = _text(parts["plain"][1])
-    network = {
+    stored = {
         "classes": list(classes),
         "channels": graph.image[0],
         "height": graph.image[1],
         "width": graph.image[2],
         "fit": facts["preprocessing"]["fit"],
-        "temperature": temperature,
+        "temperature": network.temperature,
         "familiarity": unfamiliar and unfamiliar.for_page(),
         "data": data,
         "code": {build: _text(code) for build, (code, _) in parts.items()},
@@ -142,7 +131,7 @@ def build_web(
         script_hash=_content_hash(script),
         icon=_text(draw_icon(64)),
         # A text in a script element ends at any `</script`, also inside quotation marks.
-        network=json.dumps(network).replace("<", "\\u003c"),
+        network=json.dumps(stored).replace("<", "\\u003c"),
     ).encode()
     contents = {"index.html": page}
     contents |= {f"icon_{size}.png": draw_icon(size) for size in ICON_SIZES}

@@ -18,6 +18,8 @@ from halfmeg.training.listen import Listener
 from halfmeg.training.stack import train_stack
 from halfmeg.training.stopping import TrainingInterruptedError
 
+CONTINUED = "the same command continues the study"
+
 
 class StudyListener:
     """Is told how a study goes; this one tells nobody."""
@@ -63,7 +65,11 @@ class Workers:
 
 def _train_here(tasks: Sequence[Task], data: DataSplits, listener: StudyListener) -> Outcomes:
     for config, folder in tasks:
-        yield (config, folder), train_run(config, data, folder, listener.of_run(config))
+        try:
+            error = train_run(config, data, folder, listener.of_run(config))
+        except TrainingInterruptedError as stopped:
+            raise TrainingInterruptedError(CONTINUED, stopped.signal_number) from None
+        yield (config, folder), error
 
 
 def by_all_but_seed(tasks: Iterable[Task]) -> list[list[Task]]:
@@ -94,7 +100,7 @@ def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -
         return
     with Pool(data, workers, max(config.threads for config, _ in tasks)) as pool:
         futures = {pool.submit(_train_in_worker, *task): task for task in tasks}
-        with stopping_workers(pool, "the same command continues the study"):
+        with stopping_workers(pool, CONTINUED):
             for future in as_completed(futures):
                 try:
                     yield futures[future], future.result()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.run import METRICS, Run
+from halfmeg.artifacts.metrics import METRICS
+from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import OTHER_VERSION
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize

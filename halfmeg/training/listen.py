@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from halfmeg.artifacts.run import MetricsRow, Run
+from halfmeg.artifacts.metrics import MetricsRow
+from halfmeg.artifacts.run import Run
 
 
 @dataclass(frozen=True)

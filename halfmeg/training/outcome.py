@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from halfmeg.artifacts.run import MetricsRow
+from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.evaluation.evaluate import score
 from halfmeg.evaluation.familiarity import Familiarity
 from halfmeg.networks.macs import measure_macs

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from halfmeg.artifacts.run import MetricsRow
+from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.training.optim import Schedule, WeightAverage
 from halfmeg.training.selection import Selection
 from halfmeg.training.stateful import Stateful

@@ -120,24 +120,47 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, d
     server.server_close()
 
 
-def halfmeg(*arguments: str, cwd: Path) -> Outcome:
-    """A process of its own, since huggingface-hub reads its settings on import."""
-    command = [sys.executable, "-m", "halfmeg", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    return Outcome(done.returncode, done.stdout, done.stderr)
+SEVERAL = """
+import contextlib, io, json, os, sys
+from halfmeg.__main__ import start
+outcomes = []
+for variables, arguments in json.loads(sys.argv[1]):
+    os.environ.update(variables)
+    sys.argv = ["halfmeg", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            start()
+        except SystemExit as stopped:
+            outcomes.append([stopped.code or 0, out.getvalue(), err.getvalue()])
+print(json.dumps(outcomes))
+"""
+
+
+def halfmeg(*commands: str, cwd: Path, **variables: str) -> list[Outcome]:
+    """Run commands in a process of their own, since huggingface-hub reads its settings on import.
+
+    From the second one on the environment has the variables too.
+    """
+    each = [({} if index == 0 else variables, line.split()) for index, line in enumerate(commands)]
+    program = [sys.executable, "-c", SEVERAL, json.dumps(each)]
+    done = subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [Outcome(*outcome) for outcome in json.loads(done.stdout)]
 
 
 def test_a_bundle_goes_up_and_comes_down(hub: dict, tmp_path: Path) -> None:
-    pushed = halfmeg("push", str(BUNDLED), "me/mine", cwd=tmp_path)
+    pushed, pulled, twice = halfmeg(
+        f"push {BUNDLED} me/mine", "pull me/mine --out again --json", "pull me/mine --out again",
+        cwd=tmp_path,
+    )  # fmt: skip
     assert pushed.code == 0, pushed.err
     assert f"commit/{COMMIT}" in pushed.out
     assert set(hub["me/mine"]) == {"model.json", "model.safetensors"}
-    pulled = halfmeg("pull", "me/mine", "--out", "again", "--json", cwd=tmp_path)
     assert pulled.code == 0, pulled.err
     assert pulled.json["params"] == 475_240
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == sorted(hub["me/mine"])
     assert Bundle.open(tmp_path / "again").described == Bundle.open(BUNDLED).described
-    twice = halfmeg("pull", "me/mine", "--out", "again", cwd=tmp_path)
     assert twice.is_one_line("again exists already and is not overwritten")
 
 
@@ -145,19 +168,19 @@ def test_what_was_altered_on_the_hub_is_refused(hub: dict, tmp_path: Path) -> No
     files = {path.name: path.read_bytes() for path in BUNDLED.iterdir() if path.is_file()}
     hub["me/mine"] = files | {"model.safetensors": b"\0" + files["model.safetensors"][1:]}
     hub["me/empty"] = {"notes.txt": b"nothing"}
-    refused = halfmeg("pull", "me/mine", "--out", "bad", cwd=tmp_path)
+    refused, empty = halfmeg("pull me/mine --out bad", "pull me/empty --out bad", cwd=tmp_path)
     assert refused.code == 2
     assert refused.is_one_line("me/mine/model.safetensors is damaged or was altered"), refused.err
-    assert halfmeg("pull", "me/empty", "--out", "bad", cwd=tmp_path).is_one_line("is no bundle")
+    assert empty.is_one_line("is no bundle")
     left = [path.name for path in tmp_path.iterdir() if "bad" in path.name]
     assert left == []
 
 
-def test_mistakes(hub: dict, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = halfmeg("pull", "me/nothing", "--out", "x", cwd=tmp_path)
+def test_mistakes(hub: dict, cli: Cli, tmp_path: Path) -> None:
+    missing, refused = halfmeg(
+        "pull me/nothing --out x", f"push {BUNDLED} me/mine", cwd=tmp_path, HF_TOKEN="hf_other"
+    )
     assert missing.is_one_line("me/nothing cannot be read"), missing.err
     assert cli("push", "nowhere", "me/mine").is_one_line("nowhere is no bundle")
-    monkeypatch.setenv("HF_TOKEN", "hf_other")
-    refused = halfmeg("push", str(BUNDLED), "me/mine", cwd=tmp_path)
     assert refused.is_one_line("me/mine cannot be written")
     assert refused.code == 2

@@ -11,7 +11,8 @@ import torch
 from conftest import NETWORKS, small_config
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.run import METRICS, DataFacts, Run
+from halfmeg.artifacts.metrics import METRICS
+from halfmeg.artifacts.run import DataFacts, Run
 from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_bytes
 from halfmeg.files import write_atomically
 from halfmeg.networks.table import build_model

@@ -242,6 +242,8 @@ def test_the_list_of_networks_says_which_sizes_they_take(cli: Cli) -> None:
     assert lines["cnn"][4] == "16+"
     assert lines["resnet-linear"][4] == "9+"
     assert "Sides are in pixels" in listed
+    assert "resnet-shared" in listed
+    assert "1,020,490" in listed
     shown = cli("summary", "resnet-linear", "--image-size", "96x64", "--channels", "1")
     assert "[-1, 32, 48, 32]" in shown.out, "height before width"
 
@@ -252,6 +254,7 @@ def test_the_list_of_networks_says_which_sizes_they_take(cli: Cli) -> None:
 @pytest.mark.parametrize("shape", [(1, 20, 28), (3, 28, 20)])
 def test_integers_of_any_form_in_onnx_and_c(shape: tuple[int, int, int]) -> None:
     from halfmeg.artifacts.graph import onnx_logits
+    from halfmeg.shipping.answered import Answered
     from halfmeg.shipping.build import build_c
     from halfmeg.shipping.integer import run
     from halfmeg.shipping.integer_onnx import to_onnx
@@ -263,7 +266,9 @@ def test_integers_of_any_form_in_onnx_and_c(shape: tuple[int, int, int]) -> None
     graph = quantize(build_model("cnn", 3, shape).eval(), mean, std, images)
     logits = run(graph, images.numpy())
     assert np.array_equal(onnx_logits(to_onnx(graph), images).numpy(), logits)
-    source = build_c(graph, "net", "abc", 1.0, images.numpy(), logits)  # raises where one differs
+    source = build_c(  # raises where one differs
+        Answered(graph, "net", "abc", 1.0, images.numpy(), logits)
+    )
     assert shutil.which("gcc") is None or source.proof is not None
     channels, height, width = shape
     header = source.files["src/net.h"].decode()

@@ -25,7 +25,8 @@ from inputs import KINDS, make_study, small_config, small_data
 from kills import KILLED
 from tally import InputTally, Job, Results
 
-from halfmeg.artifacts.run import Run, UnloggedReadingWarning
+from halfmeg.artifacts.readings import UnloggedReadingWarning
+from halfmeg.artifacts.run import Run
 from halfmeg.data.cache import clear_cache, list_cache, save_splits
 from halfmeg.files import new_folder, read_json, read_limited, scratch_folder, write_atomically
 from halfmeg.studies.study import run_study

@@ -21,6 +21,7 @@ from halfmeg.artifacts.bundle import Bundle
 from halfmeg.networks.memory import measure_memory
 from halfmeg.networks.table import build_model
 from halfmeg.shipping import build
+from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.build import NOT_PROVED, build_c
 from halfmeg.shipping.c import c_name, write_c
 from halfmeg.shipping.integer import IntegerGraph, run
@@ -39,7 +40,7 @@ def proved(model: nn.Module, size: int, count: int = 6) -> build.CSource:
 def proved_graph(graph: IntegerGraph, images: torch.Tensor) -> build.CSource:
     oracle = run(graph, images.numpy())
     labels = [f"class {i}" for i in range(graph.num_classes)]
-    return build_c(graph, "net", labels, 1.0, images.numpy(), oracle)
+    return build_c(Answered(graph, "net", labels, 1.0, images.numpy(), oracle))
 
 
 @needs_gcc

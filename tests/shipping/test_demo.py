@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CHROMIUM, CHROMIUM_FLAGS, NETWORKS, Cli
+from conftest import CHROMIUM, NETWORKS, Cli
 from PIL import Image
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle
@@ -56,18 +56,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(address)
-        page.wait_for_selector("input[type=file]", state="attached", timeout=30_000)
-        yield page
-        browser.close()
+def page(address: str, browser: Any) -> Iterator[Any]:
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("input[type=file]", state="attached", timeout=30_000)
+    yield page
+    page.close()
 
 
 def upload(page: Any, path: Path) -> None:

@@ -78,7 +78,7 @@ def test_other_sizes_export() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    return fit(small_config(model="resnet20", epochs=2, batch_size=32), first_digits(600), folder)
+    return fit(small_config(model="resnet8", epochs=2, batch_size=32), first_digits(600), folder)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_bundle_is_proved_on_validation_images(
     assert sizes["model.int8.onnx"] < 0.6 * sizes["model.onnx"]
     card = (bundle.folder / "README.md").read_text()
     assert f"{100 * found.accuracy:.2f}%" in card
-    assert "269,722 parameters" in card
+    assert "78,186 parameters" in card
     assert all(f"`{name}`" in card for name in sizes if name != "README.md")
     purposes = (trained.folder / "test_readings.jsonl").read_text()
     assert "export" in purposes, "the reading of the test set is logged"

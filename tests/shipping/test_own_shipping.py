@@ -31,22 +31,33 @@ ODD_ORDER = network(
 )
 
 
-@pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits) -> Bundle:
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path, ODD_ORDER)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, few_digits: DataSplits) -> Path:
+    """A bundle whose network's Python is gone."""
+    folder = tmp_path_factory.mktemp("own")
+    write(folder, ODD_ORDER)
     config = small_config(model="net.py:Net", epochs=2, batch_size=32, val_fraction=0.2)
-    run = fit(config, few_digits, "run")
-    model = run.load_model().eval()
-    layer = last_map(model, 32)
-    assert layer is not None
-    heat = grad_cam(model, layer, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
-    assert heat.shape == (2, 32, 32)
-    exported, proof = export(run, few_digits, "bundle", allow_loss=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run = fit(config, few_digits, "run")
+        model = run.load_model().eval()
+        layer = last_map(model, 32)
+        assert layer is not None
+        heat = grad_cam(model, layer, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+        assert heat.shape == (2, 32, 32)
+        _, proof = export(run, few_digits, "bundle", allow_loss=True)
     assert proof.max_difference < 1e-3
-    (tmp_path / "net.py").unlink()
-    shutil.rmtree(tmp_path / "run")
-    return exported
+    (folder / "net.py").unlink()
+    shutil.rmtree(folder / "run")
+    return folder / "bundle"
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A copy of it in the folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported, "bundle")
+    return Bundle.open("bundle")
 
 
 def test_a_bundle_needs_no_python_of_the_users(

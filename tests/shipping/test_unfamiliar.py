@@ -15,11 +15,12 @@ from conftest import CHROMIUM, Cli, first_digits
 from PIL import Image
 from test_graph import MEAN, STD, Anything
 from test_integer import pixels
-from test_web import FACTS, browser, give, in_browser, needs_clang, needs_node, open_page  # noqa: F401
+from test_web import FACTS, give, in_browser, needs_clang, needs_node, open_page
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.evaluation.familiarity import Familiarity
 from halfmeg.shipping import unfamiliar as module
+from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.build import CSource, build_c
 from halfmeg.shipping.integer import IntegerGraph, run
 from halfmeg.shipping.quantize import quantize
@@ -70,13 +71,14 @@ def in_c(form: tuple[int, int, int]) -> CSource:
     graph, images, unfamiliar = known(form)
     arrays = images.numpy()
     labels = ["a", "b", "c", "d", "e"]
-    return build_c(graph, "net", labels, 1.0, arrays, run(graph, arrays), unfamiliar)
+    return build_c(Answered(graph, "net", labels, 1.0, arrays, run(graph, arrays), unfamiliar))
 
 
 def on_a_page(form: tuple[int, int, int]) -> WebPage:
     graph, images, unfamiliar = known(form)
     arrays = images.numpy()
-    return build_web(graph, "net", "abcde", 1.0, arrays, run(graph, arrays), FACTS, unfamiliar)
+    answered = Answered(graph, "net", "abcde", 1.0, arrays, run(graph, arrays), unfamiliar)
+    return build_web(answered, FACTS)
 
 
 def call(folder: Path, image: np.ndarray) -> tuple[float, bool]:
@@ -139,11 +141,11 @@ def test_another_score_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     graph, images, _ = known(FORMS[0])
     arrays = images.numpy()
-    logits = run(graph, arrays)
-    source = build_c(graph, "net", "abcde", 1.0, arrays, logits)
+    answered = Answered(graph, "net", "abcde", 1.0, arrays, run(graph, arrays))
+    source = build_c(answered)
     assert "src/net_unfamiliar.c" not in source.files
     assert b"cannot be told: the run held too few out" in source.files["README.md"]
-    page = build_web(graph, "net", "abcde", 1.0, arrays, logits, FACTS)
+    page = build_web(answered, FACTS)
     assert "it cannot say: too few were held out" in page.files["index.html"].decode()
 
 
@@ -176,7 +178,7 @@ def test_an_exported_run_decides_in_c_as_predict_does(
 class TestPage:
     pytestmark = in_browser
 
-    def test_it_stands_beside_the_class(self, browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    def test_it_stands_beside_the_class(self, browser: Any, tmp_path: Path) -> None:
         assert CHROMIUM is not None
         graph, images, unfamiliar = known(FORMS[0])
         (tmp_path / "index.html").write_bytes(on_a_page(FORMS[0]).files["index.html"])

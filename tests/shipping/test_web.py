@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT, Cli
+from conftest import CHROMIUM, ROOT, Cli
 from PIL import Image
 from test_graph import COVERED, example
 from test_integer import integers, pixels
@@ -26,6 +26,7 @@ from halfmeg.artifacts.bundle import Bundle
 from halfmeg.data.decode import FITS, FitName, decode_image
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.shipping import web
+from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.integer import run
 from halfmeg.shipping.web import NOT_PROVED, WebPage, build_web
 
@@ -149,7 +150,8 @@ LABELS = ("</script><b>", "zwei & drei", "a" * 60)
 def page_of(name: str) -> WebPage:
     graph = integers(name)
     images = pixels(6, example(name)[1]).numpy()
-    return build_web(graph, name, classes_of(name), 1.3, images, run(graph, images), FACTS)
+    answered = Answered(graph, name, classes_of(name), 1.3, images, run(graph, images))
+    return build_web(answered, FACTS)
 
 
 def classes_of(name: str) -> list[str]:
@@ -252,16 +254,6 @@ in_browser = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
     pytest.mark.filterwarnings("default"),  # of playwright itself
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

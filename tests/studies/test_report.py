@@ -4,7 +4,6 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHROMIUM, CHROMIUM_FLAGS, small_config
+from conftest import CHROMIUM, small_config
 from PIL import Image
 
 from halfmeg.data.dataset import DataSplits
@@ -186,16 +185,6 @@ def test_a_curve_of_the_hard_images_alone_says_so(tmp_path: Path, few_digits) ->
 @pytest.fixture(scope="module")
 def page_file(comparison: Comparison, few_digits, tmp_path_factory) -> Path:
     return write_comparison(comparison, tmp_path_factory.mktemp("page"), few_digits)[0]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")

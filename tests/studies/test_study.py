@@ -29,6 +29,7 @@ from halfmeg.studies.tables import p_text
 from halfmeg.studies.verdict import PairResult, in_points
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.listen import Listener, SilentListener
+from halfmeg.training.stopping import TrainingInterruptedError
 
 
 def configs(seeds: int = 2, **changes):
@@ -90,6 +91,19 @@ def test_an_interrupted_study_trains_only_what_is_missing(
     assert described["seeds"] == [0, 1]
     assert described["data"]["fingerprint"] == few_digits.fingerprint
     assert len(described["runs"]) == 4
+
+
+class PressCtrlC(StudyListener, SilentListener):
+    def of_run(self, config) -> Listener:
+        return self
+
+    def on_step(self, report) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_stopped_study_says_how_it_goes_on(tmp_path: Path, few_digits) -> None:
+    with pytest.raises(TrainingInterruptedError, match="the same command continues the study"):
+        run_study(configs(1)[1:], few_digits, tmp_path / "study", listener=PressCtrlC())
 
 
 KILLED_STUDY = """

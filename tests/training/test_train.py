@@ -209,6 +209,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     assert ours == whole
 
 
+@pytest.mark.slow  # a sample of kills at any moment is among the fast ones (tests/faults)
 def test_killed_before_the_first_checkpoint_starts_again(
     tmp_path, half_digits, uninterrupted
 ) -> None:
