@@ -70,6 +70,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_rounds() -> Iterator[None]:
+    """Time the networks of a comparison in fewer rounds: most tests look at other things."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("halfmeg.evaluation.cost.ROUNDS", 2)
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits() -> DataSplits:
     return load_dataset("digits")

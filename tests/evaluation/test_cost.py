@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from halfmeg.evaluation.cost import measure_costs
 from halfmeg.networks.table import build_model
 
 
-def test_costs_are_measured_of_each_network() -> None:
+def test_costs_are_measured_of_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfmeg.evaluation.cost.ROUNDS", 7)  # as where it is not tested
     models = {name: build_model(name) for name in ("cnn", "logistic")}
     costs = measure_costs(models, 32)
     assert costs["cnn"].params == 81_578
