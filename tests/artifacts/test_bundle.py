@@ -24,7 +24,7 @@ from halfmeg.training.fit import fit
 def bundle_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     data = first_digits(300)
-    run = fit(small_config(model="resnet20", epochs=2, batch_size=25), data, folder / "run")
+    run = fit(small_config(model="resnet8", epochs=2, batch_size=25), data, folder / "run")
     export(run, data, folder / "bundle", allow_loss=True)
     return folder / "bundle"
 
@@ -121,7 +121,7 @@ def write_weights(folder: Path, content: bytes) -> None:
 def test_weights_that_mean_harm(broken: Path) -> None:
     huge = (2**62).to_bytes(8, "little") + b"{}"
     wrong = safetensors.torch.save({"head.weight": torch.zeros(10, 64)})
-    extra = dict(build_model("resnet20").state_dict()) | {"more": torch.zeros(1)}
+    extra = dict(build_model("resnet8").state_dict()) | {"more": torch.zeros(1)}
     for content in (huge, b"", wrong, safetensors.torch.save(extra), b"\x80\x04K\x01."):
         write_weights(broken, content)
         with pytest.raises(ValueError, match=r"model.safetensors"):
@@ -227,7 +227,7 @@ def test_the_bundled_network_gives_its_stated_accuracy(cli: Cli, cifar_jpeg: Pat
 def test_training_starts_from_a_bundle(bundle_folder: Path, tmp_path: Path) -> None:
     """With the same classes the first step already answers well; another head starts anew."""
     data = first_digits(300)
-    terms: dict[str, Any] = {"model": "resnet20", "epochs": 1, "lr": 1e-6, "optimizer": "sgd"}
+    terms: dict[str, Any] = {"model": "resnet8", "epochs": 1, "lr": 1e-6, "optimizer": "sgd"}
     started = fit(small_config(**terms, init=str(bundle_folder)), data, tmp_path / "started")
     alone = fit(small_config(**terms), data, tmp_path / "alone")
     first, second = (run.result() or {} for run in (started, alone))
@@ -236,6 +236,6 @@ def test_training_starts_from_a_bundle(bundle_folder: Path, tmp_path: Path) -> N
 
 def test_mistakes_in_init(bundle_folder: Path, cli: Cli) -> None:
     wrong = cli("train", "common", "model=cnn", f"init={bundle_folder}")
-    assert wrong.is_one_line("holds a resnet20, not a cnn; add model=resnet20")
+    assert wrong.is_one_line("holds a resnet8, not a cnn; add model=resnet8")
     assert cli("train", "common", "init=nowhere").is_one_line("nowhere is no bundle")
     assert RunConfig(model="cnn", epochs=1).init == ""
