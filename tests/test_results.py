@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from statistics import mean
+from statistics import mean, median, variance
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import ROOT, Cli, at_hand
+from conftest import ROOT, Cli
+from scipy import stats
+
+from halfmeg.studies.compare import compare_runs
+from halfmeg.studies.power import TYPICAL
+from halfmeg.studies.stats import PairedTest
+from halfmeg.studies.study import open_runs
 
 RESULTS = ROOT / "results"
 README = (ROOT / "README.md").read_text()
@@ -63,6 +71,46 @@ def test_every_figure_in_results_is_shown() -> None:
 )
 def test_an_accuracy_in_readme_is_that_of_its_runs(words: str, pattern: str) -> None:
     assert f"[{accuracy(pattern):.1f}%]" in headline(words)
+
+
+def widest_interval(pattern: str, num_images: int) -> str:
+    """Return the interval of other seeds on other images, of runs whose answers are not kept.
+
+    Some share of p(1 - p) is the chance of the images themselves; the widest of all is taken.
+    """
+    runs = RESULTS.glob(f"{pattern}/result.json")
+    accuracies = [json.loads(path.read_text())["test_accuracy"] for path in runs]
+    p, over_seeds = mean(accuracies), variance(accuracies) / len(accuracies)
+    half = 0.0
+    for share in np.linspace(0, 1, 101):
+        total = over_seeds + share * p * (1 - p) / num_images
+        dof = (len(accuracies) - 1) * (total / over_seeds) ** 2
+        half = max(half, float(stats.t.isf(0.025, dof)) * math.sqrt(total))
+    return f"{100 * (p - half):.1f} to {100 * (p + half):.1f}"
+
+
+@pytest.mark.parametrize(
+    ("row", "pattern", "num_images"),
+    [
+        ("| `cnn` | 81,578 | 74.2% | 71", "comparison/cnn-seed-?", 10_000),
+        (
+            "| `resnet` (over the budget) | 1,020,490 | 73.8% | 73.05",
+            "comparison/resnet-seed-?",
+            10_000,
+        ),
+        ("| `resnet-linear` | 491,082 | not", "comparison/resnet-linear-seed-?", 10_000),
+        ("| with bfloat16 at", "sprint/sprint-seed-?", 10_000),
+        ("| without bfloat16", "sprint-float32/sprint-seed-?", 10_000),
+        ("| the bundle", "finetune/from-the-bundle/resnet-linear-seed-?", 5_000),
+        ("| random weights", "finetune/from-random-weights/resnet-linear-seed-?", 5_000),
+    ],
+)
+def test_an_interval_without_answers_is_the_widest(row: str, pattern: str, num_images: int) -> None:
+    page = (RESULTS / "README.md").read_text().splitlines()
+    (line,) = [line for line in page if line.startswith(row)]
+    assert f"{widest_interval(pattern, num_images)} ¹" in line
+    if "bfloat16 at" in row:
+        assert f"({widest_interval(pattern, num_images)})" in headline("`sprint`")
 
 
 def test_the_sprints_seconds_are_those_of_its_runs() -> None:
@@ -123,6 +171,18 @@ def test_the_other_verdicts_in_readme_are_those_stored() -> None:
     assert_row_states(headline("the same two"), common["resnet-linear", "cnn"])
     (pair,) = stored_verdicts("finetune").values()
     assert_row_states(headline("50 images a class"), pair)
+
+
+@pytest.mark.slow
+def test_the_variances_that_a_plan_assumes_are_those_of_the_five_networks() -> None:
+    """The middle of the ten pairs by one recipe."""
+    runs = open_runs([str(RESULTS / "common-terms"), str(RESULTS / "common-terms-he")])
+    tests = [pair.test for pair in compare_runs(runs).pairs if isinstance(pair.test, PairedTest)]
+    chances = [test.chance for test in tests if test.chance is not None]
+    assert len(chances) == 10
+    assert median(test.seeds for test in tests) ** 0.5 == pytest.approx(TYPICAL.seeds**0.5, rel=0.1)
+    assert median(chance.images for chance in chances) == pytest.approx(TYPICAL.images, rel=0.1)
+    assert median(chance.rest for chance in chances) == pytest.approx(TYPICAL.rest, rel=0.1)
 
 
 def test_every_run_that_is_kept_is_whole() -> None:

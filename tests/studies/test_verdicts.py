@@ -89,6 +89,18 @@ def test_the_worlds_are_as_they_say() -> None:
     assert 100 * math.sqrt(within) == pytest.approx(0.6, rel=0.15)
 
 
+def test_a_seed_that_varies_by_class_does_so_in_each_class_for_itself() -> None:
+    world = World((0.9, 0.85), (0.2, 0.2), 10_000, class_points=2.0)
+    right = np.array([answers for answers in world.studies(30, 4)])  # studies × M × S × N
+    assert right.mean((0, 2, 3)) == pytest.approx([0.9, 0.85], abs=0.003)
+    by_class = right[:, 0].reshape(30, 4, 1_000, 10).mean(2)  # studies × S × classes
+    within = by_class.var(axis=1, ddof=1).mean() - 0.058 / 1_000  # answers of a seed alone
+    assert 100 * math.sqrt(within) == pytest.approx(math.hypot(2.0, 0.2), rel=0.15)
+    of_seeds = by_class - by_class.mean(1, keepdims=True)
+    between = np.corrcoef(of_seeds.reshape(-1, 10).T)[np.triu_indices(10, 1)]
+    assert abs(between.mean()) < 0.1
+
+
 @pytest.mark.parametrize(("seeds", "points", "images"), [(2, 0.6, 2_000), (5, 0.6, 2_000)])
 def test_few_verdicts_are_false(seeds: int, points: float, images: int) -> None:
     world = World((0.9,) * 5, (points,) * 5, images)
@@ -112,6 +124,7 @@ def test_false_verdicts_stay_at_five_percent(seeds: int, points: float) -> None:
             assert numbers["false"] <= most(count)
             assert numbers["covered"] >= 1 - most(count)
             assert numbers["accuracy_covered"] >= 0.93 - 3 * math.sqrt(0.93 * 0.07 / count)
+            assert numbers.get("same_false", 0.0) <= most(count)  # a whole point apart
 
 
 @pytest.mark.slow
@@ -138,6 +151,22 @@ def test_networks_that_vary_much_more_than_others_keep_five_percent(
         assert numbers["false"] <= most(count)
         assert numbers["covered"] >= 1 - most(count)
     assert seeds == 5 or found[5]["false_pooled"] > 0.05
+
+
+# Skewed seeds miss the 93% of an accuracy at 5 seeds, as docs/statistics.md says; pairs do not.
+OTHER_SEEDS = [("seeds that fail now and then", 0.92), ("seeds that vary by class", 0.93)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("setting", "least"), OTHER_SEEDS)
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_other_kinds_of_seeds_keep_five_percent(seeds: int, setting: str, least: float) -> None:
+    count = 400
+    world = simulation.BESIDE[setting]
+    for numbers in simulation.simulate(world, seeds, count, sizes=(2, 3, 5)).values():
+        assert numbers["false"] <= most(count)
+        assert numbers["covered"] >= 0.93
+        assert numbers["accuracy_covered"] >= least - 3 * math.sqrt(0.93 * 0.07 / count)
 
 
 @pytest.mark.slow
