@@ -184,6 +184,75 @@ def test_the_variances_that_a_plan_assumes_are_those_of_the_five_networks() -> N
     assert median(chance.rest for chance in chances) == pytest.approx(TYPICAL.rest, rel=0.1)
 
 
+def simulated() -> dict[tuple[int, int], list[tuple[dict[str, float], dict[str, float]]]]:
+    """Return by seeds and pairs the numbers without a difference and one point apart."""
+    table = json.loads((RESULTS / "verdicts.json").read_text())["table"]
+    found: dict[tuple[int, int], list[tuple[dict[str, float], dict[str, float]]]] = {}
+    for equal in table:
+        if equal["step"] == 0:
+            same = {key: equal[key] for key in ("seeds", "networks", "points")}
+            (apart,) = [row for row in table if row["step"] and same.items() <= row.items()]
+            pairs = equal["networks"] * (equal["networks"] - 1) // 2
+            found.setdefault((equal["seeds"], pairs), []).append((equal, apart))
+    return found
+
+
+def test_the_tables_of_verdicts_are_those_of_the_simulation() -> None:
+    short, whole = (
+        (ROOT / "docs" / f"{name}.md").read_text() for name in ("compare", "statistics")
+    )
+    assert len(simulated()) == 12
+    for (seeds, pairs), settings in simulated().items():
+        cells: dict[str, list[str]] = {}
+        for equal, apart in settings:
+            covered = min(equal["covered"], apart["covered"])
+            own = min(equal["accuracy_covered"], apart["accuracy_covered"])
+            row = {
+                "false": f"{100 * equal['false']:.1f}",
+                "before": f"{100 * equal['false_before']:.1f}",
+                "covered": f"{100 * covered:.1f}",
+                "power": f"{100 * apart['power']:.0f}",
+                "power before": f"{100 * apart['power_before']:.0f}",
+            }
+            for name, text in row.items():
+                cells.setdefault(name, []).append(text)
+            line = (
+                f"| {seeds} | {pairs} | {equal['points']} | {row['false']} "
+                f"({100 * equal['false_pooled']:.1f}; {row['before']}) | {row['covered']} | "
+                f"{100 * own:.1f} | {equal['width']:.2f} | {row['power']} "
+                f"({100 * apart['power_pooled']:.0f}; {row['power before']}) |"
+            )
+            assert line in whole, line
+            assert own >= 0.93
+        of = {name: " / ".join(texts) for name, texts in cells.items()}
+        line = (
+            f"| {seeds} | {pairs} | {of['false']} ({of['before']}) | {of['covered']} | "
+            f"{of['power']} ({of['power before']}) |"
+        )
+        assert line in short, line
+
+
+def test_the_other_simulated_settings_are_those_of_the_table() -> None:
+    page = (ROOT / "docs" / "statistics.md").read_text()
+    found = json.loads((RESULTS / "verdicts.json").read_text())["beside"]
+    settings = {(row["setting"], row["networks"]) for row in found}
+    for setting, networks in settings:
+        rows = [r for r in found if (r["setting"], r["networks"]) == (setting, networks)]
+        cells = [
+            " ".join(
+                [
+                    f"{100 * row['false']:.1f}",
+                    f"({100 * row['false_pooled']:.1f}; {100 * row['false_before']:.1f})",
+                ]
+            )
+            for row in rows
+        ]
+        cells += [
+            f"{100 * min(row[key] for row in rows):.1f}" for key in ("covered", "accuracy_covered")
+        ]
+        assert f"| {setting} | {networks} | {' | '.join(cells)} |" in page, (setting, networks)
+
+
 def test_every_run_that_is_kept_is_whole() -> None:
     for config in RESULTS.rglob("config.json"):
         names = {path.name for path in config.parent.iterdir()}
