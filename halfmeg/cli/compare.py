@@ -287,7 +287,7 @@ def report(
 ) -> None:
     """Compare runs that exist already; nothing is trained.
 
-    Without their data the page has no pictures, and nothing is measured anew.
+    Without their data the page has no pictures, and costs are those that a study has measured.
     """
     from dataclasses import replace
 
@@ -295,7 +295,7 @@ def report(
     from halfmeg.data.folds import Folds
     from halfmeg.files import make_folder
     from halfmeg.studies.compare import compare_runs
-    from halfmeg.studies.measure import fingerprint_of, measure
+    from halfmeg.studies.measure import COSTS, fingerprint_of, measure
     from halfmeg.studies.page import check_page_folder
     from halfmeg.studies.reading import Reading
     from halfmeg.studies.study import open_runs
@@ -325,7 +325,8 @@ def report(
     if loaded is not None:
         make_folder(folder)
         measure(runs, loaded, folder)
-    result = compare_runs(runs, costs_from=folder, reading=reading)
+    measured = [place for place in (folder, *map(Path, folders)) if (place / COSTS).exists()]
+    result = compare_runs(runs, costs_from=next(iter(measured), None), reading=reading)
     write_and_print(result, folder, loaded, as_json)
 
 

@@ -27,6 +27,9 @@ from halfmeg.places.place import PlaceWarning, is_place
 
 ROBUSTNESS_IMAGES = 2_000
 
+COSTS = "costs.json"
+"""In a study's folder: what its networks cost, timed together."""
+
 
 Robustness = dict[str, list[float]]
 
@@ -70,7 +73,7 @@ def measure(runs: Sequence[Run], data: DataSplits | Folds, out: Path) -> None:
             model = build_model(name, len(first.classes), first.image_shape, budget)
             networks[shape_name(name, budget)] = model
     costs = measure_costs(networks, first.image_shape)
-    write_json(out / "costs.json", {name: cost.to_dict() for name, cost in costs.items()})
+    write_json(out / COSTS, {name: cost.to_dict() for name, cost in costs.items()})
 
 
 def fold_of(run: Run) -> int:
@@ -151,6 +154,6 @@ def read_costs(folder: Path | None) -> dict[str, Cost]:
     if folder is None:
         return {}
     try:
-        return read_json(folder / "costs.json", dict[str, Cost])
+        return read_json(folder / COSTS, dict[str, Cost])
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -171,10 +171,15 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     runs: list[Run] = []
     for folder in map(Path, folders):
         stored = _read_study(folder)
-        if stored is None:
+        if stored is not None:
+            runs += [Run.open(folder / run.folder) for run in stored.runs]
+        elif (folder / "config.json").exists():
             runs.append(Run.open(folder))
         else:
-            runs += [Run.open(folder / run.folder) for run in stored.runs]
+            raise ValueError(
+                f"{folder} is no run folder and no study: it has neither config.json nor "
+                "study.json; name the folders of runs, or that of a study"
+            )
     return runs
 
 

@@ -308,6 +308,26 @@ def test_report_compares_what_is_there(cli: Cli, small_study: Path, tmp_path: Pa
     assert "cannot tell chance from a difference" in one.out
 
 
+def test_a_report_elsewhere_has_the_costs_that_the_study_has_measured(
+    cli: Cli, small_study: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(small_study, study)
+    cost = {
+        "params": 1,
+        "macs": 1,
+        "weights_bytes": 4,
+        "latency_ms": 1.25,
+        "images_per_second": 50.0,
+    }
+    (study / "costs.json").write_text(json.dumps({"cnn": cost}))
+    found = cli("report", str(study), "--out", "elsewhere", "--json")
+    assert found.code == 0, found.err
+    costs = {model["name"]: model["cost"] for model in found.json["models"]}
+    assert costs["cnn"]["latency_ms"] == 1.25
+    assert costs["logistic"] is None
+
+
 def test_report_mistakes(cli: Cli, small_study: Path, tmp_path: Path) -> None:
     assert cli("report", "nowhere").is_one_line("nowhere is no run folder")
     assert cli("report", str(small_study), "--data", "nowhere").is_one_line("'nowhere'")
