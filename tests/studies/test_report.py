@@ -30,6 +30,8 @@ from halfmeg.studies.figures import (
     run_figure,
 )
 from halfmeg.studies.page import render_page, write_comparison
+from halfmeg.studies.ranking import rank_networks
+from halfmeg.studies.sets import write_ranking
 from halfmeg.training.fit import fit
 
 
@@ -209,6 +211,28 @@ class TestInChromium:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         broken = "[...document.images].filter(i => !i.naturalWidth).length"
         assert page.evaluate(broken) == 0
+        page.close()
+
+    def test_long_names_break_on_a_narrow_screen(
+        self, comparison: Comparison, browser: Any, tmp_path: Path
+    ) -> None:
+        """Of a network of one's own with many settings; also on the page above several sets."""
+        settings = ",".join(f"width{i}=128" for i in range(12))
+        names = {model.name: f"{model.name}({settings})" for model in comparison.models}
+        long = replace(
+            comparison,
+            models=tuple(replace(m, name=names[m.name]) for m in comparison.models),
+            pairs=tuple(replace(p, a=names[p.a], b=names[p.b]) for p in comparison.pairs),
+            failures={"x" * 80: "y" * 80},
+        )
+        page_file, _ = write_comparison(long, tmp_path / "set")
+        table = np.array([[0.9, 0.8, 0.7], [0.8, 0.9, 0.6]])
+        ranking = rank_networks(list(names.values()), ["a" * 60, "b" * 60], table)
+        above = write_ranking(ranking, [long], [tmp_path / "set"], tmp_path)
+        page = browser.new_page(viewport={"width": 390, "height": 900})
+        for file in (page_file, above):
+            page.goto(file.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, file
         page.close()
 
     def test_tables_sort_by_mouse_and_by_keyboard(self, page_file: Path, browser: Any) -> None:
