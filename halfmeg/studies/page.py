@@ -295,7 +295,8 @@ def test_readings(comparison: Comparison) -> str:
     if silent:
         parts.append(f"{silent} of the {len(runs)} runs have no log of their readings.")
     if comparison.reading.looks:
-        looks = _and([str(n) for n in comparison.reading.looks])
+        now = max(len(model.runs) for model in comparison.models)
+        looks = _and([str(n) for n in sorted({*comparison.reading.looks, now})])
         parts.append(f"The answers were compared with {looks} {comparison.unit}s.")
     return " ".join(filter(None, parts))
 

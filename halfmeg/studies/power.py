@@ -109,10 +109,12 @@ class SeedsNeeded:
     Attributes:
         least, most: by the ends of an 80% interval of the variance between seeds; None: more than
             a thousand, or any number is too few, since the images alone leave more chance.
+        seen: where `least` is None, the difference that a thousand seeds would see, 0 to 1.
     """
 
     least: int | None
     most: int | None
+    seen: float | None = None
 
 
 def seeds_needed(test: PairTest, difference: float) -> SeedsNeeded | None:
@@ -140,10 +142,11 @@ def seeds_needed(test: PairTest, difference: float) -> SeedsNeeded | None:
     of_rest = chance.rest / chance.num_images
     found = max(0.0, test.seeds) + of_rest
 
+    images, networks = chance.num_images, test.num_networks
+
     def needed(share: float) -> int | None:
         spread = test.seeds_dof / float(stats.chi2.ppf(share, test.seeds_dof))
         assumed = Chance(max(0.0, found * spread - of_rest), chance.images, chance.rest)
-        images, networks = chance.num_images, test.num_networks
         return _least(
             lambda seeds: (
                 power(difference, assumed, seeds, images, num_networks=networks, level=test.level)
@@ -152,7 +155,14 @@ def seeds_needed(test: PairTest, difference: float) -> SeedsNeeded | None:
             chance.num_seeds + 1,
         )
 
-    return SeedsNeeded(needed(0.9), needed(0.1))
+    least = needed(0.9)
+    if least is not None:
+        return SeedsNeeded(least, needed(0.1))
+    as_found = Chance(max(0.0, test.seeds), chance.images, chance.rest)
+    seen = smallest_difference(
+        as_found, MOST_SEEDS, images, num_networks=networks, level=test.level
+    )
+    return SeedsNeeded(None, None, seen)
 
 
 LOOKS = (5, 8, 12, 20)

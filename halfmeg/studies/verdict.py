@@ -134,7 +134,9 @@ class PairResult:
             return f"{images} for these folds; more of them would settle it, more folds hardly"
         points = f"{100 * SEEN_DIFFERENCE:g} points"
         if self.needed is None or self.needed.least is None:
-            return f"{images} to see a difference of {points} with any number of seeds"
+            few = f"{images} to see a difference of {points} with any number of seeds"
+            seen = self.needed.seen if self.needed else None
+            return few if seen is None else f"many seeds would see {100 * seen:.1f} points; {few}"
         least, most = self.needed.least, self.needed.most
         span = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
         return f"a new study of {span} seeds would see a difference of {points}"

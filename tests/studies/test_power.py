@@ -72,6 +72,9 @@ def test_too_few_images_are_said_to_be_that() -> None:
     found = seeds_needed(paired_tests([always], 2)[0], 0.005)
     assert found is not None
     assert (found.least, found.most) == (None, None)
+    assert found.seen is not None
+    error = np.sqrt(0.08 / 1_002)  # of the images alone: the mean is that of 80 of 1,000
+    assert found.seen == pytest.approx((1.96 + 0.84) * error, rel=0.05)
 
 
 def test_the_looks_together_are_at_five_percent() -> None:

@@ -302,3 +302,5 @@ def test_the_page_states_every_reading_of_the_test_set(
     assert first <= last
     looked = replace(comparison, reading=replace(comparison.reading, looks=(2, 5)))
     assert "The answers were compared with 2 and 5 seeds." in page_room.test_readings(looked)
+    before = replace(comparison, reading=replace(comparison.reading, looks=(1,)))
+    assert "The answers were compared with 1 and 2 seeds." in page_room.test_readings(before)

@@ -306,6 +306,8 @@ def paired(of_seeds: Sequence[float], *, num_networks: int = 2, **changes: Any) 
         ([0.03, -0.01], {"needed": SeedsNeeded(7, 7)}, "open", "study of 7 seeds"),
         ([0.03, -0.01], {"needed": SeedsNeeded(None, None)}, "open",
          r"10,000 images are too few to see a difference of 0.5 points with any number of seeds$"),
+        ([0.03, -0.01], {"needed": SeedsNeeded(None, None, 0.0213)}, "open",
+         r"; many seeds would see 2\.1 points; 10,000 images are too few to see a difference of 0"),
     ],
 )  # fmt: skip
 def test_a_verdict_says_what_its_interval_says(
