@@ -12,7 +12,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.studies.compare import Comparison, compare_runs, compare_study
 from halfmeg.studies.power import LOOKS, is_futile
 from halfmeg.studies.reading import MARGIN, Reading
-from halfmeg.studies.study import make_configs, run_study
+from halfmeg.studies.study import begun_seeds, make_configs, run_study
 from halfmeg.studies.workers import StudyListener
 
 
@@ -51,12 +51,17 @@ def compare_until_decided(
         ValueError: as for `compare`, or a study that was planned or read otherwise before.
     """
     recipes = [config] if isinstance(config, RunConfig) else list(config)
-    for seeds in LOOKS:
+    # A study goes on with the look that it was stopped before, or that decided it.
+    begun = begun_seeds(out)
+    for seeds in [look for look in LOOKS if look >= begun] or LOOKS[-1:]:
         study = run_study(
             make_configs(models, recipes, seeds, tuned_on), data, out,
             reading=Reading.until_decided(margin), **how,
         )  # fmt: skip
-        if study.failures or seeds == LOOKS[-1]:
+        if study.failures:
+            reason = f"ended with {seeds} seeds, since runs have failed"
+            return replace(compare_study(study, data), stopped=reason)
+        if seeds == LOOKS[-1]:
             break
         pairs = compare_runs(study.runs, reading=study.reading).pairs
         unsettled = [pair for pair in pairs if pair.outcome == "open"]

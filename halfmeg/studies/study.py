@@ -207,6 +207,16 @@ def _read_study(folder: Path) -> StoredStudy | None:
         return None
 
 
+def begun_seeds(folder: str | Path) -> int:
+    """Return how many seeds the study of a folder was last begun with; 0 where there is none.
+
+    Raises:
+        ValueError: `study.json` is damaged.
+    """
+    stored = _read_study(Path(folder))
+    return max((run.seed + 1 for run in stored.runs), default=0) if stored else 0
+
+
 def _train_folds(
     tasks: Sequence[Task], data: Folds, how: Workers, listener: StudyListener
 ) -> Outcomes:

@@ -550,3 +550,34 @@ def test_a_study_until_decided_stops_at_the_first_look_that_decides(
     assert found.stopped is not None
     assert found.pairs[0].outcome != "open" or "ended with" in found.stopped
     assert found.reading.unplanned_looks(3) == ()
+
+
+def test_a_study_until_decided_goes_on_where_it_was(
+    tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it trained the seeds of its second look; and asked again when it has ended."""
+    monkeypatch.setattr("halfmeg.studies.sequential.LOOKS", (2, 3))
+    monkeypatch.setattr("halfmeg.studies.reading.LOOKS", (2, 3))
+    monkeypatch.setattr("halfmeg.studies.sequential.is_futile", lambda *_: False)
+    out, names, config = tmp_path / "s", ["mlp", "logistic"], small_config(epochs=1)
+
+    def go_on():
+        return compare_until_decided(names, few_digits, out=out, config=config, margin=1e-6)
+
+    class Stopped(StudyListener):
+        def on_run(self, config, error, done: int, count: int) -> None:
+            if config.seed == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare_until_decided(
+            names, few_digits, out=out, config=config, margin=1e-6, listener=Stopped()
+        )
+    assert Reading.of(out).looks == (2,)
+    found = go_on()
+    assert found.stopped == "ended with 3 seeds, the last look"
+    assert [len(model.runs) for model in found.models] == [3, 3]
+    assert Reading.of(out).looks == (2, 3)
+    again = go_on()
+    assert again.to_dict()["verdicts"] == found.to_dict()["verdicts"]
+    assert again.stopped == found.stopped
