@@ -264,12 +264,15 @@ def _print_plan(made: Plan) -> None:
         minutes = "–" if row.minutes is None else f"{row.minutes:,.1f}"
         shares = (f"{share:.0%}" for share in row.power)
         table.add_row(str(row.seeds), *shares, f"{100 * row.smallest:.1f} points", minutes)
-    print_line(f"how often {points:g} points would be seen, {made.num_networks} networks:")
+    unit = "point" if points == 1 else "points"
+    print_line(f"how often {points:g} {unit} would be seen, {made.num_networks} networks:")
     print_table(table)
     chance = made.chance
     print_line(
-        f"seeds differ by {100 * chance.seeds**0.5:.2f} points ({made.origin}); smallest: seen in "
-        f"four of five studies, with {made.num_images[1]:,} test images; minutes: here"
+        f"between seeds a difference varies by {100 * chance.seeds**0.5:.2f} points "
+        f"({made.origin}); "
+        f"smallest: seen in four of five studies, with {made.num_images[1]:,} test images; "
+        "minutes: here"
     )
 
 
