@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 from statistics import mean, median, variance
 from typing import Any
 
@@ -15,6 +16,7 @@ from scipy import stats
 
 from halfmeg.studies.compare import compare_runs
 from halfmeg.studies.power import TYPICAL
+from halfmeg.studies.sets import rank_comparisons
 from halfmeg.studies.stats import PairedTest
 from halfmeg.studies.study import open_runs
 
@@ -163,6 +165,26 @@ def test_the_verdict_on_the_published_terms_comes_out_again(cli: Cli) -> None:
 def test_the_verdicts_by_one_recipe_come_out_again(cli: Cli) -> None:
     found = verdicts(cli, "common-terms", "common-terms-he")
     assert_same(found, stored_verdicts("common-terms"))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-jpeg", "eurosat", "clothing"])
+def test_the_verdicts_on_the_four_sets_come_out_again(name: str, cli: Cli, tmp_path: Path) -> None:
+    study = RESULTS / "four-sets" / f"{name}.npz"
+    outcome = cli("report", str(study), "--out", "again")
+    assert outcome.code == 0, outcome.err
+    for table in ("differences.csv", "results.csv"):
+        found = (tmp_path / "again" / "tables" / table).read_text()
+        assert found == (study / "tables" / table).read_text(), table
+
+
+def test_the_ranks_on_the_four_sets_come_out_again() -> None:
+    stored = json.loads((RESULTS / "four-sets" / "ranking.json").read_text())
+    sets = [RESULTS / "four-sets" / folder for folder in stored["studies"].values()]
+    found = rank_comparisons([compare_runs(open_runs([str(folder)])) for folder in sets]).to_dict()
+    for key in ("networks", "data", "accuracies", "mean_ranks", "letters", "verdict"):
+        assert found[key] == stored[key], key
+    assert found["p_friedman"] == pytest.approx(stored["p_friedman"])
+    assert found["critical_difference"] == pytest.approx(stored["critical_difference"])
 
 
 def test_the_other_verdicts_in_readme_are_those_stored() -> None:
