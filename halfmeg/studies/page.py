@@ -240,11 +240,11 @@ def _notes(comparison: Comparison) -> list[str]:
         for b in comparison.models[i + 1 :]
         if frozenset((a.name, b.name)) not in compared
     ]
-    notes += [
-        f"{model.name} has no temperature: {model.no_temperature}."
-        for model in comparison.models
-        if model.no_temperature
-    ]
+    reasons = dict.fromkeys(m.no_temperature for m in comparison.models if m.no_temperature)
+    for reason in reasons:
+        names = [model.name for model in comparison.models if model.no_temperature == reason]
+        have = "has" if len(names) == 1 else "have"
+        notes.append(f"{_and(names)} {have} no temperature: {reason}.")
     if any(run.config.monitor == "test" for model in comparison.models for run in model.runs):
         notes.append(
             "The test set was read after every epoch, for the curves only; "
@@ -268,7 +268,8 @@ def seeds_vary(runs: Sequence[Run]) -> str:
     # A way to fill the border is no draw.
     if any(augmentation_of(c) != Augmentation(crop_mode=c.crop_mode) for c in configs):
         varied.append("the draws of augmentation")
-    if any(config.val_fraction for config in configs):
+    split = any(config.val_fraction for config in configs)
+    if split:
         varied.append("the split into training and validation images")
     if runs[0].options.fold:
         varied = ["the training images", "the test images", *varied]
@@ -277,7 +278,7 @@ def seeds_vary(runs: Sequence[Run]) -> str:
             "The intervals allow for other training and test images of the same kind, by the "
             "corrected resampled t (Nadeau and Bengio 2003); not for another tuning."
         )
-    same = ["the images before that split" if configs[0].val_fraction else "the training images"]
+    same = ["the images before that split" if split else "the training images"]
     same += ["the test images", "the settings, with all the tuning behind them"]
     return (
         f"Seeds vary {_and(varied)}; they share {_and(same)}. The intervals allow for other test "

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from halfmeg.studies.figures import (
     pareto_front,
     run_figure,
 )
-from halfmeg.studies.page import render_page, write_comparison
+from halfmeg.studies.page import render_markdown, render_page, write_comparison
 from halfmeg.studies.ranking import rank_networks
 from halfmeg.studies.sets import write_ranking
 from halfmeg.training.fit import fit
@@ -126,6 +127,30 @@ def test_files_are_written_and_readable(comparison: Comparison, tmp_path: Path) 
         assert (tmp_path / name).exists(), f"{name} is shown in the Markdown"
 
 
+def test_notes_name_each_reason_once_and_seeds_do_not_contradict_themselves(
+    comparison: Comparison,
+) -> None:
+    reasons = ["no images were held out to fit one", None, "no images were held out to fit one"]
+    models = tuple(
+        replace(model, no_temperature=reason)
+        for model, reason in zip(comparison.models, reasons, strict=True)
+    )
+    text = render_markdown(replace(comparison, models=models), {})
+    first, _, last = (model.name for model in models)
+    note = f"- {first} and {last} have no temperature: no images were held out to fit one."
+    assert note in text
+    runs = [model.runs[0] for model in comparison.models]
+    without, held = (
+        SimpleNamespace(config=replace(runs[0].config, val_fraction=share), options=runs[0].options)
+        for share in (0.0, 0.1)
+    )
+    for mixed in ([without, held], [held, without]):
+        said = page_room.seeds_vary(mixed)
+        assert "the split into training and validation images" in said
+        assert "they share the images before that split" in said
+    assert "they share the training images" in page_room.seeds_vary([without])
+
+
 def test_figures_are_repeatable_and_take_the_pages_colour(comparison: Comparison) -> None:
     first, again = (figure_svg(comparison_figure(comparison)) for _ in range(2))
     assert first == again
@@ -217,7 +242,7 @@ class TestInChromium:
         self, comparison: Comparison, browser: Any, tmp_path: Path
     ) -> None:
         """Of a network of one's own with many settings; also on the page above several sets."""
-        settings = ",".join(f"width{i}=128" for i in range(12))
+        settings = ",".join(f"width{i}=128" for i in range(4))
         names = {model.name: f"{model.name}({settings})" for model in comparison.models}
         long = replace(
             comparison,
