@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
-from halfmeg.evaluation.calibration import NUM_BINS
+from halfmeg.evaluation.calibration import NUM_BINS, Calibration
 from halfmeg.files import make_folder, write_atomically
 from halfmeg.studies.compare import Comparison
 
@@ -163,15 +164,20 @@ def _draw_seeds(axes: Axes, comparison: Comparison) -> None:
             textcoords="offset points",
             ha="center",
         )
-    axes.set_yticks(range(len(models)), [_in_two_lines(model.name) for model in models])
+    axes.set_yticks(range(len(models)), [_in_lines(model.name) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.7)
     axes.margins(x=0.15)
     axes.set(xlabel="test accuracy, %", title=f"Last epoch, {comparison.interval_name}")
 
 
-def _in_two_lines(name: str) -> str:
-    """Break an entrant's name before what tells it from others of the same network."""
-    return name.replace(" (", "\n(", 1)
+NAME_WIDTH, PAIR_WIDTH = 28, 52
+"""Letters in a line, above which names would leave a figure no room."""
+
+
+def _in_lines(name: str) -> str:
+    """Break an entrant's name before what tells it from others of its network, and where long."""
+    parts = name.replace(" (", "\n(", 1).splitlines()
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, NAME_WIDTH))
 
 
 def figure_png(figure: Figure) -> bytes:
@@ -200,8 +206,11 @@ def write_figure(figure: Figure, path: Path) -> Path:
 def differences_figure(comparison: Comparison) -> Figure:
     """Draw each pair's difference with its interval against the line of no difference."""
     pairs = comparison.pairs
+    labels = [textwrap.wrap(f"{pair.a} − {pair.b}", PAIR_WIDTH) for pair in pairs]
+    lines = max(map(len, labels))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 0.9 + 0.38 * len(pairs)), layout="constrained")
+        height = 0.9 + (0.38 + 0.17 * (lines - 1)) * len(pairs)
+        figure = Figure(figsize=(7.2, height), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=INK, lw=1)
         for row, pair in enumerate(pairs):
@@ -210,7 +219,7 @@ def differences_figure(comparison: Comparison) -> Figure:
             if d.lo is not None and d.hi is not None:
                 axes.plot([100 * d.lo, 100 * d.hi], [row, row], color=colour, lw=2)
             axes.scatter([100 * d.mean], [row], color=colour, s=28, zorder=3)
-        axes.set_yticks(range(len(pairs)), [f"{pair.a} − {pair.b}" for pair in pairs])
+        axes.set_yticks(range(len(pairs)), ["\n".join(label) for label in labels])
         axes.set_ylim(len(pairs) - 0.5, -0.5)
         axes.set(xlabel=f"difference in test accuracy, points ({comparison.interval_name})")
         axes.grid(axis="y", visible=False)
@@ -306,7 +315,7 @@ def confusion_figure(comparison: Comparison) -> Figure:
                 axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
                 first = index % columns == 0
                 axes.set_yticks(range(len(classes)), classes if first else [], fontsize=8)
-            axes.set_title(model.name)
+            axes.set_title(_in_lines(model.name))
             axes.set_xlabel("answered")
         for row in grid:
             row[0].set_ylabel("true class")
@@ -324,8 +333,14 @@ def calibration_figure(comparison: Comparison) -> Figure:
     if len(scaled) == len(models):
         parts.append(("after a temperature fitted on validation", scaled))
     edges = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
+
+    def label(name: str, item: Calibration) -> str:
+        errors = f"ECE {100 * item.ece:.1f}% ({100 * item.ece_by_chance:.1f}% by chance)"
+        return "\n".join(textwrap.wrap(f"{name}, {errors}", PAIR_WIDTH))
+
     with mpl.rc_context(STYLE):
-        height = 3.9 + 0.18 * len(models)
+        lines = sum(1 + label(m.name, m.calibration).count("\n") for m in models)
+        height = 3.9 + 0.18 * lines
         figure = Figure(figsize=(4.0 * len(parts), height), layout="constrained")
         row = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
         for axes, (title, calibrations) in zip(row, parts, strict=True):
@@ -335,11 +350,7 @@ def calibration_figure(comparison: Comparison) -> Figure:
                     edge if c is None else c for c, edge in zip(item.confidence, edges, strict=True)
                 ]
                 y = [np.nan if value is None else value for value in item.accuracy]
-                label = (
-                    f"{model.name}, ECE {100 * item.ece:.1f}% ({100 * item.ece_by_chance:.1f}% "
-                    "by chance)"
-                )
-                axes.plot(x, y, lw=1, alpha=0.6, color=colour, label=label)
+                axes.plot(x, y, lw=1, alpha=0.6, color=colour, label=label(model.name, item))
                 sizes = [200 * share for share in item.share]
                 axes.scatter(x, y, s=sizes, color=colour, clip_on=False, zorder=3)
             axes.set(title=title, xlabel="stated confidence", xlim=(0, 1), ylim=(0, 1))

@@ -127,6 +127,29 @@ def test_files_are_written_and_readable(comparison: Comparison, tmp_path: Path) 
         assert (tmp_path / name).exists(), f"{name} is shown in the Markdown"
 
 
+def with_long_names(comparison: Comparison) -> Comparison:
+    """Name networks as those of one's own with many settings."""
+    settings = ",".join(f"width{i}=128" for i in range(4))
+    names = {model.name: f"{model.name}({settings})" for model in comparison.models}
+    return replace(
+        comparison,
+        models=tuple(replace(m, name=names[m.name]) for m in comparison.models),
+        pairs=tuple(replace(p, a=names[p.a], b=names[p.b]) for p in comparison.pairs),
+        failures={"x" * 80: "y" * 80},
+    )
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [comparison_figure, differences_figure, cost_figure, confusion_figure, calibration_figure],
+)
+def test_long_names_leave_the_figures_their_room(comparison: Comparison, draw: Any) -> None:
+    """Else matplotlib warns that axes have collapsed, which is an error here."""
+    figure = draw(with_long_names(comparison))
+    figure_png(figure)
+    assert all(axes.get_position().width > 0.1 for axes in figure.axes)
+
+
 def test_notes_name_each_reason_once_and_seeds_do_not_contradict_themselves(
     comparison: Comparison,
 ) -> None:
@@ -241,18 +264,12 @@ class TestInChromium:
     def test_long_names_break_on_a_narrow_screen(
         self, comparison: Comparison, browser: Any, tmp_path: Path
     ) -> None:
-        """Of a network of one's own with many settings; also on the page above several sets."""
-        settings = ",".join(f"width{i}=128" for i in range(4))
-        names = {model.name: f"{model.name}({settings})" for model in comparison.models}
-        long = replace(
-            comparison,
-            models=tuple(replace(m, name=names[m.name]) for m in comparison.models),
-            pairs=tuple(replace(p, a=names[p.a], b=names[p.b]) for p in comparison.pairs),
-            failures={"x" * 80: "y" * 80},
-        )
+        """On the page of a study, and on the one above those of several sets."""
+        long = with_long_names(comparison)
         page_file, _ = write_comparison(long, tmp_path / "set")
         table = np.array([[0.9, 0.8, 0.7], [0.8, 0.9, 0.6]])
-        ranking = rank_networks(list(names.values()), ["a" * 60, "b" * 60], table)
+        names = [model.name for model in long.models]
+        ranking = rank_networks(names, ["a" * 60, "b" * 60], table)
         above = write_ranking(ranking, [long], [tmp_path / "set"], tmp_path)
         page = browser.new_page(viewport={"width": 390, "height": 900})
         for file in (page_file, above):
