@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Cli
+from conftest import ROOT, Cli, at_hand
 from scipy import stats
 
 from halfmeg.studies.compare import compare_runs
