@@ -264,15 +264,13 @@ def _print_plan(made: Plan) -> None:
         minutes = "–" if row.minutes is None else f"{row.minutes:,.1f}"
         shares = (f"{share:.0%}" for share in row.power)
         table.add_row(str(row.seeds), *shares, f"{100 * row.smallest:.1f} points", minutes)
-    unit = "point" if points == 1 else "points"
-    print_line(f"how often {points:g} {unit} would be seen, {made.num_networks} networks:")
+    s = "" if points == 1 else "s"
+    print_line(f"how often {points:g} point{s} would be seen, {made.num_networks} networks:")
     print_table(table)
-    chance = made.chance
     print_line(
-        f"between seeds a difference varies by {100 * chance.seeds**0.5:.2f} points "
-        f"({made.origin}); "
-        f"smallest: seen in four of five studies, with {made.num_images[1]:,} test images; "
-        "minutes: here"
+        f"between seeds a difference varies by {100 * made.chance.seeds**0.5:.2f} points "
+        f"({made.origin}); smallest: seen in four of five studies, with {made.num_images[1]:,} "
+        "test images; minutes: here"
     )
 
 
@@ -306,10 +304,8 @@ def report(
     runs = open_runs(folders)
     is_study = len(folders) == 1 and (Path(folders[0]) / "study.json").exists()
     folder = Path(out or (folders[0] if is_study else "report"))
-    first = runs[0].data
-    readings = [Reading.of(Path(studied)) for studied in folders]
     # Of several studies the strictest level holds.
-    reading = min(readings, key=lambda one: one.level)
+    reading = min((Reading.of(Path(one)) for one in folders), key=lambda one: one.level)
     if margin is not None:
         reading = replace(reading, margin=margin / 100)
     compare_runs(runs, reading=reading)  # raises before anything is written or measured
@@ -317,7 +313,7 @@ def report(
     loaded: StudyData | None = None
     try:
         loaded = load_study(runs[0], data, data_dir, quiet=as_json)
-        if fingerprint_of(runs[0], loaded) != first.fingerprint:
+        if fingerprint_of(runs[0], loaded) != runs[0].data.fingerprint:
             name = loaded.data.name if isinstance(loaded, Folds) else loaded.name
             raise ValueError(f"{runs[0].folder} was trained on other data than {name}")
     except ValueError as error:
