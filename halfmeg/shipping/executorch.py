@@ -6,7 +6,6 @@ every pixel twice. A global average keeps its axes for a while: XNNPACK takes no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -111,8 +110,8 @@ def build_executorch(
             float32, _ = _lower(module, image_size)
             quantized = _quantize(module, calibration[:NUM_CALIBRATION].float())
             int8, portable = _lower(quantized, image_size)
-            logits = _run(float32)(held_out.images)
-            int8_logits = _run(int8)(held_out.images)
+            logits = _run(float32, held_out.images)
+            int8_logits = _run(int8, held_out.images)
     except Exception as error:  # whatever exporter and runtime raise has no common base
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"executorch does not take the network: {reason}") from None
@@ -183,14 +182,11 @@ def _lower(module: Any, image_size: ImageSize) -> tuple[bytes, tuple[str, ...]]:
     return content, tuple(sorted(left))
 
 
-def _run(content: bytes) -> Callable[[Tensor], Tensor]:
-    """Return what runs a program on uint8 images B×C×H×W."""
+def _run(content: bytes, images: Tensor) -> Tensor:
+    """Return a program's logits of uint8 images B×C×H×W."""
     from executorch.runtime import Runtime
 
-    method = Runtime.get().load_program(content).load_method("forward")
-
-    def run(images: Tensor) -> Tensor:
-        # the result lies in memory of the runtime, and the next call writes there
-        return torch.cat([method.execute((image[None].float(),))[0].clone() for image in images])
-
-    return run
+    program = Runtime.get().load_program(content)  # reads from `content`, which has to outlive it
+    method = program.load_method("forward")
+    # the result lies in memory of the runtime, and the next call writes there
+    return torch.cat([method.execute((image[None].float(),))[0].clone() for image in images])

@@ -57,8 +57,9 @@ def answered_by_itself(model: nn.Module, size: int) -> tuple[Dataset, torch.Tens
 
 
 @needs_executorch
+@pytest.mark.slow  # the exporter takes half a minute for any network
 @ignore_its_warnings
-@pytest.mark.parametrize("name", ["ends", pytest.param("record", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ends", "record"])
 def test_both_programs_do_what_the_network_does(
     name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_both_programs_do_what_the_network_does(
 
 
 @needs_executorch
+@pytest.mark.slow
 @ignore_its_warnings
 def test_what_is_lost_or_other_is_refused() -> None:
     model = Ends().eval()
@@ -119,8 +121,8 @@ def test_without_the_exporter_a_line_says_what_to_install(
 
 
 @needs_executorch
-@ignore_its_warnings
 @pytest.mark.slow
+@ignore_its_warnings
 def test_the_command(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     terms = ["model=cnn", "epochs=2", "batch_size=50", "val_fraction=0.1"]
     assert cli("train", "common", *terms, "--data", str(pictures), "--out", "run").code == 0
