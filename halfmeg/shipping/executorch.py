@@ -110,8 +110,8 @@ def build_executorch(
             float32, _ = _lower(module, image_size)
             quantized = _quantize(module, calibration[:NUM_CALIBRATION].float())
             int8, portable = _lower(quantized, image_size)
-            logits = _run(float32, held_out.images)
-            int8_logits = _run(int8, held_out.images)
+            logits = run_program(float32, held_out.images)
+            int8_logits = run_program(int8, held_out.images)
     except Exception as error:  # whatever exporter and runtime raise has no common base
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"executorch does not take the network: {reason}") from None
@@ -139,9 +139,7 @@ def _example(image_size: ImageSize) -> tuple[Tensor]:
 
 def _export(model: nn.Module, image_size: ImageSize) -> Any:
     """Return a network as a graph whose poolings XNNPACK takes."""
-    return with_kept_axes(
-        with_pooling(torch.export.export(model, _example(image_size)).module())
-    )
+    return with_kept_axes(with_pooling(torch.export.export(model, _example(image_size)).module()))
 
 
 def _quantize(module: Any, images: Tensor) -> Any:
@@ -182,7 +180,7 @@ def _lower(module: Any, image_size: ImageSize) -> tuple[bytes, tuple[str, ...]]:
     return content, tuple(sorted(left))
 
 
-def _run(content: bytes, images: Tensor) -> Tensor:
+def run_program(content: bytes, images: Tensor) -> Tensor:
     """Return a program's logits of uint8 images B×C×H×W."""
     from executorch.runtime import Runtime
 
