@@ -1,9 +1,10 @@
-"""What 8 bits cost: accuracy of a bundle's int8 network on test images, in onnxruntime and in C.
+"""What 8 bits cost: accuracy of a bundle's int8 network on test images, in each of its forms.
 
     halfmeg export record --data cifar10-jpeg --out record-c --target c
     python benchmarks/int8.py record-c --data cifar10-jpeg
 
-The C is compiled with gcc and run as it is exported; it has to give onnxruntime's logits.
+The C is compiled with gcc and run as it is exported; it has to give onnxruntime's logits. A bundle
+made with `--target executorch` has its programs run by that runtime.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.evaluation.evaluate import score
 from halfmeg.shipping.build import read_logits
+from halfmeg.shipping.executorch import run_program
 
 
 def run_c(bundle: Bundle, images: torch.Tensor) -> torch.Tensor:
@@ -56,6 +58,11 @@ def main() -> None:
         logits = run_c(bundle, test.images)
         figures["logits"] = logits.numel()
         figures["different_in_c"] = int((logits != found["model.int8.onnx"]).sum())
+    if "executorch" in bundle.described:
+        for name in ("model.pte", "model.int8.pte"):
+            content = bundle.read_file(name)
+            accuracy = score(run_program(content, test.images), test.labels).accuracy
+            figures |= {f"{name}_accuracy": accuracy, f"{name}_bytes": len(content)}
     print(json.dumps(figures, indent=2))
 
 

@@ -6,6 +6,7 @@
 | `model.safetensors` | the weights |
 | `model.onnx`, `model.int8.onnx` | the network for other runtimes, where they were exported |
 | `model.tflite` | the network for LiteRT, where it was asked for |
+| `model.pte`, `model.int8.pte` | the network for ExecuTorch, where it was asked for |
 | `c/` | the network in C, where it was asked for |
 | `web/` | the network as a page, where it was asked for |
 | `README.md` | the model card |
@@ -55,7 +56,8 @@ MAX_DESCRIPTION_BYTES = 2**20
 MAX_CLASSES = 10_000
 MAX_BUDGET = 10_000_000
 FILES = (
-    "model.safetensors", "model.onnx", "model.int8.onnx", "model.tflite", "README.md", TRAINED_ON,
+    "model.safetensors", "model.onnx", "model.int8.onnx", "model.tflite", "model.pte",
+    "model.int8.pte", "README.md", TRAINED_ON,
 )  # fmt: skip
 
 TARGET_FILE = re.compile(r"(c|web)(/[A-Za-z0-9_][A-Za-z0-9_.]*){1,3}")

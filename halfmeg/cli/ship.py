@@ -35,7 +35,7 @@ def export(
     ] = False,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Write this too: c, for a chip; web, as a page; litert."),
+        typer.Option(help="Write this too: c, for a chip; web, as a page; litert; executorch."),
     ] = None,
     pick: Annotated[
         str | None,
@@ -107,6 +107,8 @@ def export(
         print_line(f"                 {page['proof_text']}")
     if "litert" in bundle.described:
         print_line(f"model.tflite     {bundle.described['litert']['proof_text']}")
+    if "executorch" in bundle.described:
+        print_line(f"model.pte        {bundle.described['executorch']['proof_text']}")
     print_line(f"bundle           {bundle.folder}")
 
 

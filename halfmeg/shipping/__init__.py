@@ -16,7 +16,9 @@
 | `unfamiliar` | which images are unfamiliar, for C and the page |
 | `web` | that C as WebAssembly in one page, and its proof |
 | `finetune` | int8 trained on behind its own rounding |
+| `program` | the network as torch.export's graph, for the converters below |
 | `litert` | the network as a LiteRT file, run there and on TFLite Micro |
+| `executorch` | the network as ExecuTorch programs, run there |
 | `proof` | what the ONNX files do on held-out images |
 | `verify` | a bundle's ONNX files bounded, and compared with its weights |
 | `export` | run folder → bundle, each file proved before it gets its name |

@@ -31,6 +31,7 @@ from halfmeg.networks.trace import trace
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.build import build_c
+from halfmeg.shipping.executorch import build_executorch, require_executorch
 from halfmeg.shipping.finetune import Finetuning
 from halfmeg.shipping.finetune import finetune as finetune_graph
 from halfmeg.shipping.integer import IntegerGraph
@@ -46,7 +47,7 @@ from halfmeg.shipping.unfamiliar import Unfamiliar
 from halfmeg.shipping.verify import verify_onnx
 from halfmeg.shipping.web import build_web, require_compiler
 
-TARGETS = ("c", "web", "litert")
+TARGETS = ("c", "web", "litert", "executorch")
 
 NUM_CALIBRATION = 512
 
@@ -130,6 +131,8 @@ def export(
         require_compiler()
     if "litert" in targets:
         require_litert()
+    if "executorch" in targets:
+        require_executorch()
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
@@ -235,6 +238,13 @@ def export(
         )  # fmt: skip
         contents["model.tflite"] = converted.content
         facts["litert"] = converted.to_dict() | {"proof_text": converted.proof_text}
+    if "executorch" in targets:
+        programs = build_executorch(
+            model, mean, std, run.image_shape, calibration, held_out, reference,
+            1.0 if allow_loss else ALLOWED_LOSS,
+        )  # fmt: skip
+        contents |= {"model.pte": programs.float32, "model.int8.pte": programs.int8}
+        facts["executorch"] = programs.to_dict() | {"proof_text": programs.proof_text}
     contents["README.md"] = _model_card(facts, measured, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)
@@ -242,10 +252,17 @@ def export(
         for path, content in contents.items():
             (part / path).parent.mkdir(parents=True, exist_ok=True)
             (part / path).write_bytes(content)
-        # No bundle that would be refused later. The int8 file was proved on validation images;
-        # drawn ones leave the ranges of a network of few epochs.
-        verify_onnx(Bundle.open(part), "model.onnx")
+        _verify_written(Bundle.open(part))
     return Bundle.open(out), proof
+
+
+def _verify_written(bundle: Bundle) -> None:
+    """Read every file back and hold it to what is asked of it later: no bundle is made in vain."""
+    for name in bundle.described["files"]:
+        bundle.read_file(name)
+    verify_onnx(bundle, "model.onnx")
+    # proved on validation images; drawn ones leave the ranges of a network of few epochs
+    verify_onnx(bundle, "model.int8.onnx", compare=False)
 
 
 def _temperature(logits: Tensor, held_out: Dataset, kind: str) -> tuple[float, str]:

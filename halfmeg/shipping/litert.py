@@ -8,11 +8,8 @@ computes with zeros and says nothing), and are put inside.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,6 +24,7 @@ from halfmeg.data.dataset import Dataset
 from halfmeg.data.shape import ImageSize
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.onnx import fold_batchnorm, quiet
+from halfmeg.shipping.program import require_packages, taken_from_the_screen, with_pooling
 
 NUM_CALIBRATION = 200
 NUM_MICRO_IMAGES = 100
@@ -107,12 +105,7 @@ def require_litert() -> None:
     Raises:
         ValueError: it is missing; the message says what to install.
     """
-    for package in ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"):
-        if find_spec(package) is None:
-            raise ValueError(
-                f"--target litert needs {package}, which is not installed: "
-                "pip install -e '.[litert]'"
-            )
+    require_packages("litert", "litert_torch", "ai_edge_quantizer", "ai_edge_litert")
 
 
 def build_litert(
@@ -188,7 +181,7 @@ def run_micro(
             same += int(interpreter.get_output(0).argmax() == expected)
     except Exception as error:  # an operator that it lacks
         return None, " ".join(str(error).split())[:200] or type(error).__name__
-    with _taken_from_the_screen() as printed:
+    with taken_from_the_screen() as printed:
         interpreter.print_allocations()
     told = re.search(r"allocation total (\d+) bytes", printed())
     assert told is not None, "the interpreter prints its arena"
@@ -203,7 +196,7 @@ def _normalized(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
 
 def _convert(model: nn.Module, images: Tensor) -> bytes:
     """Return an int8 file for images B×H×W×C, as the converter and the quantizer write it."""
-    with scratch_folder() as folder, quiet(), _taken_from_the_screen():
+    with scratch_folder() as folder, quiet(), taken_from_the_screen():
         import litert_torch
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_quantizer import quantizer, recipe
@@ -211,7 +204,7 @@ def _convert(model: nn.Module, images: Tensor) -> bytes:
 
         plain, small = (str(folder / f"{name}.tflite") for name in ("plain", "int8"))
         program = torch.export.export(model, (images[:1].permute(0, 3, 1, 2),))
-        last = litert_torch.to_channel_last_io(_with_pooling(program.module()), args=[0])
+        last = litert_torch.to_channel_last_io(with_pooling(program.module()), args=[0])
         litert_torch.convert(last, (images[:1],)).export(plain)
         ((key, signature),) = Interpreter(plain).get_signature_list().items()
         (name,) = signature["inputs"]
@@ -234,27 +227,6 @@ def _wider(before: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_pooling(module: Any) -> nn.Module:
-    """Write a maximum over all positions as a max-pooling, which has a form in int8."""
-    aten = torch.ops.aten
-    graph = module.graph
-    for node in list(graph.nodes):
-        if node.target is not aten.amax.default:
-            continue
-        source, axes, *keep = node.args
-        sides = source.meta["val"].shape[2:]
-        if len(sides) != 2 or sorted(axis % 4 for axis in axes) != [2, 3]:
-            continue
-        with graph.inserting_before(node):
-            found = graph.call_function(aten.max_pool2d.default, (source, list(sides)))
-            if not any(keep):
-                found = graph.call_function(aten.flatten.using_ints, (found, 1))
-        node.replace_all_uses_with(found)
-        graph.erase_node(node)
-    module.recompile()
-    return module  # type: ignore[no-any-return]
-
-
 def _with_weights_inside(content: bytes) -> bytes:
     """Move what stands behind a file's tables into them."""
     import flatbuffers
@@ -275,7 +247,7 @@ def _litert(content: bytes) -> tuple[Run, float, int]:
     """Return what runs a file in LiteRT, and scale and zero point of its input."""
     from ai_edge_litert.interpreter import Interpreter
 
-    with quiet(), _taken_from_the_screen():
+    with quiet(), taken_from_the_screen():
         interpreter = Interpreter(model_content=content)
         interpreter.allocate_tensors()
     (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -287,21 +259,3 @@ def _litert(content: bytes) -> tuple[Run, float, int]:
 
     scale, zero_point = given["quantization"]
     return run, float(scale), int(zero_point)
-
-
-@contextmanager
-def _taken_from_the_screen() -> Iterator[Callable[[], str]]:
-    """Keep what compiled code prints from the screen; yields what returns it afterwards."""
-    with tempfile.TemporaryFile() as kept:
-        screens = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-        try:
-            for descriptor in screens:
-                os.dup2(kept.fileno(), descriptor)
-            text: list[str] = []
-            yield lambda: text[0]
-        finally:
-            for descriptor, screen in screens.items():
-                os.dup2(screen, descriptor)
-                os.close(screen)
-            kept.seek(0)
-            text.append(kept.read().decode(errors="replace"))

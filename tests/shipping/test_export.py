@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -142,6 +143,29 @@ def test_a_wrong_onnx_file_stops(
     monkeypatch.setattr(module, "to_onnx", lambda m, mean, std, size: shifted(m, std, std, size))
     with pytest.raises(ValueError, match="does not do what the network does"):
         export(quick, first_digits(600), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("maker", ["to_onnx", "integers_to_onnx"])
+def test_a_file_that_would_be_refused_later_stops(
+    maker: str, quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right answers are not enough: what opens a bundle bounds its files too."""
+    from halfmeg.shipping import export as module
+
+    honest = getattr(module, maker)
+
+    def heavy(*arguments: Any) -> bytes:
+        model = onnx.ModelProto.FromString(honest(*arguments))
+        unused = np.zeros(1_000_000, np.int8)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(unused, "unused"))
+        content: bytes = model.SerializeToString()
+        return content
+
+    monkeypatch.setattr(module, maker, heavy)
+    file = "model.onnx" if maker == "to_onnx" else r"model.int8.onnx"
+    with pytest.raises(ValueError, match=rf"{file} cannot be used: it holds .* numbers"):
+        export(quick, first_digits(600), tmp_path / "out", allow_loss=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.data.dataset import Dataset
-from halfmeg.shipping import litert
+from halfmeg.shipping import program
 from halfmeg.shipping.litert import LitertFile, Micro, build_litert, run_micro
 
 needs_litert = pytest.mark.skipif(
@@ -86,7 +86,7 @@ def test_runs_on_tflite_micro_is_said_only_where_it_agrees() -> None:
 def test_without_the_converter_a_line_says_what_to_install(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(litert, "find_spec", lambda name: None)
+    monkeypatch.setattr(program, "find_spec", lambda name: None)
     outcome = cli("export", "record", "--target", "litert", "--data", "digits", "--out", "b")
     assert outcome.code == 2
     assert outcome.is_one_line("--target litert needs litert_torch", "pip install -e '.[litert]'")

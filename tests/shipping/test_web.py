@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import http.server
 import io
 import json
@@ -28,12 +29,15 @@ from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.shipping import web
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.integer import run
+from halfmeg.shipping.quantize import quantize
 from halfmeg.shipping.web import NOT_PROVED, WebPage, build_web
 
 TEMPLATES = ROOT / "halfmeg" / "shipping" / "templates" / "web"
 DEMO = ROOT / "docs" / "demo"
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "clothing"
 ONE_MEGABYTE = 1_000_000
+COMPILED_BY = "14.0.6"
+"""The clang of the committed demo."""
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine")
 needs_clang = pytest.mark.skipif(
@@ -439,9 +443,33 @@ class TestDemo:
     def test_it_is_the_page_of_today(self) -> None:
         html = (DEMO / "index.html").read_text()
         assert len(html.encode()) < ONE_MEGABYTE
-        for name in ("page.css", "page.js", "network.js", "resize.js"):
+        for name in ("page.css", *web.SCRIPTS):
             assert (TEMPLATES / name).read_text() in html, f"{name} changed; see docs/browser.md"
-        assert read_network(html)["classes"] == list(Bundle.open("record").classes)
+        version = hashlib.sha256(html.encode()).hexdigest()[:16]
+        assert version in (DEMO / "worker.js").read_text(), "what is kept offline is this page"
+        network, bundle = read_network(html), Bundle.open("record")
+        assert network["classes"] == list(bundle.classes)
+        assert network["temperature"] == pytest.approx(bundle.described["temperature"], abs=0.05)
+        stored = bundle.described["familiarity"]
+        assert network["familiarity"]["threshold"] == pytest.approx(stored["threshold"], abs=0.05)
+
+    @needs_clang
+    def test_its_network_is_compiled_from_the_c_of_today(self) -> None:
+        told = subprocess.run(["clang", "--version"], capture_output=True, text=True, check=True)
+        if f"clang version {COMPILED_BY}" not in told.stdout:
+            pytest.skip(f"the demo was compiled by clang {COMPILED_BY}, another writes other code")
+        bundle = Bundle.open("record")
+        # ranges differ from those of real images, and with them scales, but neither code nor places
+        graph = quantize(bundle.load_model().eval(), bundle.mean, bundle.std, pixels(4, 32))
+        network = read_network((DEMO / "index.html").read_text())
+        data = base64.b64decode(network["data"]["simd"])
+        builds = web.compile_builds(graph, bundle.model, bundle.classes)
+        for build, (code, of_today) in builds.items():
+            same_code = base64.b64encode(code).decode() == network["code"][build]
+            assert same_code, "the C changed; make the demo anew as docs/browser.md says"
+            assert len(of_today) == len(data)
+            same = np.frombuffer(of_today, np.uint8) == np.frombuffer(data, np.uint8)
+            assert same.mean() > 0.95, "the weights are those of the bundle"
 
     def test_it_works_from_disk(self, browser: Any) -> None:
         page = open_page(browser, (DEMO / "index.html").as_uri(), 1280)
