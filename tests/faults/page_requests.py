@@ -132,8 +132,12 @@ def run_requests(kind: str, first: int, count: int) -> RequestTally:
 
 
 def old_uploads(folder: Path) -> int:
-    """Return how many files lie there longer than they may; the page's own lie at the top."""
+    """Return how many files, or folders of none, lie there longer than they may.
+
+    The page's own files lie at the top.
+    """
     files = [path for path in folder.glob("halfmeg-*/*/*") if path.is_file()]
+    files += [path for path in folder.glob("halfmeg-*/*/") if not any(path.iterdir())]
     return sum(time.time() - path.stat().st_mtime > KEEP_SECONDS + 5 for path in files)
 
 
