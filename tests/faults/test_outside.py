@@ -39,7 +39,7 @@ def ask(
     **headers: str,
 ) -> int:
     """Ask the gate as the server would; return the status, 200 where it lets it through."""
-    statuses = []
+    statuses: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while body and (await receive()).get("more_body"):
@@ -84,7 +84,7 @@ def test_the_pages_own_script_is_let_through(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_other_hosts_and_pages_are_refused(tmp_path: Path, headers: dict[str, str]) -> None:
-    assert ask(tmp_path, "GET", "/", **headers) == 403
+    assert ask(tmp_path, "GET", "/", b"", **headers) == 403
 
 
 def test_names_of_the_page() -> None:
@@ -125,8 +125,8 @@ def test_other_requests_are_refused(tmp_path: Path) -> None:
     (tmp_path / "image.png").touch()
     for given in ([upload], [3], [-1], [True], ["x"], [0, 0], []):  # a function of 3 examples
         assert ask(tmp_path, "POST", ASK, question("", fn_index=0, data=given)) == 400
-    for given in ([None], [2]):
-        assert ask(tmp_path, "POST", ASK, question("", fn_index=0, data=given)) == 200
+    for allowed in ([None], [2]):
+        assert ask(tmp_path, "POST", ASK, question("", fn_index=0, data=allowed)) == 200
     assert ask(tmp_path, "POST", ASK, question("", data=[0])) == 400  # a function of uploads
     assert ask(tmp_path, "POST", ASK, b"x" * 70_000) == 413
     assert ask(tmp_path, "POST", UPLOAD, b"x") == 400
@@ -204,7 +204,7 @@ def test_no_folder_is_deleted_while_the_page_takes_an_upload_or_answers(tmp_path
 
 @pytest.mark.slow
 def test_the_page_remembers_few_sessions() -> None:
-    """gradio copies its settings for each, 45 kB that nobody uses."""
+    """gradio copies its settings for each, 40 kB that nobody uses."""
     code = """
 import gradio, page_requests
 from halfmeg.artifacts.bundle import BUNDLED, Bundle
@@ -233,7 +233,7 @@ def test_uploads_are_answered_while_others_are_deleted(tmp_path: Path) -> None:
     class Noting(type(tmp_path)):  # type: ignore[misc]
         def exists(self, **settings: Any) -> bool:
             sweeper.note_answered(tmp_path / f"new-{len(sweeper.answered)}")
-            return super().exists(**settings)
+            return bool(super().exists(**settings))
 
     sweeper = Sweeper(tmp_path)
     for name in ("one", "two"):
