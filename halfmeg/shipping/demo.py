@@ -31,7 +31,7 @@ HEAT_SHARE = 0.5
 """How much of the heat map's colour covers the image where it is hottest."""
 
 MAX_SESSIONS = 100
-"""Page loads that gradio remembers, at about 45 kB each; the page keeps nothing in them."""
+"""Page loads that gradio remembers, at about 40 kB each; the page keeps nothing in them."""
 
 UNFAMILIAR = "**Unfamiliar**: unlike the images that this network was trained on."
 
