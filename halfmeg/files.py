@@ -81,12 +81,12 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `target` exists, or another process was faster.
-        OSError: the disk is full or the folder cannot be written.
+        OSError: the disk is full or the folder cannot be written; it names a file or the folder.
     """
     make_folder(target.parent)
     remove_dead_parts(target.parent)
     part = _part_name(target)
-    with _locked_folder(part, 0o777):
+    with _locked_folder(part, 0o777), _named_in_errors(target):
         yield part
         for folder, _, names in os.walk(part):
             for name in names:
@@ -116,14 +116,20 @@ def scratch_folder() -> Iterator[Path]:
         if re.fullmatch(f"{SCRATCH}[0-9a-f]{{8}}", old.name):
             remove_if_dead(old)
     folder = parent / f"{SCRATCH}{secrets.token_hex(4)}"
-    with _locked_folder(folder, 0o700):
-        try:
-            yield folder
-        except OSError as error:
-            if error.filename is None:
-                told = error.strerror or str(error)
-                raise OSError(error.errno or errno.EIO, told, str(folder)) from None
-            raise
+    with _locked_folder(folder, 0o700), _named_in_errors(folder):
+        yield folder
+
+
+@contextlib.contextmanager
+def _named_in_errors(folder: Path) -> Iterator[None]:
+    """Have errors of the block that name no file, as of a full disk, name the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            told = error.strerror or str(error)
+            raise OSError(error.errno or errno.EIO, told, str(folder)) from None
+        raise
 
 
 def remove_dead_parts(folder: Path) -> None:

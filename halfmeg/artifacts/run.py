@@ -244,9 +244,11 @@ class Run:
 
         Raises:
             ValueError: images of other classes than the run's, or of these images alone, or
-                weights that cannot be loaded.
+                weights that cannot be loaded, or damaged logits.
         """
         model, facts = self.load_model(), self.data
+        if (self.folder / "logits.npz").exists():
+            self.load_logits()  # not used, but a folder that is damaged is not vouched for
         test, left_out = unseen(data, facts.classes, facts.fingerprint, self.trained_on)
         with warn_if_read_only(self.folder):
             self.log_test_reading(f"evaluation on {data.name}")

@@ -6,6 +6,7 @@ Commands import what they need when they run, so that the help of each is soon t
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from importlib import import_module
@@ -61,6 +62,7 @@ def main() -> NoReturn:
     warnings.simplefilter("always", PlaceWarning)
     warnings.filterwarnings("always", message=".*this reading of the test set is not noted")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    _log_own_lines()
     escape_unknown_letters()
     try:
         code = build_app()(standalone_mode=False)
@@ -91,6 +93,16 @@ def main() -> NoReturn:
         if (told := blame(error)) is None:
             raise
         _fail(told, 2)
+
+
+_unseen = logging.NullHandler()
+
+
+def _log_own_lines() -> None:
+    """Let the program's own log reach the screen, and no library's that has no handler itself."""
+    logging.getLogger().addHandler(_unseen)
+    if logging.lastResort is not None:  # which writes to whatever stderr is then
+        logging.getLogger("halfmeg").addHandler(logging.lastResort)
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import logging
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_formats() -> tuple[str, ...]:
 
         pillow_heif.register_heif_opener()
     Image.init()
-    _silence_libtiff()
+    _silence_decoders()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
@@ -71,11 +72,12 @@ def max_pixels(image: Image.Image) -> int:
     return MAX_COSTLY_PIXELS if costly else MAX_PIXELS
 
 
-def _silence_libtiff() -> None:
-    """Keep libtiff from writing its own lines about damaged files on the screen.
+def _silence_decoders() -> None:
+    """Keep Pillow and libtiff from writing their own lines about damaged files on the screen.
 
-    What it finds reaches Pillow as an error all the same.
+    What they find is raised as an error all the same. Who sets up logging still gets Pillow's.
     """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     folder = Path(PIL.__file__).parent
     bundled = [*folder.parent.glob("pillow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")]
     name = str(bundled[0]) if bundled else ctypes.util.find_library("tiff")

@@ -30,6 +30,9 @@ HEAT_SIZE = 256
 HEAT_SHARE = 0.5
 """How much of the heat map's colour covers the image where it is hottest."""
 
+MAX_SESSIONS = 100
+"""Page loads that gradio remembers, at about 40 kB each; the page keeps nothing in them."""
+
 UNFAMILIAR = "**Unfamiliar**: unlike the images that this network was trained on."
 
 CSS = ".gradio-container {max-width: 1100px !important; margin: 0 auto}"
@@ -70,11 +73,12 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
 
         sweeper = Sweeper(folder)
         page = _build_page(bundles, folder, sweeper)
-        gate = Middleware(Gate, host=host, folder=folder, functions=lambda: _functions(page))
+        gate = Middleware(Gate, host=host, sweeper=sweeper, functions=lambda: _functions(page))
         _, address, _ = page.launch(
             server_name=host, server_port=port or None, prevent_thread_lock=True, quiet=True,
             max_file_size=MAX_UPLOAD_BYTES, footer_links=[], ssr_mode=False, share=False, css=CSS,
             theme=gradio.themes.Default(), enable_monitoring=False,
+            state_session_capacity=MAX_SESSIONS,
             app_kwargs={"middleware": [gate]},
         )  # fmt: skip
         sweeper.start()

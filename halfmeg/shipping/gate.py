@@ -14,7 +14,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -31,6 +31,7 @@ FORM_BYTES = 2**14
 
 UPLOAD = "/gradio_api/upload"
 ASK = "/gradio_api/queue/join"
+ANSWER = "/gradio_api/queue/data"
 
 KEEP_ANSWERED_SECONDS = 2.0
 """The browser draws the upload that it has sent; then nobody needs it."""
@@ -75,17 +76,17 @@ class Gate:
     Args:
         app: what it stands in front of.
         host: the address that the page is bound to.
-        folder: where uploads lie.
+        sweeper: of the folder where uploads lie; it waits while files are being written there.
         functions: returns by the number of each function of the page how many examples it chooses
             from, and 0 where it takes an upload.
     """
 
     def __init__(
-        self, app: Any, host: str, folder: Path, functions: Callable[[], Mapping[int, int]]
+        self, app: Any, host: str, sweeper: Sweeper, functions: Callable[[], Mapping[int, int]]
     ) -> None:
         self.app = app
         self.host = host
-        self.folder = folder
+        self.sweeper = sweeper
         self.functions = functions
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -108,7 +109,9 @@ class Gate:
             else:
                 await send({"type": "websocket.close", "code": 1008})
             return
-        await self.app(scope, receive, send)
+        writes = scope["path"].rstrip("/") in (UPLOAD, ASK, ANSWER)
+        with self.sweeper.writing() if writes else contextlib.nullcontext():
+            await self.app(scope, receive, send)
 
     def check_origin(self, headers: dict[str, str]) -> None:
         """Raise where the request is for another machine, or from another page."""
@@ -182,7 +185,7 @@ class Gate:
             if isinstance(given, Upload):
                 if examples or given.meta != {"_type": "gradio.FileData"}:
                     raise ValueError("the file is described otherwise than the page does")
-                check_upload(given.path, self.folder)
+                check_upload(given.path, self.sweeper.folder)
             elif given is not None and not 0 <= given < examples:
                 raise ValueError(f"there is no example {given}")
         except ValueError as error:
@@ -242,9 +245,12 @@ async def _answer(send: Send, refused: Refused) -> None:
 class Sweeper:
     """Deletes uploads once they are answered, and everything else after a minute.
 
+    gradio makes a folder for each file, and then the file. An empty folder is therefore deleted
+    only while nothing is being written.
+
     Args:
         folder: where they lie.
-        kept: files in it that stay.
+        kept: files and folders in it that stay.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -252,12 +258,13 @@ class Sweeper:
         self.kept: set[Path] = set()
         self.seen: dict[tuple[Path, int, int], float] = {}
         self.answered: dict[Path, float] = {}
+        self.writers = 0
         self.lock = threading.Lock()  # of what threads that answer note while another sweeps
         self.stopped = threading.Event()
 
     def start(self) -> None:
         """Keep what is there now, and sweep every second from now on."""
-        self.kept = {path for path in self.folder.rglob("*") if path.is_file()}
+        self.kept = set(self.folder.rglob("*"))
         threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
@@ -269,6 +276,17 @@ class Sweeper:
         with self.lock:
             self.answered[path] = time.monotonic()
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Have folders stay meanwhile."""
+        with self.lock:
+            self.writers += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.writers -= 1
+
     def _run(self) -> None:
         while not self.stopped.wait(1):
             self.sweep(time.monotonic())
@@ -278,7 +296,8 @@ class Sweeper:
         found: dict[tuple[Path, int, int], float] = {}
         with self.lock:
             noted = dict(self.answered)
-        for folder, _, names in os.walk(self.folder):
+        kept = {self.folder, *self.kept}
+        for folder, _, names in os.walk(self.folder, topdown=False):
             for path in (Path(folder, name) for name in names):
                 try:
                     facts = path.lstat()
@@ -288,9 +307,13 @@ class Sweeper:
                 since = found[key] = self.seen.get(key, now)
                 answered = noted.get(path)
                 done = answered is not None and since <= answered < now - KEEP_ANSWERED_SECONDS
-                if path not in self.kept and (done or since < now - KEEP_SECONDS):
+                if path not in kept and (done or since < now - KEEP_SECONDS):
                     with contextlib.suppress(OSError):  # it is tried again in a second
                         path.unlink()
+            with self.lock:
+                if not self.writers and Path(folder) not in kept:
+                    with contextlib.suppress(OSError):  # it is not empty
+                        os.rmdir(folder)
         self.seen = found
         gone = [path for path in noted if not path.exists()]
         with self.lock:

@@ -11,16 +11,15 @@ import io
 import json
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from halfmeg.files import scratch_folder
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.c import c_name, write_c
 from halfmeg.shipping.demo import draw_examples
@@ -190,9 +189,9 @@ def prove(
     texts = {
         build: {"code": _text(code), "data": _text(data)} for build, (code, data) in parts.items()
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         script, given, pixels, found_path, scores_path = (
-            Path(folder, file) for file in ("prove.js", "given.json", "pixels", "logits", "scores")
+            folder / file for file in ("prove.js", "given.json", "pixels", "logits", "scores")
         )
         script.write_text("".join(map(_read, ("network.js", "unfamiliar.js", "prove.js"))))
         channels, height, width = images.shape[1:]
@@ -221,16 +220,16 @@ def prove(
 
 
 def _compile(sources: dict[str, str], build: str) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         for file, text in sources.items():
-            Path(folder, file).write_text(text)
+            (folder / file).write_text(text)
         inputs = [file for file in sources if file.endswith(".c")]
         command = [*COMPILE, *BUILDS[build], "-o", "network.wasm", *inputs]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = _error_line(done.stderr)
             raise ValueError(f"clang does not compile the network to WebAssembly: {reason}")
-        return Path(folder, "network.wasm").read_bytes()
+        return (folder / "network.wasm").read_bytes()
 
 
 def _split(module: bytes) -> tuple[bytes, bytes]:
@@ -257,8 +256,8 @@ def _split(module: bytes) -> tuple[bytes, bytes]:
 
 def _examples(classes: Sequence[str]) -> list[str]:
     """Return a few drawn images to try, PNG as base64; there may be none."""
-    with tempfile.TemporaryDirectory() as folder:
-        return [_text(path.read_bytes()) for path in draw_examples(classes, Path(folder))]
+    with scratch_folder() as folder:
+        return [_text(path.read_bytes()) for path in draw_examples(classes, folder)]
 
 
 def draw_icon(size: int) -> bytes:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.files import scratch_folder
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.power import TYPICAL, Chance, power, smallest_difference
 from halfmeg.studies.stats import PairedTest
@@ -155,8 +154,8 @@ def time_training(configs: Sequence[RunConfig], data: DataSplits) -> float:
             config, epochs=2, val_fraction=0.0, monitor="val", schedule="constant", milestones=(),
             small_size=0, first_size=0, hard_share=1.0,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="halfmeg-") as folder:
-            row = fit(short, few, Path(folder) / "run").read_metrics()[-1]
+        with scratch_folder() as folder:
+            row = fit(short, few, folder / "run").read_metrics()[-1]
         seen = config.epochs * (len(data.train) - held_out)
         seconds += seen / (row["images_per_second"] or 1.0)
     return seconds

@@ -37,12 +37,13 @@ class Pool:
 
     def __init__(self, data: DataSplits, count: int, threads: int) -> None:
         self.data, self.count, self.threads = data, count, threads
-        self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self.shared = self._open.enter_context(scratch_folder())
-        save_splits(self.data, self.shared / "data")
-        self.executor = self._start()
+        with ExitStack() as opening:
+            self.shared = opening.enter_context(scratch_folder())
+            save_splits(self.data, self.shared / "data")
+            self.executor = self._start()
+            self._open = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

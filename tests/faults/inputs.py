@@ -42,6 +42,7 @@ from halfmeg.studies.measure import mean_robustness, read_costs
 from halfmeg.studies.page import _environment
 from halfmeg.studies.study import open_runs, run_study
 from halfmeg.training.distributed import Ranks
+from halfmeg.training.fit import fit
 from halfmeg.training.job import set_up
 
 Case = Callable[[random.Random], str]
@@ -70,7 +71,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-ODD = (
+ODD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2**31, 2**63, 2**70, 1e308, -0.5, "", "x", "x" * 5000, "../../x",
     "\ud800", [], {}, [[]], [None], {"": None}, [0] * 1000, "NaN", [{}] * 3,
 )  # fmt: skip
@@ -193,7 +194,7 @@ def cifar_files(folder: Path) -> Case:
     pixels = np.zeros((2, 3072), np.uint8)
     address = (0x41414141414).to_bytes(8, "little")
     field = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
-    datas = (
+    datas: tuple[Any, ...] = (
         pixels, Call(np.ndarray, ((6144,), "O", address * 6144)),
         Call(np.ndarray, ((6144,), Call(np.dtype, ("V8",), field), address * 6144)),
         Call(os.system, (f"touch {marker}",)), np.array([None] * 9), pixels.astype(np.int64),
@@ -288,6 +289,10 @@ def cache(folder: Path) -> Case:
     return case
 
 
+def make_run(folder: Path) -> Run:
+    return fit(small_config(epochs=1), small_data(), folder / "run")
+
+
 def make_study(folder: Path) -> list[Run]:
     from halfmeg.studies.measure import measure
 
@@ -310,7 +315,7 @@ def same_state(one: Any, other: Any) -> bool:
 
 def checkpoints(folder: Path) -> Case:
     """Damaged ones, and ones that were changed and sealed again."""
-    run = make_study(folder)[0]
+    run = make_run(folder)
     (path,) = run.checkpoints()
     state = read_checkpoint(path)
     job = set_up(run, small_data(), Ranks())
@@ -373,7 +378,7 @@ def run_files(folder: Path) -> Case:
 
 def stored_arrays(folder: Path) -> Case:
     """Weights and logits of a run."""
-    run = make_study(folder)[0]
+    run = make_run(folder)
     weights, logits = run.load_model().state_dict(), run.load_logits()
 
     def case(rng: random.Random) -> str:
@@ -424,7 +429,7 @@ def onnx_files(folder: Path) -> Case:
     from halfmeg.shipping.predict import open_runner
     from halfmeg.shipping.verify import _probes
 
-    run = make_study(folder)[0]
+    run = make_run(folder)
     model = run.load_model()
     original = to_onnx(model, run.data.mean, run.data.std, 32)
     weights = (run.folder / "weights.safetensors").read_bytes()
@@ -463,7 +468,7 @@ def onnx_files(folder: Path) -> Case:
                     attribute.ints[0] = rng.choice((-1, 0, 1000, 2**31, 2**62))
         else:
             graph.input[0].type.tensor_type.elem_type = rng.randrange(20)
-        return proto.SerializeToString()
+        return bytes(proto.SerializeToString())
 
     def case(rng: random.Random) -> str:
         content = change(rng)

@@ -144,7 +144,7 @@ def run_kills(kind: str, first: int, count: int, seconds: float = STEP_SECONDS) 
                 at = rng.randrange(1, operations + 1) if rng.random() < 0.7 else 0
                 moment = rng.uniform(0, whole_seconds)
                 status = in_child(
-                    lambda at=at: run_until(killed.run, folder, at), 0.0 if at else moment
+                    functools.partial(run_until, killed.run, folder, at), 0.0 if at else moment
                 )
                 tally.kills += status == -signal.SIGKILL
                 if status not in (0, -signal.SIGKILL):
@@ -262,7 +262,7 @@ def watch(folder: Path, notice: Callable[[], None]) -> None:
         notice()
         plain(descriptor)
 
-    os.fsync = fsync
+    os.fsync = fsync  # type: ignore[assignment]
 
 
 def run_until(run: Callable[[Path], None], folder: Path, at: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -110,6 +111,7 @@ def run_requests(kind: str, first: int, count: int) -> RequestTally:
     with tempfile.TemporaryDirectory(prefix="faults-") as name, serving(Path(name)) as at:
         folder, (address, server) = Path(name), at
         rng = random.Random(f"{kind} {first}")
+        own = set((folder / "tmp").rglob("*"))
         sizes = []
         for number in range(first, first + count):
             if count >= STEPS and (number - first) % (count // STEPS) == 0:
@@ -121,7 +123,7 @@ def run_requests(kind: str, first: int, count: int) -> RequestTally:
                 tally.told.append(f"{kind} {number}: {told}")
         sizes.append(memory(server.pid))
         tally.peak_bytes = max(sizes) - sizes[len(sizes) // 4]
-        tally.leftovers = old_uploads(folder / "tmp")
+        tally.leftovers = old_uploads(folder / "tmp", own)
         printed = (folder / "told").read_text().splitlines()
         tally.lines = max(0, len(printed) - tally.refused)
         tally.lines += sum(line.startswith(("Traceback", "  File")) for line in printed)
@@ -131,10 +133,19 @@ def run_requests(kind: str, first: int, count: int) -> RequestTally:
     return tally
 
 
-def old_uploads(folder: Path) -> int:
-    """Return how many files lie there longer than they may; the page's own lie at the top."""
-    files = [path for path in folder.glob("halfmeg-*/*/*") if path.is_file()]
-    return sum(time.time() - path.stat().st_mtime > KEEP_SECONDS + 5 for path in files)
+def old_uploads(folder: Path, own: set[Path]) -> int:
+    """Return how many files, or folders of none, lie there longer than they may.
+
+    Args:
+        folder: of the page.
+        own: what lay there before anything was asked; gradio makes a folder for itself.
+    """
+    old = 0
+    for path in {*folder.rglob("*")} - own:
+        with contextlib.suppress(OSError):  # it is deleted just now
+            if path.is_file() or not any(path.iterdir()):
+                old += time.time() - path.stat().st_mtime > KEEP_SECONDS + 5
+    return old
 
 
 def one_request(

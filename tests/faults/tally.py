@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from halfmeg.files import read_json, write_json
 
@@ -26,7 +26,7 @@ class Tally:
     cases: int = 0
     told: list[str] = field(default_factory=list)
 
-    HEAD = ("cases",)
+    HEAD: ClassVar[tuple[str, ...]] = ("cases",)
 
     @property
     def faults(self) -> int:

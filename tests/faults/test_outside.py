@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import with_tests
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,7 +25,7 @@ from inputs import KINDS
 from page_requests import question
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
-from halfmeg.shipping.gate import ASK, UPLOAD, Gate, Sweeper, check_upload, is_own_name
+from halfmeg.shipping.gate import ANSWER, ASK, UPLOAD, Gate, Sweeper, check_upload, is_own_name
 from halfmeg.shipping.predict import open_runner
 
 # --- the page's gate ---------------------------------------------------------------------------
@@ -38,7 +39,7 @@ def ask(
     **headers: str,
 ) -> int:
     """Ask the gate as the server would; return the status, 200 where it lets it through."""
-    statuses = []
+    statuses: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while body and (await receive()).get("more_body"):
@@ -59,7 +60,7 @@ def ask(
         "type": "http", "method": method, "path": path,
         "headers": [(key.encode(), value.encode("latin-1")) for key, value in fields.items()],
     }  # fmt: skip
-    gate = Gate(app, "127.0.0.1", folder, lambda: {0: 3, 1: 0})
+    gate = Gate(app, "127.0.0.1", Sweeper(folder), lambda: {0: 3, 1: 0})
     asyncio.run(gate(scope, receive, send))
     return statuses[0]
 
@@ -83,7 +84,7 @@ def test_the_pages_own_script_is_let_through(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_other_hosts_and_pages_are_refused(tmp_path: Path, headers: dict[str, str]) -> None:
-    assert ask(tmp_path, "GET", "/", **headers) == 403
+    assert ask(tmp_path, "GET", "/", b"", **headers) == 403
 
 
 def test_names_of_the_page() -> None:
@@ -124,8 +125,8 @@ def test_other_requests_are_refused(tmp_path: Path) -> None:
     (tmp_path / "image.png").touch()
     for given in ([upload], [3], [-1], [True], ["x"], [0, 0], []):  # a function of 3 examples
         assert ask(tmp_path, "POST", ASK, question("", fn_index=0, data=given)) == 400
-    for given in ([None], [2]):
-        assert ask(tmp_path, "POST", ASK, question("", fn_index=0, data=given)) == 200
+    for allowed in ([None], [2]):
+        assert ask(tmp_path, "POST", ASK, question("", fn_index=0, data=allowed)) == 200
     assert ask(tmp_path, "POST", ASK, question("", data=[0])) == 400  # a function of uploads
     assert ask(tmp_path, "POST", ASK, b"x" * 70_000) == 413
     assert ask(tmp_path, "POST", UPLOAD, b"x") == 400
@@ -156,13 +157,83 @@ def test_uploads_are_deleted_as_they_are_answered(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["example.png"]
 
 
+def test_folders_of_deleted_uploads_are_deleted_while_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    sweeper = Sweeper(tmp_path)
+    sweeper.start()
+    sweeper.stop()
+    upload = tmp_path / "0123abcd" / "image.png"
+    upload.parent.mkdir()
+    now = time.monotonic()
+    with sweeper.writing():  # its folder is made, and the file is not yet in it
+        sweeper.sweep(now)
+        upload.touch()
+    sweeper.sweep(now + 1)
+    assert upload.exists()
+    with sweeper.writing(), sweeper.writing():
+        sweeper.sweep(now + 70)
+        assert list(upload.parent.iterdir()) == []
+    sweeper.sweep(now + 71)
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_no_folder_is_deleted_while_the_page_takes_an_upload_or_answers(tmp_path: Path) -> None:
+    busy: dict[str, bool] = {}
+    sweeper = Sweeper(tmp_path)
+    body = question("", fn_index=0, data=[2])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        busy[scope["path"]] = sweeper.writers == 1
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    gate = Gate(app, "127.0.0.1", sweeper, lambda: {0: 3})
+    for method, path in (("POST", UPLOAD), ("POST", ASK), ("GET", ANSWER), ("GET", "/")):
+        fields = {"host": "127.0.0.1", "content-length": str(len(body)),
+                  "content-type": "multipart/form-data; boundary=x"}  # fmt: skip
+        headers = [(key.encode(), value.encode()) for key, value in fields.items()]
+        scope = {"type": "http", "method": method, "path": path, "headers": headers}
+        asyncio.run(gate(scope, receive, send))
+    assert busy == {UPLOAD: True, ASK: True, ANSWER: True, "/": False}
+    assert sweeper.writers == 0
+
+
+@pytest.mark.slow
+def test_the_page_remembers_few_sessions() -> None:
+    """gradio copies its settings for each, 40 kB that nobody uses."""
+    code = """
+import gradio, page_requests
+from halfmeg.artifacts.bundle import BUNDLED, Bundle
+from halfmeg.shipping import demo
+pages = []
+class Noted(gradio.Blocks):
+    def launch(self, *arguments, **settings):
+        pages.append(self)
+        return super().launch(*arguments, **settings)
+gradio.Blocks = Noted
+demo.MAX_SESSIONS = 3
+with demo.serve([Bundle.open(BUNDLED)]) as address:
+    for number in range(6):
+        asked = page_requests.question('', data=[None], session_hash=f's{number}')
+        assert page_requests.ask(address.rstrip('/'), asked) == 'nothing'
+    print(*pages[0].state_holder.session_data)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=with_tests(), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["s3", "s4", "s5"]
+
+
 def test_uploads_are_answered_while_others_are_deleted(tmp_path: Path) -> None:
     """Notes that come while the sweeper goes through its own must not end it."""
 
     class Noting(type(tmp_path)):  # type: ignore[misc]
         def exists(self, **settings: Any) -> bool:
             sweeper.note_answered(tmp_path / f"new-{len(sweeper.answered)}")
-            return super().exists(**settings)
+            return bool(super().exists(**settings))
 
     sweeper = Sweeper(tmp_path)
     for name in ("one", "two"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,43 @@ def test_a_sample_of_mutated_files_of_every_format() -> None:
     assert found.faults == {}
     assert 0 < len(found.refused) < len(files)
     assert found.peak_bytes < 10**9
+
+
+LOGGED = 3716, 5249
+"""Numbers of TIFF files whose samples per pixel Pillow's logger told on the screen."""
+
+
+@pytest.mark.parametrize("number", LOGGED)
+def test_no_line_of_a_decoders_logger_reaches_the_screen(number: int, tmp_path: Path) -> None:
+    (tmp_path / "image.tif").write_bytes(damaged(".tif", number))
+    code = (
+        "from pathlib import Path; from halfmeg.data.decode import decode_image\n"
+        "try: decode_image(Path('image.tif').read_bytes(), 32)\n"
+        "except ValueError as error: print(error)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "identify" in done.stdout
+    assert done.stderr == ""
+
+
+def test_no_line_of_any_librarys_logger_reaches_the_screen(tmp_path: Path) -> None:
+    """But the program's own does, once."""
+    code = (
+        "import sys, logging; from halfmeg.cli.main import main\n"
+        "sys.argv = ['halfmeg', 'data', 'check', 'nowhere']\n"
+        "for _ in range(2):\n"
+        "    try: main()\n"
+        "    except SystemExit: pass\n"
+        "logging.error('the root'); logging.getLogger('any.library').error('library')\n"
+        "logging.getLogger('halfmeg').warning('halfmeg: ours')"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    one, other, own = done.stderr.splitlines()
+    assert one == other
+    assert one.startswith("halfmeg: ")
+    assert own == "halfmeg: ours"
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ from inputs import small_config, small_data
 from kills import contents
 from tally import KillTally
 
-from halfmeg.studies.study import StudyListener, run_study
+from halfmeg.config import RunConfig
+from halfmeg.studies.study import run_study
+from halfmeg.studies.workers import StudyListener
 
 SAME = ("*/weights.safetensors", "*/logits.npz")
 KILLS_PER_RUN = 2
@@ -55,7 +57,7 @@ def kill_workers(kind: str, first: int, count: int) -> KillTally:
         finally:
             killer.ended.set()
             killer.join()
-            cluster.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
         tally.kills = tally.cases = killer.kills
         for run, error in study.failures.items():
             tally.failures += 1
@@ -65,10 +67,10 @@ def kill_workers(kind: str, first: int, count: int) -> KillTally:
             if found.get(path) != expected[path] and path in found:
                 tally.mismatches += 1
                 tally.told.append(f"{kind}, {path}: other bits")
-        for path, changed in noted.finished.items():
-            if not path.exists() or path.stat().st_mtime_ns != changed:
+        for finished, changed in noted.finished.items():
+            if not finished.exists() or finished.stat().st_mtime_ns != changed:
                 tally.losses += 1
-                tally.told.append(f"{kind}, {path.parent.name}: was lost or made again")
+                tally.told.append(f"{kind}, {finished.parent.name}: was lost or made again")
         left = [*folder.glob("far/**/*.partial"), *scratch.glob("halfmeg-*")]
         if left:
             tally.leftovers += 1
@@ -83,7 +85,7 @@ class Noted(StudyListener):
         self.out = out
         self.finished: dict[Path, int] = {}
 
-    def on_run(self, config, error, done, total) -> None:
+    def on_run(self, config: RunConfig, error: str | None, done: int, total: int) -> None:
         for path in self.out.glob("*/result.json"):
             self.finished.setdefault(path, path.stat().st_mtime_ns)
 
