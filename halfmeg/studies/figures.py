@@ -164,7 +164,7 @@ def _draw_seeds(axes: Axes, comparison: Comparison) -> None:
             textcoords="offset points",
             ha="center",
         )
-    axes.set_yticks(range(len(models)), [_in_lines(model.name) for model in models])
+    axes.set_yticks(range(len(models)), [in_lines(model.name) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.7)
     axes.margins(x=0.15)
     axes.set(xlabel="test accuracy, %", title=f"Last epoch, {comparison.interval_name}")
@@ -174,7 +174,7 @@ NAME_WIDTH, PAIR_WIDTH = 28, 52
 """Letters in a line, above which names would leave a figure no room."""
 
 
-def _in_lines(name: str) -> str:
+def in_lines(name: str) -> str:
     """Break an entrant's name before what tells it from others of its network, and where long."""
     parts = name.replace(" (", "\n(", 1).splitlines()
     return "\n".join(line for part in parts for line in textwrap.wrap(part, NAME_WIDTH))
@@ -315,7 +315,7 @@ def confusion_figure(comparison: Comparison) -> Figure:
                 axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
                 first = index % columns == 0
                 axes.set_yticks(range(len(classes)), classes if first else [], fontsize=8)
-            axes.set_title(_in_lines(model.name))
+            axes.set_title(in_lines(model.name))
             axes.set_xlabel("answered")
         for row in grid:
             row[0].set_ylabel("true class")

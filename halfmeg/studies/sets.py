@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from halfmeg.files import make_folder, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
-from halfmeg.studies.figures import INK, STYLE, figure_svg, write_figure
+from halfmeg.studies.figures import INK, STYLE, figure_svg, in_lines, write_figure
 from halfmeg.studies.page import build_templates
 from halfmeg.studies.ranking import Ranking, rank_networks
 from halfmeg.studies.stats import LEVEL
@@ -40,21 +40,25 @@ def ranking_figure(ranking: Ranking) -> Figure:
     """Draw the critical-difference diagram of Demšar 2006: bars join what is not told apart."""
     count = len(ranking.networks)
     left, right = ranking.networks[: -(-count // 2)], ranking.networks[-(-count // 2) :]
+    places = dict(zip(ranking.networks, ranking.mean_ranks, strict=True))
+    labels = {name: in_lines(f"{name} {place:.2f}") for name, place in places.items()}
+    pitch = 0.04 + 0.28 * max(label.count("\n") + 1 for label in labels.values())
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(7.2, 1.5 + 0.26 * len(left)), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.5 + 0.81 * pitch * len(left)), layout="constrained")
         axes = figure.subplots()
         axes.axis("off")
         axes.plot([1, count], [0, 0], color=INK, lw=1)
         for rank in range(1, count + 1):
             axes.plot([rank, rank], [0, 0.12], color=INK, lw=1)
             axes.text(rank, 0.2, str(rank), ha="center")
-        places = dict(zip(ranking.networks, ranking.mean_ranks, strict=True))
         for names, end, align in ((left, 0.6, "right"), (right[::-1], count + 0.4, "left")):
             for row, name in enumerate(names):
-                depth = -0.75 - 0.32 * row
+                depth = -0.75 - pitch * row
                 axes.plot([places[name]] * 2 + [end], [0, depth, depth], color=INK, lw=1)
-                text = f"{name} {places[name]:.2f}"
-                axes.text(end, depth, f" {text} ", ha=align, va="center")
+                axes.annotate(
+                    labels[name], (end, depth), (4 if align == "left" else -4, 0), ha=align,
+                    va="center", textcoords="offset points",
+                )  # fmt: skip
         groups = sorted({letter for letters in ranking.letters for letter in letters})
         for row, group in enumerate(groups):
             members = [
@@ -72,7 +76,7 @@ def ranking_figure(ranking: Ranking) -> Figure:
         axes.plot([1, 1 + width], [0.75, 0.75], color=INK, lw=1, marker="|")
         axes.text(1 + width / 2, 0.84, f"critical difference {width:.2f}", ha="center")
         axes.set_xlim(-0.4, count + 1.4)
-        axes.set_ylim(-0.95 - 0.32 * max(0, len(left) - 1), 1.2)
+        axes.set_ylim(-0.63 - pitch * max(1, len(left)), 1.2)
     return figure
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Cli
 
-from halfmeg.studies.figures import figure_svg
+from halfmeg.studies.figures import figure_png, figure_svg
 from halfmeg.studies.letters import compact_letters
 from halfmeg.studies.ranking import Ranking, rank_networks
 from halfmeg.studies.sets import ranking_figure, ranking_tables
@@ -100,6 +100,14 @@ def test_the_diagram_is_drawn_and_the_tables_hold_all() -> None:
     assert len(tables["ranks"].rows) == 5
     assert len(tables["pairs"].rows) == 10
     assert r"\toprule" in tables["ranks"].to_latex()
+
+
+def test_long_names_leave_the_diagram_its_room() -> None:
+    names = [f"whitened(filters=12,width1={i},width2=128,shortcut=True)" for i in range(5)]
+    table = np.random.default_rng(0).random((4, 5))
+    figure = ranking_figure(rank_networks(names, ["a", "b", "c", "d"], table))
+    figure_png(figure)
+    assert figure.axes[0].get_position().width > 0.4
 
 
 @pytest.mark.slow

@@ -238,7 +238,6 @@ def page_file(comparison: Comparison, few_digits, tmp_path_factory) -> Path:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-@pytest.mark.filterwarnings("default")  # of playwright itself
 class TestInChromium:
     """The page in a real browser: Debian's, which `make test` installs."""
 
