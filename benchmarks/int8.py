@@ -29,9 +29,11 @@ def run_c(bundle: Bundle, images: torch.Tensor) -> torch.Tensor:
     name = bundle.described["c"]["name"]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, name)
-        sources = [bundle.folder / "c" / "main.c", bundle.folder / "c" / "src" / f"{name}.c"]
-        include = f"-I{bundle.folder / 'c' / 'src'}"
-        subprocess.run(["gcc", "-std=c99", "-O3", include, "-o", program, *sources], check=True)
+        code = bundle.folder / "c" / "src"
+        sources = [bundle.folder / "c" / "main.c", *sorted(code.glob("*.c"))]
+        include = f"-I{code}"
+        command = ["gcc", "-std=c99", "-O3", include, "-o", str(program), *map(str, sources), "-lm"]
+        subprocess.run(command, check=True)
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
         done = subprocess.run([program], input=pixels, capture_output=True, check=True)
     return torch.from_numpy(read_logits(done.stdout.decode(), len(bundle.classes)))

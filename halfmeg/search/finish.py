@@ -25,6 +25,7 @@ from halfmeg.studies.compare import Comparison, compare_runs
 from halfmeg.studies.study import Study, run_study
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.fit import resume
+from halfmeg.training.job import check
 
 BASELINES = ("cnn", "resnet20", "record", "resnet8", "sprint", "mobilenetv2", "mlp")
 """What a winner is compared with where the user names nothing: the first three that fit."""
@@ -155,7 +156,8 @@ def finish(
         run = finish_trial(search.run_folders(winner.number)[0], search.data)
         return Outcome(winner, run)
     study = run_study(
-        list(_configs(winner.config, final)), search.data, search.folder / final.folder,
+        list(_configs(winner.config, final, search.data)), search.data,
+        search.folder / final.folder,
         workers=search.workers, cluster=search.cluster, listener=listener,
     )  # fmt: skip
     return _outcome(search.folder, search.data, winner, study)
@@ -190,13 +192,25 @@ def _decide(
     )
 
 
-def _configs(winner: RunConfig, final: Final) -> Iterator[RunConfig]:
-    """Yield the runs of the last comparison, seed by seed, all on the winner's terms."""
+def _configs(winner: RunConfig, final: Final, data: DataSplits) -> Iterator[RunConfig]:
+    """Yield the runs of the last comparison, seed by seed, all on the winner's terms.
+
+    But for this: a network of one size only, as `cnn`, never sees smaller images.
+    """
     terms = replace(winner, tuning_trials=final.tuning_trials)
     for seed in range(final.seeds):
         yield replace(terms, seed=seed)
         for model, budget in final.baselines:
-            yield replace(terms, model=model, budget=budget, seed=seed)
+            config = replace(terms, model=model, budget=budget, seed=seed)
+            yield config if _takes(config, data) else replace(config, small_size=0)
+
+
+def _takes(config: RunConfig, data: DataSplits) -> bool:
+    try:
+        check(config, data)
+    except ValueError:
+        return False
+    return True
 
 
 def _outcome(folder: Path, data: DataSplits, winner: Trial, study: Study) -> Outcome:

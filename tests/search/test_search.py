@@ -21,6 +21,7 @@ import torch
 from conftest import ROOT, Cli, first_digits
 
 from halfmeg.artifacts.run import Run
+from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import image_shape
 from halfmeg.networks.memory import measure_memory
@@ -35,8 +36,9 @@ from halfmeg.search.budget import (
     parse_amount,
     parse_limits,
 )
+from halfmeg.search.finish import _configs
 from halfmeg.search.front import front, pick, read_answers
-from halfmeg.search.record import JOURNAL, Trial, read_stored, read_trials
+from halfmeg.search.record import JOURNAL, Final, Trial, read_stored, read_trials
 from halfmeg.search.run import describe_search, give_time, open_search, start
 from halfmeg.search.schedule import (
     domination_ranks,
@@ -556,6 +558,17 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, tiny: str, pictures: Path
     trials = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
     assert not [t for t in trials if t.outcome == "failed"]
     assert [t for t in trials if t.outcome == "done"]
+
+
+def test_a_baseline_of_one_size_is_compared_without_smaller_images(few_digits) -> None:
+    winner = RunConfig(model="resnet20", epochs=2, small_size=24, val_fraction=0.2)
+    final = Final(0, "final-1", 2, (("cnn", 500_000), ("resnet8", 500_000)), 9)
+    configs = list(_configs(winner, final, few_digits))
+    assert [(c.model, c.small_size, c.seed) for c in configs] == [
+        (model, size, seed)
+        for seed in (0, 1)
+        for model, size in (("resnet20", 24), ("cnn", 0), ("resnet8", 24))
+    ]
 
 
 @pytest.mark.slow
