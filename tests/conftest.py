@@ -105,6 +105,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Draw the same weights and images in a test whatever ran before it."""
+    torch.manual_seed(0)
+
+
 NUM_TEST = 31  # odd, so that two processes do not divide them
 
 
