@@ -1,13 +1,14 @@
 """`train auto`: picks network, image size, batch, augmentation and epochs from data and time.
 
-The start is `common`'s own choice. Changes of it are tried one after another, in the order of
-`CHALLENGES`, each trained for the same measured seconds on most of the training images and scored
-on the rest; what is better stays. The test set is not read. What is left of the time, by measured
-seconds of an epoch, makes the epochs of the training itself.
+The start is `common`'s own choice. Changes of it are tried one after another, each trained for the
+same measured seconds on most of the training images and scored on others; what is better stays. A
+change that would leave too few epochs is not tried. The test set is not read. What is left of the
+time, by the measured seconds of the trial, makes the epochs of the training itself.
 """
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -22,13 +23,18 @@ from halfmeg.files import scratch_folder
 from halfmeg.networks.table import MODELS
 from halfmeg.studies.plan import time_training
 from halfmeg.training.fit import fit
+from halfmeg.training.plan import Plan
+from halfmeg.training.recipes import build_recipe
 
-TRIAL_SHARE = 0.4
+TRIAL_SHARE = 0.25
 """Of the time, for all trials together."""
 
-NUM_TRIALS = 8
+NUM_TRIALS = 6
 TRIAL_EPOCHS = 3
 """The fewest epochs of a trial; where they do not fit, it sees fewer images."""
+
+FEWEST_EPOCHS = 5
+"""What cannot be trained for so many in the time is not tried."""
 
 MOST_EPOCHS = 200
 SAFETY = 0.9
@@ -37,16 +43,27 @@ SAFETY = 0.9
 VALIDATION = 0.2
 """The share of the training images that trials are scored on; the user's own part, if any."""
 
+MOST_SCORED = 2_000
+"""Validation images that are scored: with more, scoring would take the time of training."""
+
+RECIPES = ("sprint",)
+"""Recipes that are tried with all their settings; the other networks with the start's."""
+
+OWN = {"seed", "init", "teacher", "val_fraction", "monitor", "epochs"}
+"""Settings of the start that a recipe does not change."""
+
 
 @dataclass(frozen=True)
 class Trial:
     """A choice that was tried.
 
     Attributes:
-        seconds: that one epoch on all training images takes here.
+        recipe: whose settings the network was trained with, but for what stands here.
+        seconds: that an epoch on all training images, in full size, takes here.
         accuracy, loss: on `n` validation images, after `epochs` of `images`; None if not trained.
     """
 
+    recipe: str
     model: str
     image_size: ImageSize
     batch_size: int
@@ -63,7 +80,7 @@ class Trial:
         """What was tried, in words."""
         size = image_shape(self.image_size).written
         flip = "flipped" if self.hflip else "not flipped"
-        return f"{self.model}, {size} pixels, batches of {self.batch_size}, {flip}"
+        return f"{self.model} by {self.recipe}, {size} pixels, batches of {self.batch_size}, {flip}"
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -140,32 +157,44 @@ def choose(
     loaded[image_size or 32] = load_at(image_size or 32)
     current = Choice(start, image_size or 32)
 
-    def attempt(changes: dict[str, Any], size: ImageSize) -> None:
-        """Try one change of what is best so far; keep it where it is better."""
-        config = replace(current.config, **changes)
+    def left() -> float:
+        return seconds - (time.monotonic() - started)
+
+    def attempt(config: RunConfig, size: ImageSize) -> None:
+        """Try one change; keep it where it is better than the best so far."""
         if size not in loaded:
             loaded[size] = load_at(size)
-        trial = _try(config, loaded[size], TRIAL_SHARE * seconds / NUM_TRIALS)
+        data = loaded[size]
+        per_image = _time_image(config, data)
+        if current.trials and "epochs" not in fixed:
+            images = SAFETY * left() / per_image
+            if _most_epochs(config, data, _num_trained(config, data), images) < FEWEST_EPOCHS:
+                return
+        trial = _try(config, data, TRIAL_SHARE * seconds / NUM_TRIALS, per_image)
         is_better = not current.trials or trial.rank > current.best.rank
         current.trials.append(trial)
         tell(current.lines()[-2])
         if is_better:
             current.config, current.image_size = config, size
 
-    attempt({}, current.image_size)
+    attempt(start, current.image_size)
     for name, values in _challenges(loaded[current.image_size], image_size).items():
         if name in fixed:
             continue
         for value in values:
-            if time.monotonic() - started > TRIAL_SHARE * seconds:
+            if left() < (1 - TRIAL_SHARE) * seconds:
                 break
             own = current.image_size if name != "image_size" else value
-            changes = {} if name == "image_size" else {name: value}
-            model = changes.get("model", current.config.model)
-            if model in MODELS and not MODELS[model].takes(own):
+            if name == "model":
+                config = _with_network(start, value, fixed)
+            elif name == "image_size":
+                config = current.config
+            else:
+                config = replace(current.config, **{name: value})
+            if config.model in MODELS and not MODELS[config.model].takes(own):
                 continue
-            attempt(changes, own)
-    return _with_epochs(current, seconds - (time.monotonic() - started), fixed)
+            attempt(config, own)
+    return _with_epochs(current, loaded[current.image_size], left(), fixed)
 
 
 def _challenges(data: DataSplits, image_size: ImageSize | None) -> dict[str, list[Any]]:
@@ -174,51 +203,92 @@ def _challenges(data: DataSplits, image_size: ImageSize | None) -> dict[str, lis
     if data.train.sizes is not None and len(data.train):
         native = int(data.train.sizes.min(1).values.median())
     larger = [side for side in (48, 64, 96) if side <= native and image_size is None]
+    recipes = ["sprint"] if data.image_shape.shortest >= 32 else []  # its first images are small
     return {
-        "model": ["record", "sprint", "resnet20"],
+        "model": [*recipes, "resnet8", "resnet20", "record"],
         "image_size": larger,
         "batch_size": [32 if len(data.train) < 2_000 else 64],
         "hflip": [False],
     }
 
 
-def _try(config: RunConfig, data: DataSplits, seconds: float) -> Trial:
-    """Train a choice for some seconds, on part of the training images, and score it on others."""
-    per_epoch = time_training([replace(config, epochs=1, val_fraction=0.0)], data)
-    trained, held_out = hold_out(data, VALIDATION, config.seed)
-    affordable = round(seconds / per_epoch * len(data.train) / TRIAL_EPOCHS)
-    order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(config.seed))
-    count = min(len(trained), max(2 * config.batch_size, affordable))
-    some = data.train.subset(trained[order[:count]])
-    of_these = per_epoch * len(some) / len(data.train)
-    epochs = min(MOST_EPOCHS, max(1, round(seconds / of_these)))
-    part = replace(
-        data, train=some, test=held_out, validation=None,
-        fingerprint=f"{data.fingerprint}-trial",
+def _with_network(start: RunConfig, name: str, fixed: Collection[str]) -> RunConfig:
+    """Return the start with another network, and its recipe's settings where it has one."""
+    if name not in RECIPES:
+        return replace(start, model=name)
+    settings = build_recipe(name).to_dict()
+    return replace(start, **{k: v for k, v in settings.items() if k not in OWN | set(fixed)})
+
+
+def _num_trained(config: RunConfig, data: DataSplits) -> int:
+    """Return how many images a training would have."""
+    if data.validation is not None:
+        return len(data.train)
+    return len(data.train) - round(config.val_fraction * len(data.train))
+
+
+def _num_images(config: RunConfig, data: DataSplits, count: int) -> float:
+    """Return the images of a training on `count`, in images of full size."""
+    return Plan.of(config, count, data.image_size).images_of(data.image_shape.shortest)
+
+
+def _most_epochs(config: RunConfig, data: DataSplits, count: int, images: float) -> int:
+    """Return the epochs on `count` training images that fit into so many of full size."""
+    return bisect.bisect_right(
+        range(1, MOST_EPOCHS + 1), images,
+        key=lambda epochs: _num_images(replace(config, epochs=epochs), data, count),
     )  # fmt: skip
+
+
+def _time_image(config: RunConfig, data: DataSplits) -> float:
+    """Return the seconds that an image in full size takes in training, from a few steps."""
+    one = replace(config, epochs=1, val_fraction=0.0)
+    return time_training([one], data) / _num_images(one, data, len(data.train))
+
+
+def _try(config: RunConfig, data: DataSplits, seconds: float, per_image: float) -> Trial:
+    """Train a choice for some seconds, on part of the training images, and score it on others."""
+    trained, held_out = hold_out(data, VALIDATION, config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    scored = held_out.subset(torch.randperm(len(held_out), generator=generator)[:MOST_SCORED])
+    order = trained[torch.randperm(len(trained), generator=generator)]
+    images = seconds / per_image
+    epochs = max(TRIAL_EPOCHS, _most_epochs(config, data, len(order), images))
     short = replace(config, epochs=epochs, val_fraction=0.0)
+    share = min(1.0, images / _num_images(short, data, len(order)))
+    some = data.train.subset(order[: max(2 * config.batch_size, int(share * len(order)))])
+    part = replace(
+        data, train=some, test=scored, validation=None, fingerprint=f"{data.fingerprint}-trial"
+    )
     with scratch_folder() as folder:
         result = fit(short, part, folder / "run").result()
     assert result is not None
+    measured = result["seconds"] / _num_images(short, data, len(some))
     return Trial(
-        config.model, data.image_size, config.batch_size, config.hflip, per_epoch,
-        result["test_accuracy"], result["test_loss"], epochs, len(some), len(held_out),
+        config.recipe, config.model, data.image_size, config.batch_size, config.hflip,
+        measured * len(data.train), result["test_accuracy"], result["test_loss"], epochs,
+        len(some), len(scored),
     )  # fmt: skip
 
 
-def _with_epochs(choice: Choice, left: float, fixed: Collection[str]) -> Choice:
+def _with_epochs(choice: Choice, data: DataSplits, left: float, fixed: Collection[str]) -> Choice:
     """Give a choice the epochs that fit into what is left of the time."""
-    per_epoch = choice.best.seconds * (1 - choice.config.val_fraction)
-    epochs = choice.config.epochs
+    config = choice.config
+    count = _num_trained(config, data)
+    per_image = choice.best.seconds / len(data.train)
+    epochs = config.epochs
     choice.reason = "as asked for"
     if "epochs" not in fixed:
-        epochs = min(MOST_EPOCHS, max(1, int(SAFETY * left / per_epoch)))
-        choice.reason = f"{max(0.0, left):.0f} s are left, and an epoch takes {per_epoch:.2f} s"
+        epochs = max(1, _most_epochs(config, data, count, SAFETY * left / per_image))
+    choice.seconds = per_image * _num_images(replace(config, epochs=epochs), data, count)
+    if "epochs" not in fixed:
+        choice.reason = (
+            f"{max(0.0, left):.0f} s are left, and an epoch takes {choice.seconds / epochs:.2f} s"
+        )
         if epochs == MOST_EPOCHS:
             choice.reason += f"; more than {MOST_EPOCHS} are not planned"
-    choice.seconds = epochs * per_epoch
     choice.config = replace(
-        choice.config, recipe="auto", epochs=epochs,
-        tuning_trials=choice.config.tuning_trials + len(choice.trials) - 1,
+        config, recipe="auto", epochs=epochs,
+        tuning_trials=config.tuning_trials + len(choice.trials) - 1,
     )  # fmt: skip
     return choice

@@ -15,6 +15,7 @@ from halfmeg.studies.compare import Comparison
 from halfmeg.studies.power import TYPICAL, Chance, power, smallest_difference
 from halfmeg.studies.stats import PairedTest
 from halfmeg.training.fit import fit
+from halfmeg.training.plan import Plan as TrainingPlan
 
 PLANNED_SEEDS = (2, 3, 5, 8, 12, 20)
 TIMED_STEPS = 8
@@ -142,11 +143,11 @@ def chance_of(pilot: Comparison) -> Chance:
 def time_training(configs: Sequence[RunConfig], data: DataSplits) -> float:
     """Return the seconds that one training of each config takes here, from a few steps of each.
 
-    No test image is read.
+    The steps are of images in full size; smaller ones count by their pixels. No test image is read.
     """
     seconds = 0.0
     for config in configs:
-        held_out = round(config.val_fraction * len(data.train))
+        count = len(data.train) - round(config.val_fraction * len(data.train))
         part = data.train.subset(slice(0, TIMED_STEPS * config.batch_size))
         few = replace(data, train=part, test=part)
         # The first epoch also makes what the later ones use again.
@@ -156,6 +157,7 @@ def time_training(configs: Sequence[RunConfig], data: DataSplits) -> float:
         )  # fmt: skip
         with scratch_folder() as folder:
             row = fit(short, few, folder / "run").read_metrics()[-1]
-        seen = config.epochs * (len(data.train) - held_out)
+        planned = TrainingPlan.of(config, count, data.image_size)
+        seen = planned.images_of(data.image_shape.shortest)
         seconds += seen / (row["images_per_second"] or 1.0)
     return seconds

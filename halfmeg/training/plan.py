@@ -199,5 +199,8 @@ class Plan:
 
         An image counts by its pixels, as does the time it takes.
         """
-        size = self.epochs[epoch].size
+        return self.images_of(self.epochs[epoch].size, epoch)
+
+    def images_of(self, size: int, epoch: int = 0) -> float:
+        """Return the images from an epoch on, in images whose shorter side has `size` pixels."""
         return sum(e.num_images * (e.size / size) ** 2 for e in self.epochs[epoch:])

@@ -11,12 +11,14 @@ import torch
 from conftest import Cli, first_digits, small_config
 
 from halfmeg.artifacts.run import Run
+from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
-from halfmeg.studies.auto import Choice, Trial, _with_epochs, choose
+from halfmeg.studies.auto import Choice, Trial, _with_epochs, _with_network, choose
+from halfmeg.training.recipes import build_recipe
 
 
 def trial(model: str, accuracy: float, loss: float = 1.0, seconds: float = 2.0) -> Trial:
-    return Trial(model, 32, 64, True, seconds, accuracy, loss, 3, 100, 20)
+    return Trial("common", model, 32, 64, True, seconds, accuracy, loss, 3, 100, 20)
 
 
 def test_it_trains_and_says_what_it_picked_and_why(
@@ -31,7 +33,7 @@ def test_it_trains_and_says_what_it_picked_and_why(
     first = stored["trials"][0]
     assert (first["model"], first["image_size"], first["batch_size"]) == ("cnn", 32, 128)
     assert f"{first['accuracy']:.1%} of {first['n']:,} validation images" in done.err
-    assert f"picked {run.config.model}, 32 pixels" in done.err
+    assert f"picked {run.config.model} by " in done.err
     assert "s are left, and an epoch takes" in done.err
     assert run.test_readings() == ["final evaluation"], "no trial has read the test set"
     assert run.config.tuning_trials == 3 + len(stored["trials"]) - 1
@@ -68,17 +70,42 @@ def test_the_better_one_is_picked_and_a_tie_by_its_loss() -> None:
     assert choice.best.model == "record"
     choice.trials += [trial("sprint", 0.92, loss=0.5), trial("resnet20", 0.92, loss=0.7)]
     assert choice.best.model == "sprint"
-    assert choice.lines()[-1].startswith("picked sprint, 32 pixels, batches of 64, flipped")
+    assert choice.lines()[-1].startswith("picked sprint by common, 32 pixels, batches of 64, flipped")
 
 
-def test_epochs_follow_from_the_time_left() -> None:
+def test_epochs_follow_from_the_time_left(few_digits: DataSplits) -> None:
     start = small_config(val_fraction=0.0)
-    choice = Choice(start, 32, [trial("cnn", 0.9, seconds=2.0)])
-    assert _with_epochs(choice, 100, ()).config.epochs == 45
-    assert _with_epochs(choice, 0.1, ()).config.epochs == 1
-    longest = _with_epochs(choice, 10_000, ())
-    assert longest.config.epochs == 200
-    assert "more than 200 are not planned" in longest.reason
+
+    def planned(left: float, start: RunConfig = start) -> Choice:
+        choice = Choice(start, 32, [trial("cnn", 0.9, seconds=2.0)])
+        return _with_epochs(choice, few_digits, left, ())
+
+    assert planned(100).config.epochs == 45
+    assert planned(0.1).config.epochs == 1
+    assert planned(10_000).config.epochs == 200
+    assert "more than 200 are not planned" in planned(10_000).reason
+    # A tenth held out makes each epoch shorter, and so do small images and only hard ones.
+    assert planned(100, replace(start, val_fraction=0.1)).config.epochs == 50
+    cheap = replace(start, small_size=16, small_share=0.5, hard_share=0.5)
+    found = planned(100, cheap)
+    assert found.config.epochs > 100
+    assert 80 < found.seconds <= 90
+
+
+def test_what_cannot_be_trained_for_long_is_not_tried(few_digits: DataSplits) -> None:
+    start = small_config(batch_size=50)
+    found = choose(lambda side: few_digits, start, 3.0)
+    assert found.trials[0].model == "cnn"
+    assert "record" not in {trial.model for trial in found.trials}
+
+
+def test_a_recipe_comes_with_its_settings_but_for_what_was_given() -> None:
+    start = small_config(seed=3, lr=0.5, val_fraction=0.2)
+    found = _with_network(start, "sprint", {"lr"})
+    sprint = build_recipe("sprint")
+    assert (found.model, found.batch_size) == ("sprint", sprint.batch_size)
+    assert (found.seed, found.lr, found.val_fraction) == (3, 0.5, 0.2)
+    assert _with_network(start, "resnet8", ()) == replace(start, model="resnet8")
 
 
 class LargeImages:
