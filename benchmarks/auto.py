@@ -43,8 +43,8 @@ def run_auto(source: str, seconds: float, seed: int) -> dict[str, Any]:
         "accuracy": result["test_accuracy"],
         "n": result["test_n"],
         "seconds": time.monotonic() - started,
-        "picked": choice.lines()[-1],
-        "trials": choice.lines()[:-1],
+        "picked": choice.line(),
+        "trials": [trial.line() for trial in choice.trials],
     }
 
 

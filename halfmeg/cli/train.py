@@ -166,8 +166,6 @@ def _choose(
         fixed=[text.partition("=")[0] for text in others],
         tell=lambda line: None if quiet else print_error(f"halfmeg: {line}"),
     )  # fmt: skip
-    if not quiet:
-        print_error(f"halfmeg: {choice.lines()[-1]}")
     return choice, load_at(choice.image_size)
 
 

@@ -1,16 +1,18 @@
-"""`train auto`: picks network, image size, batch, augmentation and epochs from data and time.
+"""`train auto`: picks network, recipe, image size, augmentation and epochs from data and time.
 
-The start is `common`'s own choice. Changes of it are tried one after another, each trained for the
-same measured seconds on most of the training images and scored on others; what is better stays. A
-change that would leave too few epochs is not tried. The test set is not read. What is left of the
-time, by the measured seconds of the trial, makes the epochs of the training itself.
+The first choice is the recipe that learns most in short time, `sprint`, where the time is enough
+for some epochs of it, and else `common`. Where the time is long, changes of it are tried one after
+another, each trained for the same measured seconds on most of the training images and scored on
+others; what is better stays. A trial of few steps would tell who starts fastest, not who ends
+best, so with less time nothing is tried. The test set is not read. What is left of the time, by
+measured seconds of an image, makes the epochs of the training itself.
 """
 
 from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -26,15 +28,18 @@ from halfmeg.training.fit import fit
 from halfmeg.training.plan import Plan
 from halfmeg.training.recipes import build_recipe
 
-TRIAL_SHARE = 0.25
+FIRST = "sprint"
+"""The recipe that is chosen where nothing else is known."""
+
+TRIAL_SHARE = 0.3
 """Of the time, for all trials together."""
 
-NUM_TRIALS = 6
-TRIAL_EPOCHS = 3
-"""The fewest epochs of a trial; where they do not fit, it sees fewer images."""
+MOST_TRIALS = 8
+TRIAL_STEPS = 100
+"""The fewest steps of a trial of the first choice; the other trials take as many seconds."""
 
-FEWEST_EPOCHS = 5
-"""What cannot be trained for so many in the time is not tried."""
+FEWEST_EPOCHS = 3
+"""Of a trial, which sees fewer images where they do not fit, and of a training worth a trial."""
 
 MOST_EPOCHS = 200
 SAFETY = 0.9
@@ -46,11 +51,8 @@ VALIDATION = 0.2
 MOST_SCORED = 2_000
 """Validation images that are scored: with more, scoring would take the time of training."""
 
-RECIPES = ("sprint",)
-"""Recipes that are tried with all their settings; the other networks with the start's."""
-
-OWN = {"seed", "init", "teacher", "val_fraction", "monitor", "epochs"}
-"""Settings of the start that a recipe does not change."""
+OF_THE_START = {"seed", "init", "teacher", "val_fraction", "monitor", "epochs"}
+"""Settings that the first recipe does not change."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,8 @@ class Trial:
     """A choice that was tried.
 
     Attributes:
-        recipe: whose settings the network was trained with, but for what stands here.
-        seconds: that an epoch on all training images, in full size, takes here.
-        accuracy, loss: on `n` validation images, after `epochs` of `images`; None if not trained.
+        recipe: whose settings it has, but for what stands here.
+        accuracy, loss: on `n` validation images, after `epochs` of `images`.
     """
 
     recipe: str
@@ -68,7 +69,6 @@ class Trial:
     image_size: ImageSize
     batch_size: int
     hflip: bool
-    seconds: float
     accuracy: float
     loss: float
     epochs: int
@@ -76,56 +76,130 @@ class Trial:
     n: int
 
     @property
-    def choice(self) -> str:
-        """What was tried, in words."""
-        size = image_shape(self.image_size).written
-        flip = "flipped" if self.hflip else "not flipped"
-        return f"{self.model} by {self.recipe}, {size} pixels, batches of {self.batch_size}, {flip}"
-
-    @property
     def rank(self) -> tuple[float, float]:
         """What is compared: accuracy, then loss."""
         return self.accuracy, -self.loss
 
+    def line(self) -> str:
+        """Say what was tried, and what came of it."""
+        tried = _in_words(self.recipe, self.model, self.image_size, self.batch_size, self.hflip)
+        return (
+            f"{tried}: {self.accuracy:.1%} of {self.n:,} validation images after {self.epochs} "
+            f"epochs of {self.images:,} images"
+        )
 
-@dataclass
+
+def _in_words(recipe: str, model: str, image_size: ImageSize, batch_size: int, hflip: bool) -> str:
+    size = image_shape(image_size).written
+    flip = "flipped" if hflip else "not flipped"
+    return f"{model} by {recipe}, {size} pixels, batches of {batch_size}, {flip}"
+
+
+@dataclass(frozen=True)
 class Choice:
     """What was picked, and why.
 
     Attributes:
-        config, image_size: to train with.
-        trials: all that was tried, the start first.
+        config, image_size: to train with; its `recipe` is auto.
+        recipe: whose settings it has, but for what was picked.
         seconds: planned for the training itself.
-        reason: of the number of epochs.
+        reason: of the choice and of the number of epochs.
+        trials: all that was tried, the first choice first; none where the time was short.
     """
 
     config: RunConfig
     image_size: ImageSize
-    trials: list[Trial] = field(default_factory=list)
-    seconds: float = 0.0
-    reason: str = ""
+    recipe: str
+    seconds: float
+    reason: str
+    trials: tuple[Trial, ...] = ()
 
-    @property
-    def best(self) -> Trial:
-        """The trial that it follows."""
-        return max(self.trials, key=lambda trial: trial.rank)
-
-    def lines(self) -> list[str]:
-        """Say it: each trial, and the choice."""
-        tried = [
-            f"{t.choice}: {t.accuracy:.1%} of {t.n:,} validation images after {t.epochs} epochs of "
-            f"{t.images:,} images; {t.seconds:.2f} s an epoch of all"
-            for t in self.trials
-        ]
-        return [*tried, f"picked {self.best.choice}, {self.config.epochs} epochs: {self.reason}"]
+    def line(self) -> str:
+        """Say what was picked, and why."""
+        c = self.config
+        picked = _in_words(self.recipe, c.model, self.image_size, c.batch_size, c.hflip)
+        return f"{picked}, {c.epochs} epochs: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
-            "config": self.config.to_dict(), "image_size": self.image_size,
+            "config": self.config.to_dict(), "image_size": self.image_size, "recipe": self.recipe,
             "trials": [asdict(trial) for trial in self.trials],
             "planned_seconds": self.seconds, "reason": self.reason,
         }  # fmt: skip
+
+
+@dataclass
+class _Candidate:
+    """Settings on data of a size.
+
+    Attributes:
+        per_image: seconds of training on an image in full size, measured here.
+    """
+
+    config: RunConfig
+    data: DataSplits
+    per_image: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        one = replace(self.config, epochs=1, val_fraction=0.0)
+        seconds = time_training([one], self.data)
+        self.per_image = seconds / self.num_images(1, len(self.data.train))
+
+    @property
+    def num_trained(self) -> int:
+        """The training images that are not held out."""
+        count = len(self.data.train)
+        if self.data.validation is not None:
+            return count
+        return count - round(self.config.val_fraction * count)
+
+    def plan(self, epochs: int, count: int) -> Plan:
+        return Plan.of(replace(self.config, epochs=epochs), count, self.data.image_size)
+
+    def num_images(self, epochs: int, count: int) -> float:
+        """Return the images of so many epochs on `count`, in images of full size."""
+        return self.plan(epochs, count).images_of(self.data.image_shape.shortest)
+
+    def seconds(self, epochs: int) -> float:
+        """Return what a training takes."""
+        return self.per_image * self.num_images(epochs, self.num_trained)
+
+    def epochs_within(self, seconds: float, count: int) -> int:
+        """Return the most epochs on `count` images that take no longer; 0 if none does."""
+        images = seconds / self.per_image
+        return bisect.bisect_right(
+            range(1, MOST_EPOCHS + 1), images, key=lambda epochs: self.num_images(epochs, count)
+        )
+
+    def seconds_of_steps(self, steps: int, seconds: float) -> float:
+        """Return what so many steps take, in the mean of a training that lasts `seconds`."""
+        plan = self.plan(max(1, self.epochs_within(seconds, self.num_trained)), self.num_trained)
+        images = plan.images_of(self.data.image_shape.shortest) / plan.num_steps
+        return steps * images * self.per_image
+
+    def try_for(self, seconds: float) -> Trial:
+        """Train for some seconds, on part of the training images, and score on others."""
+        config = self.config
+        trained, held_out = hold_out(self.data, VALIDATION, config.seed)
+        generator = torch.Generator().manual_seed(config.seed)
+        scored = held_out.subset(torch.randperm(len(held_out), generator=generator)[:MOST_SCORED])
+        order = trained[torch.randperm(len(trained), generator=generator)]
+        epochs = max(FEWEST_EPOCHS, self.epochs_within(seconds, len(order)))
+        share = min(1.0, seconds / self.per_image / self.num_images(epochs, len(order)))
+        count = max(2 * config.batch_size, int(share * len(order)))
+        part = replace(
+            self.data, train=self.data.train.subset(order[:count]), test=scored, validation=None,
+            fingerprint=f"{self.data.fingerprint}-trial",
+        )  # fmt: skip
+        with scratch_folder() as folder:
+            short = replace(config, epochs=epochs, val_fraction=0.0)
+            result = fit(short, part, folder / "run").result()
+        assert result is not None
+        return Trial(
+            config.recipe, config.model, self.data.image_size, config.batch_size, config.hflip,
+            result["test_accuracy"], result["test_loss"], epochs, len(part.train), len(scored),
+        )  # fmt: skip
 
 
 def choose(
@@ -141,11 +215,11 @@ def choose(
 
     Args:
         load_at: loads the data at a side in pixels.
-        start: the first choice; what is not tried stays as it is.
+        start: the settings where the time is short, or the user named the network.
         seconds: for trials and training together.
         image_size: given by the user; None lets it be picked.
         fixed: names of settings that the user gave.
-        tell: is told each trial.
+        tell: is told each trial, and the choice.
 
     Raises:
         ValueError: no time at all, or data that a network cannot be trained on.
@@ -153,142 +227,104 @@ def choose(
     if not seconds > 0:
         raise ValueError(f"minutes={seconds / 60:g} is out of range; allowed: above 0")
     started = time.monotonic()
-    loaded: dict[ImageSize, DataSplits] = {}
-    loaded[image_size or 32] = load_at(image_size or 32)
-    current = Choice(start, image_size or 32)
 
     def left() -> float:
         return seconds - (time.monotonic() - started)
 
-    def attempt(config: RunConfig, size: ImageSize) -> None:
-        """Try one change; keep it where it is better than the best so far."""
-        if size not in loaded:
-            loaded[size] = load_at(size)
-        data = loaded[size]
-        per_image = _time_image(config, data)
-        if current.trials and "epochs" not in fixed:
-            images = SAFETY * left() / per_image
-            if _most_epochs(config, data, _num_trained(config, data), images) < FEWEST_EPOCHS:
-                return
-        trial = _try(config, data, TRIAL_SHARE * seconds / NUM_TRIALS, per_image)
-        is_better = not current.trials or trial.rank > current.best.rank
-        current.trials.append(trial)
-        tell(current.lines()[-2])
-        if is_better:
-            current.config, current.image_size = config, size
+    def is_worth_it(candidate: _Candidate) -> bool:
+        epochs = candidate.epochs_within(SAFETY * left(), candidate.num_trained)
+        return "epochs" in fixed or epochs >= FEWEST_EPOCHS
 
-    attempt(start, current.image_size)
-    for name, values in _challenges(loaded[current.image_size], image_size).items():
-        if name in fixed:
-            continue
-        for value in values:
-            if left() < (1 - TRIAL_SHARE) * seconds:
+    loaded = {image_size or 32: load_at(image_size or 32)}
+    data = loaded[image_size or 32]
+    best = _Candidate(_first(start, data, fixed), data)
+    if best.config != start and not is_worth_it(best):
+        best = _Candidate(start, data)
+    length = max(TRIAL_SHARE * seconds / MOST_TRIALS, best.seconds_of_steps(TRIAL_STEPS, left()))
+    trials: list[Trial] = []
+    challenges = list(_challenges(start, data, image_size, fixed))
+    reason = "too little time to try others" if challenges else "nothing else to try"
+    if challenges and 2 * length <= TRIAL_SHARE * seconds:
+        reason = "the best of what was tried"
+        trials.append(best.try_for(length))
+        tell(trials[0].line())
+        top = trials[0]
+        for name, value in challenges:
+            if length + (1 - TRIAL_SHARE) * seconds > left():
                 break
-            own = current.image_size if name != "image_size" else value
-            if name == "model":
-                config = _with_network(start, value, fixed)
-            elif name == "image_size":
-                config = current.config
-            else:
-                config = replace(current.config, **{name: value})
-            if config.model in MODELS and not MODELS[config.model].takes(own):
+            config, size = _changed(best, start, name, value)
+            if (config, size) == (best.config, best.data.image_size):
                 continue
-            attempt(config, own)
-    return _with_epochs(current, loaded[current.image_size], left(), fixed)
+            if config.model in MODELS and not MODELS[config.model].takes(size):
+                continue
+            if size not in loaded:
+                loaded[size] = load_at(size)
+            candidate = _Candidate(config, loaded[size])
+            if not is_worth_it(candidate):
+                continue
+            trials.append(candidate.try_for(length))
+            tell(trials[-1].line())
+            if trials[-1].rank > top.rank:
+                best, top = candidate, trials[-1]
+    choice = _with_epochs(best, left(), reason, trials, fixed)
+    tell(f"picked {choice.line()}")
+    return choice
 
 
-def _challenges(data: DataSplits, image_size: ImageSize | None) -> dict[str, list[Any]]:
-    """Return what is tried instead, by setting."""
-    native = 0
-    if data.train.sizes is not None and len(data.train):
+def _first(start: RunConfig, data: DataSplits, fixed: Collection[str]) -> RunConfig:
+    """Return the first choice: the recipe, but for what the user gave."""
+    # Its first epochs are of smaller images.
+    if "model" in fixed or data.image_shape.shortest < 32:
+        return start
+    settings = build_recipe(FIRST).to_dict()
+    given = OF_THE_START | set(fixed)
+    return replace(start, **{k: v for k, v in settings.items() if k not in given})
+
+
+def _challenges(
+    start: RunConfig, data: DataSplits, image_size: ImageSize | None, fixed: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the settings that are tried instead, one at a time."""
+    if image_size is None and data.train.sizes is not None and len(data.train):
         native = int(data.train.sizes.min(1).values.median())
-    larger = [side for side in (48, 64, 96) if side <= native and image_size is None]
-    recipes = ["sprint"] if data.image_shape.shortest >= 32 else []  # its first images are small
-    return {
-        "model": [*recipes, "resnet8", "resnet20", "record"],
-        "image_size": larger,
-        "batch_size": [32 if len(data.train) < 2_000 else 64],
-        "hflip": [False],
-    }
+        yield from (("image_size", side) for side in (48, 64, 96) if side <= native)
+    if "hflip" not in fixed:
+        yield "hflip", False
+    if "model" not in fixed:
+        yield from (("model", name) for name in (start.model, "resnet8", "resnet20"))
 
 
-def _with_network(start: RunConfig, name: str, fixed: Collection[str]) -> RunConfig:
-    """Return the start with another network, and its recipe's settings where it has one."""
-    if name not in RECIPES:
-        return replace(start, model=name)
-    settings = build_recipe(name).to_dict()
-    return replace(start, **{k: v for k, v in settings.items() if k not in OWN | set(fixed)})
+def _changed(
+    best: _Candidate, start: RunConfig, name: str, value: Any
+) -> tuple[RunConfig, ImageSize]:
+    """Return settings and image size with one change of the best; a network has the start's."""
+    if name == "image_size":
+        return best.config, value
+    if name == "hflip":
+        return replace(best.config, hflip=value, alternate=False), best.data.image_size
+    return replace(start, model=value, hflip=best.config.hflip), best.data.image_size
 
 
-def _num_trained(config: RunConfig, data: DataSplits) -> int:
-    """Return how many images a training would have."""
-    if data.validation is not None:
-        return len(data.train)
-    return len(data.train) - round(config.val_fraction * len(data.train))
-
-
-def _num_images(config: RunConfig, data: DataSplits, count: int) -> float:
-    """Return the images of a training on `count`, in images of full size."""
-    return Plan.of(config, count, data.image_size).images_of(data.image_shape.shortest)
-
-
-def _most_epochs(config: RunConfig, data: DataSplits, count: int, images: float) -> int:
-    """Return the epochs on `count` training images that fit into so many of full size."""
-    return bisect.bisect_right(
-        range(1, MOST_EPOCHS + 1), images,
-        key=lambda epochs: _num_images(replace(config, epochs=epochs), data, count),
-    )  # fmt: skip
-
-
-def _time_image(config: RunConfig, data: DataSplits) -> float:
-    """Return the seconds that an image in full size takes in training, from a few steps."""
-    one = replace(config, epochs=1, val_fraction=0.0)
-    return time_training([one], data) / _num_images(one, data, len(data.train))
-
-
-def _try(config: RunConfig, data: DataSplits, seconds: float, per_image: float) -> Trial:
-    """Train a choice for some seconds, on part of the training images, and score it on others."""
-    trained, held_out = hold_out(data, VALIDATION, config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    scored = held_out.subset(torch.randperm(len(held_out), generator=generator)[:MOST_SCORED])
-    order = trained[torch.randperm(len(trained), generator=generator)]
-    images = seconds / per_image
-    epochs = max(TRIAL_EPOCHS, _most_epochs(config, data, len(order), images))
-    short = replace(config, epochs=epochs, val_fraction=0.0)
-    share = min(1.0, images / _num_images(short, data, len(order)))
-    some = data.train.subset(order[: max(2 * config.batch_size, int(share * len(order)))])
-    part = replace(
-        data, train=some, test=scored, validation=None, fingerprint=f"{data.fingerprint}-trial"
-    )
-    with scratch_folder() as folder:
-        result = fit(short, part, folder / "run").result()
-    assert result is not None
-    measured = result["seconds"] / _num_images(short, data, len(some))
-    return Trial(
-        config.recipe, config.model, data.image_size, config.batch_size, config.hflip,
-        measured * len(data.train), result["test_accuracy"], result["test_loss"], epochs,
-        len(some), len(scored),
-    )  # fmt: skip
-
-
-def _with_epochs(choice: Choice, data: DataSplits, left: float, fixed: Collection[str]) -> Choice:
+def _with_epochs(
+    best: _Candidate, left: float, reason: str, trials: Sequence[Trial], fixed: Collection[str]
+) -> Choice:
     """Give a choice the epochs that fit into what is left of the time."""
-    config = choice.config
-    count = _num_trained(config, data)
-    per_image = choice.best.seconds / len(data.train)
-    epochs = config.epochs
-    choice.reason = "as asked for"
-    if "epochs" not in fixed:
-        epochs = max(1, _most_epochs(config, data, count, SAFETY * left / per_image))
-    choice.seconds = per_image * _num_images(replace(config, epochs=epochs), data, count)
-    if "epochs" not in fixed:
-        choice.reason = (
-            f"{max(0.0, left):.0f} s are left, and an epoch takes {choice.seconds / epochs:.2f} s"
+    epochs = best.config.epochs
+    if "epochs" in fixed:
+        reason += f"; {epochs} epochs as asked for"
+    else:
+        epochs = max(1, best.epochs_within(SAFETY * left, best.num_trained))
+        reason += (
+            f"; {max(0.0, left):.0f} s are left, and an epoch takes "
+            f"{best.seconds(epochs) / epochs:.2f} s"
         )
         if epochs == MOST_EPOCHS:
-            choice.reason += f"; more than {MOST_EPOCHS} are not planned"
-    choice.config = replace(
-        config, recipe="auto", epochs=epochs,
-        tuning_trials=config.tuning_trials + len(choice.trials) - 1,
+            reason += f"; more than {MOST_EPOCHS} are not planned"
+    config = replace(
+        best.config, recipe="auto", epochs=epochs,
+        tuning_trials=best.config.tuning_trials + max(0, len(trials) - 1),
     )  # fmt: skip
-    return choice
+    return Choice(
+        config, best.data.image_size, best.config.recipe, best.seconds(epochs), reason,
+        tuple(trials),
+    )  # fmt: skip
