@@ -21,6 +21,8 @@ PrecisionName = Literal["auto", "bf16", "fp32"]
 MonitorName = Literal["val", "test"]
 PadMode = Literal["zero", "reflect"]
 BalanceName = Literal["none", "balanced"]
+KernelsName = Literal["default", "auto"]
+CompileName = bool | Literal["auto"]
 
 BUDGET = 500_000
 """A network fits when it has fewer parameters than this, all of them counted."""
@@ -109,7 +111,9 @@ class RunConfig:
     # The machine.
     precision: PrecisionName = "auto"
     device: str = "cpu"
-    compile: bool = False  # torch.compile; on a GPU with CUDA graphs
+    kernels: KernelsName = "default"  # auto: of each convolution the one that is fastest here
+    # torch.compile, on a GPU with CUDA graphs; auto: where the run earns its time back
+    compile: CompileName = False
     sync_bn: bool = False  # BatchNorm over the images of all processes of a distributed run
     threads: int = 0  # 0: as many as torch chooses
     keep_checkpoints: int = 2  # the newest ones kept; 0 keeps all
@@ -125,6 +129,14 @@ class RunConfig:
                 raise ValueError(
                     f"{field.name}={value!r} is not known; allowed: {', '.join(allowed)}"
                 )
+        if self.compile not in (True, False, "auto"):
+            allowed_here = _type_name(CompileName)
+            raise ValueError(f"compile={self.compile!r} is not known; allowed: {allowed_here}")
+        if self.kernels == "auto" and self.compile:
+            raise ValueError(
+                "kernels=auto chooses among torch's kernels, which compile replaces; "
+                "leave one of them out"
+            )
         for name, low, high, inclusive in _RANGES:
             value = getattr(self, name)
             above = value >= low if inclusive else value > low
@@ -283,13 +295,16 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return "whole numbers separated by commas"
     return {
-        int: "a whole number", float: "a number", bool: "true or false", str: "a text"
+        int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+        CompileName: "true, false or auto",
     }.get(annotation, " or ".join(_literal_values(annotation)))  # fmt: skip
 
 
 def _parse(key: str, text: str, annotation: Any) -> Any:
     try:
-        if annotation is bool:
+        if annotation == CompileName and text.lower() == "auto":
+            return "auto"
+        if annotation in (bool, CompileName):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if get_origin(annotation) is tuple:
             return tuple(int(part) for part in text.split(",") if part)

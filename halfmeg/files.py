@@ -163,6 +163,21 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock for the block, so that processes take turns; it is made if missing.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _create_locked(part: Path) -> int:
     while True:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -3,6 +3,7 @@
 | module | holds |
 |---|---|
 | `environment` | command, commit, versions, machine |
+| `chosen` | what a run's `auto` settings came to |
 | `seen` | which images a network was trained on |
 | `weights` | weights, logits and checkpoints |
 | `sources` | Python of the user's own, kept as text in the run folder |

@@ -5,6 +5,7 @@
 | `config.json` | the `RunConfig` and the facts of the data |
 | `trained_on.u64`, `held_out.u64` | 8 bytes of a hash of each image (`halfmeg.artifacts.seen`) |
 | `environment.json` | versions, machine and command |
+| `chosen.json` | what its `auto` settings chose on that machine, where it has any |
 | `metrics.csv` | one row for each epoch |
 | `checkpoints/` | everything needed to continue, the newest last |
 | `weights.safetensors` | the evaluated weights |
@@ -23,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from halfmeg.artifacts.chosen import CHOSEN, Chosen
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
 from halfmeg.artifacts.metrics import MetricsRow, metrics_to_bytes, read_metrics
@@ -160,6 +162,21 @@ class Run:
         """Return the checksum that result.json states; None for a run from before there was one."""
         sha256: dict[str, str] = (self.result() or {}).get("sha256", {})
         return sha256.get(name)
+
+    def save_chosen(self, chosen: Chosen) -> None:
+        """Write chosen.json."""
+        self._write(CHOSEN, json_bytes(asdict(chosen)))
+
+    def chosen(self) -> Chosen | None:
+        """Return what its `auto` settings chose; None where nothing was, or is yet, to choose.
+
+        Raises:
+            ValueError: chosen.json is damaged.
+        """
+        try:
+            return read_json(self.folder / CHOSEN, Chosen)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def write_metrics(self, rows: Sequence[MetricsRow]) -> None:
         """Write metrics.csv."""

@@ -135,6 +135,8 @@ class _Display(Listener):
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
         self.tell()
+        for note in chosen.notes if (chosen := run.chosen()) else ():
+            print_error(f"{self.name}  {note}")
         for path in damaged:
             print_error(f"damaged checkpoint passed over: {path}")
 

@@ -23,6 +23,8 @@ KINDS = ("images", "labels", "groups", "sizes")
 ARRAYS = tuple(f"{part}_{kind}.npy" for part in PARTS for kind in KINDS)
 """The files that may stand there; validation part, groups and sizes only where there are any."""
 INFO = "info.json"
+MEASURED = "measured"
+"""A folder of answers that `halfmeg.training.measured` keeps."""
 HUB_INFO = "hub.json"
 """In a folder of downloaded files, as `halfmeg.data.hub` keeps them."""
 
@@ -193,6 +195,10 @@ def list_cache() -> list[CacheEntry]:
         if (path / HUB_INFO).is_file() and path.name.startswith("hub-"):
             size = sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
             entries.append(CacheEntry(path, "downloaded from the hub", 0, size))
+            continue
+        if path.name == MEASURED:
+            size = sum(file.lstat().st_size for file in path.iterdir())
+            entries.append(CacheEntry(path, "measured on this machine", 0, size))
             continue
         inside = [file for file in path.iterdir() if not file.name.startswith(f".{INFO}.")]
         if any(file.name not in (*ARRAYS, INFO) for file in inside):

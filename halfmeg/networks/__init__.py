@@ -3,6 +3,7 @@
 | module | holds |
 |---|---|
 | `layers` | layers that several families share |
+| `convolutions` | a convolution computed in other ways |
 | `study` | the four networks of the published study |
 | `he2015` | ResNet-20, ResNet-32 and ResNet-56, and public checkpoints of them |
 | `banbury2021` | ResNet-8 of MLPerf Tiny |

@@ -57,7 +57,7 @@ NETWORK = "network"
 SHARES = ("epochs", "crop", "cutout", "small_size")
 RESERVED = (
     "recipe", "model", "budget", "seed", "init", "val_fraction", "monitor", "tuning_trials",
-    "device", "threads", "keep_checkpoints", "compile", "sync_bn",
+    "device", "threads", "keep_checkpoints", "kernels", "compile", "sync_bn",
 )  # fmt: skip
 """Settings of a run that the search itself decides."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import shutil
 import statistics
 import time
 import warnings
@@ -24,6 +22,7 @@ from halfmeg.artifacts.graph import open_session
 from halfmeg.shipping.onnx import FromPixels, fold_batchnorm
 from halfmeg.shipping.predict import Runner
 from halfmeg.shipping.verify import logit_tolerance, run_onnx, verify_onnx
+from halfmeg.training.compiling import has_compiler
 
 BATCH_SIZE = 128
 
@@ -116,13 +115,8 @@ def available_runtimes(bundle: Bundle) -> list[str]:
         if find_spec(runtime.needs) is not None
         and bundle.has(runtime.file)
         and not (bundle.is_own and runtime.needs == "torch")  # its Python is not in the bundle
-        and (name != "torch compiled" or _has_compiler())
+        and (name != "torch compiled" or has_compiler())
     ]
-
-
-def _has_compiler() -> bool:
-    """Return whether torch.compile finds a C++ compiler."""
-    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++")))
 
 
 def bench(

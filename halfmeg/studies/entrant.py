@@ -25,7 +25,7 @@ from halfmeg.studies.measure import Robustness, fold_of, mean_robustness, shape_
 from halfmeg.studies.resampled import folded_interval
 from halfmeg.studies.stats import LEVEL, Interval, crossed_interval
 
-OWN_TO_A_RUN = ("seed", "device", "compile", "threads", "keep_checkpoints")
+OWN_TO_A_RUN = ("seed", "device", "kernels", "compile", "threads", "keep_checkpoints")
 """Settings in which the runs of one entrant may differ."""
 
 

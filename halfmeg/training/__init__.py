@@ -13,6 +13,10 @@
 | `stateful`, `state` | what a checkpoint holds |
 | `listen`, `stopping`, `process` | who is told, how a run is stopped, settings of the process |
 | `totals` | loss, right answers and time of an epoch |
+| `measured` | what was measured on this machine, kept in the cache |
+| `kernels` | the fastest way of each convolution |
+| `compiling` | torch.compile, and whether it is worth its time |
+| `choice` | what a run's `auto` settings come to |
 | `job` | a run set up, of these parts |
 | `loop` | the training loop, on one screen |
 | `outcome` | what is measured after an epoch and at the end |

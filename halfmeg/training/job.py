@@ -26,8 +26,11 @@ from halfmeg.networks.table import build_model, find_entry, other_sizes
 from halfmeg.networks.trial import try_out
 from halfmeg.places.place import is_place, short_name
 from halfmeg.training.batches import Batch, Batches
+from halfmeg.training.choice import chosen_by
+from halfmeg.training.compiling import check_compiler, compiled
 from halfmeg.training.distill import open_teacher
 from halfmeg.training.distributed import Ranks
+from halfmeg.training.kernels import with_kernels
 from halfmeg.training.loss import Loss, build_loss
 from halfmeg.training.optim import (
     Schedule,
@@ -50,6 +53,7 @@ def check(config: RunConfig, data: DataSplits) -> None:
     allowed = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if config.device not in (*allowed, *(["cuda"] if len(allowed) > 1 else [])):
         raise ValueError(f"device={config.device} is not there; allowed here: {', '.join(allowed)}")
+    check_compiler(config)
     shape = data.image_shape
     if config.crop_mode == "reflect" and config.crop >= shape.shortest:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {shape.shortest}")
@@ -239,7 +243,10 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     model = build_network(config, data, train_indices)
     model.to(device=device)
     use_channels_last(model)
-    network = compiled(ranks.wrap(model, synchronize_batchnorm=config.sync_bn), config, device)
+    own_batch = ranks.num_own(config.batch_size)
+    chosen = ranks.first(lambda: chosen_by(run, model, plan, own_batch, dtype))
+    wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
+    network = with_kernels(compiled(wrapped, device, on=chosen.compile), chosen.kernels)
     optimizer = optimizer_of(config, model.parameters(), dtype)
     selection = build_selection(config.hard_share, len(data.train), device, ranks)
     state = State(
@@ -297,13 +304,3 @@ def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, plan: Plan)
         milestones=[plan.steps_before(epoch) for epoch in config.milestones],
         drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
     )  # fmt: skip
-
-
-def compiled(
-    forward: Callable[[Tensor], Tensor], config: RunConfig, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Return the same function, compiled where the config says so; on a GPU as CUDA graphs."""
-    if not config.compile:
-        return forward
-    mode = "reduce-overhead" if device.type == "cuda" else "default"
-    return torch.compile(forward, mode=mode, dynamic=False)

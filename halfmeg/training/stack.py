@@ -30,9 +30,10 @@ from halfmeg.data.mix import Mixture
 from halfmeg.networks.trial import try_stack
 from halfmeg.places.place import is_place
 from halfmeg.training.batches import Batch
+from halfmeg.training.compiling import compiled
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
-from halfmeg.training.job import Job, check, compiled, optimizer_of, schedule_of, set_up
+from halfmeg.training.job import Job, check, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.loss import MixedLoss, WeighedLoss
@@ -66,6 +67,9 @@ def check_stack(configs: Sequence[RunConfig]) -> None:
     if is_place(first.optimizer) or first.loss:
         name = "loss" if first.loss else "optimizer"
         raise ValueError(f"{name}={getattr(first, name)} takes no stack; leave one of them out")
+    for name in ("kernels", "compile"):
+        if getattr(first, name) == "auto":
+            raise ValueError(f"{name}=auto takes no stack; leave one of them out")
     if first.teacher:
         raise ValueError(f"teacher={first.teacher} takes no stack; leave one of them out")
 
@@ -166,7 +170,7 @@ class Stack:
             LastWeights(), AllImages(),
         )  # fmt: skip
         self._take_states()
-        self.forward = compiled(self._forward, config, self.device)
+        self.forward = compiled(self._forward, self.device, on=config.compile is True)
 
     @property
     def advice(self) -> str:

@@ -1,0 +1,82 @@
+"""What a run's `auto` settings come to on this machine: measured at its start, kept in its folder.
+
+`precision=auto` is not among them: it follows from the processor and needs no measuring.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from halfmeg.artifacts.chosen import Chosen
+from halfmeg.artifacts.run import Run
+from halfmeg.places.place import is_place
+from halfmeg.places.source import read_source
+from halfmeg.training.compiling import worth_compiling
+from halfmeg.training.kernels import Ways, choose_kernels
+from halfmeg.training.plan import Plan
+
+
+def chosen_by(
+    run: Run, model: nn.Module, plan: Plan, batch_size: int, dtype: torch.dtype
+) -> Chosen:
+    """Return what a run chose when it started, or choose now and write it to its folder.
+
+    Of several processes the first one asks, and hands the answer to the others.
+
+    Args:
+        run: whose settings these are.
+        model: on its device, in its order of memory; it stays as it is.
+        plan: of the run.
+        batch_size: of a step in this process.
+        dtype: of the run's products.
+
+    Raises:
+        ValueError: the folder says what was chosen, but is damaged.
+    """
+    config = run.config
+    if config.kernels != "auto" and config.compile != "auto":
+        return Chosen(compile=config.compile is True)
+    if (stored := run.chosen()) is not None:
+        return stored
+    shape = run.data.image_shape
+    batch_size = min(batch_size, max(b.stop - b.start for b in plan.epochs[0].batches))
+    chosen = Chosen(compile=config.compile is True)
+    if config.kernels == "auto":
+        ways: Ways = {}
+        note = "a GPU's library chooses for itself"
+        if next(model.parameters()).device.type == "cpu":
+            shapes = [shape.scaled_to(size) for size in sorted({e.size for e in plan.epochs})]
+            ways = choose_kernels(model, shapes, batch_size, dtype)
+            note = _describe(ways)
+        chosen = replace(chosen, kernels=ways, notes=(f"kernels=auto: {note}",))
+    if config.compile == "auto":
+        on, why = worth_compiling(model, shape, batch_size, dtype, plan, _facts_of(run))
+        chosen = replace(
+            chosen, compile=on, notes=(f"compile=auto: {'on' if on else 'off'}; {why}",)
+        )
+    run.save_chosen(chosen)
+    return chosen
+
+
+def _facts_of(run: Run) -> dict[str, Any]:
+    """Return what the time of a run's network depends on."""
+    config = run.config
+    return {
+        "model": config.model,
+        "source": read_source(config.model).sha256 if is_place(config.model) else None,
+        "budget": config.budget,
+        "classes": len(run.data.classes),
+        "shape": list(run.data.image_shape),
+    }
+
+
+def _describe(ways: Ways) -> str:
+    if not ways:
+        return "torch's own are the fastest here, or not slower by a tenth"
+    counted = ", ".join(f"{way} {count}×" for way, count in Counter(ways.values()).most_common())
+    return f"{len(ways)} shapes of convolution run another way ({counted}); see chosen.json"

@@ -1,0 +1,190 @@
+"""Which kernel each convolution of a network runs on (`kernels=auto`): measured, then kept.
+
+Grouped and dilated convolutions are timed in the ways of `networks.convolutions`, forward and
+backward, with the batch, order of memory and type that the run has. One that is faster than torch's
+own by a tenth or more is taken. What a run takes is written to its folder, and found there again by
+`resume`; what was measured stays in the cache (`training.measured`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from halfmeg.data.shape import ImageShape
+from halfmeg.evaluation.precision import autocast
+from halfmeg.networks.convolutions import Convolution
+from halfmeg.training.measured import remember
+
+GAIN = 0.9
+"""A way is taken if its time is at most this part of torch's own: noise alone shall not change a
+run's bits, and what it seldom wins is not worth that."""
+
+ROUNDS = 30
+FEWEST_ROUNDS = 4
+SECONDS = 0.3
+"""For each way of a convolution; when they are over, no further round is begun."""
+HOPELESS = 2.0
+"""A way that is slower by this factor in two rounds is not timed again."""
+
+Ways = dict[str, str]
+"""The way of each convolution that is not computed as it is called, by its name."""
+
+
+def choose_kernels(
+    model: nn.Module, shapes: Iterable[ImageShape], batch_size: int, dtype: torch.dtype
+) -> Ways:
+    """Return the fastest way of each convolution of a network, where it is not torch's own.
+
+    Args:
+        model: in its order of memory; it stays as it is.
+        shapes: of the images of all epochs.
+        batch_size: images of a step in this process.
+        dtype: of the run's products.
+    """
+    ways = {}
+    for layer, images in _find_convolutions(model, shapes, batch_size, dtype).items():
+        way = fastest(layer, _times_of(layer, images))
+        if way != "conv":
+            ways[layer.name] = way
+    return ways
+
+
+def fastest(layer: Convolution, milliseconds: Mapping[str, float]) -> str:
+    """Return the way of the least time; torch's own unless another is clearly faster."""
+    best = min(layer.ways(), key=lambda way: milliseconds.get(way, math.inf))
+    is_faster = milliseconds.get(best, math.inf) <= GAIN * milliseconds.get("conv", math.inf)
+    return best if is_faster else "conv"
+
+
+def with_kernels(forward: Callable[[Tensor], Tensor], ways: Ways) -> Callable[[Tensor], Tensor]:
+    """Return the same function with its convolutions computed in these ways while it trains."""
+    if not ways:
+        return forward
+
+    def run(images: Tensor) -> Tensor:
+        with _Kernels(ways):
+            return forward(images)
+
+    return run
+
+
+@final
+class _Kernels(TorchFunctionMode):
+    """Computes convolutions in chosen ways where a gradient will be asked for."""
+
+    def __init__(self, ways: Ways) -> None:
+        super().__init__()
+        self.ways = ways
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.conv2d and torch.is_grad_enabled():
+            layer = Convolution.of(*args, **kwargs)
+            if layer and (way := self.ways.get(layer.name)):
+                return layer.compute(way, *_tensors(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+@final
+class _Search(TorchFunctionMode):
+    """Notes the convolutions that are called, and the images in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[Convolution, int] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.conv2d and torch.is_grad_enabled():
+            layer = Convolution.of(*args, **kwargs)
+            if layer:
+                self.found[layer] = len(_tensors(*args, **kwargs)[0])
+        return func(*args, **kwargs)
+
+
+def _tensors(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the tensors of a call of `F.conv2d`."""
+    return input, weight, bias
+
+
+def _find_convolutions(
+    model: nn.Module, shapes: Iterable[ImageShape], batch_size: int, dtype: torch.dtype
+) -> dict[Convolution, int]:
+    """Return the convolutions that have several ways, and the images that each gets in a step."""
+    search, few = _Search(), 2
+    trial = copy.deepcopy(model).train()
+    cpu = torch.device("cpu")
+    with torch.random.fork_rng(devices=[]), autocast(cpu, dtype), search:
+        for shape in shapes:
+            images = torch.zeros(few, *shape).to(dtype)
+            trial(images.contiguous(memory_format=torch.channels_last))
+    return {
+        layer: count * batch_size // few
+        for layer, count in search.found.items()
+        if len(layer.ways()) > 1
+    }
+
+
+def _times_of(layer: Convolution, num_images: int) -> dict[str, float]:
+    facts = {"convolution": layer.name, "images": num_images, "ways": layer.ways()}
+    return remember(facts, dict[str, float], lambda: time_ways(layer, num_images))
+
+
+def time_ways(layer: Convolution, num_images: int) -> dict[str, float]:
+    """Return milliseconds of each way, forward and backward: the least of some rounds in turn.
+
+    Args:
+        layer: what is computed, on random numbers.
+        num_images: in a step.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        values = torch.randn(*shape, generator=generator)
+        order = torch.channels_last if layer.channels_last else torch.contiguous_format
+        return values.contiguous(memory_format=order) if len(shape) == 4 else values
+
+    dtype = torch.bfloat16 if layer.bfloat16 else torch.float32
+    x = draw(num_images, layer.in_channels, *layer.size).to(dtype).requires_grad_(layer.gradient)
+    weight = draw(layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
+    weight.requires_grad_()
+    bias = draw(layer.out_channels).requires_grad_() if layer.bias else None
+    needing = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
+    seconds: dict[str, list[float]] = {way: [] for way in layer.ways()}
+
+    def once(way: str) -> float:
+        started = clock()
+        with autocast(torch.device("cpu"), dtype):
+            y = layer.compute(way, x, weight, bias)
+        torch.autograd.grad(y, needing, torch.ones_like(y))
+        return clock() - started
+
+    # another program does not lengthen the processor's time, but with more threads waits count
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    left, begun = layer.ways(), time.perf_counter()
+    for number in range(1 + ROUNDS):
+        if number > FEWEST_ROUNDS and time.perf_counter() - begun > SECONDS * len(seconds):
+            break
+        for way in left:
+            taken = once(way)
+            if number:  # the first warms up
+                seconds[way].append(taken)
+        if number == 2:
+            limit = HOPELESS * min(map(min, seconds.values()))
+            left = [way for way in left if min(seconds[way]) <= limit]
+    return {way: 1000 * min(times) for way, times in seconds.items()}
