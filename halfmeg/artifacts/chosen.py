@@ -14,7 +14,7 @@ class Chosen:
     """The content of chosen.json, which makes a run go on to the same bits.
 
     Attributes:
-        kernels: the way of each convolution that is not computed as it is called, by its name.
+        kernels: the way of each grouped or dilated convolution, by its name.
         compile: whether the network is compiled.
         notes: one line for each setting, of what was measured.
     """

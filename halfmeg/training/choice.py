@@ -76,7 +76,7 @@ def _facts_of(run: Run) -> dict[str, Any]:
 
 
 def _describe(ways: Ways) -> str:
-    if not ways:
-        return "torch's own are the fastest here, or not slower by a tenth"
-    counted = ", ".join(f"{way} {count}×" for way, count in Counter(ways.values()).most_common())
-    return f"{len(ways)} shapes of convolution run another way ({counted}); see chosen.json"
+    others = Counter(way for way in ways.values() if way != "conv")
+    told = f"{others.total()} of {len(ways)} kinds of grouped or dilated convolution in another way"
+    counted = ", ".join(f"{way} {count}×" for way, count in others.most_common())
+    return f"{told} ({counted}); see chosen.json" if others else told

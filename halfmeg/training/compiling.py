@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from halfmeg.config import RunConfig
 from halfmeg.data.shape import ImageShape
 from halfmeg.evaluation.precision import autocast
-from halfmeg.training.measured import remember
+from halfmeg.training.measured import clock, remember
 from halfmeg.training.plan import Plan
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
-SHORTEST = 60.0
-"""Seconds of training below which compiling, which itself takes about a minute, is not tried."""
+SHORTEST = 300.0
+"""Seconds of training below which compiling is not tried: it takes half a minute or more for each
+size of images, and saves a tenth of a step where it saves much (docs/performance.md)."""
 
 ROUNDS = 5
 
@@ -128,15 +129,16 @@ def time_steps(
 ) -> StepTimes:
     """Time steps forward and backward, as they are and compiled in turn; the least of each."""
     device = images.device
+    now = clock() if device.type == "cpu" else time.perf_counter
 
     def step(network: Callable[[Tensor], Tensor]) -> float:
-        started = time.perf_counter()
+        started = now()
         with autocast(device, dtype):
             logits = network(images)
         logits.float().logsumexp(1).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - started
+        return now() - started
 
     plain = copy.deepcopy(model).train()
     step(plain)
@@ -144,10 +146,12 @@ def time_steps(
         return StepTimes(min(step(plain) for _ in range(2)))
     network = compiled(copy.deepcopy(model).train(), device, on=True)
     try:
-        first = step(network)
+        started = time.perf_counter()
+        step(network)
+        first = time.perf_counter() - started  # compilers are processes of their own
         pairs = [(step(plain), step(network)) for _ in range(ROUNDS)]
     except Exception as error:  # the compiler's errors have no common base
-        text = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).partition("Set TORCH")[0].split())[:200]
         return StepTimes(0.0, failure=f"{type(error).__name__}: {text}")
     of_plain, of_compiled = (min(times) for times in zip(*pairs, strict=True))
     return StepTimes(of_plain, of_compiled, max(0.0, first - of_compiled))

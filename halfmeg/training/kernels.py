@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
@@ -22,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from halfmeg.data.shape import ImageShape
 from halfmeg.evaluation.precision import autocast
 from halfmeg.networks.convolutions import Convolution
-from halfmeg.training.measured import remember
+from halfmeg.training.measured import clock, remember
 
 GAIN = 0.9
 """A way is taken if its time is at most this part of torch's own: noise alone shall not change a
@@ -36,13 +35,13 @@ HOPELESS = 2.0
 """A way that is slower by this factor in two rounds is not timed again."""
 
 Ways = dict[str, str]
-"""The way of each convolution that is not computed as it is called, by its name."""
+"""The way of each convolution, by its name; `conv` is torch's own."""
 
 
 def choose_kernels(
     model: nn.Module, shapes: Iterable[ImageShape], batch_size: int, dtype: torch.dtype
 ) -> Ways:
-    """Return the fastest way of each convolution of a network, where it is not torch's own.
+    """Return the fastest way of each convolution of a network that has several.
 
     Args:
         model: in its order of memory; it stays as it is.
@@ -50,12 +49,8 @@ def choose_kernels(
         batch_size: images of a step in this process.
         dtype: of the run's products.
     """
-    ways = {}
-    for layer, images in _find_convolutions(model, shapes, batch_size, dtype).items():
-        way = fastest(layer, _times_of(layer, images))
-        if way != "conv":
-            ways[layer.name] = way
-    return ways
+    found = _find_convolutions(model, shapes, batch_size, dtype)
+    return {layer.name: fastest(layer, _times_of(layer, n)) for layer, n in found.items()}
 
 
 def fastest(layer: Convolution, milliseconds: Mapping[str, float]) -> str:
@@ -67,11 +62,12 @@ def fastest(layer: Convolution, milliseconds: Mapping[str, float]) -> str:
 
 def with_kernels(forward: Callable[[Tensor], Tensor], ways: Ways) -> Callable[[Tensor], Tensor]:
     """Return the same function with its convolutions computed in these ways while it trains."""
-    if not ways:
+    others = {name: way for name, way in ways.items() if way != "conv"}
+    if not others:
         return forward
 
     def run(images: Tensor) -> Tensor:
-        with _Kernels(ways):
+        with _Kernels(others):
             return forward(images)
 
     return run
@@ -168,17 +164,16 @@ def time_ways(layer: Convolution, num_images: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {way: [] for way in layer.ways()}
 
     def once(way: str) -> float:
-        started = clock()
+        started = now()
         with autocast(torch.device("cpu"), dtype):
             y = layer.compute(way, x, weight, bias)
         torch.autograd.grad(y, needing, torch.ones_like(y))
-        return clock() - started
+        return now() - started
 
-    # another program does not lengthen the processor's time, but with more threads waits count
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    left, begun = layer.ways(), time.perf_counter()
+    now = clock()
+    left, begun = layer.ways(), now()
     for number in range(1 + ROUNDS):
-        if number > FEWEST_ROUNDS and time.perf_counter() - begun > SECONDS * len(seconds):
+        if number > FEWEST_ROUNDS and now() - begun > SECONDS * len(seconds):
             break
         for way in left:
             taken = once(way)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +20,14 @@ from halfmeg.data.cache import MEASURED, cache_folder
 from halfmeg.files import check_json, locked, make_folder, read_json, write_json
 
 T = TypeVar("T")
+
+
+def clock() -> Callable[[], float]:
+    """Return the clock to time with, in seconds: on one thread the processor's time.
+
+    Another program does not lengthen that. With more threads the waits between them count too.
+    """
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halfmeg.networks.convolutions import Convolution
+
+CL = torch.channels_last
+SHAPES: dict[str, dict[str, Any]] = {
+    # in, out, kernel, size, and the rest as F.conv2d takes it
+    "gated": {"shape": (8, 8, (7, 7), (16, 16)), "padding": 9, "dilation": 3, "groups": 8},
+    "not square": {"shape": (4, 8, (3, 5), (11, 14)), "padding": (2, 6), "dilation": (2, 3)},
+    "no padding": {"shape": (6, 4, (3, 3), (13, 12)), "dilation": 4, "groups": 2},
+    "rows only": {"shape": (3, 3, (3, 1), (10, 7)), "padding": (2, 0), "dilation": (2, 1)},
+    "grouped": {"shape": (8, 12, (3, 3), (9, 9)), "padding": 1, "stride": 2, "groups": 4},
+}
+
+
+def drawn(
+    kind: str, order: torch.memory_format = CL, *, bias: bool = True
+) -> tuple[list[Tensor], dict[str, Any]]:
+    rest = dict(SHAPES[kind])
+    channels, out_channels, kernel, size = rest.pop("shape")
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, channels, *size, generator=generator).contiguous(memory_format=order)
+    weight = torch.randn(
+        out_channels, channels // rest.get("groups", 1), *kernel, generator=generator
+    )
+    tensors = [x, weight, torch.randn(out_channels, generator=generator)][: 2 + bias]
+    return [tensor.requires_grad_() for tensor in tensors], rest
+
+
+@pytest.mark.parametrize("order", [CL, torch.contiguous_format], ids=["channels_last", "plain"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_each_way_gives_the_same_output_and_gradients(
+    kind: str, order: torch.memory_format
+) -> None:
+    tensors, rest = drawn(kind, order)
+    layer = Convolution.of(*tensors, **rest)
+    assert layer is not None
+    assert layer.channels_last == (order == CL)
+    expected = F.conv2d(*tensors, **rest)
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, tensors, weights)
+    assert ("phases" in layer.ways()) == ("dilation" in rest)
+    assert ("other order" in layer.ways()) == ("groups" in rest)
+    for way in layer.ways():
+        y = layer.compute(way, *tensors)
+        assert y.shape == expected.shape
+        assert (y.stride(1) == 1) == layer.channels_last
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        for own, theirs in zip(torch.autograd.grad(y, tensors, weights), gradients, strict=True):
+            torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_in_bfloat16_each_way_has_a_form_in_float32_of_the_same_type() -> None:
+    (x, weight), rest = drawn("gated", bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer = Convolution.of(x, weight, **rest)
+        assert layer is not None
+        ways = layer.ways()
+        assert ways == [
+            "conv", "other order", "phases",
+            "conv float32", "other order float32", "phases float32",
+        ]  # fmt: skip
+        outputs = {way: layer.compute(way, x, weight, None) for way in ways}
+    exact = F.conv2d(x, weight, **rest)
+    for way, y in outputs.items():
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), exact, rtol=0.02, atol=0.1, msg=way)
+    torch.testing.assert_close(outputs["conv float32"], exact.bfloat16())
+
+
+def test_what_has_no_other_way() -> None:
+    x, weight = torch.zeros(2, 4, 8, 8), torch.zeros(4, 4, 3, 3)
+    assert Convolution.of(x, weight, None, 1, 1).ways() == ["conv"]  # type: ignore[union-attr]
+    strided = Convolution.of(x, weight, stride=2, padding=2, dilation=2)
+    assert strided is not None
+    assert strided.ways() == ["conv"]
+    uneven = Convolution.of(x, weight, padding=1, dilation=2)  # a border that no grid divides
+    assert uneven is not None
+    assert uneven.ways() == ["conv"]
+    assert Convolution.of(x, weight, padding="same") is None
+    assert Convolution.of(x[0], weight) is None
+
+
+def test_the_name_tells_all_apart_that_is_timed_apart() -> None:
+    tensors, rest = drawn("gated")
+    layer = Convolution.of(*tensors, **rest)
+    assert layer is not None
+    assert layer.name == ("8→8 7×7, groups 8, padding 9×9, dilation 3×3, on 16×16, float32, bias")
+    plain = Convolution.of(*(t.detach().contiguous() for t in tensors[:2]), stride=2)
+    assert plain is not None
+    assert plain.name == (
+        "8→8 7×7, stride 2×2, on 16×16, float32, plain order, no gradient for its input"
+    )
+    sliced = tensors[0].chunk(2, 1)[0]  # of every position half of the channels
+    half = Convolution.of(sliced, torch.zeros(4, 1, 3, 3), groups=4)
+    assert half is not None
+    assert half.channels_last
