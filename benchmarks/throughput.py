@@ -1,14 +1,20 @@
-"""Training speed of halfmeg's loop against a conventional one, in one interleaved run.
+"""Training speed of halfmeg's loop against two others, in one interleaved run.
 
-Both train the same network on the same images with the same five augmentations and batch size.
+All train the same network on the same images with the same five augmentations and batch size.
 Ours is `halfmeg.fit` itself. The conventional loop is what a tutorial would write: float32, the
 default memory format, a DataLoader with 2 workers that augments image by image with Pillow (as
-torchvision's transforms do), and plain Adam. It has a process of its own, so that our setting of
-the allocator does not speed it up; the two never run at the same time.
+torchvision's transforms do), and plain Adam. The eager one is plain PyTorch without what is slow
+there: it cuts and augments whole batches with our function and computes in the type that we do, so
+what is left is the loop, the order of memory, the optimizer and the allocator. Each of the two has
+a process of its own, so that our setting of the allocator does not speed it up; no two loops run
+at the same time.
 
-    python benchmarks/throughput.py --data PATH [--json]
+    python benchmarks/throughput.py --data PATH [--models NAME…] [--json] [--out FILE]
 
-Rounds alternate, so that a change in the machine's speed meets both; each figure is the median
+It measures the whole table of networks. `--out` keeps the row of each as it ends, and the same
+command goes on from there; rows of other settings are refused.
+
+Rounds alternate, so that a change in the machine's speed meets all; each figure is the median
 over rounds. `gemm_share` is the useful arithmetic of our training (6 times the network's
 multiply-accumulates for each image) over the machine's own matrix product, measured between the
 rounds, in the type that we train in: bfloat16 where the processor has it, float32 elsewhere.
@@ -39,7 +45,8 @@ from halfmeg.artifacts.environment import environment
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import augment
 from halfmeg.data.dataset import DataSplits
-from halfmeg.evaluation.precision import compute_dtype
+from halfmeg.evaluation.precision import autocast, compute_dtype
+from halfmeg.files import write_atomically
 from halfmeg.networks.summary import count_macs
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.training.fit import fit
@@ -114,6 +121,30 @@ def conventional_loop(
         pipe.send(len(data.train) / (time.perf_counter() - started))
 
 
+def eager_loop(pipe: Connection, model_name: str, data: DataSplits, config: RunConfig) -> None:
+    """Train an epoch for each request; send its images per second, first batch to last step."""
+    device = torch.device(config.device)
+    model = build_model(model_name, len(data.classes))
+    optimizer = torch.optim.Adam(model.parameters(), config.lr, (config.beta1, config.beta2))
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    dtype = compute_dtype(config.precision, device)
+    generator = torch.Generator().manual_seed(0)
+    while pipe.recv():
+        started = time.perf_counter()
+        for indices in torch.randperm(len(data.train)).split(config.batch_size):
+            images = augment(
+                data.train.images[indices], augmentation_of(config), mean, std,
+                generator=generator, dtype=dtype,
+            )  # fmt: skip
+            with autocast(device, dtype):
+                logits = model(images.contiguous())
+            loss = F.cross_entropy(logits.float(), data.train.labels[indices])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        pipe.send(len(data.train) / (time.perf_counter() - started))
+
+
 def our_images_per_second(config: RunConfig, data: DataSplits) -> float:
     """Train one epoch with `fit` and return its speed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -151,20 +182,26 @@ def gemm_flops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
 
 
 def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Measure one network: an untimed round to warm up, then `rounds` of both loops."""
+    """Measure one network: an untimed round to warm up, then `rounds` of the three loops."""
     config = study_shared().override(
         [f"model={model}", "epochs=1", f"batch_size={batch_size}", "schedule=constant",
          "val_fraction=0", "monitor=val"]
     )  # fmt: skip
     dtype = compute_dtype(config.precision, torch.device(config.device))
-    ours, theirs, gemm, augmenting = [], [], [], []
-    with Worker(conventional_loop, "the conventional loop", model, data, config) as conventional:
+    ours, theirs, eager, gemm, augmenting = [], [], [], [], []
+    with (
+        Worker(conventional_loop, "the conventional loop", model, data, config) as conventional,
+        Worker(eager_loop, "the eager loop", model, data, config) as plain,
+    ):
         for _ in range(1 + rounds):
             ours.append(our_images_per_second(config, data))
             augmenting.append(augment_seconds(config, data))
             gemm.append(gemm_flops(dtype))
             theirs.append(conventional.request())
-    our_speed, their_speed = (statistics.median(speeds[1:]) for speeds in (ours, theirs))
+            eager.append(plain.request())
+    our_speed, their_speed, eager_speed = (
+        statistics.median(speeds[1:]) for speeds in (ours, theirs, eager)
+    )
     rate = statistics.median(gemm[1:])
     step_seconds = batch_size / our_speed
     macs = count_macs(build_model(model, len(data.classes)))
@@ -174,6 +211,9 @@ def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> di
         "conventional_images_per_second": their_speed,
         "ratio": our_speed / their_speed,
         "ratio_of_each_round": [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)],
+        "eager_images_per_second": eager_speed,
+        "ratio_to_eager": our_speed / eager_speed,
+        "ratio_to_eager_of_each_round": [a / b for a, b in zip(ours[1:], eager[1:], strict=True)],
         "gemm_share": our_speed * 6 * macs / rate,
         "gemm_gflops": rate / 1e9,
         "gemm_dtype": str(dtype).removeprefix("torch."),
@@ -186,31 +226,47 @@ def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> di
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure what is missing, and print all."""
     parser = build_parser(__doc__)
     parser.add_argument(
-        "--models", nargs="+", default=["cnn", "resnet-shared"], choices=list(MODELS)
+        "--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME"
     )
     parser.add_argument("--images", type=int, default=10_240, help="images of an epoch, at most")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", dest="as_json")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="what to keep the rows in")
     args = parser.parse_args()
-    data = open_data(parser, args)
-    data = fewer(data, args.images, 100)
-    rows = [
-        measure(model, data, batch_size=args.batch_size, rounds=args.rounds)
-        for model in args.models
-    ]
+    data = fewer(open_data(parser, args), args.images, 100)
+    terms = {
+        "batch_size": args.batch_size, "num_images": len(data.train), "rounds": args.rounds,
+        "data": data.name,
+    }  # fmt: skip
+    machine = environment()
+    kept: list[dict[str, Any]] = []
+    if args.out and args.out.exists():
+        kept = json.loads(args.out.read_text())
+    for row in kept:
+        for name, value in terms.items():
+            if row[name] != value:
+                parser.error(f"{args.out} has {name}={row[name]}, not {value}; name another --out")
+    for model in args.models:
+        if any(row["model"] == model for row in kept):
+            continue
+        row = measure(model, data, batch_size=args.batch_size, rounds=args.rounds)
+        kept.append(row | {"machine": machine})
+        if args.out:
+            write_atomically(args.out, json.dumps(kept, indent=2).encode())
+    rows = [row for row in kept if row["model"] in args.models]
     if args.as_json:
-        machine = environment()
-        print(json.dumps([row | {"machine": machine} for row in rows], indent=2))
+        print(json.dumps(rows, indent=2))
         return
-    print("network             ours  conventional  ratio  of GEMM  augment")
+    print("network             ours  conventional  ratio      eager  ratio  of GEMM  augment")
     for row in rows:
         print(
             f"{row['model']:14} {row['images_per_second']:9,.0f} "
             f"{row['conventional_images_per_second']:13,.0f} {row['ratio']:6.2f} "
+            f"{row['eager_images_per_second']:10,.0f} {row['ratio_to_eager']:6.2f} "
             f"{row['gemm_share']:8.0%} {row['augment_share']:8.1%}"
         )
     print(f"images/s on {data.name}, batch {args.batch_size}, median of {args.rounds} rounds")

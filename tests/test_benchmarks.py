@@ -35,6 +35,46 @@ def test_throughput(tmp_path: Path, pictures: Path) -> None:
             "gemm_share", "augment_share"} <= row.keys()  # fmt: skip
     assert row["ratio"] == row["images_per_second"] / row["conventional_images_per_second"]
     assert 0 < row["augment_share"] < 1
+    assert row["ratio_to_eager"] == row["images_per_second"] / row["eager_images_per_second"]
+    assert not list(tmp_path.iterdir())
+
+
+TINY = ("--images", "32", "--batch-size", "16", "--rounds", "1", "--out", "rows.json")
+
+
+@pytest.mark.campaign  # two minutes
+def test_throughput_of_the_whole_table(tmp_path: Path, pictures: Path) -> None:
+    outcome = benchmark("throughput", "--data", str(pictures), *TINY, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["model"] for row in rows] == list(MODELS)
+    assert all(row["ratio"] > 0 and row["ratio_to_eager"] > 0 for row in rows)
+    assert [line.split()[0] for line in outcome.out.splitlines()[1:-1]] == list(MODELS)
+
+
+def test_throughput_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None:
+    command = ("throughput", "--data", str(pictures), *TINY, "--models")
+    assert benchmark(*command, "logistic", cwd=tmp_path).code == 0
+    first = json.loads((tmp_path / "rows.json").read_text())
+    both = benchmark(*command, "logistic", "mlp", cwd=tmp_path)
+    assert both.code == 0, both.err
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows[:1] == first
+    assert [row["model"] for row in rows] == ["logistic", "mlp"]
+    other = benchmark(*command, "mlp", "--rounds", "2", cwd=tmp_path)
+    assert other.code == 2
+    assert "rows.json has rounds=1, not 2; name another --out" in other.err
+
+
+def test_kernels(tmp_path: Path) -> None:
+    outcome = benchmark(
+        "kernels", "--models", "gated", "--batch-size", "2", "--rounds", "1", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    (row,) = outcome.json["rows"]
+    assert row["ratio"] == row["default_ms"] / row["auto_ms"]
+    assert "phases" in row["ways"].values()
     assert not list(tmp_path.iterdir())
 
 

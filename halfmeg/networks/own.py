@@ -80,7 +80,10 @@ def _build_timm(place: str, num_classes: int, shape: ImageShape) -> Any:
         with running(place, "cannot be had, as timm cannot be imported"):
             import timm
     except ValueError as error:
-        raise ValueError(f"{error}; pip install -e '.[timm]'") from None
+        raise ValueError(
+            f"{error}; pip install -e '.[timm]' and the torchvision that belongs to torch "
+            f"{torch.__version__}, or write the network in a FILE.py"
+        ) from None
     with running(place, "cannot be had"):
         known = list(timm.list_models())
     if name.partition(".")[0] not in known:

@@ -285,6 +285,28 @@ def test_timm_that_cannot_be_imported(folder: Path, monkeypatch: pytest.MonkeyPa
         build_model("timm:resnet18")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torchvision_that_is_not_there",
+        "raise RuntimeError('operator torchvision::nms\\ndoes not exist')",  # of another build
+    ],
+)
+def test_timm_without_its_torchvision_is_one_line_that_says_what_to_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, text: str
+) -> None:
+    (folder / "lib" / "timm").mkdir(parents=True)
+    write(folder / "lib" / "timm", text, "__init__.py")
+    monkeypatch.syspath_prepend(str(folder / "lib"))
+    monkeypatch.delitem(__import__("sys").modules, "timm", raising=False)
+    outcome = cli("train", "common", "model=timm:resnet18", "--data", "digits")
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("halfmeg: timm:resnet18 cannot be had, as timm cannot be imported: ")
+    assert "torchvision" in line.partition("; ")[0]
+    assert f"and the torchvision that belongs to torch {torch.__version__}" in line
+
+
 def test_the_run_folder_keeps_the_text_and_runs_nothing_of_it(
     folder: Path, few_digits: DataSplits
 ) -> None:
