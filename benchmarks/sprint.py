@@ -101,7 +101,7 @@ def race(
     few = replace(data, train=data.train.subset(slice(conventional_images)))
     study_rows: list[MetricsRow] = []
     with (
-        Worker(conventional_loop, "the conventional loop", study.model, few, study) as conventional,
+        Worker(conventional_loop, "the conventional loop", few, study) as conventional,
         Worker(train_by_epochs, "the sprint", sprint, data) as ours,
         Worker(train_by_epochs, "study-shared", study, data) as theirs,
     ):
@@ -109,7 +109,7 @@ def race(
         def study_epoch() -> None:
             study_rows.append(show("study-shared", theirs.request()))
 
-        speeds = [conventional.request() for _ in range(1 + CONVENTIONAL_ROUNDS)]
+        speeds = [conventional.request(study.model) for _ in range(1 + CONVENTIONAL_ROUNDS)]
         for _ in range(sprint.epochs):
             show("sprint", ours.request())
             if len(study_rows) < study.epochs:
@@ -117,7 +117,7 @@ def race(
         result = ours.request()
         while len(study_rows) < study.epochs and not first_to_reach(result, study_rows):
             study_epoch()
-        speeds += [conventional.request() for _ in range(CONVENTIONAL_ROUNDS)]
+        speeds += [conventional.request(study.model) for _ in range(CONVENTIONAL_ROUNDS)]
     train_images = round(len(data.train) * (1 - study.val_fraction))
     return Result(result, study_rows, statistics.median(speeds[1:]), train_images)
 

@@ -97,13 +97,8 @@ class PerImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return (pixels - mean[:, None, None]) / std[:, None, None], self.labels[index]
 
 
-def conventional_loop(
-    pipe: Connection, model_name: str, data: DataSplits, config: RunConfig
-) -> None:
-    """Train an epoch for each request; send its images per second, first batch to last step."""
-    model = build_model(model_name, len(data.classes))
-    betas = (config.beta1, config.beta2)
-    optimizer = torch.optim.Adam(model.parameters(), config.lr, betas, foreach=False)
+def conventional_loop(pipe: Connection, data: DataSplits, config: RunConfig) -> None:
+    """Train an epoch of each network that is asked for; send its images per second."""
     loader = torch.utils.data.DataLoader(
         PerImageDataset(data, config),
         batch_size=config.batch_size,
@@ -111,7 +106,10 @@ def conventional_loop(
         num_workers=2,
         persistent_workers=True,
     )
-    while pipe.recv():
+    while name := pipe.recv():
+        model = build_model(name, len(data.classes))
+        betas = (config.beta1, config.beta2)
+        optimizer = torch.optim.Adam(model.parameters(), config.lr, betas, foreach=False)
         started = time.perf_counter()
         for images, labels in loader:
             loss = F.cross_entropy(model(images), labels)
@@ -121,15 +119,15 @@ def conventional_loop(
         pipe.send(len(data.train) / (time.perf_counter() - started))
 
 
-def eager_loop(pipe: Connection, model_name: str, data: DataSplits, config: RunConfig) -> None:
-    """Train an epoch for each request; send its images per second, first batch to last step."""
+def eager_loop(pipe: Connection, data: DataSplits, config: RunConfig) -> None:
+    """Train an epoch of each network that is asked for; send its images per second."""
     device = torch.device(config.device)
-    model = build_model(model_name, len(data.classes))
-    optimizer = torch.optim.Adam(model.parameters(), config.lr, (config.beta1, config.beta2))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     dtype = compute_dtype(config.precision, device)
     generator = torch.Generator().manual_seed(0)
-    while pipe.recv():
+    while name := pipe.recv():
+        model = build_model(name, len(data.classes))
+        optimizer = torch.optim.Adam(model.parameters(), config.lr, (config.beta1, config.beta2))
         started = time.perf_counter()
         for indices in torch.randperm(len(data.train)).split(config.batch_size):
             images = augment(
@@ -181,24 +179,28 @@ def gemm_flops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 * repeats / (time.perf_counter() - started)
 
 
-def measure(model: str, data: DataSplits, *, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Measure one network: an untimed round to warm up, then `rounds` of the three loops."""
-    config = study_shared().override(
+def config_of(model: str, batch_size: int) -> RunConfig:
+    """Return an epoch of the study's recipe."""
+    return study_shared().override(
         [f"model={model}", "epochs=1", f"batch_size={batch_size}", "schedule=constant",
          "val_fraction=0", "monitor=val"]
     )  # fmt: skip
+
+
+def measure(
+    model: str, data: DataSplits, conventional: Worker, plain: Worker, *, batch_size: int,
+    rounds: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure one network: an untimed round to warm up, then `rounds` of the three loops."""
+    config = config_of(model, batch_size)
     dtype = compute_dtype(config.precision, torch.device(config.device))
     ours, theirs, eager, gemm, augmenting = [], [], [], [], []
-    with (
-        Worker(conventional_loop, "the conventional loop", model, data, config) as conventional,
-        Worker(eager_loop, "the eager loop", model, data, config) as plain,
-    ):
-        for _ in range(1 + rounds):
-            ours.append(our_images_per_second(config, data))
-            augmenting.append(augment_seconds(config, data))
-            gemm.append(gemm_flops(dtype))
-            theirs.append(conventional.request())
-            eager.append(plain.request())
+    for _ in range(1 + rounds):
+        ours.append(our_images_per_second(config, data))
+        augmenting.append(augment_seconds(config, data))
+        gemm.append(gemm_flops(dtype))
+        theirs.append(conventional.request(model))
+        eager.append(plain.request(model))
     our_speed, their_speed, eager_speed = (
         statistics.median(speeds[1:]) for speeds in (ours, theirs, eager)
     )
@@ -250,13 +252,21 @@ def main() -> None:
         for name, value in terms.items():
             if row[name] != value:
                 parser.error(f"{args.out} has {name}={row[name]}, not {value}; name another --out")
-    for model in args.models:
-        if any(row["model"] == model for row in kept):
-            continue
-        row = measure(model, data, batch_size=args.batch_size, rounds=args.rounds)
-        kept.append(row | {"machine": machine})
-        if args.out:
-            write_atomically(args.out, json.dumps(kept, indent=2).encode())
+    missing = [name for name in args.models if name not in {row["model"] for row in kept}]
+    if missing:
+        shared = data, config_of(missing[0], args.batch_size)
+        with (
+            Worker(conventional_loop, "the conventional loop", *shared) as conventional,
+            Worker(eager_loop, "the eager loop", *shared) as plain,
+        ):
+            for name in missing:
+                row = measure(
+                    name, data, conventional, plain, batch_size=args.batch_size,
+                    rounds=args.rounds,
+                )  # fmt: skip
+                kept.append(row | {"machine": machine})
+                if args.out:
+                    write_atomically(args.out, json.dumps(kept, indent=2).encode())
     rows = [row for row in kept if row["model"] in args.models]
     if args.as_json:
         print(json.dumps(rows, indent=2))

@@ -16,8 +16,8 @@ class Worker:
     waits in which it would else be ready at once: two trainings in turn took a fifth longer so.
 
     Args:
-        work: is called with a pipe and the arguments. Each True from the pipe asks for a piece of
-            work, whose result it sends back; False asks it to end.
+        work: is called with a pipe and the arguments. What comes from the pipe, True or the name of
+            a piece of work, asks for it, and its result is sent back; False asks it to end.
         name: what to call it where it fails.
         arguments: of `work`, after the pipe.
     """
@@ -30,14 +30,14 @@ class Worker:
         self.process.start()
         theirs.close()  # so that the pipe ends when the process does
 
-    def request(self) -> Any:
-        """Return the result of the next piece of work.
+    def request(self, piece: str | bool = True) -> Any:
+        """Return the result of the next piece of work, or of that of a name.
 
         Raises:
             SystemExit: the process has ended; what it printed says why.
         """
         try:
-            self.pipe.send(True)
+            self.pipe.send(piece)
             return self.pipe.recv()
         except (EOFError, ConnectionError):
             raise SystemExit(f"{self.name} failed; its error stands above") from None

@@ -42,7 +42,7 @@ def test_throughput(tmp_path: Path, pictures: Path) -> None:
 TINY = ("--images", "32", "--batch-size", "16", "--rounds", "1", "--out", "rows.json")
 
 
-@pytest.mark.campaign  # two minutes
+@pytest.mark.campaign  # minutes
 def test_throughput_of_the_whole_table(tmp_path: Path, pictures: Path) -> None:
     outcome = benchmark("throughput", "--data", str(pictures), *TINY, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
