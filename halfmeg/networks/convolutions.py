@@ -12,7 +12,7 @@ convolutions are those for which oneDNN may have slow kernels only (docs/perform
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -168,7 +168,9 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _pair(value: Any) -> Pair:
-    height, width = (value, value) if isinstance(value, int) else value
+    """Return what torch takes for height and width: a number, or one or two of them."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    height, width = values * 2 if len(values) == 1 else values
     return int(height), int(width)
 
 

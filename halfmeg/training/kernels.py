@@ -27,6 +27,9 @@ GAIN = 0.9
 """A way is taken if its time is at most this part of torch's own: noise alone shall not change a
 run's bits, and what it seldom wins is not worth that."""
 
+MOST_IMAGES = 128
+"""Of a batch; the times of more are in proportion."""
+
 ROUNDS = 30
 FEWEST_ROUNDS = 4
 SECONDS = 0.3
@@ -66,20 +69,24 @@ def with_kernels(forward: Callable[[Tensor], Tensor], ways: Ways) -> Callable[[T
     if not others:
         return forward
 
+    def convolve(layer: Convolution, *tensors: Tensor | None) -> Tensor | None:
+        way = others.get(layer.name)
+        return layer.compute(way, *tensors) if way else None  # type: ignore[arg-type]
+
     def run(images: Tensor) -> Tensor:
-        with _Kernels(others):
+        with _Convolutions(convolve):
             return forward(images)
 
     return run
 
 
 @final
-class _Kernels(TorchFunctionMode):
-    """Computes convolutions in chosen ways where a gradient will be asked for."""
+class _Convolutions(TorchFunctionMode):
+    """Asks a function first about each convolution that a gradient will come back through."""
 
-    def __init__(self, ways: Ways) -> None:
+    def __init__(self, convolve: Callable[..., Tensor | None]) -> None:
         super().__init__()
-        self.ways = ways
+        self.convolve = convolve
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -87,27 +94,9 @@ class _Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.conv2d and torch.is_grad_enabled():
             layer = Convolution.of(*args, **kwargs)
-            if layer and (way := self.ways.get(layer.name)):
-                return layer.compute(way, *_tensors(*args, **kwargs))
-        return func(*args, **kwargs)
-
-
-@final
-class _Search(TorchFunctionMode):
-    """Notes the convolutions that are called, and the images in each call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[Convolution, int] = {}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.conv2d and torch.is_grad_enabled():
-            layer = Convolution.of(*args, **kwargs)
-            if layer:
-                self.found[layer] = len(_tensors(*args, **kwargs)[0])
+            y = layer and self.convolve(layer, *_tensors(*args, **kwargs))
+            if y is not None:
+                return y
         return func(*args, **kwargs)
 
 
@@ -122,16 +111,21 @@ def _find_convolutions(
     model: nn.Module, shapes: Iterable[ImageShape], batch_size: int, dtype: torch.dtype
 ) -> dict[Convolution, int]:
     """Return the convolutions that have several ways, and the images that each gets in a step."""
-    search, few = _Search(), 2
+    counts: dict[Convolution, int] = {}
+    few = 2
+
+    def note(layer: Convolution, x: Tensor, *_: Tensor | None) -> None:
+        counts[layer] = len(x)
+
     trial = copy.deepcopy(model).train()
     cpu = torch.device("cpu")
-    with torch.random.fork_rng(devices=[]), autocast(cpu, dtype), search:
+    with torch.random.fork_rng(devices=[]), autocast(cpu, dtype), _Convolutions(note):
         for shape in shapes:
             images = torch.zeros(few, *shape).to(dtype)
             trial(images.contiguous(memory_format=torch.channels_last))
     return {
-        layer: count * batch_size // few
-        for layer, count in search.found.items()
+        layer: min(count * batch_size // few, MOST_IMAGES)
+        for layer, count in counts.items()
         if len(layer.ways()) > 1
     }
 
@@ -146,7 +140,7 @@ def time_ways(layer: Convolution, num_images: int) -> dict[str, float]:
 
     Args:
         layer: what is computed, on random numbers.
-        num_images: in a step.
+        num_images: in a batch.
     """
     generator = torch.Generator().manual_seed(0)
 

@@ -84,6 +84,7 @@ def test_what_has_no_other_way() -> None:
     uneven = Convolution.of(x, weight, padding=1, dilation=2)  # a border that no grid divides
     assert uneven is not None
     assert uneven.ways() == ["conv"]
+    assert Convolution.of(x, weight, stride=(2,), padding=[2], dilation=(2, 2)) == strided
     assert Convolution.of(x, weight, padding="same") is None
     assert Convolution.of(x[0], weight) is None
 
