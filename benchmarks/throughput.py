@@ -50,7 +50,7 @@ from halfmeg.files import write_atomically
 from halfmeg.networks.summary import count_macs
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.training.fit import fit
-from halfmeg.training.plan import augmentation_of
+from halfmeg.training.plan import augmentation_of, batch_bounds
 from halfmeg.training.recipes import study_shared
 
 
@@ -129,7 +129,9 @@ def eager_loop(pipe: Connection, data: DataSplits, config: RunConfig) -> None:
         model = build_model(name, len(data.classes))
         optimizer = torch.optim.Adam(model.parameters(), config.lr, (config.beta1, config.beta2))
         started = time.perf_counter()
-        for indices in torch.randperm(len(data.train)).split(config.batch_size):
+        order = torch.randperm(len(data.train))
+        for bounds in batch_bounds(len(data.train), config.batch_size):
+            indices = order[bounds]
             images = augment(
                 data.train.images[indices], augmentation_of(config), mean, std,
                 generator=generator, dtype=dtype,
