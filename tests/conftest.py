@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,21 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def few_rounds() -> Iterator[None]:
-    """Time the networks of a comparison in fewer rounds: most tests look at other things."""
+    """Measure the networks of a comparison in less detail: most tests look at other things."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("halfmeg.evaluation.cost.ROUNDS", 2)
+        patch.setattr("halfmeg.studies.measure.STRENGTHS", (2,))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def read_once() -> Iterator[None]:
+    """Let torch's exporter read its 500 operators once for all exports: a second each time."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        read = staticmethod(cache(ONNXRegistry.from_torchlib))
+        patch.setattr(ONNXRegistry, "from_torchlib", read)
         yield
 
 
@@ -88,10 +101,23 @@ COSTLY = (
     "convmixer", "gated",
 )  # fmt: skip
 
-NETWORKS = [
-    pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name for name in MODELS
-]
+REPEATED = ("resnet", "resnet-linear", "resnet20", "resnet32", "resnet56", "record", "mlp")
+"""Built by the code of another network of their family."""
+
+
+def slow_where(costly: Iterable[str]) -> list[Any]:
+    """All networks as parameters of a test, these among the slow ones."""
+    return [pytest.param(m, marks=pytest.mark.slow) if m in costly else m for m in MODELS]
+
+
+NETWORKS = slow_where(COSTLY)
 """All networks, for tests that take seconds for the costly ones."""
+
+ONE_OF_A_FAMILY = slow_where(REPEATED)
+"""All networks, for tests of what a family's code does: one of each is fast."""
+
+FEW = slow_where((*COSTLY, *REPEATED))
+"""All networks, for tests that take seconds for any of them."""
 
 LONGEST = (
     "test_train.py", "test_export.py", "test_cli.py", "test_report.py", "test_study.py",

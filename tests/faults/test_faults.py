@@ -72,6 +72,7 @@ def test_a_sample_of_mutated_inputs(kind: str, tmp_path: Path, monkeypatch) -> N
     assert set(found) <= {"refused", "right"}
 
 
+@pytest.mark.slow
 def test_a_sample_of_a_hostile_hub() -> None:
     """In a process of its own: the hub's address is read when its library is imported."""
     campaign("--only", "hub", "--inputs", "5")
@@ -84,6 +85,7 @@ def test_many_mutated_inputs(kind: str) -> None:
     campaign("--only", kind, "--inputs", str(count))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
 def test_a_sample_of_kills() -> None:
     campaign("--kills", "2", "--only", "training")

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import ONE_OF_A_FAMILY
 from torch import nn
 
 from halfmeg.networks.macs import measure_macs
@@ -111,8 +112,10 @@ def test_a_budget_chooses_the_widest(name: str, budget: int) -> None:
     assert 0.65 * budget < params < budget
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("shape", [(3, 48, 48), (3, 24, 40), (1, 40, 24)])
+@pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((3, 48, 48), marks=pytest.mark.slow), (3, 24, 40), (1, 40, 24)]
+)
 def test_other_sizes_channels_and_classes(name: str, shape: tuple[int, ...]) -> None:
     logits = build_model(name, 7, shape).eval()(torch.randn(2, *shape))
     assert logits.shape == (2, 7)

@@ -453,6 +453,7 @@ class TestDemo:
         stored = bundle.described["familiarity"]
         assert network["familiarity"]["threshold"] == pytest.approx(stored["threshold"], abs=0.05)
 
+    @pytest.mark.slow
     @needs_clang
     def test_its_network_is_compiled_from_the_c_of_today(self) -> None:
         told = subprocess.run(["clang", "--version"], capture_output=True, text=True, check=True)

@@ -17,9 +17,11 @@ import pytest
 import torch
 from conftest import NUM_TEST, first_digits, small_config, with_tests
 
-from halfmeg.data.corrupt import CORRUPTIONS
+from halfmeg.artifacts.run import Run
+from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS
 from halfmeg.studies.compare import compare, compare_runs
 from halfmeg.studies.figures import accuracy_curve
+from halfmeg.studies.measure import measure_robustness
 from halfmeg.studies.power import SeedsNeeded
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.sequential import compare_until_decided
@@ -267,6 +269,18 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
         assert len({label for label, _ in item.answers.values()}) == 2
 
 
+def test_robustness_is_measured_at_each_strength(
+    tmp_path: Path, whole: Path, few_digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halfmeg.studies.measure.STRENGTHS", STRENGTHS)
+    run = Run.open(shutil.copytree(whole / "logistic-seed-0", tmp_path / "run"))
+    found = measure_robustness(run, few_digits)
+    assert found["clean"] == (run.result() or {})["test_accuracy"]
+    assert {name: len(accuracies) for name, accuracies in found["accuracy"].items()} == dict.fromkeys(
+        CORRUPTIONS, len(STRENGTHS)
+    )
+
+
 def paired(of_seeds: Sequence[float], *, num_networks: int = 2, **changes: Any) -> PairResult:
     """A pair of which the seeds differ by these shares of 10,000 images, always other ones."""
     rng = np.random.default_rng(0)
@@ -419,7 +433,8 @@ def test_the_curve_of_a_run_is_of_its_monitored_part(tmp_path: Path, few_digits)
 
 def test_entrants_are_named_by_what_tells_them_apart(tmp_path: Path, few_digits) -> None:
     def train(folder: str, **changes) -> list:
-        return list(run_study([small_config(**changes)], few_digits, tmp_path / folder).runs)
+        config = small_config(epochs=1, **changes)
+        return list(run_study([config], few_digits, tmp_path / folder).runs)
 
     runs = train("a", recipe="calm") + train(
         "b", recipe="bold", lr=0.01, hflip=True, alternate=True
@@ -472,7 +487,7 @@ def test_one_network_at_two_budgets_is_two_entrants_with_their_own_costs(
         small_config(model="sprint", recipe=f"below-{budget}", budget=budget, epochs=1)
         for budget in (10_000, 30_000)
     ]
-    comparison = compare(["sprint"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
+    comparison = compare(["sprint"], few_digits, seeds=1, out=tmp_path / "study", config=terms)
     by_budget = {model.runs[0].config.budget: model for model in comparison.models}
     assert by_budget[10_000].name == "sprint (below-10000)"
     for budget, model in by_budget.items():
