@@ -7,8 +7,10 @@ import os
 # One thread for each process: the tests run side by side. Set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import contextlib
 import dataclasses
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -230,6 +232,17 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+
+
+@contextlib.contextmanager
+def full_after(count: int) -> Iterator[None]:
+    """Let no file of this process grow above so many bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

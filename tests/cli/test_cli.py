@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import resource
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli, small_config
+from conftest import Cli, full_after, small_config
 from PIL import Image
 
 import halfmeg
@@ -240,15 +241,10 @@ def test_a_damaged_run_folder(cli: Cli, trained: Path, tmp_path: Path, damage: s
     assert outcome.is_one_line(damage, "is damaged")
 
 
-def test_a_full_disk_loses_nothing(process: Cli, cli: Cli, tmp_path: Path, pictures: Path) -> None:
-    """A limit on the size of files fails a write as a full disk does."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
+def test_a_full_disk_loses_nothing(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     terms = (*QUICK, "--data", str(pictures))
-    outcome = process("train", "common", *terms, "--out", "run", preexec_fn=limit)
+    with full_after(200_000):
+        outcome = cli("train", "common", *terms, "--out", "run")
     assert outcome.code == 2
     assert "run/checkpoints/" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
@@ -263,7 +259,23 @@ def test_a_folder_that_cannot_be_made(cli: Cli, tmp_path: Path) -> None:
     assert outcome.is_one_line("cannot make the run folder file/run")
 
 
-def test_ctrl_c_says_how_to_continue(tmp_path: Path, pictures: Path) -> None:
+def test_ctrl_c_says_how_to_continue(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    def press() -> None:
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press, daemon=True)
+    presser.start()
+    terms = ("model=logistic", "epochs=500", "--data", str(pictures))
+    outcome = cli("train", "common", *terms, "--out", "run")
+    presser.join()
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "halfmeg: stopped; continue with `halfmeg resume run`"
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_is_stopped_by_ctrl_c(tmp_path: Path, pictures: Path) -> None:
     command = [sys.executable, "-m", "halfmeg", "train", "common", "model=cnn", "epochs=500",
                "--data", str(pictures), "--out", "run"]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -301,10 +313,15 @@ def test_report_compares_what_is_there(cli: Cli, small_study: Path, tmp_path: Pa
     assert len(found.json["pairs"]) == 1
     assert (tmp_path / "page" / "comparison.html").exists()
     assert not (small_study / "comparison.html").exists()
-    whole = cli("report", str(small_study))
+
+
+@pytest.mark.slow
+def test_report_in_place_and_of_one_seed(cli: Cli, small_study: Path, tmp_path: Path) -> None:
+    study = shutil.copytree(small_study, tmp_path / "study")
+    whole = cli("report", str(study))
     assert whole.code == 0
-    assert (small_study / "comparison.md").exists()
-    one = cli("report", runs[0], runs[2], "--out", "one")
+    assert (study / "comparison.md").exists()
+    one = cli("report", *(str(study / f"{m}-seed-0") for m in ("cnn", "logistic")), "--out", "one")
     assert "cannot tell chance from a difference" in one.out
 
 

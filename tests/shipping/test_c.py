@@ -29,7 +29,7 @@ from halfmeg.shipping.quantize import quantize
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to compile C with")
 SLOW = pytest.mark.slow  # each takes seconds to compile
-QUICK = ("cnn", "anything")
+QUICK = ("anything",)
 
 
 def proved(model: nn.Module, size: int, count: int = 6) -> build.CSource:

@@ -89,6 +89,19 @@ def quick(tmp_path_factory) -> Run:
     return fit(small_config(batch_size=32), first_digits(600), folder)
 
 
+@pytest.fixture
+def quick_onnx(quick: Run, onnx_of_quick: bytes, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The run of few layers, of which the float32 file is made already."""
+    monkeypatch.setattr("halfmeg.shipping.export.to_onnx", lambda *_: onnx_of_quick)
+    return quick
+
+
+@pytest.fixture(scope="module")
+def onnx_of_quick(quick: Run) -> bytes:
+    facts = quick.data
+    return to_onnx(quick.load_model().eval(), facts.mean, facts.std, facts.image_shape)
+
+
 @pytest.fixture(scope="module")
 def exported(trained: Run, tmp_path_factory) -> tuple[Bundle, Proof]:
     folder = tmp_path_factory.mktemp("exported") / "bundle"
@@ -117,7 +130,7 @@ def test_a_bundle_is_proved_on_validation_images(
 
 
 def test_int8_that_loses_too_much_stops(
-    quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A calibration on black images makes int8 useless: the export says so and writes nothing."""
     from halfmeg.shipping import export as module
@@ -127,9 +140,9 @@ def test_int8_that_loses_too_much_stops(
         module, "quantize", lambda m, mean, std, x: honest(m, mean, std, torch.zeros_like(x))
     )
     with pytest.raises(ValueError, match=r"int8 loses [\d.]+ points on 60 validation images"):
-        export(quick, first_digits(600), tmp_path / "out")
+        export(quick_onnx, first_digits(600), tmp_path / "out")
     assert not list(tmp_path.iterdir())
-    bundle, proof = export(quick, first_digits(600), tmp_path / "out", allow_loss=True)
+    bundle, proof = export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True)
     assert proof.int8_loss > 0.005
     assert f"loses {100 * proof.int8_loss:.2f} points" in (bundle.folder / "README.md").read_text()
 
@@ -148,7 +161,7 @@ def test_a_wrong_onnx_file_stops(
 
 @pytest.mark.parametrize("maker", ["to_onnx", "integers_to_onnx"])
 def test_a_file_that_would_be_refused_later_stops(
-    maker: str, quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    maker: str, quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right answers are not enough: what opens a bundle bounds its files too."""
     from halfmeg.shipping import export as module
@@ -165,7 +178,7 @@ def test_a_file_that_would_be_refused_later_stops(
     monkeypatch.setattr(module, maker, heavy)
     file = "model.onnx" if maker == "to_onnx" else r"model.int8.onnx"
     with pytest.raises(ValueError, match=rf"{file} cannot be used: it holds .* numbers"):
-        export(quick, first_digits(600), tmp_path / "out", allow_loss=True)
+        export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -226,7 +239,7 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
 def test_a_bundle_of_a_network_that_scales_keeps_its_budget(
     cli: Cli, tmp_path: Path, pictures: Path
 ) -> None:
-    terms = ["record", "budget=20000", "epochs=2", "small_size=0", "ema=0.9", "batch_size=30",
+    terms = ["record", "budget=20000", "epochs=1", "small_size=0", "ema=0.9", "batch_size=60",
              "val_fraction=0.1", "--data", str(pictures)]  # fmt: skip
     assert cli("train", *terms, "--out", "run").code == 0
     made = cli("export", "run", "--out", "bundle", "--allow-loss")

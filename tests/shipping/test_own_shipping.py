@@ -124,6 +124,13 @@ def test_a_file_to_start_from(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     assert cli("new", "network", "mynet.txt").is_one_line("mynet.txt", "ends in .py")
     done = cli("summary", "mynet.py:Net", "--json")
     assert done.json["within_budget"]
+    terms = ("model=mynet.py:Net", "epochs=1", "--data", str(pictures), "--out", "run")
+    assert cli("train", "common", *terms).code == 0
+
+
+@pytest.mark.slow
+def test_a_file_to_start_from_is_compared(cli: Cli, pictures: Path) -> None:
+    assert cli("new", "network", "mynet.py").code == 0
     done = cli(
         "compare", "mynet.py:Net", "logistic", "epochs=1", "--seeds", "1", "--json",
         "--data", str(pictures),

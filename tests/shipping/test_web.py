@@ -30,6 +30,7 @@ from halfmeg.shipping import web
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.integer import run
 from halfmeg.shipping.quantize import quantize
+from halfmeg.shipping.unfamiliar import REMARK
 from halfmeg.shipping.web import NOT_PROVED, WebPage, build_web
 
 TEMPLATES = ROOT / "halfmeg" / "shipping" / "templates" / "web"
@@ -99,7 +100,10 @@ def png(array: np.ndarray) -> bytes:
 
 @needs_node
 @pytest.mark.parametrize("fit", FITS)
-@pytest.mark.parametrize("size", [8, 32, 97, (96, 64), (1, 20, 31), (1, 48, 48)])
+@pytest.mark.parametrize(
+    "size",
+    [32, (96, 64), (1, 20, 31), *(pytest.param(size, marks=SLOW) for size in (8, 97, (1, 48, 48)))],
+)
 def test_the_page_scales_as_pillow_does(tmp_path: Path, size: ImageSize, fit: FitName) -> None:
     random = np.random.default_rng(image_shape(size).width)
     shapes = [(2, 3), (5, 300), (31, 33), (32, 32), (97, 97), (97, 64), (427, 640), (700, 311)]
@@ -282,7 +286,7 @@ def open_page(browser: Any, address: str, width: int, **options: Any) -> Any:
     return page
 
 
-@pytest.fixture(params=[1280, 390])
+@pytest.fixture(params=[1280, pytest.param(390, marks=SLOW)])
 def page(request: pytest.FixtureRequest, browser: Any, folder: Path) -> Iterator[Any]:
     page = open_page(browser, (folder / "index.html").as_uri(), request.param)
     yield page
@@ -290,6 +294,10 @@ def page(request: pytest.FixtureRequest, browser: Any, folder: Path) -> Iterator
     assert page.asked == [(folder / "index.html").as_uri()], "the page asks for nothing else"
     assert page.evaluate("document.documentElement.scrollWidth") <= request.param
     page.context.close()
+
+
+both_widths = pytest.mark.parametrize("page", [1280, 390], indirect=True)
+"""Where a telephone has another page, also among the fast tests."""
 
 
 def seen(page: Any) -> np.ndarray:
@@ -343,6 +351,7 @@ class TestPage:
         give(page, "photograph.png", photograph())
         expect_answer(page, photograph())
 
+    @both_widths
     def test_a_turned_photograph_is_turned(self, page: Any) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -352,6 +361,7 @@ class TestPage:
         give(page, "photograph.jpg", content, by)
         expect_answer(page, content)
 
+    @both_widths
     def test_only_a_phone_offers_its_camera(self, page: Any) -> None:
         phone = page.viewport_size["width"] < 600
         assert page.locator("#camera").is_visible() is phone
@@ -435,6 +445,9 @@ class TestOtherBrowsers:
         assert page.text_content("#problem") == "This browser cannot run the network: off"
 
 
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
 class TestDemo:
     """The page of the bundled network that is committed under docs/."""
 
@@ -479,6 +492,11 @@ class TestDemo:
             page.wait_for_function(
                 "name => document.getElementById('verdict').textContent === name", arg=name
             )
+            assert page.text_content("#unfamiliar") == ""
+        give(page, "noise.png", png(NOISE))
+        page.wait_for_function(
+            "remark => document.getElementById('unfamiliar').textContent === remark", arg=REMARK
+        )
         assert (page.asked, page.complaints) == ([(DEMO / "index.html").as_uri()], [])
 
     def test_from_a_server_it_stays_on_the_device(self, browser: Any, tmp_path: Path) -> None:

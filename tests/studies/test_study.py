@@ -276,9 +276,9 @@ def test_robustness_is_measured_at_each_strength(
     run = Run.open(shutil.copytree(whole / "logistic-seed-0", tmp_path / "run"))
     found = measure_robustness(run, few_digits)
     assert found["clean"] == (run.result() or {})["test_accuracy"]
-    assert {name: len(accuracies) for name, accuracies in found["accuracy"].items()} == dict.fromkeys(
-        CORRUPTIONS, len(STRENGTHS)
-    )
+    assert {
+        name: len(accuracies) for name, accuracies in found["accuracy"].items()
+    } == dict.fromkeys(CORRUPTIONS, len(STRENGTHS))
 
 
 def paired(of_seeds: Sequence[float], *, num_networks: int = 2, **changes: Any) -> PairResult:

@@ -141,8 +141,8 @@ def after_each_step(act: Callable[[int], None]) -> Iterator[None]:
         hook.remove()
 
 
-def case(name: str) -> Any:
-    marks = []
+def case(name: str, *, fast: bool = True) -> Any:
+    marks = [] if fast else [pytest.mark.slow]
     if name.startswith("cifar10"):
         reason = f"CIFAR-10 is not at {CIFAR.relative_to(ROOT.parent)}"
         marks += [pytest.mark.skipif(not CIFAR.is_dir(), reason=reason), pytest.mark.slow]
@@ -181,6 +181,11 @@ def test_a_run_gives_about_the_stored_losses_on_any_machine(traced, stored) -> N
         assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "traced",
+    [case(n, fast=n in ("digits-cnn", "digits-record")) for n in CASES],
+    indirect=True,
+)
 def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_bits(traced, tmp_path: Path) -> None:
     name, whole, steps = traced
 

@@ -332,7 +332,9 @@ def test_a_checkpoint_from_before_there_was_a_selection_goes_on(tmp_path, few_di
 # --- what goes wrong --------------------------------------------------------------------------
 
 
-def test_a_loss_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path, few_digits) -> None:
+def test_a_loss_that_diverges_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path, few_digits
+) -> None:
     config = small_config(epochs=5, optimizer="sgd", lr=900.0, momentum=0.9, precision="fp32",
                           batch_size=32)  # fmt: skip
     good = small_config(epochs=5, optimizer="sgd", lr=0.01, precision="fp32", schedule="step",
