@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def text_of(error: BaseException, most: int | None = None) -> str:
-    """Return what an error says on one line of at most so many letters; empty where it says nothing.
+    """Return what an error says, on one line of at most so many letters; it may be none.
 
     Example:
         >>> from halfmeg.errors import text_of
