@@ -113,7 +113,7 @@ def _train_folds(
     config: RunConfig, data: DataSplits, count: int, out: str | None, as_json: bool
 ) -> None:
     """Train and test on each fold, and print the accuracy over all of them."""
-    from halfmeg.cli.compare import write_and_print
+    from halfmeg.cli.compared import write_and_print
     from halfmeg.cli.progress import StudyDisplay, training_display
     from halfmeg.data.folds import Folds
     from halfmeg.studies.compare import cross_validate

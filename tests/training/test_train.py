@@ -212,7 +212,7 @@ def assert_same_run(run: Run, whole: Run) -> None:
 
 
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    changes = {"model": "logistic", "epochs": 40, "batch_size": 16}
+    changes = {"model": "logistic", "epochs": 15, "batch_size": 16}
     kill_after_an_epoch(tmp_path / "run", 0.0, **changes)
     config = small_config(**KILLED_CONFIG | changes)
     whole = fit(config, first_digits(400), tmp_path / "whole")
