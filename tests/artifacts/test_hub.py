@@ -116,7 +116,7 @@ def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
     repos = {"me/altered": ALTERED, "me/empty": {"notes.txt": b"nothing"}}
     handler = type("Handler", (FakeHub,), {"repos": repos})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", repos
     server.shutdown()
     server.server_close()

@@ -502,7 +502,7 @@ class TestDemo:
     def test_from_a_server_it_stays_on_the_device(self, browser: Any, tmp_path: Path) -> None:
         handler = functools.partial(QuietHandler, directory=str(DEMO))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}/"
         try:
