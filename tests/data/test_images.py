@@ -662,7 +662,22 @@ def test_stopped_answers_are_whole_json(tmp_path: Path) -> None:
     assert [row["path"] for row in json.loads(out.read_text())] == ["a.png"]
 
 
-def test_an_output_that_lacks_a_letter(tmp_path: Path, process: Cli) -> None:
+def test_an_output_that_lacks_a_letter(tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(1).save(folder / "café→.png")
+    encoding = sys.stdout.encoding
+    sys.stdout.reconfigure(encoding="ascii")
+    try:
+        found = cli("predict", "photos")
+    finally:
+        sys.stdout.reconfigure(encoding=encoding, errors="strict")
+    assert found.code == 0, found.err
+    assert r"caf\xe9\u2192.png" in found.out
+
+
+@pytest.mark.slow
+def test_a_process_whose_output_lacks_a_letter(tmp_path: Path, process: Cli) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     picture(1).save(folder / "café→.png")
@@ -806,6 +821,7 @@ def test_bounds_before_allocation(tmp_path: Path) -> None:
         decode_image(encoded(Image.new("RGBA", (64, 64)), "ICNS"), 32)
 
 
+@pytest.mark.slow
 def test_a_table_of_repeated_content_is_small(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(600_000)
     images = pa.array([{"bytes": content}] * 200)  # 1.2 GB of content in a file of 6 MB

@@ -106,7 +106,7 @@ def test_the_formula_of_convmixers_paper() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.scalable])
-@pytest.mark.parametrize("budget", [500_000, 100_000, 35_000])
+@pytest.mark.parametrize("budget", [500_000, pytest.param(100_000, marks=pytest.mark.slow), 35_000])
 def test_a_budget_chooses_the_widest(name: str, budget: int) -> None:
     params = count_params(build_model(name, budget=budget))
     assert 0.65 * budget < params < budget

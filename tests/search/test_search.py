@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -434,10 +435,21 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
     for text in ("Front", "What mattered", "Learning curves", "With double the time", "tiny.py"):
         assert text in page
     assert page.count("<svg") >= 1
-    # started again it is done, and given time it goes on
+    # started again it is done
     again, same = searched(out, few_digits)
     assert again.winner.number == outcome.winner.number
     assert same == trials
+    with pytest.raises(ValueError, match="other settings or data"):
+        searched(out, few_digits, limits=Limits(params=900))
+    with pytest.raises(ValueError, match="searched on other data"):
+        open_search(out, first_digits(201))
+
+
+@pytest.mark.slow
+def test_given_time_a_search_goes_on(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    trials, out = found[2], shutil.copytree(found[0], tmp_path / "out")
     give_time(out, 4)
     start(out, few_digits, *open_search(out, few_digits))
     more = read_trials(out, read_stored(out))
@@ -447,10 +459,6 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
             assert after.reached.items() >= before.reached.items()
         else:
             assert after == before
-    with pytest.raises(ValueError, match="other settings or data"):
-        searched(out, few_digits, limits=Limits(params=900))
-    with pytest.raises(ValueError, match="searched on other data"):
-        open_search(out, first_digits(201))
 
 
 @pytest.mark.slow

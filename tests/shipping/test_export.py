@@ -240,7 +240,7 @@ def test_a_bundle_of_a_network_that_scales_keeps_its_budget(
     cli: Cli, tmp_path: Path, pictures: Path
 ) -> None:
     terms = ["record", "budget=20000", "epochs=1", "small_size=0", "ema=0.9", "batch_size=60",
-             "val_fraction=0.1", "--data", str(pictures)]  # fmt: skip
+             "val_fraction=0.1", "--image-size", "16", "--data", str(pictures)]  # fmt: skip
     assert cli("train", *terms, "--out", "run").code == 0
     made = cli("export", "run", "--out", "bundle", "--allow-loss")
     assert made.code == 0, made.err

@@ -400,6 +400,7 @@ class TestPage:
         page.wait_for_selector("#seen:not([hidden])")
         assert page.locator("#problem").is_hidden()
 
+    @pytest.mark.slow
     def test_transparency_is_laid_on_white(self, page: Any) -> None:
         pixels = np.random.default_rng(1).integers(0, 256, (60, 40, 4), np.uint8)
         pixels[:, :, 3] = np.where(pixels[:, :, 3] > 127, 255, 0)
@@ -427,6 +428,7 @@ class TestOtherBrowsers:
             expected = decode_image(content, 32)[0]
             assert found == expected.transpose(1, 2, 0).ravel().tolist()
 
+    @pytest.mark.slow
     def test_without_simd_the_plain_build_gives_the_same(self, browser: Any, folder: Path) -> None:
         page = open_page(browser, "about:blank", 1280)
         page.add_init_script("WebAssembly.validate = () => false")
@@ -437,6 +439,7 @@ class TestOtherBrowsers:
         logits = run(integers("cnn"), decode_image(photograph(), 32)[0][None])[0]
         assert page.text_content("#verdict") == classes_of("cnn")[int(logits.argmax())]
 
+    @pytest.mark.slow
     def test_a_browser_without_webassembly_is_told(self, browser: Any, folder: Path) -> None:
         page = open_page(browser, "about:blank", 1280)
         page.add_init_script("WebAssembly.instantiate = async () => { throw Error('off') }")

@@ -260,6 +260,7 @@ class TestInChromium:
         assert page.evaluate(broken) == 0
         page.close()
 
+    @pytest.mark.slow
     def test_long_names_break_on_a_narrow_screen(
         self, comparison: Comparison, browser: Any, tmp_path: Path
     ) -> None:
@@ -299,6 +300,7 @@ class TestInChromium:
         ]  # fmt: skip
         page.close()
 
+    @pytest.mark.slow
     def test_the_keyboard_reaches_every_control(self, page_file: Path, browser: Any) -> None:
         page = browser.new_page()
         page.goto(page_file.as_uri())

@@ -523,7 +523,7 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
 
     def run(seeds: int, **changes: Any):
         return compare(
-            ["cnn", "logistic"], few_digits, seeds=seeds, out=tmp_path / "s", config=terms,
+            ["mlp", "logistic"], few_digits, seeds=seeds, out=tmp_path / "s", config=terms,
             **changes,
         )  # fmt: skip
 
@@ -534,7 +534,7 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
     assert second.pairs[0].margin == 0.03
     assert Reading.of(tmp_path / "s").looks == (2, 3)
     with pytest.raises(ValueError, match="was read with 2, 3 seeds already"):
-        compare_until_decided(["cnn", "logistic"], few_digits, out=tmp_path / "s", config=terms)
+        compare_until_decided(["mlp", "logistic"], few_digits, out=tmp_path / "s", config=terms)
     with pytest.raises(ValueError, match="margin=0 is out of range"):
         run(3, margin=0.0)
     study = tmp_path / "s" / "study.json"
@@ -556,7 +556,7 @@ def test_a_study_until_decided_stops_at_the_first_look_that_decides(
     terms = small_config(epochs=1)
     out = tmp_path / "s"
     found = compare_until_decided(
-        ["cnn", "logistic"], few_digits, out=out, config=terms, margin=0.9
+        ["mlp", "logistic"], few_digits, out=out, config=terms, margin=0.9
     )
     reading = Reading.of(out)
     assert reading.planned == (2, 3)

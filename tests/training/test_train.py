@@ -142,11 +142,11 @@ def test_bf16_and_float32_learn_alike(tmp_path: Path, half_digits) -> None:
 def test_the_test_set_is_read_once_unless_the_curve_is_asked_for(
     tmp_path: Path, few_digits
 ) -> None:
-    run = fit(small_config(epochs=3), few_digits, tmp_path / "sealed")
+    run = fit(small_config(model="logistic", epochs=3), few_digits, tmp_path / "sealed")
     assert len((run.folder / "test_readings.jsonl").read_text().splitlines()) == 1
     assert (run.result() or {})["test_curve"] is None
 
-    config = small_config(epochs=3, val_fraction=0.0, monitor="test")
+    config = small_config(model="logistic", epochs=3, val_fraction=0.0, monitor="test")
     run = fit(config, few_digits, tmp_path / "watched")
     lines = (run.folder / "test_readings.jsonl").read_text().splitlines()
     assert len(lines) == 4
