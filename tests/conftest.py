@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from halfmeg.cli.main import main
@@ -62,12 +63,15 @@ def with_tests() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that the workers of a test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # one cache for all workers
-    folder /= "cache"
+    folder = of_all_workers(tmp_path_factory) / "cache"
     patch = pytest.MonkeyPatch()
     patch.setenv("HALFMEG_CACHE", str(folder))
     return folder
@@ -118,13 +122,13 @@ NETWORKS = slow_where(COSTLY)
 ONE_OF_A_FAMILY = slow_where(REPEATED)
 """All networks, for tests of what a family's code does: one of each is fast."""
 
-FEW = slow_where((*COSTLY, *REPEATED))
+FEW = slow_where((*COSTLY, *REPEATED, "resnet-shared"))
 """All networks, for tests that take seconds for any of them."""
 
 LONGEST = (
-    "test_train.py", "test_export.py", "test_cli.py", "test_report.py", "test_study.py",
-    "test_stack.py", "test_distributed.py", "test_programs.py", "test_images.py",
-    "test_faults.py", "test_distill.py", "test_own_shipping.py", "test_hub.py", "test_tutorial.py",
+    "test_train.py", "test_export.py", "test_cli.py", "test_study.py", "test_report.py",
+    "test_images.py", "test_web.py", "test_c.py", "test_faults.py", "test_unfamiliar.py",
+    "test_search.py", "test_own_shipping.py", "test_trace.py", "test_stack.py", "test_folded.py",
 )  # fmt: skip
 
 
@@ -205,12 +209,14 @@ def cnn_in_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from halfmeg.shipping.export import export
     from halfmeg.training.fit import fit
 
-    folder = tmp_path_factory.mktemp("c")
-    data = first_digits(200)
-    config = small_config(epochs=1, batch_size=50, val_fraction=0.1)
-    run = fit(config, data, folder / "run")
-    export(run, data, folder / "bundle", allow_loss=True, targets=("c",))
-    return folder / "bundle"
+    folder = of_all_workers(tmp_path_factory) / "cnn-in-c"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            data = first_digits(200)
+            config = small_config(epochs=1, batch_size=50, val_fraction=0.1)
+            run = fit(config, data, tmp_path_factory.mktemp("c") / "run")
+            export(run, data, folder, allow_loss=True, targets=("c",))
+    return folder
 
 
 class Outcome:

@@ -180,6 +180,7 @@ def test_the_verdicts_on_the_four_sets_come_out_again(name: str) -> None:
         assert found[table].to_csv() == (study / "tables" / f"{table}.csv").read_text(), table
 
 
+@pytest.mark.slow
 def test_the_ranks_on_the_four_sets_come_out_again() -> None:
     stored = json.loads((RESULTS / "four-sets" / "ranking.json").read_text())
     sets = [RESULTS / "four-sets" / folder for folder in stored["studies"].values()]

@@ -31,7 +31,9 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["halfmeg", "train", "common", *QUICK, "--out", "run"])
+        patch.setattr(
+            sys, "argv", ["halfmeg", "train", "common", "model=cnn", "epochs=1", "--out", "run"]
+        )
         with pytest.raises(SystemExit) as stopped:
             main()
     assert not stopped.value.code

@@ -55,6 +55,7 @@ def test_no_line_of_a_decoders_logger_reaches_the_screen(number: int, tmp_path: 
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_no_line_of_any_librarys_logger_reaches_the_screen(tmp_path: Path) -> None:
     """But the program's own does, once."""
     code = (

@@ -86,7 +86,7 @@ def trained(tmp_path_factory) -> Run:
 def quick(tmp_path_factory) -> Run:
     """A run of few layers, which exports sooner."""
     folder = tmp_path_factory.mktemp("quick") / "run"
-    return fit(small_config(batch_size=32), first_digits(600), folder)
+    return fit(small_config(epochs=1, batch_size=32), first_digits(600), folder)
 
 
 @pytest.fixture
@@ -236,6 +236,12 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
 
 
+def test_a_bundle_of_another_budget_is_told(cli: Cli) -> None:
+    other = cli("train", "record", "init=record", "budget=20000")
+    assert other.is_one_line("was made with budget=500000", "add budget=500000")
+
+
+@pytest.mark.slow
 def test_a_bundle_of_a_network_that_scales_keeps_its_budget(
     cli: Cli, tmp_path: Path, pictures: Path
 ) -> None:

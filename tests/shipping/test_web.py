@@ -351,7 +351,7 @@ class TestPage:
         give(page, "photograph.png", photograph())
         expect_answer(page, photograph())
 
-    @both_widths
+    @pytest.mark.parametrize("page", [pytest.param(1280, marks=SLOW), 390], indirect=True)
     def test_a_turned_photograph_is_turned(self, page: Any) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -502,6 +502,7 @@ class TestDemo:
         )
         assert (page.asked, page.complaints) == ([(DEMO / "index.html").as_uri()], [])
 
+    @pytest.mark.slow
     def test_from_a_server_it_stays_on_the_device(self, browser: Any, tmp_path: Path) -> None:
         handler = functools.partial(QuietHandler, directory=str(DEMO))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -220,12 +220,12 @@ def test_a_runs_curves_are_those_that_were_measured(comparison: Comparison) -> N
 
 
 def test_a_curve_of_the_hard_images_alone_says_so(tmp_path: Path, few_digits) -> None:
-    config = small_config(model="cnn", epochs=2, hard_share=0.5)
+    config = small_config(model="logistic", epochs=2, hard_share=0.5)
     (axes,) = run_figure(fit(config, few_digits, tmp_path / "run")).axes
     labels = [line.get_label() for line in axes.lines]
     assert labels == ["validation", "training, later on hard images alone"]
     terms = replace(config, val_fraction=0.0)
-    compared = compare(["cnn"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
+    compared = compare(["logistic"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
     curves = comparison_figure(compared).axes[0]
     assert curves.get_ylabel() == "training accuracy, %\n(later on hard images alone)"
 

@@ -362,7 +362,7 @@ def test_no_number_is_written_on_the_wrong_side_of_a_border() -> None:
 
 def test_one_seed_gives_no_verdict(tmp_path: Path, few_digits) -> None:
     result = compare(
-        ["cnn", "logistic"], few_digits, seeds=1, out=tmp_path / "s", config=small_config()
+        ["mlp", "logistic"], few_digits, seeds=1, out=tmp_path / "s", config=small_config()
     )
     assert "cannot tell chance from a difference" in result.pairs[0].verdict
     assert result.models[0].test_accuracy.lo is None
@@ -418,9 +418,9 @@ def test_mistakes(tmp_path: Path, few_digits) -> None:
 def test_the_curve_of_a_run_is_of_its_monitored_part(tmp_path: Path, few_digits) -> None:
     validated, watched, blind = run_study(
         [
-            small_config(seed=0),
-            small_config(seed=1, val_fraction=0.0, monitor="test"),
-            small_config(seed=2, val_fraction=0.0),
+            small_config(model="logistic", seed=0),
+            small_config(model="logistic", seed=1, val_fraction=0.0, monitor="test"),
+            small_config(model="logistic", seed=2, val_fraction=0.0),
         ],
         few_digits,
         tmp_path / "s",

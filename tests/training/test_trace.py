@@ -149,7 +149,11 @@ def case(name: str, *, fast: bool = True) -> Any:
     return pytest.param(name, marks=marks)
 
 
-@pytest.fixture(scope="module", params=[case(name) for name in CASES])
+SIMILAR = ("digits-resnet20", "digits-resnet-shared")
+"""Trained by the code that `digits-resnet` is: among the slow ones."""
+
+
+@pytest.fixture(scope="module", params=[case(name, fast=name not in SIMILAR) for name in CASES])
 def traced(request, tmp_path_factory) -> tuple[str, Run, int]:
     """A case, its run without a stop, and how many steps that took."""
     steps: list[int] = []
