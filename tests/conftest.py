@@ -79,10 +79,9 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def few_rounds() -> Iterator[None]:
-    """Measure the networks of a comparison in less detail: most tests look at other things."""
+    """Time the networks of a comparison in fewer rounds: most tests look at other things."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("halfmeg.evaluation.cost.ROUNDS", 2)
-        patch.setattr("halfmeg.studies.measure.STRENGTHS", (2,))
         yield
 
 

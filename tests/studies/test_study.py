@@ -269,10 +269,7 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
         assert len({label for label, _ in item.answers.values()}) == 2
 
 
-def test_robustness_is_measured_at_each_strength(
-    tmp_path: Path, whole: Path, few_digits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("halfmeg.studies.measure.STRENGTHS", STRENGTHS)
+def test_robustness_is_measured_at_each_strength(tmp_path: Path, whole: Path, few_digits) -> None:
     run = Run.open(shutil.copytree(whole / "logistic-seed-0", tmp_path / "run"))
     found = measure_robustness(run, few_digits)
     assert found["clean"] == (run.result() or {})["test_accuracy"]
