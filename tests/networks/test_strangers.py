@@ -19,8 +19,8 @@ NAMES = [
 ]  # fmt: skip
 
 
-SOME = ("LeNet5", "Inception", "ShuffleNetV2", "ConvNeXt", "ViT")
-"""A plain one, branches, groups and shuffled channels, LayerNorm, attention."""
+SOME = ("LeNet5", "Inception", "ShuffleNetV2", "ConvNeXt")
+"""A plain one, branches, groups and shuffled channels, LayerNorm."""
 
 
 @pytest.mark.parametrize(

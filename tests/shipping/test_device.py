@@ -21,7 +21,7 @@ needs_tools = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 @pytest.mark.parametrize(
     "device",
     [
-        pytest.param(device, marks=() if device in ("cortex-m3", "cortex-m7") else pytest.mark.slow)
+        pytest.param(device, marks=() if device == "cortex-m7" else pytest.mark.slow)
         for device in DEVICES
     ],
 )

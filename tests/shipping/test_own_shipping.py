@@ -72,8 +72,6 @@ def test_a_bundle_needs_no_python_of_the_users(
     done = cli("predict", str(pictures / "test"), "--bundle", "bundle", "--json")
     assert done.code == 0, done.err
     assert len(done.json) == len(few_digits.test)
-    (row,) = bench(bundle, threads=[1], rounds=1, runtimes=["onnxruntime int8"])
-    assert row.latency_ms > 0
     with pytest.raises(ValueError, match=r"a network of one's own, without its Python"):
         bundle.load_model()
     image = next((pictures / "test").rglob("*.png"))

@@ -296,10 +296,6 @@ def page(request: pytest.FixtureRequest, browser: Any, folder: Path) -> Iterator
     page.context.close()
 
 
-both_widths = pytest.mark.parametrize("page", [1280, 390], indirect=True)
-"""Where a telephone has another page, also among the fast tests."""
-
-
 def seen(page: Any) -> np.ndarray:
     """Return what the network saw, uint8 3×H×W."""
     values = page.evaluate(
@@ -342,6 +338,10 @@ def photograph(height: int = 300, width: int = 451, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+on_a_phone = pytest.mark.parametrize("page", [pytest.param(1280, marks=SLOW), 390], indirect=True)
+"""Where a telephone has another page: that one is among the fast tests."""
+
+
 @needs_clang
 class TestPage:
     pytestmark = in_browser
@@ -351,7 +351,7 @@ class TestPage:
         give(page, "photograph.png", photograph())
         expect_answer(page, photograph())
 
-    @pytest.mark.parametrize("page", [pytest.param(1280, marks=SLOW), 390], indirect=True)
+    @on_a_phone
     def test_a_turned_photograph_is_turned(self, page: Any) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -361,7 +361,7 @@ class TestPage:
         give(page, "photograph.jpg", content, by)
         expect_answer(page, content)
 
-    @both_widths
+    @on_a_phone
     def test_only_a_phone_offers_its_camera(self, page: Any) -> None:
         phone = page.viewport_size["width"] < 600
         assert page.locator("#camera").is_visible() is phone

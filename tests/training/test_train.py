@@ -211,6 +211,7 @@ def assert_same_run(run: Run, whole: Run) -> None:
     assert ours == theirs
 
 
+@pytest.mark.slow  # a stop without a checkpoint, in this process, is below
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     changes = {"model": "logistic", "epochs": 15, "batch_size": 16}
     kill_after_an_epoch(tmp_path / "run", 0.0, **changes)
