@@ -7,19 +7,23 @@ import os
 # One thread for each process: the tests run side by side. Set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import contextlib
 import dataclasses
 import json
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from halfmeg.cli.main import main
@@ -59,12 +63,15 @@ def with_tests() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that the workers of a test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # one cache for all workers
-    folder /= "cache"
+    folder = of_all_workers(tmp_path_factory) / "cache"
     patch = pytest.MonkeyPatch()
     patch.setenv("HALFMEG_CACHE", str(folder))
     return folder
@@ -78,6 +85,17 @@ def few_rounds() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def read_once() -> Iterator[None]:
+    """Let torch's exporter read its 500 operators once for all exports: a second each time."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        read = staticmethod(cache(ONNXRegistry.from_torchlib))
+        patch.setattr(ONNXRegistry, "from_torchlib", read)
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits() -> DataSplits:
     return load_dataset("digits")
@@ -88,15 +106,28 @@ COSTLY = (
     "convmixer", "gated",
 )  # fmt: skip
 
-NETWORKS = [
-    pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name for name in MODELS
-]
+REPEATED = ("resnet", "resnet-linear", "resnet20", "resnet32", "resnet56", "record", "mlp")
+"""Built by the code of another network of their family."""
+
+
+def slow_where(costly: Iterable[str]) -> list[Any]:
+    """All networks as parameters of a test, these among the slow ones."""
+    return [pytest.param(m, marks=pytest.mark.slow) if m in costly else m for m in MODELS]
+
+
+NETWORKS = slow_where(COSTLY)
 """All networks, for tests that take seconds for the costly ones."""
 
+ONE_OF_A_FAMILY = slow_where(REPEATED)
+"""All networks, for tests of what a family's code does: one of each is fast."""
+
+FEW = slow_where((*COSTLY, *REPEATED, "resnet-shared", "logistic"))
+"""All networks, for tests that take seconds for any of them."""
+
 LONGEST = (
-    "test_train.py", "test_export.py", "test_cli.py", "test_report.py", "test_study.py",
-    "test_stack.py", "test_distributed.py", "test_programs.py", "test_images.py",
-    "test_faults.py", "test_distill.py", "test_own_shipping.py", "test_hub.py", "test_tutorial.py",
+    "test_train.py", "test_export.py", "test_cli.py", "test_study.py", "test_report.py",
+    "test_images.py", "test_web.py", "test_c.py", "test_faults.py", "test_unfamiliar.py",
+    "test_search.py", "test_own_shipping.py", "test_trace.py", "test_stack.py", "test_folded.py",
 )  # fmt: skip
 
 
@@ -177,12 +208,14 @@ def cnn_in_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from halfmeg.shipping.export import export
     from halfmeg.training.fit import fit
 
-    folder = tmp_path_factory.mktemp("c")
-    data = first_digits(200)
-    config = small_config(epochs=1, batch_size=50, val_fraction=0.1)
-    run = fit(config, data, folder / "run")
-    export(run, data, folder / "bundle", allow_loss=True, targets=("c",))
-    return folder / "bundle"
+    folder = of_all_workers(tmp_path_factory) / "cnn-in-c"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            data = first_digits(200)
+            config = small_config(epochs=1, batch_size=50, val_fraction=0.1)
+            run = fit(config, data, tmp_path_factory.mktemp("c") / "run")
+            export(run, data, folder, allow_loss=True, targets=("c",))
+    return folder
 
 
 class Outcome:
@@ -204,6 +237,17 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+
+
+@contextlib.contextmanager
+def full_after(count: int) -> Iterator[None]:
+    """Let no file of this process grow above so many bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

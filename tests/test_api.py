@@ -18,7 +18,7 @@ SLOW = ("compare", "cross_validate")  # measure 30 corruptions of each run
 @pytest.fixture(scope="module")
 def folder_with_a_run(tmp_path_factory: pytest.TempPathFactory, digits: DataSplits) -> Path:
     folder = tmp_path_factory.mktemp("examples")
-    halfmeg.fit(small_config(epochs=1), digits, folder / "runs" / "mine")
+    halfmeg.fit(small_config(model="mlp", epochs=1), digits, folder / "runs" / "mine")
     return folder
 
 

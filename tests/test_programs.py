@@ -37,6 +37,7 @@ def program(
     return run
 
 
+@pytest.mark.slow
 def test_comparison_cnn_resnets(program: Program, tmp_path: Path) -> None:
     done = program("comparison_cnn_resnets.py", "--epochs", "1")
     assert done.code == 0, done.err

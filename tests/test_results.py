@@ -155,6 +155,7 @@ def assert_row_states(row: str, pair: dict[str, Any]) -> None:
     assert f"({difference['lo']:.1f} to {difference['hi']:.1f})" in row
 
 
+@pytest.mark.slow
 def test_the_verdict_on_the_published_terms_comes_out_again(cli: Cli) -> None:
     found = verdicts(cli, "published-terms")
     assert_same(found, stored_verdicts("published-terms"))
@@ -167,7 +168,11 @@ def test_the_verdicts_by_one_recipe_come_out_again(cli: Cli) -> None:
     assert_same(found, stored_verdicts("common-terms"))
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10-jpeg", "eurosat", "clothing"])
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(n, marks=pytest.mark.slow) for n in ("cifar10", "cifar10-jpeg", "eurosat")),
+     "clothing"],
+)  # fmt: skip
 def test_the_verdicts_on_the_four_sets_come_out_again(name: str) -> None:
     study = RESULTS / "four-sets" / f"{name}.npz"
     found = comparison_tables(compare_runs(open_runs([str(study)]), costs_from=study))
@@ -175,6 +180,7 @@ def test_the_verdicts_on_the_four_sets_come_out_again(name: str) -> None:
         assert found[table].to_csv() == (study / "tables" / f"{table}.csv").read_text(), table
 
 
+@pytest.mark.slow
 def test_the_ranks_on_the_four_sets_come_out_again() -> None:
     stored = json.loads((RESULTS / "four-sets" / "ranking.json").read_text())
     sets = [RESULTS / "four-sets" / folder for folder in stored["studies"].values()]

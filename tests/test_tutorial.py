@@ -88,6 +88,7 @@ def assert_result(folder: Path) -> None:
     assert {"model.safetensors", "model.onnx", "model.int8.onnx", "README.md"} <= files
 
 
+@pytest.mark.slow
 def test_the_tutorial_on_a_few_photographs(cli: Cli, tmp_path: Path) -> None:
     cut_photographs(tmp_path)
     for command, printed in steps():

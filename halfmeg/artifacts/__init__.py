@@ -11,6 +11,7 @@
 | `facts` | what is read of a run folder's JSON |
 | `metrics` | what was measured after each epoch of a run |
 | `readings` | when and for what a run's test set was read |
+| `writer` | what a process writes into a run folder, or nothing |
 | `run` | the run folder |
 | `graph` | an exported graph run by onnxruntime |
 | `bundle` | a trained network as a folder that needs nothing else |

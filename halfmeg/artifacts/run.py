@@ -21,7 +21,6 @@ read. Runs from before that have none and open all the same.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -36,7 +35,7 @@ from halfmeg.artifacts.chosen import CHOSEN, Chosen
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
 from halfmeg.artifacts.metrics import MetricsRow, metrics_to_bytes, read_metrics
-from halfmeg.artifacts.readings import log_reading, read_log, warn_if_read_only
+from halfmeg.artifacts.readings import read_log, warn_if_read_only
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, read_ids, unseen
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
@@ -46,6 +45,7 @@ from halfmeg.artifacts.weights import (
     read_logits,
     weights_to_bytes,
 )
+from halfmeg.artifacts.writer import FolderWriter, Writer
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.options import DataOptions
@@ -55,15 +55,10 @@ from halfmeg.files import (
     json_bytes,
     new_folder,
     read_json,
-    remove_dead_parts,
-    write_atomically,
     write_json,
 )
 from halfmeg.networks.trial import try_out
 from halfmeg.places.place import provide
-
-CHECKED = ("weights.safetensors", "logits.npz")
-"""The files whose SHA-256 stands in result.json."""
 
 ALLOWED_CHANGE = 0.02
 """By how much the accuracy that weights give may differ from what result.json says. Another
@@ -85,8 +80,7 @@ class Run:
         self.folder = folder
         self.config = config
         self.data = data
-        self.writes = True  # of a distributed run only the first process does
-        self._sha256: dict[str, str] = {}  # of what this process has written
+        self.writer: Writer = FolderWriter(folder)
 
     @classmethod
     def create(cls, folder: str | Path, config: RunConfig, data: DataSplits) -> Run:
@@ -148,15 +142,8 @@ class Run:
 
     def remove_dead_parts(self) -> None:
         """Remove what killed processes were writing, where nothing may be written again."""
-        if self.writes:
-            remove_dead_parts(self.folder)
-            remove_dead_parts(self.folder / "checkpoints")
-
-    def _write(self, name: str, content: bytes) -> None:
-        if self.writes:
-            write_atomically(self.folder / name, content)
-            if name in CHECKED:
-                self._sha256[name] = hashlib.sha256(content).hexdigest()
+        self.writer.remove_dead_parts()
+        self.writer.remove_dead_parts("checkpoints")
 
     def _stated_sha256(self, name: str) -> str | None:
         """Return the checksum that result.json states; None for a run from before there was one."""
@@ -180,7 +167,7 @@ class Run:
 
     def write_metrics(self, rows: Sequence[MetricsRow]) -> None:
         """Write metrics.csv."""
-        self._write("metrics.csv", metrics_to_bytes(rows))
+        self.writer.write("metrics.csv", metrics_to_bytes(rows))
 
     def read_metrics(self) -> list[MetricsRow]:
         """Read metrics.csv; an empty list before the first epoch has ended.
@@ -195,10 +182,10 @@ class Run:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         path = self.folder / "checkpoints" / f"epoch_{epoch:05d}_step_{step:07d}.pt"
-        self._write(f"checkpoints/{path.name}", buffer.getvalue())
-        if self.writes and self.config.keep_checkpoints:
+        self.writer.write(f"checkpoints/{path.name}", buffer.getvalue())
+        if self.config.keep_checkpoints:
             for old in self.checkpoints()[: -self.config.keep_checkpoints]:
-                old.unlink(missing_ok=True)  # another process may have been faster
+                self.writer.remove(old)
         return path
 
     def checkpoints(self) -> list[Path]:
@@ -221,9 +208,7 @@ class Run:
 
     def log_test_reading(self, purpose: str) -> None:
         """Note that the test set was read, and for what."""
-        if not self.writes:
-            return
-        log_reading(self.folder, purpose)
+        self.writer.log_reading(purpose)
 
     def test_readings(self) -> list[str]:
         """Return for what the test set was read, in turn; empty where no log was kept.
@@ -235,7 +220,7 @@ class Run:
 
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights; those that a network uses twice stand there once."""
-        self._write("weights.safetensors", weights_to_bytes(model))
+        self.writer.write("weights.safetensors", weights_to_bytes(model))
 
     def load_model(self) -> nn.Module:
         """Rebuild the trained network from the folder, and one's own from its place too.
@@ -310,7 +295,7 @@ class Run:
 
     def save_logits(self, **arrays: Tensor) -> None:
         """Write logits.npz."""
-        self._write("logits.npz", logits_to_bytes(arrays))
+        self.writer.write("logits.npz", logits_to_bytes(arrays))
 
     def load_logits(self) -> dict[str, Tensor]:
         """Return what `save_logits` stored: test (and validation) logits B×K and labels B.
@@ -324,7 +309,7 @@ class Run:
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
-        self._write("result.json", json_bytes({**result, "sha256": self._sha256}))
+        self.writer.write("result.json", json_bytes({**result, "sha256": self.writer.sha256}))
 
     def result(self) -> dict[str, Any] | None:
         """Return result.json; None before the run has finished.

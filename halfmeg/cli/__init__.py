@@ -7,7 +7,9 @@
 | `look` | `models`, `summary`, `recipes`, `data` |
 | `new` | `new network` |
 | `train` | `train`, `resume`, `evaluate` |
-| `compare` | `plan`, `compare`, `report` |
+| `entrants` | networks, recipes and settings that `plan` and `compare` are told |
+| `plan`, `compare`, `report` | the commands of these names |
+| `compared` | what `compare` and `report` found, written and printed |
 | `search`, `searching` | `search`, and how it is shown |
 | `ship` | `export`, `predict`, `bench`, `demo`, `push`, `pull` |
 | `hints` | the line to type instead of a wrong one |

@@ -30,7 +30,7 @@ def check_train_words(recipe: str, settings: Sequence[str], data: str | None = N
             _say("train", f"{word} is data", name, [f"--data {word}", *others])
 
 
-def check_compare_words(names: Sequence[str], settings: Sequence[str]) -> None:
+def check_network_words(command: str, names: Sequence[str], settings: Sequence[str]) -> None:
     """Raise where a recipe or a path stands in the place of a network.
 
     Raises:
@@ -44,9 +44,9 @@ def check_compare_words(names: Sequence[str], settings: Sequence[str]) -> None:
         if word in MODELS:
             continue
         if word in RECIPES:
-            _say("compare", f"{word} is a recipe", *_words(others, settings, f"--recipe {word}"))
+            _say(command, f"{word} is a recipe", *_words(others, settings, f"--recipe {word}"))
         if Path(word).exists() and ":" not in word:
-            _say("compare", f"{word} is data", *_words(others, settings, f"--data {word}"))
+            _say(command, f"{word} is data", *_words(others, settings, f"--data {word}"))
 
 
 def option_hint(option: str, command: str) -> str:

@@ -46,6 +46,23 @@ TunedOnOption = Annotated[
     ),
 ]
 
+MarginOption = Annotated[
+    float | None,
+    typer.Option(help="Points within which two networks are called the same.", show_default="1"),
+]
+
+RecipesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The terms for all networks, a name or FILE.py:NAME; may be repeated.",
+        show_default="common",
+    ),
+]
+
+ClusterOption = Annotated[
+    str | None, typer.Option(help="Address of a Ray cluster that trains, or auto.")
+]
+
 SettingsArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Settings as key=value, such as epochs=30 lr=0.1.", show_default=False),

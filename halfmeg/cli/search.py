@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halfmeg.cli.options import (
+    ClusterOption,
     DataDirOption,
     DataOption,
     ImageColumnOption,
@@ -63,10 +64,7 @@ def search(
         typer.Option(help="All the time there is; with --resume, from now on.", show_default="1"),
     ] = None,
     workers: Annotated[int, typer.Option(help="Trials at once; they share the cores.")] = 1,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Address of a Ray cluster that trains, or auto."),
-    ] = None,
+    cluster: ClusterOption = None,
     space: Annotated[
         str | None, typer.Option(help="A space of one's own, FILE.py:NAME; see docs/search.md.")
     ] = None,

@@ -104,7 +104,7 @@ def train(
     folder = out or f"runs/{'-'.join(names)}"
     with training_display(quiet=as_json, note=None if data else NO_DATA) as listener:
         run = fit(config, loaded, folder, listener=listener(config))
-    if choice is not None and run.writes:
+    if choice is not None and run.writer.writes:
         write_json(run.folder / "auto.json", choice.to_dict())
     _print_result(run, as_json)
 
@@ -113,7 +113,7 @@ def _train_folds(
     config: RunConfig, data: DataSplits, count: int, out: str | None, as_json: bool
 ) -> None:
     """Train and test on each fold, and print the accuracy over all of them."""
-    from halfmeg.cli.compare import write_and_print
+    from halfmeg.cli.compared import write_and_print
     from halfmeg.cli.progress import StudyDisplay, training_display
     from halfmeg.data.folds import Folds
     from halfmeg.studies.compare import cross_validate
@@ -192,7 +192,7 @@ def resume(
 
 
 def _print_result(run: Run, as_json: bool) -> None:
-    if not run.writes:
+    if not run.writer.writes:
         return  # another process of this run prints
     from halfmeg.studies.figures import (  # matplotlib: half a second for others
         run_figure,

@@ -31,6 +31,7 @@ from halfmeg.data.formats import (
     read_formats,
 )
 from halfmeg.data.shape import RGB, ImageShape, ImageSize, image_shape
+from halfmeg.errors import text_of
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -161,7 +162,7 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
             "cannot identify image file; JPEG, PNG and most other formats can be read"
         ) from None
     except Exception as error:  # what a decoder raises depends on format and damage
-        text = " ".join(str(error).partition("<")[0].split())
+        text = text_of(error).partition("<")[0].strip()
         if not text or not isinstance(error, (*_TOLD, Image.DecompressionBombError)):
             text = f"damaged ({type(error).__name__}{': ' if text else ''}{text})"
         raise ValueError(text) from None

@@ -16,6 +16,7 @@ from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.source import EncodedSource
+from halfmeg.errors import one_line
 from halfmeg.files import parse_json
 
 IMAGE_COLUMNS = ("img", "image")
@@ -215,7 +216,7 @@ def _read_file(path: Path, options: DataOptions) -> _Table:
         columns = _Columns(image_column, label_column, group_column)
         rows = _read_rows(path, pq.ParquetFile(path), columns, options)
     except (pa.ArrowException, OSError, KeyError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
     return _Table(path, rows, _label_names(schema.metadata or {}, label_column))
 

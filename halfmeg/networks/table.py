@@ -16,6 +16,7 @@ from torch import nn
 
 from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
+from halfmeg.errors import one_line
 from halfmeg.networks.banbury2021 import resnet8
 from halfmeg.networks.families import depthwise_gated, mobile, residual, whitened
 from halfmeg.networks.floors import logistic, mlp
@@ -235,7 +236,7 @@ def build_model(
     except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         if not own:
             raise
-        raise ValueError(f"{name} cannot be built: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{name} cannot be built: {one_line(error)}") from None
 
 
 def other_sizes(

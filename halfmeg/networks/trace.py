@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.data.shape import ImageSize, image_shape
+from halfmeg.errors import one_line
 from halfmeg.networks.graph import Graph, Input, Shape, in_order
 from halfmeg.networks.lowering import LOWERINGS, Lowering
 from halfmeg.networks.mixing import MIXING
@@ -60,7 +61,7 @@ def trace(model: nn.Module, image_size: ImageSize) -> Graph:
             if any(_changes_its_input(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})  # writes x.relu_() as relu(x)
     except Exception as error:  # whatever a user's code, or torch about it, raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         raise ValueError(f"{type(model).__name__} cannot be traced: {reason}") from None
     finally:
         model.train(was_training)

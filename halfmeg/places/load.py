@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from halfmeg.errors import with_kind
 from halfmeg.places.place import (
     HANDED_OVER,
     IN_FILE,
@@ -85,11 +86,10 @@ def describe(error: BaseException, place: str) -> str:
     """Return kind, text and line of what Python at a place raised, on one line."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f"{error.msg} (line {error.lineno})"
-    text = " ".join(str(error).split())[:300]
     known = {str(path) for path in _modules} | {str(file_of(handed_over(place)) or "")}
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename in known]
     where = f" (line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
+    return f"{with_kind(error, 300)}{where}"
 
 
 def blame(error: BaseException) -> str | None:
@@ -100,9 +100,8 @@ def blame(error: BaseException) -> str | None:
     files = {str(path) for path in _modules}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in files:
-            text = " ".join(str(error).split())[:300]
             where = f"{Path(frame.filename).name}, line {frame.lineno}"
-            return f"{type(error).__name__}{f': {text}' if text else ''} ({where})"
+            return f"{with_kind(error, 300)} ({where})"
     return None
 
 

@@ -17,6 +17,7 @@ import torch
 
 from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape
+from halfmeg.errors import one_line
 from halfmeg.networks.memory import measure_memory
 from halfmeg.networks.protocol import evaluating
 from halfmeg.networks.summary import count_macs, count_params
@@ -185,7 +186,7 @@ def measure_costs(
     try:
         macs = count_macs(net, image_shape)
     except Exception as error:  # what a network raises on images that are too small for it
-        told = " ".join(str(error).split())[:200]
+        told = one_line(error, 200)
         raise ValueError(f"{model} takes no images of {image_shape.text} pixels: {told}") from None
     costs = Costs(params, macs)
     weights = sum(p.numel() for p in net.parameters() if p.ndim > 1)  # a byte each, at the least

@@ -28,6 +28,7 @@ import msgspec
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.errors import one_line
 from halfmeg.files import HAS_LOCKS, read_json, remove_dead_parts, write_atomically, write_json
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits
@@ -235,7 +236,7 @@ class Journal:
             # The draws differ each time it is opened: those before are in the journal.
             seed = seed + 1000 * len(self.study.trials)
         except (ValueError, KeyError, TypeError, AssertionError) as error:
-            told = " ".join(str(error).split())[:200]
+            told = one_line(error, 200)
             raise ValueError(f"{path} is damaged: {told}") from None
         samplers = optuna.samplers
         self.study.sampler = (

@@ -17,10 +17,11 @@ from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.errors import one_line
 from halfmeg.files import scratch_folder
 from halfmeg.places.load import blame
 from halfmeg.places.place import short_name
-from halfmeg.training.fit import RUN_FAILURES, fit, one_line, resume
+from halfmeg.training.fit import RUN_FAILURES, fit, resume
 from halfmeg.training.listen import Listener, SilentListener, StepReport
 from halfmeg.training.stopping import TrainingInterruptedError
 

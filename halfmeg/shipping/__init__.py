@@ -21,6 +21,7 @@
 | `executorch` | the network as ExecuTorch programs, run there |
 | `proof` | what the ONNX files do on held-out images |
 | `verify` | a bundle's ONNX files bounded, and compared with its weights |
+| `targets` | what is written beside ONNX, a row for each target |
 | `export` | run folder → bundle, each file proved before it gets its name |
 | `predict` | classes of a user's own images |
 | `bench` | speed and memory of a bundle in each runtime |

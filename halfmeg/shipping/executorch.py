@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from halfmeg.data.dataset import Dataset
 from halfmeg.data.shape import ImageSize, image_shape
+from halfmeg.errors import one_line
 from halfmeg.evaluation.evaluate import score
 from halfmeg.shipping.onnx import FromPixels, fold_batchnorm, quiet
 from halfmeg.shipping.program import (
@@ -113,7 +114,7 @@ def build_executorch(
             logits = run_program(float32, held_out.images)
             int8_logits = run_program(int8, held_out.images)
     except Exception as error:  # whatever exporter and runtime raise has no common base
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         raise ValueError(f"executorch does not take the network: {reason}") from None
     difference = (logits - reference).abs().max().item()
     accuracy = score(reference, held_out.labels).accuracy

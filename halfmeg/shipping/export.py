@@ -30,24 +30,19 @@ from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.trace import trace
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.answered import Answered
-from halfmeg.shipping.build import build_c
-from halfmeg.shipping.executorch import build_executorch, require_executorch
 from halfmeg.shipping.finetune import Finetuning
 from halfmeg.shipping.finetune import finetune as finetune_graph
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.integer import run as run_integers
 from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
-from halfmeg.shipping.litert import build_litert, require_litert
 from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
 from halfmeg.shipping.proof import Proof, prove
 from halfmeg.shipping.quantize import measure_ranges, quantize
 from halfmeg.shipping.render import render
+from halfmeg.shipping.targets import TARGETS, Source
 from halfmeg.shipping.unfamiliar import Unfamiliar
 from halfmeg.shipping.verify import verify_onnx
-from halfmeg.shipping.web import build_web, require_compiler
-
-TARGETS = ("c", "web", "litert", "executorch")
 
 NUM_CALIBRATION = 512
 
@@ -127,12 +122,7 @@ def export(
     for target in targets:
         if target not in TARGETS:
             raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
-    if "web" in targets:
-        require_compiler()
-    if "litert" in targets:
-        require_litert()
-    if "executorch" in targets:
-        require_executorch()
+        TARGETS[target].require()
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
@@ -151,7 +141,7 @@ def export(
         if finetune:
             integers, tuned = _finetune(run, training, held_out)
     except ValueError:
-        if finetune or {"c", "web"} & set(targets):
+        if finetune or any(TARGETS[target].of_integers for target in targets):
             raise
         int8_model = quantize_by_library(onnx_model, calibration)
     else:
@@ -182,21 +172,54 @@ def export(
     }
     if run.trained_on is not None:
         contents[TRAINED_ON] = ids_to_bytes(run.trained_on)
-    name = short_name(run.config.model)
-    facts = {
-        "format": FORMAT,
-        "model": name,
-        "budget": run.config.budget,
-        "params": count_params(model),
-        "macs": count_macs(model, run.image_shape),
-        "classes": list(run.classes),
-        "image_size": run.image_shape.size,
-        "channels": run.image_shape.channels,
-        "mean": list(mean),
-        "std": list(std),
+    facts = _describe(run, measured, proof) | {
         "temperature": temperature,
         "temperature_origin": origin,
         "familiarity": familiarity.to_dict() if familiarity else None,
+    }
+    if tuned is not None:
+        facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
+    if is_place(run.config.model):  # named, not carried: a bundle holds no Python
+        facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
+    answered: Answered | None = None
+    if integers is not None and oracle is not None:
+        images = held_out.images.numpy()
+        unfamiliar = familiarity and Unfamiliar.of(familiarity, images, oracle)
+        answered = Answered(
+            integers, facts["model"], run.classes, temperature, images, oracle, unfamiliar
+        )
+    exported = Source(
+        model, mean, std, run.image_shape, calibration, held_out, reference, proof.accuracy,
+        1.0 if allow_loss else ALLOWED_LOSS, answered, dict(facts),
+    )  # fmt: skip
+    for target in targets:
+        built, files = TARGETS[target].build(exported)
+        contents |= files
+        facts[target] = built.to_dict() | {"proof_text": built.proof_text}
+    contents["README.md"] = _model_card(facts, measured, contents).encode()
+    facts["files"] = {name: checksum(content) for name, content in contents.items()}
+    contents["model.json"] = json_bytes(facts)
+    with new_folder(out) as part:
+        for path, content in contents.items():
+            (part / path).parent.mkdir(parents=True, exist_ok=True)
+            (part / path).write_bytes(content)
+        _verify_written(Bundle.open(part))
+    return Bundle.open(out), proof
+
+
+def _describe(run: _Trained, measured: Evaluation, proof: Proof) -> dict[str, Any]:
+    """Return what `model.json` states of any network."""
+    return {
+        "format": FORMAT,
+        "model": short_name(run.config.model),
+        "budget": run.config.budget,
+        "params": count_params(run.model),
+        "macs": count_macs(run.model, run.image_shape),
+        "classes": list(run.classes),
+        "image_size": run.image_shape.size,
+        "channels": run.image_shape.channels,
+        "mean": list(run.mean),
+        "std": list(run.std),
         "preprocessing": preprocessing(run.image_shape, run.fit),
         "data": run.data,
         "accuracy": {
@@ -212,48 +235,6 @@ def export(
         "recipe": run.config.to_dict(),
         "exported": _versions(),
     }
-    if tuned is not None:
-        facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
-    if is_place(run.config.model):  # named, not carried: a bundle holds no Python
-        facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
-    answered: Answered | None = None
-    if integers is not None and oracle is not None:
-        images = held_out.images.numpy()
-        unfamiliar = familiarity and Unfamiliar.of(familiarity, images, oracle)
-        answered = Answered(integers, name, run.classes, temperature, images, oracle, unfamiliar)
-    if "c" in targets:
-        assert answered is not None
-        written = build_c(answered)
-        contents |= {f"c/{path}": content for path, content in written.files.items()}
-        facts["c"] = written.to_dict() | {"proof_text": written.proof_text}
-    if "web" in targets:
-        assert answered is not None
-        page = build_web(answered, facts)
-        contents |= {f"web/{path}": content for path, content in page.files.items()}
-        facts["web"] = page.to_dict() | {"proof_text": page.proof_text}
-    if "litert" in targets:
-        converted = build_litert(
-            model, mean, std, run.image_shape, calibration, held_out, proof.accuracy,
-            1.0 if allow_loss else ALLOWED_LOSS,
-        )  # fmt: skip
-        contents["model.tflite"] = converted.content
-        facts["litert"] = converted.to_dict() | {"proof_text": converted.proof_text}
-    if "executorch" in targets:
-        programs = build_executorch(
-            model, mean, std, run.image_shape, calibration, held_out, reference,
-            1.0 if allow_loss else ALLOWED_LOSS,
-        )  # fmt: skip
-        contents |= {"model.pte": programs.float32, "model.int8.pte": programs.int8}
-        facts["executorch"] = programs.to_dict() | {"proof_text": programs.proof_text}
-    contents["README.md"] = _model_card(facts, measured, contents).encode()
-    facts["files"] = {name: checksum(content) for name, content in contents.items()}
-    contents["model.json"] = json_bytes(facts)
-    with new_folder(out) as part:
-        for path, content in contents.items():
-            (part / path).parent.mkdir(parents=True, exist_ok=True)
-            (part / path).write_bytes(content)
-        _verify_written(Bundle.open(part))
-    return Bundle.open(out), proof
 
 
 def _verify_written(bundle: Bundle) -> None:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from halfmeg.errors import one_line
 from halfmeg.files import parse_json
 
 MAX_UPLOAD_BYTES = 10 * 2**20
@@ -189,7 +190,7 @@ class Gate:
             elif given is not None and not 0 <= given < examples:
                 raise ValueError(f"there is no example {given}")
         except ValueError as error:
-            raise Refused(400, " ".join(str(error).split())[:200]) from None
+            raise Refused(400, one_line(error, 200)) from None
         return msgspec.json.encode(question)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from halfmeg.data.dataset import Dataset
 from halfmeg.data.shape import ImageSize
+from halfmeg.errors import one_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.onnx import fold_batchnorm, quiet
 from halfmeg.shipping.program import require_packages, taken_from_the_screen, with_pooling
@@ -142,7 +143,7 @@ def build_litert(
         content = _with_weights_inside(_convert(folded, seen))
         run, scale, zero_point = _litert(content)
     except Exception as error:  # whatever the converter raises has no common base
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         raise ValueError(f"litert-torch does not convert the network: {reason}") from None
     images = _normalized(held_out.images, mean, std).numpy()
     inputs = np.clip(np.rint(images / scale + zero_point), -128, 127).astype(np.int8)
@@ -180,7 +181,7 @@ def run_micro(
             interpreter.invoke()
             same += int(interpreter.get_output(0).argmax() == expected)
     except Exception as error:  # an operator that it lacks
-        return None, " ".join(str(error).split())[:200] or type(error).__name__
+        return None, one_line(error, 200)
     with taken_from_the_screen() as printed:
         interpreter.print_allocations()
     told = re.search(r"allocation total (\d+) bytes", printed())

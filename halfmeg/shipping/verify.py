@@ -16,6 +16,7 @@ from torch import Tensor
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.graph import check_graph, open_session
 from halfmeg.data.shape import ImageShape
+from halfmeg.errors import one_line
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.summary import count_params
 
@@ -73,7 +74,7 @@ def verify_onnx(bundle: Bundle, name: str, *, compare: bool = True) -> bytes:
         else:
             reference = run_onnx(open_session(verify_onnx(bundle, "model.onnx"), 1))(images)
     except Exception as error:  # the runtime's errors have no common base
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         raise ValueError(f"{path} cannot be used: {reason}") from None
     if logits.shape != reference.shape:
         raise ValueError(
@@ -109,7 +110,7 @@ def run_onnx(session: Any) -> Callable[[Tensor], Tensor]:
         try:
             return torch.from_numpy(session.run(["logits"], {"pixels": images.numpy()})[0])
         except Exception as error:  # as above
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             raise ValueError(f"the ONNX file cannot be run: {reason}") from None
 
     return run

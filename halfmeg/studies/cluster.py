@@ -23,6 +23,7 @@ import torch
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.errors import one_line
 from halfmeg.files import new_folder, scratch_folder
 from halfmeg.places.load import load
 from halfmeg.places.place import TIMM
@@ -112,7 +113,7 @@ class Cluster:
         try:
             return future.result()
         except self.ray.exceptions.RayError as error:
-            raise ValueError(" ".join(str(error).split())[:300]) from None
+            raise ValueError(one_line(error, 300)) from None
 
 
 def train_on_cluster(
@@ -165,7 +166,7 @@ def _connect(address: str) -> Any:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise ValueError(f"no Ray cluster answers at {address!r}: {reason}") from None
     return ray
 

@@ -180,8 +180,16 @@ def in_lines(name: str) -> str:
     return "\n".join(line for part in parts for line in textwrap.wrap(part, NAME_WIDTH))
 
 
+def _lay_out(figure: Figure) -> None:
+    """Place a figure's parts once: drawn as PNG and as SVG it is not measured again."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+
+
 def figure_png(figure: Figure) -> bytes:
     """Return a figure as PNG on white."""
+    _lay_out(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
@@ -191,6 +199,7 @@ def figure_svg(figure: Figure) -> str:
     """Return a figure as an SVG element that takes the colour of the text around it."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
+        _lay_out(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor")

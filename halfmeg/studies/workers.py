@@ -10,10 +10,11 @@ from pathlib import Path
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.studies.cluster import train_on_cluster
 from halfmeg.studies.pool import KILLED, Pool, stopping_workers
-from halfmeg.training.fit import RUN_FAILURES, one_line, train_run
+from halfmeg.training.fit import RUN_FAILURES, train_run
 from halfmeg.training.listen import Listener
 from halfmeg.training.stack import train_stack
 from halfmeg.training.stopping import TrainingInterruptedError

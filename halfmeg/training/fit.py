@@ -16,6 +16,7 @@ from halfmeg.artifacts.sources import check_sources
 from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.training.distributed import Ranks, join_ranks
 from halfmeg.training.job import check, set_up
@@ -155,11 +156,6 @@ def train_run(
             raise
         return one_line(error)
     return None
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text on one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _train(

@@ -14,6 +14,7 @@ from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import OTHER_VERSION
+from halfmeg.artifacts.writer import Writer
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize
 from halfmeg.data.dataset import Dataset, DataSplits, hold_out
@@ -232,7 +233,9 @@ class Job:
 
 def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     """Set up a run, with its network as training starts from it."""
-    config, run.writes = run.config, ranks.rank == 0
+    config = run.config
+    if ranks.rank > 0:
+        run.writer = Writer()
     device = ranks.device(config.device)
     dtype = compute_dtype(config.precision, device)
     train_indices, val = hold_out(data, config.val_fraction, config.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -105,17 +106,18 @@ class FakeHub(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, bytes]]]:
-    repos: dict[str, dict[str, bytes]] = {}
+ALTERED = {path.name: path.read_bytes() for path in BUNDLED.iterdir() if path.is_file()}
+ALTERED["model.safetensors"] = b"\0" + ALTERED["model.safetensors"][1:]
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
+    """The address of a hub, and its repositories."""
+    repos = {"me/altered": ALTERED, "me/empty": {"notes.txt": b"nothing"}}
     handler = type("Handler", (FakeHub,), {"repos": repos})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    yield repos
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", repos
     server.shutdown()
     server.server_close()
 
@@ -137,50 +139,66 @@ print(json.dumps(outcomes))
 """
 
 
-def halfmeg(*commands: str, cwd: Path, **variables: str) -> list[Outcome]:
-    """Run commands in a process of their own, since huggingface-hub reads its settings on import.
+COMMANDS = {
+    "pushed": f"push {BUNDLED} me/mine",
+    "pulled": "pull me/mine --out again --json",
+    "twice": "pull me/mine --out again",
+    "altered": "pull me/altered --out bad",
+    "empty": "pull me/empty --out bad",
+    "missing": "pull me/nothing --out x",
+    "refused": f"push {BUNDLED} me/other",
+}
+OTHER_TOKEN = {"refused": {"HF_TOKEN": "hf_other"}}
 
-    From the second one on the environment has the variables too.
+
+@pytest.fixture(scope="module")
+def outcomes(hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Outcome], Path]:
+    """What each command has left, and where they ran.
+
+    In a process of its own, since huggingface-hub reads its settings when it is imported; in one
+    for all, since that takes seconds.
     """
-    each = [({} if index == 0 else variables, line.split()) for index, line in enumerate(commands)]
-    program = [sys.executable, "-c", SEVERAL, json.dumps(each)]
-    done = subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [Outcome(*outcome) for outcome in json.loads(done.stdout)]
-
-
-def test_a_bundle_goes_up_and_comes_down(hub: dict, tmp_path: Path) -> None:
-    pushed, pulled, twice = halfmeg(
-        f"push {BUNDLED} me/mine", "pull me/mine --out again --json", "pull me/mine --out again",
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert pushed.code == 0, pushed.err
-    assert f"commit/{COMMIT}" in pushed.out
-    assert set(hub["me/mine"]) == {"model.json", "model.safetensors"}
-    assert pulled.code == 0, pulled.err
-    assert pulled.json["params"] == 475_240
-    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == sorted(hub["me/mine"])
-    assert Bundle.open(tmp_path / "again").described == Bundle.open(BUNDLED).described
-    assert twice.is_one_line("again exists already and is not overwritten")
-
-
-def test_what_was_altered_on_the_hub_is_refused(hub: dict, tmp_path: Path) -> None:
-    files = {path.name: path.read_bytes() for path in BUNDLED.iterdir() if path.is_file()}
-    hub["me/mine"] = files | {"model.safetensors": b"\0" + files["model.safetensors"][1:]}
-    hub["me/empty"] = {"notes.txt": b"nothing"}
-    refused, empty = halfmeg("pull me/mine --out bad", "pull me/empty --out bad", cwd=tmp_path)
-    assert refused.code == 2
-    assert refused.is_one_line("me/mine/model.safetensors is damaged or was altered"), refused.err
-    assert empty.is_one_line("is no bundle")
-    left = [path.name for path in tmp_path.iterdir() if "bad" in path.name]
-    assert left == []
-
-
-def test_mistakes(hub: dict, cli: Cli, tmp_path: Path) -> None:
-    missing, refused = halfmeg(
-        "pull me/nothing --out x", f"push {BUNDLED} me/mine", cwd=tmp_path, HF_TOKEN="hf_other"
+    folder = tmp_path_factory.mktemp("hub")
+    program = [
+        sys.executable, "-c", SEVERAL,
+        json.dumps([(OTHER_TOKEN.get(n, {}), line.split()) for n, line in COMMANDS.items()]),
+    ]  # fmt: skip
+    settings = {
+        "HF_ENDPOINT": hub[0], "HF_HOME": str(folder / "hf"), "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        program, cwd=folder, env=os.environ | settings, capture_output=True, text=True, check=False
     )
-    assert missing.is_one_line("me/nothing cannot be read"), missing.err
+    assert done.returncode == 0, done.stderr
+    left = [Outcome(*outcome) for outcome in json.loads(done.stdout)]
+    return dict(zip(COMMANDS, left, strict=True)), folder
+
+
+def test_a_bundle_goes_up_and_comes_down(hub, outcomes) -> None:
+    (found, folder), (_, repos) = outcomes, hub
+    assert found["pushed"].code == 0, found["pushed"].err
+    assert f"commit/{COMMIT}" in found["pushed"].out
+    assert set(repos["me/mine"]) == {"model.json", "model.safetensors"}
+    assert found["pulled"].code == 0, found["pulled"].err
+    assert found["pulled"].json["params"] == 475_240
+    assert sorted(path.name for path in (folder / "again").iterdir()) == sorted(repos["me/mine"])
+    assert Bundle.open(folder / "again").described == Bundle.open(BUNDLED).described
+    assert found["twice"].is_one_line("again exists already and is not overwritten")
+
+
+def test_what_was_altered_on_the_hub_is_refused(outcomes) -> None:
+    found, folder = outcomes
+    assert found["altered"].code == 2
+    told = "me/altered/model.safetensors is damaged or was altered"
+    assert found["altered"].is_one_line(told), found["altered"].err
+    assert found["empty"].is_one_line("is no bundle")
+    assert [path.name for path in folder.iterdir() if "bad" in path.name] == []
+
+
+def test_mistakes(hub, outcomes, cli: Cli) -> None:
+    found, _ = outcomes
+    assert found["missing"].is_one_line("me/nothing cannot be read"), found["missing"].err
     assert cli("push", "nowhere", "me/mine").is_one_line("nowhere is no bundle")
-    assert refused.is_one_line("me/mine cannot be written")
-    assert refused.code == 2
+    assert found["refused"].is_one_line("me/other cannot be written")
+    assert found["refused"].code == 2

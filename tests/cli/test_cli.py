@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import resource
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli, small_config
+from conftest import Cli, full_after, small_config
 from PIL import Image
 
 import halfmeg
@@ -30,7 +31,9 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["halfmeg", "train", "common", *QUICK, "--out", "run"])
+        patch.setattr(
+            sys, "argv", ["halfmeg", "train", "common", "model=cnn", "epochs=1", "--out", "run"]
+        )
         with pytest.raises(SystemExit) as stopped:
             main()
     assert not stopped.value.code
@@ -139,6 +142,22 @@ def test_compare_writes_page_and_figure(cli: Cli, tmp_path: Path, pictures: Path
         "compare", "cnn", "logistic", "epochs=2", "--seeds", "1", "--out", "study",
         "--data", str(pictures),
     )  # fmt: skip
+    outcome = cli(*command)
+    assert outcome.code == 0, outcome.err
+    printed = outcome.out
+    assert len(list(tmp_path.glob("study/*/result.json"))) == 2
+    assert "cnn" in printed
+    for name in ("comparison.html", "comparison.png"):
+        assert f"study/{name}" in printed
+        assert (tmp_path / "study" / name).stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_compare_started_again_trains_nothing(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    command = (
+        "compare", "cnn", "logistic", "epochs=2", "--seeds", "1", "--out", "study",
+        "--data", str(pictures),
+    )  # fmt: skip
     outcome = cli(*command, "--json")
     assert outcome.code == 0, outcome.err
     models = {row["name"]: row for row in outcome.json["models"]}
@@ -147,13 +166,9 @@ def test_compare_writes_page_and_figure(cli: Cli, tmp_path: Path, pictures: Path
         assert {"params", "macs", "per_seed"} <= row.keys()
         assert row["test_accuracy"].keys() == {"mean", "lo", "hi"}
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("study/*/result.json")}
-    printed = cli(*command).out
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in trained.items())
     assert len(trained) == 2
-    assert "cnn" in printed
-    for name in ("comparison.html", "comparison.png"):
-        assert f"study/{name}" in printed
-        assert (tmp_path / "study" / name).stat().st_size > 10_000
+    assert "cnn" in cli(*command).out
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in trained.items())
 
 
 def test_data_check(cli: Cli, tmp_path: Path) -> None:
@@ -240,15 +255,10 @@ def test_a_damaged_run_folder(cli: Cli, trained: Path, tmp_path: Path, damage: s
     assert outcome.is_one_line(damage, "is damaged")
 
 
-def test_a_full_disk_loses_nothing(process: Cli, cli: Cli, tmp_path: Path, pictures: Path) -> None:
-    """A limit on the size of files fails a write as a full disk does."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
+def test_a_full_disk_loses_nothing(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     terms = (*QUICK, "--data", str(pictures))
-    outcome = process("train", "common", *terms, "--out", "run", preexec_fn=limit)
+    with full_after(200_000):
+        outcome = cli("train", "common", *terms, "--out", "run")
     assert outcome.code == 2
     assert "run/checkpoints/" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
@@ -263,7 +273,23 @@ def test_a_folder_that_cannot_be_made(cli: Cli, tmp_path: Path) -> None:
     assert outcome.is_one_line("cannot make the run folder file/run")
 
 
-def test_ctrl_c_says_how_to_continue(tmp_path: Path, pictures: Path) -> None:
+def test_ctrl_c_says_how_to_continue(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    def press() -> None:
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press, daemon=True)
+    presser.start()
+    terms = ("model=logistic", "epochs=500", "--data", str(pictures))
+    outcome = cli("train", "common", *terms, "--out", "run")
+    presser.join()
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "halfmeg: stopped; continue with `halfmeg resume run`"
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_is_stopped_by_ctrl_c(tmp_path: Path, pictures: Path) -> None:
     command = [sys.executable, "-m", "halfmeg", "train", "common", "model=cnn", "epochs=500",
                "--data", str(pictures), "--out", "run"]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -301,10 +327,15 @@ def test_report_compares_what_is_there(cli: Cli, small_study: Path, tmp_path: Pa
     assert len(found.json["pairs"]) == 1
     assert (tmp_path / "page" / "comparison.html").exists()
     assert not (small_study / "comparison.html").exists()
-    whole = cli("report", str(small_study))
+
+
+@pytest.mark.slow
+def test_report_in_place_and_of_one_seed(cli: Cli, small_study: Path, tmp_path: Path) -> None:
+    study = shutil.copytree(small_study, tmp_path / "study")
+    whole = cli("report", str(study))
     assert whole.code == 0
-    assert (small_study / "comparison.md").exists()
-    one = cli("report", runs[0], runs[2], "--out", "one")
+    assert (study / "comparison.md").exists()
+    one = cli("report", *(str(study / f"{m}-seed-0") for m in ("cnn", "logistic")), "--out", "one")
     assert "cannot tell chance from a difference" in one.out
 
 

@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
 def hub() -> Iterator[Hub]:
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"hub": hub}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.address = f"http://127.0.0.1:{server.server_port}"
     yield hub
     server.shutdown()

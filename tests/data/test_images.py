@@ -9,11 +9,13 @@ import csv
 import io
 import json
 import os
+import pwd
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import unicodedata
 from pathlib import Path
@@ -555,8 +557,25 @@ def test_small_classes_train_without_a_message(tmp_path: Path, cli: Cli) -> None
     assert Run.open(tmp_path / "run").result()["val_n"] > 0
 
 
-def test_without_home_and_user(tmp_path: Path) -> None:
+def test_without_home_and_user(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that is run with a user's number that it does not know."""
+    make(tmp_path / "photos", {"a": 10, "b": 10})
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("HOME", "USER", "LOGNAME", "HALFMEG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    done = cli("train", "common", *QUICK, "--data", "photos", "--out", "run")
+    assert done.code == 0, done.err
+    assert list(tmp_path.glob("halfmeg-cache-*/*/info.json"))
+
+
+@pytest.mark.slow
+def test_a_process_starts_without_home_and_user(tmp_path: Path) -> None:
+    """Whatever a library asks for when it is imported."""
     make(tmp_path / "photos", {"a": 10, "b": 10})
     code = (
         "import os, pwd, sys\n"
@@ -578,7 +597,7 @@ def test_without_home_and_user(tmp_path: Path) -> None:
 
 
 def test_no_data_named_is_said(tmp_path: Path, cli: Cli) -> None:
-    found = cli("train", "common", *QUICK, "--out", "run")
+    found = cli("train", "common", "model=logistic", "epochs=1", "--out", "run")
     assert "without --data this is the built-in data set, digits" in found.err
     (tmp_path / "digits").mkdir()
     found = cli("data", "check", "digits")
@@ -643,7 +662,22 @@ def test_stopped_answers_are_whole_json(tmp_path: Path) -> None:
     assert [row["path"] for row in json.loads(out.read_text())] == ["a.png"]
 
 
-def test_an_output_that_lacks_a_letter(tmp_path: Path, process: Cli) -> None:
+def test_an_output_that_lacks_a_letter(tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(1).save(folder / "café→.png")
+    encoding = sys.stdout.encoding
+    sys.stdout.reconfigure(encoding="ascii")
+    try:
+        found = cli("predict", "photos")
+    finally:
+        sys.stdout.reconfigure(encoding=encoding, errors="strict")
+    assert found.code == 0, found.err
+    assert r"caf\xe9\u2192.png" in found.out
+
+
+@pytest.mark.slow
+def test_a_process_whose_output_lacks_a_letter(tmp_path: Path, process: Cli) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     picture(1).save(folder / "café→.png")
@@ -787,6 +821,7 @@ def test_bounds_before_allocation(tmp_path: Path) -> None:
         decode_image(encoded(Image.new("RGBA", (64, 64)), "ICNS"), 32)
 
 
+@pytest.mark.slow
 def test_a_table_of_repeated_content_is_small(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(600_000)
     images = pa.array([{"bytes": content}] * 200)  # 1.2 GB of content in a file of 6 MB

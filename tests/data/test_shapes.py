@@ -251,7 +251,7 @@ def test_the_list_of_networks_says_which_sizes_they_take(cli: Cli) -> None:
 # --- integers ---
 
 
-@pytest.mark.parametrize("shape", [(1, 20, 28), (3, 28, 20)])
+@pytest.mark.parametrize("shape", [(1, 20, 28), pytest.param((3, 28, 20), marks=pytest.mark.slow)])
 def test_integers_of_any_form_in_onnx_and_c(shape: tuple[int, int, int]) -> None:
     from halfmeg.artifacts.graph import onnx_logits
     from halfmeg.shipping.answered import Answered

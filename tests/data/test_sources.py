@@ -205,7 +205,9 @@ def test_balanced_weights_and_draws() -> None:
         RunConfig(model="cnn", epochs=1, sampling="balanced", hard_share=0.5)
 
 
-@pytest.mark.parametrize("setting", ["class_weights", "sampling"])
+@pytest.mark.parametrize(
+    "setting", ["class_weights", pytest.param("sampling", marks=pytest.mark.slow)]
+)
 def test_small_classes_are_found_with_balance(few_digits, tmp_path: Path, setting: str) -> None:
     """One class of 60 images beside two of 4: without balance the small ones are never answered."""
     from dataclasses import replace

@@ -522,7 +522,7 @@ def hub(folder: Path) -> Case:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     halfmeg_hub.TIMEOUT_SECONDS = 2.0

@@ -79,7 +79,7 @@ class Hub(SimpleHTTPRequestHandler):
 def serve_hub() -> None:
     """Serve from this process; its children ask here too, as the address is read only once."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 
 

@@ -8,19 +8,18 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import full_after
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -72,6 +71,7 @@ def test_a_sample_of_mutated_inputs(kind: str, tmp_path: Path, monkeypatch) -> N
     assert set(found) <= {"refused", "right"}
 
 
+@pytest.mark.slow
 def test_a_sample_of_a_hostile_hub() -> None:
     """In a process of its own: the hub's address is read when its library is imported."""
     campaign("--only", "hub", "--inputs", "5")
@@ -84,6 +84,7 @@ def test_many_mutated_inputs(kind: str) -> None:
     campaign("--only", kind, "--inputs", str(count))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
 def test_a_sample_of_kills() -> None:
     campaign("--kills", "2", "--only", "training")
@@ -226,17 +227,6 @@ def test_scratch_folders_of_the_dead_go(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(OSError, match="No space left") as full, scratch_folder():
         raise OSError(28, "No space left on device")
     assert str(tmp_path) in full.value.filename
-
-
-@contextlib.contextmanager
-def full_after(count: int) -> Iterator[None]:
-    """Let no file of this process grow above so many bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_names_a_file_wherever_a_folder_is_written(tmp_path: Path, monkeypatch) -> None:

@@ -15,7 +15,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from picture_files import Batch, Done, culprits, damaged, file_name, judge, run_files, try_files
 from pictures import VARIANTS, picture
 
+from halfmeg.data.decode import decode_image
 
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_a_mutated_file_is_read_or_refused(kind: str) -> None:
+    for number in range(100, 104):
+        try:
+            assert decode_image(damaged(kind, number), 32)[0].shape == (3, 32, 32)
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_a_sample_of_mutated_files_of_every_format() -> None:
     """What `campaign.py --files 120000` does with more of them (docs/reliability.md)."""
     files = {file_name(kind, i): damaged(kind, i) for kind in VARIANTS for i in range(100, 104)}
@@ -43,6 +55,7 @@ def test_no_line_of_a_decoders_logger_reaches_the_screen(number: int, tmp_path: 
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_no_line_of_any_librarys_logger_reaches_the_screen(tmp_path: Path) -> None:
     """But the program's own does, once."""
     code = (

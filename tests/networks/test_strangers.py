@@ -19,7 +19,13 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+SOME = ("LeNet5", "Inception", "ShuffleNetV2", "ConvNeXt")
+"""A plain one, branches, groups and shuffled channels, LayerNorm."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
 def test_each_is_taken_as_it_is(name: str) -> None:
     try_out(f"{FILE}:{name}", 7, 32, 500_000)
     assert sum(p.numel() for p in build_model(f"{FILE}:{name}", 7).parameters()) < 500_000

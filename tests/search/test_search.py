@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -380,52 +381,30 @@ def test_a_part_of_a_run_reads_no_test_image_and_goes_on_to_the_same_bits(
     assert telling(parts) == telling(whole)
 
 
-def test_a_search_ends_with_a_finished_network_and_a_page(
-    tmp_path: Path, few_digits: DataSplits, tiny: str
+@pytest.fixture(scope="module")
+def found(
+    tmp_path_factory: pytest.TempPathFactory, few_digits: DataSplits
+) -> tuple[Path, Any, list[Trial]]:
+    """The folder of a search, how it ended, and its trials."""
+    folder = tmp_path_factory.mktemp("found")
+    with pytest.MonkeyPatch.context() as patch:
+        (folder / "tiny.py").write_text(TINY)
+        patch.chdir(folder)
+        return folder / "out", *searched(folder / "out", few_digits)
+
+
+def test_the_front_and_what_is_picked(
+    found: tuple[Path, Any, list[Trial]], few_digits: DataSplits, tiny: str
 ) -> None:
-    outcome, trials = searched(tmp_path / "out", few_digits)
-    assert outcome.run.result() is not None
-    assert outcome.comparison is None
-    assert outcome.winner.accuracy == max(t.accuracy for t in trials if t.outcome == "done")
-    assert all(t.costs.params <= 700 for t in trials if t.was_trained)
-    for trial in trials:
-        for path in (tmp_path / "out" / "trials").glob(f"{trial.number:04}*"):
-            of_winner = path == outcome.run.folder
-            assert len(Run.open(path).test_readings()) == (1 if of_winner else 0)
-    assert read_stored(tmp_path / "out").folds == 5  # of 200 images, 40 are held out
-    page = (tmp_path / "out" / "search.html").read_text()
-    for text in ("Front", "What mattered", "Learning curves", "With double the time", "tiny.py"):
-        assert text in page
-    assert page.count("<svg") >= 1
-    # started again it is done, and given time it goes on
-    again, same = searched(tmp_path / "out", few_digits)
-    assert again.winner.number == outcome.winner.number
-    assert same == trials
-    give_time(tmp_path / "out", 4)
-    start(tmp_path / "out", few_digits, *open_search(tmp_path / "out", few_digits))
-    more = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
-    assert [t.number for t in more] == list(range(len(more)))
-    for before, after in zip(trials, more, strict=False):
-        if before.outcome in ("stopped", "running"):  # these may go on
-            assert after.reached.items() >= before.reached.items()
-        else:
-            assert after == before
-    with pytest.raises(ValueError, match="other settings or data"):
-        searched(tmp_path / "out", few_digits, limits=Limits(params=900))
-    with pytest.raises(ValueError, match="searched on other data"):
-        open_search(tmp_path / "out", first_digits(201))
-
-
-def test_the_front_and_what_is_picked(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
-    _, trials = searched(tmp_path / "out", few_digits)
+    out, _, trials = found
     points = front(trials, "params")
     assert [p.cost for p in points] == sorted(p.cost for p in points)
     accuracies = [p.trial.accuracy or 0 for p in points]
     assert accuracies == sorted(accuracies)
     assert pick(trials, "params=700") == points[-1].trial
     assert pick(trials, f"params={points[0].cost:.0f}") == points[0].trial
-    stored = read_stored(tmp_path / "out")
-    folder = tmp_path / "out" / "trials" / f"{points[0].trial.number:04}"
+    stored = read_stored(out)
+    folder = out / "trials" / f"{points[0].trial.number:04}"
     folders = [folder, *(folder.with_name(f"{folder.name}-fold-{i}") for i in range(1, 5))]
     right = read_answers(folders[: stored.folds], few_digits)
     assert right.mean() == pytest.approx(points[0].trial.accuracy)
@@ -437,6 +416,49 @@ def test_the_front_and_what_is_picked(tmp_path: Path, few_digits: DataSplits, ti
     ):
         with pytest.raises(ValueError, match=told):
             pick(trials, text)
+
+
+def test_a_search_ends_with_a_finished_network_and_a_page(
+    few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out, outcome, trials = found
+    assert outcome.run.result() is not None
+    assert outcome.comparison is None
+    assert outcome.winner.accuracy == max(t.accuracy for t in trials if t.outcome == "done")
+    assert all(t.costs.params <= 700 for t in trials if t.was_trained)
+    for trial in trials:
+        for path in (out / "trials").glob(f"{trial.number:04}*"):
+            of_winner = path == outcome.run.folder
+            assert len(Run.open(path).test_readings()) == (1 if of_winner else 0)
+    assert read_stored(out).folds == 5  # of 200 images, 40 are held out
+    page = (out / "search.html").read_text()
+    for text in ("Front", "What mattered", "Learning curves", "With double the time", "tiny.py"):
+        assert text in page
+    assert page.count("<svg") >= 1
+    # started again it is done
+    again, same = searched(out, few_digits)
+    assert again.winner.number == outcome.winner.number
+    assert same == trials
+    with pytest.raises(ValueError, match="other settings or data"):
+        searched(out, few_digits, limits=Limits(params=900))
+    with pytest.raises(ValueError, match="searched on other data"):
+        open_search(out, first_digits(201))
+
+
+@pytest.mark.slow
+def test_given_time_a_search_goes_on(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    trials, out = found[2], shutil.copytree(found[0], tmp_path / "out")
+    give_time(out, 4)
+    start(out, few_digits, *open_search(out, few_digits))
+    more = read_trials(out, read_stored(out))
+    assert [t.number for t in more] == list(range(len(more)))
+    for before, after in zip(trials, more, strict=False):
+        if before.outcome in ("stopped", "running"):  # these may go on
+            assert after.reached.items() >= before.reached.items()
+        else:
+            assert after == before
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from halfmeg.shipping.quantize import quantize
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to compile C with")
 SLOW = pytest.mark.slow  # each takes seconds to compile
-QUICK = ("cnn", "anything")
+QUICK = ("anything",)
 
 
 def proved(model: nn.Module, size: int, count: int = 6) -> build.CSource:
@@ -87,6 +87,7 @@ def test_what_has_no_form_in_c_is_named(name: str, operator: str) -> None:
         quantize(model, MEAN, STD, pixels(3, 32))
 
 
+@pytest.mark.slow
 @needs_gcc
 def test_a_small_network_with_gates_and_shortcuts() -> None:
     torch.manual_seed(0)

@@ -109,8 +109,23 @@ class TestPage:
         page.get_by_text("exceed the maximum allowed size").first.wait_for(timeout=30_000)
 
 
+@pytest.mark.slow
 def test_it_listens_on_this_machine_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
+
+
+def test_it_is_asked_to_listen_on_this_machine_only(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def refuse(address: tuple[str, int]) -> None:
+        asked.append(address)
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr("halfmeg.shipping.demo.socket.create_server", refuse)
+    assert cli("demo").is_one_line("cannot listen on host=127.0.0.1")
+    assert [host for host, _ in asked] == ["127.0.0.1"]
 
 
 @pytest.mark.slow
@@ -129,12 +144,12 @@ def test_an_impossible_address_is_one_line(cli: Cli, place: list[str], told: str
     assert outcome.is_one_line(place[1], told)
 
 
-def test_a_taken_port_is_named(process: Cli) -> None:
+def test_a_taken_port_is_named(cli: Cli) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        outcome = process("demo", "--port", str(port))
+        outcome = cli("demo", "--port", str(port))
     assert outcome.code == 2
     assert outcome.is_one_line(f"port={port}", "choose another")
 

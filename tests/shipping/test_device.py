@@ -18,7 +18,13 @@ needs_tools = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 @needs_tools
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param(device, marks=() if device == "cortex-m7" else pytest.mark.slow)
+        for device in DEVICES
+    ],
+)
 def test_every_board_gives_the_oracles_logits(device: str) -> None:
     images = pixels(5, 16)
     graph = integers("anything")

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import NETWORKS, Cli, first_digits, small_config
+from conftest import FEW, NETWORKS, Cli, first_digits, small_config
 from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle, checksum
@@ -49,7 +49,7 @@ def test_folding_changes_nothing(name: str) -> None:
         assert torch.allclose(folded(images), model(images), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", FEW)
 def test_onnx_equals_torch_at_batches_of_1_2_and_7(name: str) -> None:
     model = unsettled(name)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -71,7 +71,7 @@ def test_onnx_equals_torch_at_batches_of_1_2_and_7(name: str) -> None:
 
 
 def test_other_sizes_export() -> None:
-    content = to_onnx(unsettled("resnet20", 48), (0.5,) * 3, (0.5,) * 3, 48)
+    content = to_onnx(unsettled("resnet8", 48), (0.5,) * 3, (0.5,) * 3, 48)
     images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
     assert onnx_logits(content, images).shape == (3, 10)
 
@@ -87,6 +87,19 @@ def quick(tmp_path_factory) -> Run:
     """A run of few layers, which exports sooner."""
     folder = tmp_path_factory.mktemp("quick") / "run"
     return fit(small_config(batch_size=32), first_digits(600), folder)
+
+
+@pytest.fixture
+def quick_onnx(quick: Run, onnx_of_quick: bytes, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The run of few layers, of which the float32 file is made already."""
+    monkeypatch.setattr("halfmeg.shipping.export.to_onnx", lambda *_: onnx_of_quick)
+    return quick
+
+
+@pytest.fixture(scope="module")
+def onnx_of_quick(quick: Run) -> bytes:
+    facts = quick.data
+    return to_onnx(quick.load_model().eval(), facts.mean, facts.std, facts.image_shape)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +130,7 @@ def test_a_bundle_is_proved_on_validation_images(
 
 
 def test_int8_that_loses_too_much_stops(
-    quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A calibration on black images makes int8 useless: the export says so and writes nothing."""
     from halfmeg.shipping import export as module
@@ -127,9 +140,9 @@ def test_int8_that_loses_too_much_stops(
         module, "quantize", lambda m, mean, std, x: honest(m, mean, std, torch.zeros_like(x))
     )
     with pytest.raises(ValueError, match=r"int8 loses [\d.]+ points on 60 validation images"):
-        export(quick, first_digits(600), tmp_path / "out")
+        export(quick_onnx, first_digits(600), tmp_path / "out")
     assert not list(tmp_path.iterdir())
-    bundle, proof = export(quick, first_digits(600), tmp_path / "out", allow_loss=True)
+    bundle, proof = export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True)
     assert proof.int8_loss > 0.005
     assert f"loses {100 * proof.int8_loss:.2f} points" in (bundle.folder / "README.md").read_text()
 
@@ -148,7 +161,7 @@ def test_a_wrong_onnx_file_stops(
 
 @pytest.mark.parametrize("maker", ["to_onnx", "integers_to_onnx"])
 def test_a_file_that_would_be_refused_later_stops(
-    maker: str, quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    maker: str, quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right answers are not enough: what opens a bundle bounds its files too."""
     from halfmeg.shipping import export as module
@@ -165,7 +178,7 @@ def test_a_file_that_would_be_refused_later_stops(
     monkeypatch.setattr(module, maker, heavy)
     file = "model.onnx" if maker == "to_onnx" else r"model.int8.onnx"
     with pytest.raises(ValueError, match=rf"{file} cannot be used: it holds .* numbers"):
-        export(quick, first_digits(600), tmp_path / "out", allow_loss=True)
+        export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -223,11 +236,17 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
 
 
+def test_a_bundle_of_another_budget_is_told(cli: Cli) -> None:
+    other = cli("train", "record", "init=record", "budget=20000")
+    assert other.is_one_line("was made with budget=500000", "add budget=500000")
+
+
+@pytest.mark.slow
 def test_a_bundle_of_a_network_that_scales_keeps_its_budget(
     cli: Cli, tmp_path: Path, pictures: Path
 ) -> None:
-    terms = ["record", "budget=20000", "epochs=2", "small_size=0", "ema=0.9", "batch_size=30",
-             "val_fraction=0.1", "--data", str(pictures)]  # fmt: skip
+    terms = ["record", "budget=20000", "epochs=1", "small_size=0", "ema=0.9", "batch_size=60",
+             "val_fraction=0.1", "--image-size", "16", "--data", str(pictures)]  # fmt: skip
     assert cli("train", *terms, "--out", "run").code == 0
     made = cli("export", "run", "--out", "bundle", "--allow-loss")
     assert made.code == 0, made.err

@@ -72,8 +72,6 @@ def test_a_bundle_needs_no_python_of_the_users(
     done = cli("predict", str(pictures / "test"), "--bundle", "bundle", "--json")
     assert done.code == 0, done.err
     assert len(done.json) == len(few_digits.test)
-    for row in bench(bundle, threads=[1], rounds=1, runtimes=["onnxruntime", "onnxruntime int8"]):
-        assert row.latency_ms > 0
     with pytest.raises(ValueError, match=r"a network of one's own, without its Python"):
         bundle.load_model()
     image = next((pictures / "test").rglob("*.png"))
@@ -83,6 +81,12 @@ def test_a_bundle_needs_no_python_of_the_users(
     done = cli("train", "common", "teacher=bundle", "epochs=1", "--data", str(pictures))
     assert done.code == 2
     assert done.is_one_line("teacher=bundle holds a network of one's own")
+
+
+@pytest.mark.slow
+def test_each_of_its_graphs_is_timed(bundle: Bundle) -> None:
+    for row in bench(bundle, threads=[1], rounds=1, runtimes=["onnxruntime", "onnxruntime int8"]):
+        assert row.latency_ms > 0
 
 
 def test_training_starts_from_its_weights(
@@ -124,6 +128,13 @@ def test_a_file_to_start_from(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     assert cli("new", "network", "mynet.txt").is_one_line("mynet.txt", "ends in .py")
     done = cli("summary", "mynet.py:Net", "--json")
     assert done.json["within_budget"]
+    terms = ("model=mynet.py:Net", "epochs=1", "--data", str(pictures), "--out", "run")
+    assert cli("train", "common", *terms).code == 0
+
+
+@pytest.mark.slow
+def test_a_file_to_start_from_is_compared(cli: Cli, pictures: Path) -> None:
+    assert cli("new", "network", "mynet.py").code == 0
     done = cli(
         "compare", "mynet.py:Net", "logistic", "epochs=1", "--seeds", "1", "--json",
         "--data", str(pictures),

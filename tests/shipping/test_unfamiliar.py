@@ -29,6 +29,7 @@ from halfmeg.shipping.web import WebPage, build_web
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to compile C with")
 FORMS = [(3, 16, 16), (1, 20, 12)]
+ONE_FAST = [FORMS[0], pytest.param(FORMS[1], marks=pytest.mark.slow)]
 
 
 def pictures(count: int, form: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
@@ -70,6 +71,7 @@ def known(form: tuple[int, int, int]) -> tuple[IntegerGraph, torch.Tensor, Unfam
     return graph, others, Unfamiliar.of(familiarity, others.numpy(), oracle)
 
 
+@functools.cache
 def in_c(form: tuple[int, int, int]) -> CSource:
     graph, images, unfamiliar = known(form)
     arrays = images.numpy()
@@ -77,6 +79,7 @@ def in_c(form: tuple[int, int, int]) -> CSource:
     return build_c(Answered(graph, "net", labels, 1.0, arrays, run(graph, arrays), unfamiliar))
 
 
+@functools.cache
 def on_a_page(form: tuple[int, int, int]) -> WebPage:
     graph, images, unfamiliar = known(form)
     arrays = images.numpy()
@@ -96,7 +99,7 @@ def call(folder: Path, image: np.ndarray) -> tuple[float, bool]:
 
 
 @needs_gcc
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ONE_FAST)
 def test_c_scores_as_predict_does(form: tuple[int, int, int], tmp_path: Path) -> None:
     source = in_c(form)  # raises where a score differs
     assert source.proof is not None
@@ -118,7 +121,7 @@ def test_c_scores_as_predict_does(form: tuple[int, int, int], tmp_path: Path) ->
 
 @needs_clang
 @needs_node
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ONE_FAST)
 def test_the_page_scores_as_predict_does(form: tuple[int, int, int]) -> None:
     page = on_a_page(form)  # raises where a score differs
     assert page.proof is not None
@@ -133,9 +136,9 @@ def test_another_score_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = module.PLANES
     monkeypatch.setattr(module, "PLANES", [honest[0], honest[1], [0, 0, 0]])
     with pytest.raises(ValueError, match=r"net_unfamiliar\.c scores an image's familiarity"):
-        in_c(FORMS[0])
+        in_c.__wrapped__(FORMS[0])
     with pytest.raises(ValueError, match=r"unfamiliar\.js scores an image's familiarity"):
-        on_a_page(FORMS[0])
+        on_a_page.__wrapped__(FORMS[0])
 
 
 @needs_gcc
@@ -178,6 +181,7 @@ def test_an_exported_run_decides_in_c_as_predict_does(
 
 @needs_clang
 @needs_node
+@pytest.mark.slow  # the page of the bundled network shows both among the fast ones (test_web)
 class TestPage:
     pytestmark = in_browser
 

@@ -30,6 +30,7 @@ from halfmeg.shipping import web
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.integer import run
 from halfmeg.shipping.quantize import quantize
+from halfmeg.shipping.unfamiliar import REMARK
 from halfmeg.shipping.web import NOT_PROVED, WebPage, build_web
 
 TEMPLATES = ROOT / "halfmeg" / "shipping" / "templates" / "web"
@@ -99,7 +100,10 @@ def png(array: np.ndarray) -> bytes:
 
 @needs_node
 @pytest.mark.parametrize("fit", FITS)
-@pytest.mark.parametrize("size", [8, 32, 97, (96, 64), (1, 20, 31), (1, 48, 48)])
+@pytest.mark.parametrize(
+    "size",
+    [32, (96, 64), (1, 20, 31), *(pytest.param(size, marks=SLOW) for size in (8, 97, (1, 48, 48)))],
+)
 def test_the_page_scales_as_pillow_does(tmp_path: Path, size: ImageSize, fit: FitName) -> None:
     random = np.random.default_rng(image_shape(size).width)
     shapes = [(2, 3), (5, 300), (31, 33), (32, 32), (97, 97), (97, 64), (427, 640), (700, 311)]
@@ -282,7 +286,7 @@ def open_page(browser: Any, address: str, width: int, **options: Any) -> Any:
     return page
 
 
-@pytest.fixture(params=[1280, 390])
+@pytest.fixture(params=[1280, pytest.param(390, marks=SLOW)])
 def page(request: pytest.FixtureRequest, browser: Any, folder: Path) -> Iterator[Any]:
     page = open_page(browser, (folder / "index.html").as_uri(), request.param)
     yield page
@@ -334,6 +338,10 @@ def photograph(height: int = 300, width: int = 451, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+on_a_phone = pytest.mark.parametrize("page", [pytest.param(1280, marks=SLOW), 390], indirect=True)
+"""Where a telephone has another page: that one is among the fast tests."""
+
+
 @needs_clang
 class TestPage:
     pytestmark = in_browser
@@ -343,6 +351,7 @@ class TestPage:
         give(page, "photograph.png", photograph())
         expect_answer(page, photograph())
 
+    @on_a_phone
     def test_a_turned_photograph_is_turned(self, page: Any) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -352,6 +361,7 @@ class TestPage:
         give(page, "photograph.jpg", content, by)
         expect_answer(page, content)
 
+    @on_a_phone
     def test_only_a_phone_offers_its_camera(self, page: Any) -> None:
         phone = page.viewport_size["width"] < 600
         assert page.locator("#camera").is_visible() is phone
@@ -390,6 +400,7 @@ class TestPage:
         page.wait_for_selector("#seen:not([hidden])")
         assert page.locator("#problem").is_hidden()
 
+    @pytest.mark.slow
     def test_transparency_is_laid_on_white(self, page: Any) -> None:
         pixels = np.random.default_rng(1).integers(0, 256, (60, 40, 4), np.uint8)
         pixels[:, :, 3] = np.where(pixels[:, :, 3] > 127, 255, 0)
@@ -417,6 +428,7 @@ class TestOtherBrowsers:
             expected = decode_image(content, 32)[0]
             assert found == expected.transpose(1, 2, 0).ravel().tolist()
 
+    @pytest.mark.slow
     def test_without_simd_the_plain_build_gives_the_same(self, browser: Any, folder: Path) -> None:
         page = open_page(browser, "about:blank", 1280)
         page.add_init_script("WebAssembly.validate = () => false")
@@ -427,12 +439,16 @@ class TestOtherBrowsers:
         logits = run(integers("cnn"), decode_image(photograph(), 32)[0][None])[0]
         assert page.text_content("#verdict") == classes_of("cnn")[int(logits.argmax())]
 
+    @pytest.mark.slow
     def test_a_browser_without_webassembly_is_told(self, browser: Any, folder: Path) -> None:
         page = open_page(browser, "about:blank", 1280)
         page.add_init_script("WebAssembly.instantiate = async () => { throw Error('off') }")
         page.goto((folder / "index.html").as_uri())
         page.wait_for_selector("#problem:not([hidden])")
         assert page.text_content("#problem") == "This browser cannot run the network: off"
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
 class TestDemo:
@@ -453,6 +469,7 @@ class TestDemo:
         stored = bundle.described["familiarity"]
         assert network["familiarity"]["threshold"] == pytest.approx(stored["threshold"], abs=0.05)
 
+    @pytest.mark.slow
     @needs_clang
     def test_its_network_is_compiled_from_the_c_of_today(self) -> None:
         told = subprocess.run(["clang", "--version"], capture_output=True, text=True, check=True)
@@ -478,12 +495,18 @@ class TestDemo:
             page.wait_for_function(
                 "name => document.getElementById('verdict').textContent === name", arg=name
             )
+            assert page.text_content("#unfamiliar") == ""
+        give(page, "noise.png", png(NOISE))
+        page.wait_for_function(
+            "remark => document.getElementById('unfamiliar').textContent === remark", arg=REMARK
+        )
         assert (page.asked, page.complaints) == ([(DEMO / "index.html").as_uri()], [])
 
+    @pytest.mark.slow
     def test_from_a_server_it_stays_on_the_device(self, browser: Any, tmp_path: Path) -> None:
         handler = functools.partial(QuietHandler, directory=str(DEMO))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}/"
         try:

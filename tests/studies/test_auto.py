@@ -55,9 +55,10 @@ def test_with_time_it_tries_others_and_says_each(few_digits: DataSplits) -> None
     assert f"{best.accuracy:.1%} of {best.n:,} validation images after" in told[0] + told[1]
 
 
-def test_what_the_user_gave_stays(tmp_path: Path, cli: Cli) -> None:
+def test_what_the_user_gave_stays(pictures: Path, tmp_path: Path, cli: Cli) -> None:
     given = "model=logistic", "batch_size=50", "epochs=2", "hflip=false"
-    done = cli("train", "auto", "minutes=1", *given, "--data", "digits", "--out", "run", "--json")
+    data = ("--data", str(pictures))
+    done = cli("train", "auto", "minutes=1", *given, *data, "--out", "run", "--json")
     assert done.code == 0, done.err
     config = Run.open(tmp_path / "run").config
     assert (config.model, config.batch_size, config.epochs) == ("logistic", 50, 2)

@@ -61,15 +61,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def html(comparison: Comparison, few_digits) -> str:
-    figures = {
-        "curves": comparison_figure(comparison),
-        "differences": differences_figure(comparison),
-        "costs": cost_figure(comparison),
-        "confusion": confusion_figure(comparison),
-        "calibration": calibration_figure(comparison),
-    }
-    return render_page(comparison, figures, few_digits)
+def page_file(comparison: Comparison, few_digits, tmp_path_factory) -> Path:
+    return write_comparison(comparison, tmp_path_factory.mktemp("page"), few_digits)[0]
+
+
+@pytest.fixture(scope="module")
+def html(page_file: Path) -> str:
+    return page_file.read_text()
 
 
 def test_the_page_says_what_the_comparison_found(comparison: Comparison, html: str) -> None:
@@ -112,19 +110,19 @@ def test_names_are_escaped(comparison: Comparison) -> None:
     })  # fmt: skip
 
 
-def test_files_are_written_and_readable(comparison: Comparison, tmp_path: Path) -> None:
-    page, picture = write_comparison(comparison, tmp_path)
-    assert page.read_text().startswith("<!doctype html>")
-    with Image.open(picture) as image:
+def test_files_are_written_and_readable(comparison: Comparison, page_file: Path) -> None:
+    folder = page_file.parent
+    assert page_file.read_text().startswith("<!doctype html>")
+    with Image.open(folder / "comparison.png") as image:
         assert image.width > 1000
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
-    stored = json.loads((tmp_path / "comparison.json").read_text())
+    stored = json.loads((folder / "comparison.json").read_text())
     assert [pair["verdict"] for pair in stored["pairs"]] == [p.verdict for p in comparison.pairs]
-    markdown = (tmp_path / "comparison.md").read_text()
+    markdown = (folder / "comparison.md").read_text()
     for pair in comparison.pairs:
         assert pair.verdict in markdown
     for name in re.findall(r"\]\((.+?)\)", markdown):
-        assert (tmp_path / name).exists(), f"{name} is shown in the Markdown"
+        assert (folder / name).exists(), f"{name} is shown in the Markdown"
 
 
 def with_long_names(comparison: Comparison) -> Comparison:
@@ -222,27 +220,29 @@ def test_a_runs_curves_are_those_that_were_measured(comparison: Comparison) -> N
 
 
 def test_a_curve_of_the_hard_images_alone_says_so(tmp_path: Path, few_digits) -> None:
-    config = small_config(model="cnn", epochs=2, hard_share=0.5)
+    config = small_config(model="logistic", epochs=2, hard_share=0.5)
     (axes,) = run_figure(fit(config, few_digits, tmp_path / "run")).axes
     labels = [line.get_label() for line in axes.lines]
     assert labels == ["validation", "training, later on hard images alone"]
     terms = replace(config, val_fraction=0.0)
-    compared = compare(["cnn"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
+    compared = compare(["logistic"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
     curves = comparison_figure(compared).axes[0]
     assert curves.get_ylabel() == "training accuracy, %\n(later on hard images alone)"
-
-
-@pytest.fixture(scope="module")
-def page_file(comparison: Comparison, few_digits, tmp_path_factory) -> Path:
-    return write_comparison(comparison, tmp_path_factory.mktemp("page"), few_digits)[0]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 class TestInChromium:
     """The page in a real browser: Debian's, which `make test` installs."""
 
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    @pytest.mark.parametrize("width", [1280, 390])
+    @pytest.mark.parametrize(
+        ("width", "scheme"),
+        [
+            (1280, "light"),
+            (390, "dark"),
+            pytest.param(1280, "dark", marks=pytest.mark.slow),
+            pytest.param(390, "light", marks=pytest.mark.slow),
+        ],
+    )
     def test_it_opens_without_error_request_or_sideways_scroll(
         self, page_file: Path, browser: Any, width: int, scheme: str
     ) -> None:
@@ -260,6 +260,7 @@ class TestInChromium:
         assert page.evaluate(broken) == 0
         page.close()
 
+    @pytest.mark.slow
     def test_long_names_break_on_a_narrow_screen(
         self, comparison: Comparison, browser: Any, tmp_path: Path
     ) -> None:
@@ -299,6 +300,7 @@ class TestInChromium:
         ]  # fmt: skip
         page.close()
 
+    @pytest.mark.slow
     def test_the_keyboard_reaches_every_control(self, page_file: Path, browser: Any) -> None:
         page = browser.new_page()
         page.goto(page_file.as_uri())

@@ -17,9 +17,11 @@ import pytest
 import torch
 from conftest import NUM_TEST, first_digits, small_config, with_tests
 
-from halfmeg.data.corrupt import CORRUPTIONS
+from halfmeg.artifacts.run import Run
+from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS
 from halfmeg.studies.compare import compare, compare_runs
 from halfmeg.studies.figures import accuracy_curve
+from halfmeg.studies.measure import measure_robustness
 from halfmeg.studies.power import SeedsNeeded
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.sequential import compare_until_decided
@@ -267,6 +269,15 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
         assert len({label for label, _ in item.answers.values()}) == 2
 
 
+def test_robustness_is_measured_at_each_strength(tmp_path: Path, whole: Path, few_digits) -> None:
+    run = Run.open(shutil.copytree(whole / "logistic-seed-0", tmp_path / "run"))
+    found = measure_robustness(run, few_digits)
+    assert found["clean"] == (run.result() or {})["test_accuracy"]
+    assert {
+        name: len(accuracies) for name, accuracies in found["accuracy"].items()
+    } == dict.fromkeys(CORRUPTIONS, len(STRENGTHS))
+
+
 def paired(of_seeds: Sequence[float], *, num_networks: int = 2, **changes: Any) -> PairResult:
     """A pair of which the seeds differ by these shares of 10,000 images, always other ones."""
     rng = np.random.default_rng(0)
@@ -348,7 +359,7 @@ def test_no_number_is_written_on_the_wrong_side_of_a_border() -> None:
 
 def test_one_seed_gives_no_verdict(tmp_path: Path, few_digits) -> None:
     result = compare(
-        ["cnn", "logistic"], few_digits, seeds=1, out=tmp_path / "s", config=small_config()
+        ["mlp", "logistic"], few_digits, seeds=1, out=tmp_path / "s", config=small_config()
     )
     assert "cannot tell chance from a difference" in result.pairs[0].verdict
     assert result.models[0].test_accuracy.lo is None
@@ -404,9 +415,9 @@ def test_mistakes(tmp_path: Path, few_digits) -> None:
 def test_the_curve_of_a_run_is_of_its_monitored_part(tmp_path: Path, few_digits) -> None:
     validated, watched, blind = run_study(
         [
-            small_config(seed=0),
-            small_config(seed=1, val_fraction=0.0, monitor="test"),
-            small_config(seed=2, val_fraction=0.0),
+            small_config(model="logistic", seed=0),
+            small_config(model="logistic", seed=1, val_fraction=0.0, monitor="test"),
+            small_config(model="logistic", seed=2, val_fraction=0.0),
         ],
         few_digits,
         tmp_path / "s",
@@ -419,7 +430,8 @@ def test_the_curve_of_a_run_is_of_its_monitored_part(tmp_path: Path, few_digits)
 
 def test_entrants_are_named_by_what_tells_them_apart(tmp_path: Path, few_digits) -> None:
     def train(folder: str, **changes) -> list:
-        return list(run_study([small_config(**changes)], few_digits, tmp_path / folder).runs)
+        config = small_config(epochs=1, **changes)
+        return list(run_study([config], few_digits, tmp_path / folder).runs)
 
     runs = train("a", recipe="calm") + train(
         "b", recipe="bold", lr=0.01, hflip=True, alternate=True
@@ -472,7 +484,7 @@ def test_one_network_at_two_budgets_is_two_entrants_with_their_own_costs(
         small_config(model="sprint", recipe=f"below-{budget}", budget=budget, epochs=1)
         for budget in (10_000, 30_000)
     ]
-    comparison = compare(["sprint"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
+    comparison = compare(["sprint"], few_digits, seeds=1, out=tmp_path / "study", config=terms)
     by_budget = {model.runs[0].config.budget: model for model in comparison.models}
     assert by_budget[10_000].name == "sprint (below-10000)"
     for budget, model in by_budget.items():
@@ -508,7 +520,7 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
 
     def run(seeds: int, **changes: Any):
         return compare(
-            ["cnn", "logistic"], few_digits, seeds=seeds, out=tmp_path / "s", config=terms,
+            ["mlp", "logistic"], few_digits, seeds=seeds, out=tmp_path / "s", config=terms,
             **changes,
         )  # fmt: skip
 
@@ -519,7 +531,7 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
     assert second.pairs[0].margin == 0.03
     assert Reading.of(tmp_path / "s").looks == (2, 3)
     with pytest.raises(ValueError, match="was read with 2, 3 seeds already"):
-        compare_until_decided(["cnn", "logistic"], few_digits, out=tmp_path / "s", config=terms)
+        compare_until_decided(["mlp", "logistic"], few_digits, out=tmp_path / "s", config=terms)
     with pytest.raises(ValueError, match="margin=0 is out of range"):
         run(3, margin=0.0)
     study = tmp_path / "s" / "study.json"
@@ -541,7 +553,7 @@ def test_a_study_until_decided_stops_at_the_first_look_that_decides(
     terms = small_config(epochs=1)
     out = tmp_path / "s"
     found = compare_until_decided(
-        ["cnn", "logistic"], few_digits, out=out, config=terms, margin=0.9
+        ["mlp", "logistic"], few_digits, out=out, config=terms, margin=0.9
     )
     reading = Reading.of(out)
     assert reading.planned == (2, 3)

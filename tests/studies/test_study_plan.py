@@ -82,6 +82,7 @@ def test_a_plan_rises_with_seeds_and_images() -> None:
     assert json.loads(json.dumps(timed.to_dict()))["rows"][0]["minutes"] == 3.0
 
 
+@pytest.mark.slow
 def test_more_networks_see_less_of_each_pair() -> None:
     smallest = [make_plan(n, 10_000, difference=0.005).rows[2].smallest for n in (2, 10)]
     assert smallest[0] < smallest[1]

@@ -66,6 +66,7 @@ def test_the_simulation_has_the_programs_critical_values(networks: int, level: f
     assert found.tolist() == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_test_of_before_was_holms_on_the_larger_of_two_p_values() -> None:
     from statsmodels.stats.multitest import multipletests
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import NUM_TEST, Cli
 
 from halfmeg.artifacts.run import Run
@@ -139,7 +141,20 @@ with join_ranks("cpu") as ranks:
 """
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_one_rank_of_a_group_acts_as_one(tmp_path: Path) -> None:
+    """What several do, which takes processes that import torch; here the group has one."""
+    where = f"file://{tmp_path / 'group'}"
+    dist.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+    try:
+        with torch.random.fork_rng():
+            exec(RANKS, {})
+    finally:
+        gc.collect()  # as in `join_ranks`
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_ranks_act_as_one(tmp_path: Path, processes: int) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
     done = torchrun(processes, "ranks.py", cwd=tmp_path)

@@ -71,6 +71,7 @@ def test_folds_keep_groups_and_equal_images_together() -> None:
         fold_indices(replace(train, groups=torch.zeros(100, dtype=torch.int64)), 0)
 
 
+@pytest.mark.slow
 def test_flipped_labels_are_found_with_their_precision_and_recall() -> None:
     data = first_digits(NUM_IMAGES)
     labels, wrong = flipped(data.train.labels, NUM_FLIPPED)

@@ -154,6 +154,14 @@ def test_a_recipe_of_ones_own(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     done = cli("train", "mine.py:wrong")
     assert done.code == 2
     assert done.is_one_line("mine.py:wrong returns a dict", "RunConfig")
+
+
+@pytest.mark.slow
+def test_networks_are_compared_by_a_recipe_of_ones_own(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    write(tmp_path, NET)
+    write(tmp_path, RECIPE, "mine.py")
     done = cli(
         "compare", "net.py:Net", "logistic", "--recipe", "mine.py:short", "--seeds", "1",
         "--data", str(pictures), "--out", "study", "--json",

@@ -105,13 +105,20 @@ class InterruptAfter(SilentListener):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "muon"])
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [
+        ("logistic", "adam"),
+        pytest.param("cnn", "adam", marks=pytest.mark.slow),
+        pytest.param("cnn", "muon", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_stack_goes_on_where_it_stopped(
-    optimizer, tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
+    model, optimizer, tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a stack, and each of its runs alone: the checkpoints are those of ordinary runs."""
     monkeypatch.setattr("halfmeg.training.totals.REPORT_SECONDS", 0)  # tell of every step
-    configs = seeds(2, optimizer=optimizer, lr=0.002, epochs=3, hard_share=0.9)
+    configs = seeds(2, model=model, optimizer=optimizer, lr=0.002, epochs=3, hard_share=0.9)
     whole = tasks(configs, tmp_path / "whole")
     train_stack(whole, few_digits)
     for name in ("again", "alone"):
@@ -178,6 +185,15 @@ def test_runs_that_stand_apart_are_not_stacked(tmp_path: Path, few_digits) -> No
         train_stack(both, few_digits)
 
 
+def test_a_study_trains_stacks(cli, tmp_path: Path, few_digits) -> None:
+    study = run_study(seeds(2, model="logistic"), few_digits, tmp_path / "study", stack=True)
+    assert [(run.result() or {})["runs_at_once"] for run in study.runs] == [2, 2]
+    refused = cli("compare", "cnn", "logistic", "--stack", "--workers", "2")
+    assert refused.code == 2
+    assert refused.is_one_line("workers=2", "leave one of them out")
+
+
+@pytest.mark.slow
 def test_compare_takes_a_stack(cli, tmp_path: Path, pictures: Path) -> None:
     settings = ["epochs=1", "batch_size=50", "optimizer=adam", "lr=0.001"]
     outcome = cli(
@@ -187,9 +203,6 @@ def test_compare_takes_a_stack(cli, tmp_path: Path, pictures: Path) -> None:
     assert outcome.code == 0, outcome.err
     for folder in (tmp_path / "both").glob("*-seed-*"):
         assert json.loads((folder / "result.json").read_text())["runs_at_once"] == 2
-    refused = cli("compare", "cnn", "logistic", "--stack", "--workers", "2")
-    assert refused.code == 2
-    assert refused.is_one_line("workers=2", "leave one of them out")
 
 
 def test_a_stack_of_matrices_is_made_orthogonal_one_by_one() -> None:

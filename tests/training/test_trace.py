@@ -141,15 +141,19 @@ def after_each_step(act: Callable[[int], None]) -> Iterator[None]:
         hook.remove()
 
 
-def case(name: str) -> Any:
-    marks = []
+def case(name: str, *, fast: bool = True) -> Any:
+    marks = [] if fast else [pytest.mark.slow]
     if name.startswith("cifar10"):
         reason = f"CIFAR-10 is not at {CIFAR.relative_to(ROOT.parent)}"
         marks += [pytest.mark.skipif(not CIFAR.is_dir(), reason=reason), pytest.mark.slow]
     return pytest.param(name, marks=marks)
 
 
-@pytest.fixture(scope="module", params=[case(name) for name in CASES])
+SIMILAR = ("digits-resnet20", "digits-resnet-shared")
+"""Trained by the code that `digits-resnet` is: among the slow ones."""
+
+
+@pytest.fixture(scope="module", params=[case(name, fast=name not in SIMILAR) for name in CASES])
 def traced(request, tmp_path_factory) -> tuple[str, Run, int]:
     """A case, its run without a stop, and how many steps that took."""
     steps: list[int] = []
@@ -181,6 +185,11 @@ def test_a_run_gives_about_the_stored_losses_on_any_machine(traced, stored) -> N
         assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "traced",
+    [case(n, fast=n in ("digits-cnn", "digits-record")) for n in CASES],
+    indirect=True,
+)
 def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_bits(traced, tmp_path: Path) -> None:
     name, whole, steps = traced
 

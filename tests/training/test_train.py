@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import NETWORKS, first_digits, small_config, with_tests
+from conftest import FEW, first_digits, small_config, with_tests
 
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import read_checkpoint
@@ -82,7 +83,7 @@ def test_a_run_learns_and_its_folder_tells_everything(tmp_path: Path, half_digit
     assert recorder.reports[-1].step == recorder.reports[-1].steps
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", FEW)
 def test_every_network_trains(name: str, tmp_path: Path) -> None:
     recorder = Recorder()
     config = small_config(model=name, epochs=4, batch_size=30, **EVERYTHING)
@@ -117,9 +118,9 @@ def test_every_optimizer_and_schedule(optimizer, schedule, tmp_path: Path, few_d
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(
     tmp_path: Path, few_digits
 ) -> None:
-    config = small_config(model="resnet", **EVERYTHING)  # its dropout draws too
+    config = small_config(model="resnet", epochs=1, **EVERYTHING)  # its dropout draws too
     first, again = (fit(config, few_digits, tmp_path / name) for name in ("a", "b"))
-    other = fit(small_config(model="resnet", seed=1, **EVERYTHING), few_digits, tmp_path / "c")
+    other = fit(replace(config, seed=1), few_digits, tmp_path / "c")
     assert weights_of(first) == weights_of(again)
     assert weights_of(first) != weights_of(other)
 
@@ -141,11 +142,11 @@ def test_bf16_and_float32_learn_alike(tmp_path: Path, half_digits) -> None:
 def test_the_test_set_is_read_once_unless_the_curve_is_asked_for(
     tmp_path: Path, few_digits
 ) -> None:
-    run = fit(small_config(epochs=3), few_digits, tmp_path / "sealed")
+    run = fit(small_config(model="logistic", epochs=3), few_digits, tmp_path / "sealed")
     assert len((run.folder / "test_readings.jsonl").read_text().splitlines()) == 1
     assert (run.result() or {})["test_curve"] is None
 
-    config = small_config(epochs=3, val_fraction=0.0, monitor="test")
+    config = small_config(model="logistic", epochs=3, val_fraction=0.0, monitor="test")
     run = fit(config, few_digits, tmp_path / "watched")
     lines = (run.folder / "test_readings.jsonl").read_text().splitlines()
     assert len(lines) == 4
@@ -162,6 +163,7 @@ KILLED_CONFIG = {
     "model": "resnet", "epochs": 4, "batch_size": 128, "hard_share": 0.8, **EVERYTHING,
 }  # fmt: skip
 SCRIPT = """
+import json
 import sys
 from conftest import first_digits, small_config
 from halfmeg.evaluation.precision import has_bf16_hardware
@@ -173,58 +175,75 @@ class Tell(SilentListener):
         print(row["epoch"], flush=True)
 
 from test_train import KILLED_CONFIG
-fit(small_config(**KILLED_CONFIG), first_digits(400), sys.argv[1], listener=Tell())
+config = small_config(**KILLED_CONFIG | json.loads(sys.argv[2]))
+fit(config, first_digits(400), sys.argv[1], listener=Tell())
 """
 
 
-def start_process(folder: Path) -> subprocess.Popen[str]:
+def start_process(folder: Path, **changes: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)],
+        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(changes)],
         env=with_tests(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, half_digits: DataSplits) -> Run:
-    return fit(small_config(**KILLED_CONFIG), half_digits, tmp_path_factory.mktemp("whole") / "run")
+def uninterrupted(tmp_path_factory, few_digits: DataSplits) -> Run:
+    return fit(small_config(**KILLED_CONFIG), few_digits, tmp_path_factory.mktemp("whole") / "run")
 
 
-@pytest.mark.parametrize("delay", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
-def test_killed_and_resumed_ends_with_the_same_bits(
-    delay, tmp_path, half_digits, uninterrupted
-) -> None:
-    process = start_process(tmp_path / "run")
+def kill_after_an_epoch(folder: Path, delay: float, **changes: object) -> None:
+    process = start_process(folder, **changes)
     assert process.stdout is not None
     assert process.stderr is not None
     assert process.stdout.readline() == "1\n", process.stderr.read()
-    time.sleep(delay)  # somewhere in the second or third epoch, or in the writing of a file
+    time.sleep(delay)
     process.kill()
     process.communicate()
-    assert not (tmp_path / "run" / "result.json").exists()
-    run = resume(tmp_path / "run", half_digits)
-    assert weights_of(run) == weights_of(uninterrupted)
-    ours, whole = run.read_metrics(), uninterrupted.read_metrics()
-    for row in (*ours, *whole):
+    assert not (folder / "result.json").exists()
+
+
+def assert_same_run(run: Run, whole: Run) -> None:
+    assert weights_of(run) == weights_of(whole)
+    ours, theirs = run.read_metrics(), whole.read_metrics()
+    for row in (*ours, *theirs):
         del row["seconds"], row["images_per_second"]
-    assert ours == whole
+    assert ours == theirs
 
 
-@pytest.mark.slow  # a sample of kills at any moment is among the fast ones (tests/faults)
-def test_killed_before_the_first_checkpoint_starts_again(
-    tmp_path, half_digits, uninterrupted
-) -> None:
+@pytest.mark.slow  # a stop without a checkpoint, in this process, is below
+def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    changes = {"model": "logistic", "epochs": 15, "batch_size": 16}
+    kill_after_an_epoch(tmp_path / "run", 0.0, **changes)
+    config = small_config(**KILLED_CONFIG | changes)
+    whole = fit(config, first_digits(400), tmp_path / "whole")
+    assert_same_run(resume(tmp_path / "run", first_digits(400)), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_a_network_with_dropout_is_killed_and_resumed(delay, tmp_path, half_digits) -> None:
+    """Somewhere in the second or third epoch, or in the writing of a file."""
+    kill_after_an_epoch(tmp_path / "run", delay)
+    whole = fit(small_config(**KILLED_CONFIG), half_digits, tmp_path / "whole")
+    assert_same_run(resume(tmp_path / "run", half_digits), whole)
+
+
+@pytest.mark.slow
+def test_killed_before_the_first_checkpoint_starts_again(tmp_path, half_digits) -> None:
     process = start_process(tmp_path / "run")
     while not (tmp_path / "run" / "config.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert weights_of(resume(tmp_path / "run", half_digits)) == weights_of(uninterrupted)
+    whole = fit(small_config(**KILLED_CONFIG), half_digits, tmp_path / "whole")
+    assert weights_of(resume(tmp_path / "run", half_digits)) == weights_of(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_write_a_checkpoint_and_say_how_to_continue(
-    number, tmp_path, half_digits, uninterrupted
+    number, tmp_path, few_digits, uninterrupted
 ) -> None:
     def interrupt(report) -> None:
         if report.epoch == 2:
@@ -234,108 +253,111 @@ def test_signals_write_a_checkpoint_and_say_how_to_continue(
     recorder = Recorder()
     recorder.on_step = interrupt  # type: ignore[method-assign]
     with pytest.raises(TrainingInterruptedError, match="halfmeg resume") as caught:
-        fit(small_config(**KILLED_CONFIG), half_digits, tmp_path / "run", listener=recorder)
+        fit(small_config(**KILLED_CONFIG), few_digits, tmp_path / "run", listener=recorder)
     assert caught.value.signal_number == number
     assert signal.getsignal(signal.SIGTERM) is before  # handlers are put back
-    run = resume(tmp_path / "run", half_digits)
+    run = resume(tmp_path / "run", few_digits)
     assert weights_of(run) == weights_of(uninterrupted)
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, half_digits, uninterrupted) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, few_digits, uninterrupted) -> None:
     def stop(row) -> None:
         if row["epoch"] == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(small_config(**KILLED_CONFIG), half_digits, tmp_path / "run", listener=Recorder(stop))
+        fit(small_config(**KILLED_CONFIG), few_digits, tmp_path / "run", listener=Recorder(stop))
     newest = Run.open(tmp_path / "run").checkpoints()[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     recorder = Recorder()
-    run = resume(tmp_path / "run", half_digits, listener=recorder)
+    run = resume(tmp_path / "run", few_digits, listener=recorder)
     assert recorder.damaged == [newest]
     assert [row["epoch"] for row in recorder.rows] == [3, 4]
     assert weights_of(run) == weights_of(uninterrupted)
 
 
-def test_no_readable_checkpoint_is_an_error(tmp_path: Path, half_digits) -> None:
-    run = fit(small_config(epochs=1), half_digits, tmp_path / "run")
+def test_no_readable_checkpoint_is_an_error(tmp_path: Path, few_digits) -> None:
+    run = fit(small_config(epochs=1), few_digits, tmp_path / "run")
     (run.folder / "result.json").unlink()
     for path in run.checkpoints():
         path.write_bytes(b"broken")
     with pytest.raises(ValueError, match="no readable checkpoint"):
-        resume(run.folder, half_digits)
+        resume(run.folder, few_digits)
 
 
-def test_a_finished_run_is_left_alone(tmp_path: Path, half_digits) -> None:
-    run = fit(small_config(epochs=1), half_digits, tmp_path / "run")
+def test_a_finished_run_is_left_alone(tmp_path: Path, few_digits) -> None:
+    run = fit(small_config(epochs=1), few_digits, tmp_path / "run")
     stamp = (run.folder / "weights.safetensors").stat().st_mtime_ns
-    assert resume(run.folder, half_digits).result() == run.result()
+    assert resume(run.folder, few_digits).result() == run.result()
     assert (run.folder / "weights.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_a_run_continues_only_on_its_own_data(tmp_path: Path, half_digits) -> None:
-    run = fit(small_config(epochs=1), half_digits, tmp_path / "run")
+def test_a_run_continues_only_on_its_own_data(tmp_path: Path, few_digits) -> None:
+    run = fit(small_config(epochs=1), few_digits, tmp_path / "run")
     swapped = DataSplits(
-        "other", half_digits.test, half_digits.train, half_digits.mean, half_digits.std, "0" * 16
+        "other", few_digits.test, few_digits.train, few_digits.mean, few_digits.std, "0" * 16
     )
-    with pytest.raises(ValueError, match=f"was trained on {half_digits.fingerprint}"):
+    with pytest.raises(ValueError, match=f"was trained on {few_digits.fingerprint}"):
         resume(run.folder, swapped)
 
 
-def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, half_digits, uninterrupted) -> None:
+def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, few_digits, uninterrupted) -> None:
     config = small_config(**KILLED_CONFIG | {"keep_checkpoints": 0})
-    whole = fit(config, half_digits, tmp_path / "whole")
+    whole = fit(config, few_digits, tmp_path / "whole")
     assert len(whole.checkpoints()) == 4
-    continued = fit(config, half_digits, tmp_path / "more", start=whole.checkpoints()[1])
+    continued = fit(config, few_digits, tmp_path / "more", start=whole.checkpoints()[1])
     assert weights_of(continued) == weights_of(whole) == weights_of(uninterrupted)
     assert len(continued.read_metrics()) == 4
     with pytest.raises(ValueError, match="missing, damaged or no checkpoint"):
-        fit(config, half_digits, tmp_path / "none", start=tmp_path / "none.pt")
+        fit(config, few_digits, tmp_path / "none", start=tmp_path / "none.pt")
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="does not fit cnn; if another version"):
-        fit(small_config(), half_digits, tmp_path / "cnn", start=whole.checkpoints()[1])
+        fit(small_config(), few_digits, tmp_path / "cnn", start=whole.checkpoints()[1])
 
 
-def test_a_checkpoint_from_before_there_was_a_selection_goes_on(tmp_path, half_digits) -> None:
+def test_a_checkpoint_from_before_there_was_a_selection_goes_on(tmp_path, few_digits) -> None:
     config = small_config(epochs=2, keep_checkpoints=0)
-    whole = fit(config, half_digits, tmp_path / "whole")
+    whole = fit(config, few_digits, tmp_path / "whole")
     state = read_checkpoint(whole.checkpoints()[0])
     assert state is not None
     assert state.keys() == {"model", "optimizer", "schedule", "average", "hard", "position"}
     del state["hard"]
     torch.save(state, tmp_path / "old.pt")
-    continued = fit(config, half_digits, tmp_path / "more", start=tmp_path / "old.pt")
+    continued = fit(config, few_digits, tmp_path / "more", start=tmp_path / "old.pt")
     assert weights_of(continued) == weights_of(whole)
     needed = small_config(epochs=2, hard_share=0.5)
     with pytest.raises(ValueError, match=r"does not fit cnn.*hard is of another form"):
-        fit(needed, half_digits, tmp_path / "hard", start=tmp_path / "old.pt")
+        fit(needed, few_digits, tmp_path / "hard", start=tmp_path / "old.pt")
 
 
 # --- what goes wrong --------------------------------------------------------------------------
 
 
-def test_a_loss_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path, digits) -> None:
-    config = small_config(epochs=5, optimizer="sgd", lr=900.0, momentum=0.9, precision="fp32")
+def test_a_loss_that_diverges_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path, few_digits
+) -> None:
+    config = small_config(epochs=5, optimizer="sgd", lr=900.0, momentum=0.9, precision="fp32",
+                          batch_size=32)  # fmt: skip
     good = small_config(epochs=5, optimizer="sgd", lr=0.01, precision="fp32", schedule="step",
-                        milestones=(1,), lr_drop=1.0)  # fmt: skip
+                        milestones=(1,), lr_drop=1.0, batch_size=32)  # fmt: skip
 
     def stop(row) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(good, digits, tmp_path / "run", listener=Recorder(stop))
+        fit(good, few_digits, tmp_path / "run", listener=Recorder(stop))
     run = Run.open(tmp_path / "run")
     stored = json.loads((run.folder / "config.json").read_text())
     stored["config"] |= {"lr": 900.0}
     (run.folder / "config.json").write_text(json.dumps(stored))
     with pytest.raises(TrainingDivergedError, match=r"the loss became (nan|inf) in epoch 2"):
-        resume(run.folder, digits)
+        resume(run.folder, few_digits)
     state = read_checkpoint(run.checkpoints()[-1])
     assert state is not None
     assert state["position"]["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values())
     with pytest.raises(TrainingDivergedError, match="try a smaller lr than 900"):
-        fit(config, digits, tmp_path / "other")
+        fit(config, few_digits, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""What a comparison found: its page written, its verdicts printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from halfmeg.cli.show import (
+    build_table,
+    format_range,
+    print_error,
+    print_json,
+    print_line,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from halfmeg.studies.compare import Comparison
+    from halfmeg.studies.study import StudyData
+
+
+def write_and_print(
+    result: Comparison, folder: Path, data: StudyData | None, as_json: bool
+) -> None:
+    """Write a comparison's page and print what it found; exit with 1 where a run failed."""
+    from halfmeg.studies.page import write_comparison  # matplotlib: half a second for others
+
+    page, figure = write_comparison(result, folder, data)
+    if as_json:
+        print_json(result.to_dict() | {"page": str(page), "figure": str(figure)})
+    else:
+        _print_comparison(result)
+        print_line(f"page    {page}")
+        print_line(f"figure  {figure}")
+    if result.failures:
+        raise typer.Exit(1)
+
+
+def write_and_print_sets(
+    results: list[Comparison], folders: list[Path], data: list[StudyData], as_json: bool
+) -> None:
+    """Write a page for each data set and one above them; exit with 1 where a run failed."""
+    from halfmeg.studies.page import write_comparison
+    from halfmeg.studies.sets import rank_comparisons, write_ranking
+
+    ranking = rank_comparisons(results)
+    for result, folder, loaded in zip(results, folders, data, strict=True):
+        write_comparison(result, folder, loaded)
+    page = write_ranking(ranking, results, folders, folders[0].parent)
+    if as_json:
+        studies = [result.to_dict() for result in results]
+        print_json(ranking.to_dict() | {"studies": studies, "page": str(page)})
+    else:
+        for result in results:
+            print_line(f"{result.data}: {result.ranking}")
+        print_line(ranking.verdict)
+        print_line(f"page    {page}")
+    for result in results:
+        for name, error in result.failures.items():
+            print_error(f"failed: {result.data}: {name}: {error}")
+    if any(result.failures for result in results):
+        raise typer.Exit(1)
+
+
+def _print_comparison(result: Comparison) -> None:
+    table = build_table(
+        "network",
+        "test accuracy",
+        result.interval_name,
+        f"{result.unit}s",
+        "parameters",
+        "training, s",
+    )
+    for model in result.models:
+        interval = model.test_accuracy
+        over = "" if model.within_budget else " (over budget)"
+        table.add_row(
+            model.name, f"{interval.mean:.2%}", format_range(interval), str(len(model.per_seed)),
+            f"{model.params:,}{over}", f"{model.seconds:.1f}",
+        )  # fmt: skip
+    print_table(table)
+    if len(result.models) > 2:
+        print_line(result.ranking)
+    for pair in result.pairs:
+        print_line(pair.verdict)
+        if pair.terms:
+            print_line(f"  not on equal terms: {'; '.join(pair.terms)}")
+    if result.stopped:
+        print_line(f"the study {result.stopped}")
+    for name, error in result.failures.items():
+        print_error(f"failed: {name}: {error}")

@@ -1,0 +1,70 @@
+"""The command on runs that exist: `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halfmeg.cli.compared import write_and_print
+from halfmeg.cli.options import DataDirOption, JsonOption, MarginOption
+from halfmeg.cli.show import print_error
+
+if TYPE_CHECKING:
+    from halfmeg.studies.study import StudyData
+
+
+def report(
+    folders: Annotated[list[str], typer.Argument(help="Run folders, or folders of studies.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the runs' data is now.", show_default="as before")
+    ] = None,
+    data_dir: DataDirOption = "data",
+    out: Annotated[
+        str | None, typer.Option(help="The page's folder.", show_default="the study's, or report")
+    ] = None,
+    margin: MarginOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs that exist already; nothing is trained.
+
+    Without their data the page has no pictures, and costs are those that a study has measured.
+    """
+    from dataclasses import replace
+
+    from halfmeg.cli.progress import load_study
+    from halfmeg.data.folds import Folds
+    from halfmeg.files import make_folder
+    from halfmeg.studies.compare import compare_runs
+    from halfmeg.studies.measure import COSTS, fingerprint_of, measure
+    from halfmeg.studies.page import check_page_folder
+    from halfmeg.studies.reading import Reading
+    from halfmeg.studies.study import open_runs
+
+    runs = open_runs(folders)
+    is_study = len(folders) == 1 and (Path(folders[0]) / "study.json").exists()
+    folder = Path(out or (folders[0] if is_study else "report"))
+    # Of several studies the strictest level holds.
+    reading = min((Reading.of(Path(one)) for one in folders), key=lambda one: one.level)
+    if margin is not None:
+        reading = replace(reading, margin=margin / 100)
+    compare_runs(runs, reading=reading)  # raises before anything is written or measured
+    check_page_folder(folder)
+    loaded: StudyData | None = None
+    try:
+        loaded = load_study(runs[0], data, data_dir, quiet=as_json)
+        if fingerprint_of(runs[0], loaded) != runs[0].data.fingerprint:
+            name = loaded.data.name if isinstance(loaded, Folds) else loaded.name
+            raise ValueError(f"{runs[0].folder} was trained on other data than {name}")
+    except ValueError as error:
+        if data is not None:
+            raise
+        loaded = None
+        print_error(f"without the runs' data, so without pictures: {error}")
+    if loaded is not None:
+        make_folder(folder)
+        measure(runs, loaded, folder)
+    measured = [place for place in (folder, *map(Path, folders)) if (place / COSTS).exists()]
+    result = compare_runs(runs, costs_from=next(iter(measured), None), reading=reading)
+    write_and_print(result, folder, loaded, as_json)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from halfmeg.errors import one_line, text_of, with_kind
+
+
+class SilentError(Exception):
+    """Of a user's own, with a fault in what should tell."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "line", "kind"),
+    [
+        (ValueError("bad\n\t  value\n"), "bad value", "bad value", "ValueError: bad value"),
+        (MemoryError(), "", "MemoryError", "MemoryError"),
+        (KeyError("x"), "'x'", "'x'", "KeyError: 'x'"),
+        (SilentError("lost"), "", "SilentError", "SilentError"),
+    ],
+)
+def test_what_an_error_says_is_one_line(error: Exception, text: str, line: str, kind: str) -> None:
+    assert (text_of(error), one_line(error), with_kind(error)) == (text, line, kind)
+
+
+def test_a_long_text_is_cut() -> None:
+    error = OSError("word " * 100)
+    assert text_of(error, 9) == one_line(error, 9) == "word word"
+    assert with_kind(error, 9) == "OSError: word word"
+
+
+def test_it_is_written_nowhere_else() -> None:
+    for path in (ROOT / "halfmeg").rglob("*.py"):
+        if path.name != "errors.py":
+            assert not re.search(r"str\(error\)\.split\(\)", path.read_text()), path
