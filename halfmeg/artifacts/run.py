@@ -152,7 +152,7 @@ class Run:
 
     def save_chosen(self, chosen: Chosen) -> None:
         """Write chosen.json."""
-        self._write(CHOSEN, json_bytes(asdict(chosen)))
+        self.writer.write(CHOSEN, json_bytes(asdict(chosen)))
 
     def chosen(self) -> Chosen | None:
         """Return what its `auto` settings chose; None where nothing was, or is yet, to choose.
