@@ -11,7 +11,13 @@ import numpy as np
 from halfmeg.data.arrays import find_arrays
 from halfmeg.data.check import IMBALANCE, DataReport, check_data
 from halfmeg.data.cifar import CLASSES, load_cifar10
-from halfmeg.data.dataset import DataSplits, require_trainable
+from halfmeg.data.dataset import (
+    MAX_CLASSES,
+    DataSplits,
+    list_some,
+    one_class_message,
+    require_trainable,
+)
 from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
@@ -31,6 +37,7 @@ from halfmeg.data.source import (
 from halfmeg.data.table import read_table
 
 NAMED_SOURCES = ("digits", "cifar10")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def load_dataset(
@@ -79,6 +86,7 @@ def load_dataset(
         told = (f"{line}; `halfmeg data check {source}` lists them",) if line else ()
         splits = dataclasses.replace(splits, notes=(*told, *splits.notes))
     if to_train:
+        _require_classes(splits, encoded, source)
         require_trainable(splits)
         _require_images_of_each_class(splits, encoded)
         splits = dataclasses.replace(splits, notes=(*splits.notes, *_unbalanced(splits)))
@@ -133,6 +141,7 @@ def inspect_source(
         return check_data(decoded, sizes, progress=progress), decoded
     decoded = decode_cached(_name(source), encoded, shape, progress, options.fit)
     if len(decoded.splits.classes) < 2:
+        _require_classes(decoded.splits, encoded, source)
         require_trainable(decoded.splits)
     sizes = np.concatenate([d.sizes for d in decoded.splits.parts.values() if d.sizes is not None])
     torn = torn_groups(encoded)
@@ -197,12 +206,19 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         encoded = read_table(path, options)
     elif path.is_file():
+        is_archive = path.name.lower().endswith(ARCHIVES)
         raise ValueError(
             f"{source} is a file; expected: a folder of images, or a .parquet, .csv or .npz file"
+            + ("; unpack it, and name the folder" if is_archive else "")
         )
     else:
         encoded = read_folder(path, options.path_group)
     _check_groups(encoded, options)
+    if len(encoded.classes) > MAX_CLASSES:
+        raise ValueError(
+            f"{source} has {len(encoded.classes):,} classes, as {list_some(encoded.classes, 3)}; "
+            f"allowed: {MAX_CLASSES:,}; a measured number is no class"
+        )
     return encoded
 
 
@@ -217,6 +233,19 @@ def _check_groups(encoded: EncodedSource, options: DataOptions) -> None:
         raise ValueError(
             f"group={options.group!r} matches no path and is no column; "
             f"the first image is {images[0].name}"
+        )
+
+
+def _require_classes(data: DataSplits, encoded: EncodedSource | None, source: str) -> None:
+    """Raise where a folder is one class whose own folders may be what was meant."""
+    if encoded is None or len(data.classes) != 1 or not Path(source).is_dir():
+        return
+    paths = [Path(image.name) for part in encoded.parts.values() for image in part]
+    inner = sorted({path.parts[1] for path in paths if len(path.parts) > 2})
+    if len(inner) > 1:
+        raise ValueError(
+            f"{one_class_message(data.name, data.classes)}; if its folders {list_some(inner)} are "
+            f"the classes, name {Path(source) / data.classes[0]}"
         )
 
 
