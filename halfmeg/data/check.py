@@ -132,7 +132,9 @@ def check_data(
     counts = _counts(data)
     largest = max(count["train"] for count in counts.values())
     problems = [*(f"unreadable: {line}" for line in source.unreadable), *problems]
-    for name, count in counts.items():
+    if data.undivided:
+        problems.append(data.undivided)
+    for name, count in counts.items() if not data.undivided else ():
         if count["train"] == 0 or count["test"] == 0:
             empty = "training" if count["train"] == 0 else "test"
             problems.append(f"class {name!r} has no {empty} images")

@@ -123,6 +123,16 @@ class DataSplits:
         return replace(self, train=self.train.subset(slice(0)), test=test)
 
     @property
+    def undivided(self) -> str:
+        """Why all images are in the test part of a source that had none, or ""."""
+        if not self.divided or len(self.train):
+            return ""
+        return (
+            "each class is one image, or all images one group, so none can be held out to test "
+            "on; add images, or a test part"
+        )
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of the labels."""
         return self.train.classes
@@ -165,11 +175,8 @@ def require_trainable(data: DataSplits) -> None:
     """
     if len(data.classes) < 2:
         raise ValueError(one_class_message(data.name, data.classes))
-    if data.divided and not len(data.train):
-        raise ValueError(
-            f"{data.name} has one image of each class, or one group, so that none can be held out "
-            "to test on; add images, or a test part"
-        )
+    if data.undivided:
+        raise ValueError(f"{data.name}: {data.undivided}")
     for part, dataset in data.parts.items():
         if len(dataset) == 0:
             called = "training" if part == "train" else part

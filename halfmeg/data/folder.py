@@ -9,7 +9,13 @@ from pathlib import Path
 from halfmeg.data.dataset import list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts, part_of
-from halfmeg.data.scan import PassedOver, Scan, scan_folder, summarize_passed_over
+from halfmeg.data.scan import (
+    PassedOver,
+    Scan,
+    objects_hint,
+    scan_folder,
+    summarize_passed_over,
+)
 from halfmeg.data.source import EncodedSource
 
 LEAST_CLASSES = 2
@@ -175,7 +181,8 @@ def _no_images(root: Path, below: Path, scan: Scan) -> str:
     loose = sum(image.parent == below for image in scan.images)
     if loose:
         return (
-            f"{root / below} has {loose:,} image(s) in no folder of a class{_boxes(scan)}; "
+            f"{root / below} has {loose:,} image(s) in no folder of a class"
+            f"{objects_hint(scan.passed_over)}; "
             f"expected: {root / below}/CLASS/image.png; images whose class is not known are for "
             "`halfmeg predict`"
         )
@@ -184,10 +191,3 @@ def _no_images(root: Path, below: Path, scan: Scan) -> str:
         f"{root / below} has no images in folders of classes; {passed_over or 'all are empty'}; "
         f"known endings: {COMMON_ENDINGS} and others"
     )
-
-
-def _boxes(scan: Scan) -> str:
-    """Say what the files beside the images of a data set for object detection are."""
-    described = {"annotations", "labels"}
-    found = next((i.path for i in scan.passed_over if described & set(Path(i.path).parts)), None)
-    return f" ({found} seems to describe objects in images, not classes of images)" if found else ""

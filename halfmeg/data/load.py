@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.data.hub import find_on_hub, is_hub_source
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parquet import find_parquet, read_parquet
-from halfmeg.data.scan import summarize_passed_over
+from halfmeg.data.scan import objects_hint, summarize_passed_over
 from halfmeg.data.shape import ImageShape, ImageSize, data_shape
 from halfmeg.data.source import (
     DecodedSource,
@@ -240,13 +241,13 @@ def _require_classes(data: DataSplits, encoded: EncodedSource | None, source: st
     """Raise where a folder is one class whose own folders may be what was meant."""
     if encoded is None or len(data.classes) != 1 or not Path(source).is_dir():
         return
-    paths = [Path(image.name) for part in encoded.parts.values() for image in part]
-    inner = sorted({path.parts[1] for path in paths if len(path.parts) > 2})
-    if len(inner) > 1:
-        raise ValueError(
-            f"{one_class_message(data.name, data.classes)}; if its folders {list_some(inner)} are "
-            f"the classes, name {Path(source) / data.classes[0]}"
-        )
+    told = one_class_message(data.name, data.classes) + objects_hint(encoded.passed_over)
+    folders = {Path(image.name).parent for part in encoded.parts.values() for image in part}
+    outer = Path(os.path.commonpath(folders))
+    inner = sorted({folder.relative_to(outer).parts[0] for folder in folders if folder != outer})
+    if len(inner) > 1 and outer != Path():
+        told += f"; if its folders {list_some(inner)} are the classes, name {Path(source) / outer}"
+    raise ValueError(told)
 
 
 def _require_images_of_each_class(data: DataSplits, encoded: EncodedSource | None) -> None:

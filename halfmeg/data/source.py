@@ -19,7 +19,7 @@ from halfmeg.data.shape import ImageShape
 TEST_FRACTION = 0.2
 """About this share of a source without a test part is held out, by a hash of the content."""
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Raised when decoding changes, so that older caches are not used."""
 
 
