@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,14 +44,19 @@ def write_answers(
         if form not in ("csv", "json"):
             raise ValueError(f"--out {out} is neither .csv nor .json; add --csv or --json")
     failed = 0
+    notes: Counter[str] = Counter()
     with _opened(out) as file, _writer(form, top, file) as write:
         for done, answer in enumerate(predictions, 1):
             write(answer)
             file.flush()
             failed += answer.error is not None
+            notes[answer.note] += 1
             if answer.error is not None and form is not None:
                 print_error(f"halfmeg: {answer.path}: {answer.error}")
             progress("classifying images", done, count)
+    for note, number in notes.items():
+        if note:
+            print_error(f"halfmeg: {number:,} image(s) {note}")
     return failed
 
 

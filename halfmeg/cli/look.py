@@ -286,7 +286,11 @@ def _print_near_duplicates(report: DataReport) -> None:
     if not pairs:
         return
     across = sum(pair.across_parts for pair in pairs)
-    print_line(f"near duplicates: {len(pairs):,} pairs, {across:,} of them across parts")
+    labels = sum(pair.across_classes for pair in pairs)
+    print_line(
+        f"near duplicates: {len(pairs):,} pairs, {across:,} of them across parts, "
+        f"{labels:,} under two labels"
+    )
     worst = sorted(pairs, key=lambda pair: not (pair.across_parts or pair.across_classes))
     for pair in worst[:MOST_PAIRS]:
         print_line(f"  {pair.first} ~ {pair.second} ({pair.likeness:.3f})")

@@ -6,7 +6,7 @@
 | `digits`, `cifar`, `parquet`, `folder`, `table`, `arrays` | the sources |
 | `shape` | channels, height and width of images, and how a user writes them |
 | `hub` | data sets of the Hugging Face hub |
-| `options`, `parts`, `scan` | how a source is read; names of parts; every file below a folder |
+| `options`, `parts`, `columns`, `scan` | how it is read: parts, columns, every file of a folder |
 | `formats`, `decode`, `source` | files to pixels |
 | `cache` | decoded data, kept on disk |
 | `dataset` | `Dataset`, `DataSplits`, the stratified split |

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from halfmeg.data.dataset import DataSplits
+from halfmeg.data.dataset import DataSplits, list_some
 from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.duplicates import exact_duplicates, near_duplicates
+from halfmeg.data.formats import image_endings
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.shape import image_shape
 from halfmeg.data.source import DecodedSource
@@ -131,7 +132,9 @@ def check_data(
     counts = _counts(data)
     largest = max(count["train"] for count in counts.values())
     problems = [*(f"unreadable: {line}" for line in source.unreadable), *problems]
-    for name, count in counts.items():
+    if data.undivided:
+        problems.append(data.undivided)
+    for name, count in counts.items() if not data.undivided else ():
         if count["train"] == 0 or count["test"] == 0:
             empty = "training" if count["train"] == 0 else "test"
             problems.append(f"class {name!r} has no {empty} images")
@@ -218,13 +221,11 @@ def _exact_problems(
             leaks += [shown] * max(1, own_parts.count("test"))
     problems = []
     if contradictions:
-        problems.append(
-            f"{len(contradictions)} image(s) stand under two labels: {_some(contradictions)}"
-        )
+        shown = list_some(dict.fromkeys(contradictions), 3)
+        problems.append(f"{len(contradictions)} image(s) stand under two labels: {shown}")
     if leaks:
-        problems.append(
-            f"{len(leaks)} test image(s) stand in the training part too: {_some(leaks)}"
-        )
+        shown = list_some(dict.fromkeys(leaks), 3)
+        problems.append(f"{len(leaks)} test image(s) stand in the training part too: {shown}")
     return problems
 
 
@@ -244,6 +245,7 @@ def _giveaways(data: DataSplits, names: dict[str, list[str]]) -> tuple[str, ...]
         return ()
     constant = np.bincount(labels).max() / len(labels)
     endings = [PurePath(name).suffix.lower() for name in names["train"]]
+    endings = [end if end in image_endings() else "" for end in endings]  # a row has none
     pixels = data.train.images
     # Filled in place: small results kept between large ones that are freed would scatter memory.
     means, is_gray = np.empty(len(pixels), np.float32), np.empty(len(pixels), bool)
@@ -268,11 +270,6 @@ def _giveaways(data: DataSplits, names: dict[str, list[str]]) -> tuple[str, ...]
                 f"(a constant answer: {constant:.0%})"
             )
     return tuple(lines)
-
-
-def _some(lines: list[str]) -> str:
-    distinct = list(dict.fromkeys(lines))
-    return ", ".join(distinct[:3]) + (" and more" if len(distinct) > 3 else "")
 
 
 def _same(data: DataSplits, first: int, second: int) -> bool:

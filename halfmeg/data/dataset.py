@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
@@ -59,7 +59,7 @@ class Dataset:
             if count and name not in index:
                 raise ValueError(
                     f"{count:,} image(s) are of the class {name!r}; "
-                    f"the network knows {', '.join(classes)}"
+                    f"the network knows {list_some(classes)}"
                 )
         mapped = torch.tensor([index.get(name, 0) for name in self.classes])
         return replace(self, labels=mapped[self.labels], classes=classes)
@@ -123,6 +123,16 @@ class DataSplits:
         return replace(self, train=self.train.subset(slice(0)), test=test)
 
     @property
+    def undivided(self) -> str:
+        """Why all images are in the test part of a source that had none, or ""."""
+        if not self.divided or len(self.train):
+            return ""
+        return (
+            "each class is one image, or all images one group, so none can be held out to test "
+            "on; add images, or a test part"
+        )
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of the labels."""
         return self.train.classes
@@ -165,6 +175,8 @@ def require_trainable(data: DataSplits) -> None:
     """
     if len(data.classes) < 2:
         raise ValueError(one_class_message(data.name, data.classes))
+    if data.undivided:
+        raise ValueError(f"{data.name}: {data.undivided}")
     for part, dataset in data.parts.items():
         if len(dataset) == 0:
             called = "training" if part == "train" else part
@@ -332,6 +344,12 @@ def split_by_content(
     indices = torch.arange(len(labels))
     chosen = torch.from_numpy(held_out)
     return indices[~chosen], indices[chosen]
+
+
+def list_some(names: Iterable[str], most: int = 10) -> str:
+    """Return the first few of many names, as in a message of one line."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most:,} more" * (len(listed) > most))
 
 
 def class_names(count: int, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -39,6 +39,8 @@ Progress = Callable[[str, int, int], None]
 FitName = Literal["crop", "pad", "squash"]
 FITS: tuple[FitName, ...] = get_args(FitName)
 """How an image of other proportions is brought to size: its centre, on black, or distorted."""
+
+FRAMES = "hold several frames or pages, of which the first is read"
 
 CHUNK = 32
 """Images of one task of the pool; between two of them Ctrl-C is heard."""
@@ -95,7 +97,7 @@ class DecodedImage(NamedTuple):
     Attributes:
         pixels: uint8 C×H×W.
         size: its own width and height.
-        note: what had to be found out about its values; "" mostly.
+        note: what a user should know of how it was read, to follow "3 image(s)"; "" mostly.
     """
 
     pixels: np.ndarray
@@ -171,9 +173,49 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
 def _decode(opened: Image.Image, content: bytes, shape: ImageShape, fit: FitName) -> DecodedImage:
     if opened.format == "PPM":
         _check_ppm(opened, content)
+    has_more = _has_more_frames(opened, content)
     opened.load()
+    _check_wide_colour(opened, content)
     image, note = _to_rgb(_turned(opened))
+    if has_more:
+        note = ", and ".join(filter(None, (FRAMES, note)))
     return fit_image(image, shape, fit, note)
+
+
+def _has_more_frames(image: Image.Image, content: bytes) -> bool:
+    """Return whether a file holds an animation or pages; a camera's MPO is one photograph."""
+    if image.format == "MPO":
+        return False
+    try:
+        if image.format == "GIF":  # which looks for a second frame, and may stop at damage there
+            with Image.open(io.BytesIO(content), formats=("GIF",)) as again:
+                return bool(getattr(again, "is_animated", False))
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first frame is not read
+        return False
+
+
+def _check_wide_colour(image: Image.Image, content: bytes) -> None:
+    """Refuse colour of 16 bits that uses the lower 12 alone: of each, Pillow reads the upper 8.
+
+    Raises:
+        ValueError: next to nothing would be left of the image.
+    """
+    bits = 8
+    if image.format == "PNG":
+        bits = content[24]  # of the header, which is the first chunk
+    elif image.format == "TIFF":
+        stored = image.tag_v2.get(258)  # type: ignore[attr-defined]
+        bits = max(stored, default=8) if isinstance(stored, tuple) else 8
+    if bits != 16 or len(image.getbands()) < 2:
+        return
+    ranges: Any = image.getextrema()
+    bands = zip(image.getbands(), ranges, strict=True)
+    if max((high for band, (_, high) in bands if band in "RGBL"), default=255) < 2**4:
+        raise ValueError(
+            "colour of 16 bits that uses 12 or fewer of them is read as next to black; "
+            "store 8 bits, or the full range"
+        )
 
 
 def fit_image(image: Image.Image, shape: ImageShape, fit: FitName, note: str = "") -> DecodedImage:
@@ -285,7 +327,7 @@ def _scaled_gray(image: Image.Image) -> tuple[Image.Image, str]:
     bits = next(bits for bits in (8, 12, 16) if high < 2**bits)
     levels = (np.arange(2**bits) * (255 / (2**bits - 1))).round().astype(np.uint8)
     gray = Image.fromarray(levels[values])
-    note = f"gray of {bits} bits in more" if bits < 16 else ""
+    note = f"hold gray of {bits} bits in more, and are scaled so" if bits < 16 else ""
     return gray.convert("RGB"), note
 
 

@@ -6,11 +6,19 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+from halfmeg.data.dataset import list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts, part_of
-from halfmeg.data.scan import PassedOver, Scan, scan_folder, summarize_passed_over
+from halfmeg.data.scan import (
+    PassedOver,
+    Scan,
+    objects_hint,
+    scan_folder,
+    summarize_passed_over,
+)
 from halfmeg.data.source import EncodedSource
 
+LEAST_CLASSES = 2
 COMMON_ENDINGS = ".bmp, .gif, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp"
 
 
@@ -31,14 +39,14 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
     scan = scan_folder(path)
     if not (scan.images or scan.passed_over or scan.folders):
         raise ValueError(f"{path} is an empty folder; expected: one folder of images per class")
-    folders = _find_part_folders(scan, path)
+    inner = _inner_folders(scan)
+    folders = _find_part_folders(scan, inner, path)
     by_part = {part: _by_class(scan.images, folder) for part, folder in folders.items()}
     first = next(iter(folders))
     classes = tuple(sorted(by_part[first].keys() | _unreadable_classes(scan, folders[first])))
     if not classes:
-        raise ValueError(_no_classes(path / folders[first], scan))
-    inner = {image.parts[1] for image in scan.images if len(image.parts) > 2}
-    if len(classes) == 1 and "all" in folders and find_parts(inner, str(path)):
+        raise ValueError(_no_classes(path, folders[first], scan))
+    if len(classes) == 1 and "all" in folders and find_parts(inner[classes[0]], str(path)):
         raise ValueError(f"{path} has one folder, which holds parts; name {path / classes[0]}")
     label_of = {name: label for label, name in enumerate(classes)}
     parts: dict[str, list[EncodedImage]] = {}
@@ -46,7 +54,7 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
         if unknown := sorted(images.keys() - label_of.keys()):
             raise ValueError(
                 f"{path} has {part} images of a class without training images: {unknown[0]}; "
-                f"allowed: {', '.join(classes)}"
+                f"allowed: {list_some(classes)}"
             )
         parts[part] = [
             EncodedImage(str(image), path / image, label_of[name], group_of(str(image)))
@@ -54,25 +62,78 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
             for image in images.get(name, ())
         ]
         if not parts[part]:
-            raise ValueError(_no_images(path / folders[part], scan))
+            raise ValueError(_no_images(path, folders[part], scan))
     used = {image.name for images in parts.values() for image in images}
+    tops = {folder.parts[0] for folder in folders.values() if folder.parts}
     astray = [
-        PassedOver(str(image), "in no folder of a class")
+        PassedOver(
+            str(image),
+            "in a folder beside the parts"
+            if tops and len(image.parts) > 1 and image.parts[0] not in tops
+            else "in no folder of a class",
+        )
         for image in scan.images
         if str(image) not in used
     ]
-    return EncodedSource(parts, classes, (*scan.passed_over, *astray))
+    notes = (*_empty_classes(scan, folders, classes), *_maybe_parts(inner, folders))
+    return EncodedSource(parts, classes, (*scan.passed_over, *astray), notes)
 
 
-def _find_part_folders(scan: Scan, path: Path) -> dict[str, Path]:
-    tops = {image.parts[0] for image in scan.images if len(image.parts) > 1}
+def _inner_folders(scan: Scan) -> dict[str, set[str]]:
+    """Return the folders with images in each folder of the first level, by its name."""
+    inner: dict[str, set[str]] = {}
+    for image in scan.images:
+        if len(image.parts) > 1:
+            inner.setdefault(image.parts[0], set()).update(image.parts[1:-1][:1])
+    return inner
+
+
+def _find_part_folders(scan: Scan, inner: dict[str, set[str]], path: Path) -> dict[str, Path]:
+    tops = set(inner)
     tops |= {
         folder.name for folder in scan.folders if len(folder.parts) == 1 and part_of(str(folder))
     }
-    named = find_parts(tops, str(path))
+    known: set[str] = set().union(*(inner[top] for top in inner if part_of(top) is not None))
+    named = find_parts(
+        tops, str(path), [top for top in inner if len(inner[top] & known) >= LEAST_CLASSES]
+    )
     if named is None:
         return {"all": Path()}
-    return {part: Path(name) for part, name in named.items()}
+    # Archives that hold a folder of their own name leave seg_train/seg_train/CLASS.
+    return {
+        part: Path(name, name) if inner.get(name) == {name} else Path(name)
+        for part, name in named.items()
+    }
+
+
+def _empty_classes(scan: Scan, folders: dict[str, Path], classes: tuple[str, ...]) -> list[str]:
+    """Say which folders lie where those of classes do, and have no image."""
+    parents = set(folders.values())
+    empty = sorted(
+        str(folder)
+        for folder in scan.folders
+        if folder.parent in parents
+        and folder not in parents
+        and _class_name(folder.name) not in classes
+    )
+    if not empty:
+        return []
+    return [f"{list_some(empty)}: no image that is read, so no class"]
+
+
+def _maybe_parts(inner: dict[str, set[str]], folders: dict[str, Path]) -> list[str]:
+    """Say where classes hold the very same folders, which may be the classes themselves."""
+    distinct = {frozenset(names) for names in inner.values()}
+    same = next(iter(distinct), frozenset())
+    if "all" not in folders or folders["all"].parts or len(inner) < LEAST_CLASSES:
+        return []
+    if len(distinct) > 1 or len(same) < LEAST_CLASSES:
+        return []
+    return [
+        f"the classes are {list_some(sorted(inner))}, and each holds the folders "
+        f"{list_some(sorted(same))}; if those are the classes, call the outer folders train and "
+        "test"
+    ]
 
 
 def _by_class(images: list[Path], folder: Path) -> dict[str, list[Path]]:
@@ -101,9 +162,10 @@ def _unreadable_classes(scan: Scan, folder: Path) -> set[str]:
     }
 
 
-def _no_classes(folder: Path, scan: Scan) -> str:
+def _no_classes(root: Path, below: Path, scan: Scan) -> str:
+    folder = root / below
     if any(len(found.parts) == 1 for found in scan.folders):
-        return _no_images(folder, scan)
+        return _no_images(root, below, scan)
     return (
         f"{folder} has no sub-folders{_tables(scan)}; expected: one folder of images for each "
         f"class, as in {folder}/train/CLASS/image.png"
@@ -115,9 +177,17 @@ def _tables(scan: Scan) -> str:
     return f" (to take classes from {tables[0]}, name that file)" if tables else ""
 
 
-def _no_images(folder: Path, scan: Scan) -> str:
+def _no_images(root: Path, below: Path, scan: Scan) -> str:
+    loose = sum(image.parent == below for image in scan.images)
+    if loose:
+        return (
+            f"{root / below} has {loose:,} image(s) in no folder of a class"
+            f"{objects_hint(scan.passed_over)}; "
+            f"expected: {root / below}/CLASS/image.png; images whose class is not known are for "
+            "`halfmeg predict`"
+        )
     passed_over = summarize_passed_over(scan.passed_over)
     return (
-        f"{folder} has no images in folders of classes; {passed_over or 'all are empty'}; "
+        f"{root / below} has no images in folders of classes; {passed_over or 'all are empty'}; "
         f"known endings: {COMMON_ENDINGS} and others"
     )

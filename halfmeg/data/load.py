@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ import numpy as np
 from halfmeg.data.arrays import find_arrays
 from halfmeg.data.check import IMBALANCE, DataReport, check_data
 from halfmeg.data.cifar import CLASSES, load_cifar10
-from halfmeg.data.dataset import DataSplits, require_trainable
+from halfmeg.data.dataset import (
+    MAX_CLASSES,
+    DataSplits,
+    list_some,
+    one_class_message,
+    require_trainable,
+)
 from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
@@ -19,7 +26,7 @@ from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.data.hub import find_on_hub, is_hub_source
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parquet import find_parquet, read_parquet
-from halfmeg.data.scan import summarize_passed_over
+from halfmeg.data.scan import objects_hint, summarize_passed_over
 from halfmeg.data.shape import ImageShape, ImageSize, data_shape
 from halfmeg.data.source import (
     DecodedSource,
@@ -31,6 +38,7 @@ from halfmeg.data.source import (
 from halfmeg.data.table import read_table
 
 NAMED_SOURCES = ("digits", "cifar10")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def load_dataset(
@@ -79,6 +87,7 @@ def load_dataset(
         told = (f"{line}; `halfmeg data check {source}` lists them",) if line else ()
         splits = dataclasses.replace(splits, notes=(*told, *splits.notes))
     if to_train:
+        _require_classes(splits, encoded, source)
         require_trainable(splits)
         _require_images_of_each_class(splits, encoded)
         splits = dataclasses.replace(splits, notes=(*splits.notes, *_unbalanced(splits)))
@@ -133,6 +142,7 @@ def inspect_source(
         return check_data(decoded, sizes, progress=progress), decoded
     decoded = decode_cached(_name(source), encoded, shape, progress, options.fit)
     if len(decoded.splits.classes) < 2:
+        _require_classes(decoded.splits, encoded, source)
         require_trainable(decoded.splits)
     sizes = np.concatenate([d.sizes for d in decoded.splits.parts.values() if d.sizes is not None])
     torn = torn_groups(encoded)
@@ -197,12 +207,19 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         encoded = read_table(path, options)
     elif path.is_file():
+        is_archive = path.name.lower().endswith(ARCHIVES)
         raise ValueError(
             f"{source} is a file; expected: a folder of images, or a .parquet, .csv or .npz file"
+            + ("; unpack it, and name the folder" if is_archive else "")
         )
     else:
         encoded = read_folder(path, options.path_group)
     _check_groups(encoded, options)
+    if len(encoded.classes) > MAX_CLASSES:
+        raise ValueError(
+            f"{source} has {len(encoded.classes):,} classes, as {list_some(encoded.classes, 3)}; "
+            f"allowed: {MAX_CLASSES:,}; a measured number is no class"
+        )
     return encoded
 
 
@@ -218,6 +235,19 @@ def _check_groups(encoded: EncodedSource, options: DataOptions) -> None:
             f"group={options.group!r} matches no path and is no column; "
             f"the first image is {images[0].name}"
         )
+
+
+def _require_classes(data: DataSplits, encoded: EncodedSource | None, source: str) -> None:
+    """Raise where a folder is one class whose own folders may be what was meant."""
+    if encoded is None or len(data.classes) != 1 or not Path(source).is_dir():
+        return
+    told = one_class_message(data.name, data.classes) + objects_hint(encoded.passed_over)
+    folders = {Path(image.name).parent for part in encoded.parts.values() for image in part}
+    outer = Path(os.path.commonpath(folders))
+    inner = sorted({folder.relative_to(outer).parts[0] for folder in folders if folder != outer})
+    if len(inner) > 1 and outer != Path():
+        told += f"; if its folders {list_some(inner)} are the classes, name {Path(source) / outer}"
+    raise ValueError(told)
 
 
 def _require_images_of_each_class(data: DataSplits, encoded: EncodedSource | None) -> None:

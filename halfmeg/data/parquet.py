@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from halfmeg.data.dataset import MAX_CLASSES, class_names
+from halfmeg.data.columns import find_column, find_part_column, no_part, parts_by_word
+from halfmeg.data.dataset import MAX_CLASSES, class_names, list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.formats import MAX_FILE_BYTES
 from halfmeg.data.options import DataOptions
-from halfmeg.data.parts import find_parts, part_of
+from halfmeg.data.parts import find_parts, part_of, plain_words
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.source import EncodedSource
 from halfmeg.errors import one_line
@@ -70,7 +71,7 @@ def find_parquet(path: Path) -> ParquetFiles | None:
         return None
     for file in files:
         _require_shards(file, list(files))
-    named = find_parts(set(files.values()), str(path))
+    named = find_parts(set(files.values()), str(path), set(files.values()))
     if named is None:
         return ParquetFiles({"all": sorted(files)})
     parts = {
@@ -96,8 +97,9 @@ def _files_of(folder: Path) -> dict[Path, str]:
     files = {}
     for path in sorted(folder.iterdir()):
         if _is_parquet(path) and path.is_file():
-            word = re.split(r"[^a-z]", path.stem.lower(), maxsplit=1)[0]
-            files[path] = word if part_of(word) else word.removesuffix("set").removesuffix("data")
+            stem = re.sub(r"-?\d+-of-\d+.*", "", path.stem.lower())
+            first = re.split(r"[^a-z]", stem, maxsplit=1)[0]
+            files[path] = first if part_of(first) else " ".join(plain_words(stem))
         elif path.is_dir() and part_of(path.name):
             files |= {p: path.name.lower() for p in sorted(path.iterdir()) if _is_parquet(p)}
     return files
@@ -112,7 +114,7 @@ def _require_shards(file: Path, files: list[Path]) -> None:
     siblings = (_SHARD.match(f.stem) for f in files if f.parent == file.parent)
     there = {int(s[2]) for s in siblings if s and s[1] == name and int(s[3]) == total}
     if missing := sorted(set(range(min(total, 100_000))) - there):
-        listed = ", ".join(map(str, missing[:5])) + (" and more" if len(missing) > 5 else "")
+        listed = list_some(map(str, missing), 5)
         raise ValueError(
             f"{file.parent} has not all of the {total} files {name}-…-of-{shard[3]}: "
             f"missing are {listed}, counted from 0"
@@ -125,6 +127,7 @@ class _Row:
     content: bytes | Path
     label: int | str
     group: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,15 @@ class _Table:
     path: Path
     rows: list[_Row]
     names: tuple[str, ...] | None  # of the class indices
+    notes: tuple[str, ...]
+    part_column: str | None
 
 
 def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
     """Read the encoded images and labels of `find_parquet`'s files.
 
     Labels are class indices, matched between files by the names that each file's metadata gives
-    them, or texts.
+    them, or texts. Where no file is a part, a column such as `split` may divide the rows.
 
     Raises:
         ValueError: no Parquet file, no image column, labels that are neither, or too much content.
@@ -148,14 +153,36 @@ def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
     }
     everything = [table for part in tables.values() for table in part]
     classes, notes = _classes_of(everything)
-    parts = {}
+    notes = (*dict.fromkeys(note for table in everything for note in table.notes), *notes)
+    passed_over = [*files.passed_over]
+    parts: dict[str, list[EncodedImage]] = {part: [] for part in tables}
+    words, note = _part_words(tables.get("all", []))
+    if words:
+        parts = {part: [] for part in words.values()}
     for part, own in tables.items():
-        parts[part] = [
-            EncodedImage(row.name, row.content, label, row.group)
-            for table in own
-            for row, label in zip(table.rows, _labels_of(table, classes), strict=True)
-        ]
-    return EncodedSource(parts, classes, tuple(files.passed_over), notes)
+        for table in own:
+            for row, label in zip(table.rows, _labels_of(table, classes), strict=True):
+                image = EncodedImage(row.name, row.content, label, row.group)
+                if not words:
+                    parts[part].append(image)
+                elif row.part in words:
+                    parts[words[row.part]].append(image)
+                else:
+                    passed_over.append(no_part(row.name, table.part_column, row.part))
+    return EncodedSource(parts, classes, tuple(passed_over), (*notes, *note))
+
+
+def _part_words(tables: list[_Table]) -> tuple[dict[str, str], list[str]]:
+    """Return the part of each word in the tables' part column, and what is to be said of it."""
+    column = next((table.part_column for table in tables if table.part_column), None)
+    if column is None:
+        return {}, []
+    words = {row.part for table in tables for row in table.rows}
+    named = parts_by_word(words, f"{tables[0].path.parent}, column {column},")
+    if named is None:
+        shown = list_some(map(repr, sorted(words)), 5)
+        return {}, [f"the column {column} is not used: {shown} name no parts"]
+    return named, [f"the column {column} divides the images"]
 
 
 def _classes_of(tables: list[_Table]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -197,7 +224,7 @@ def _labels_of(table: _Table, classes: tuple[str, ...]) -> list[int]:
             )
         elif names[row.label] not in index:
             raise ValueError(
-                f"{row.name} is of the class {names[row.label]!r}; allowed: {', '.join(classes)}"
+                f"{row.name} is of the class {names[row.label]!r}; allowed: {list_some(classes)}"
             )
         else:
             labels.append(index[names[row.label]])
@@ -210,15 +237,18 @@ def _read_file(path: Path, options: DataOptions) -> _Table:
 
     try:
         schema = pq.read_schema(path)
-        image_column = _find_column(path, schema, options.image_column, "image")
-        label_column = _find_column(path, schema, options.label_column, "label")
+        image_column, image_note = _find_column(path, schema, options.image_column, "image")
+        label_column, label_note = _find_column(path, schema, options.label_column, "label")
         group_column = options.group if options.group in schema.names else None
-        columns = _Columns(image_column, label_column, group_column)
+        part_column = find_part_column(schema.names)
+        columns = _Columns(image_column, label_column, group_column, part_column)
         rows = _read_rows(path, pq.ParquetFile(path), columns, options)
     except (pa.ArrowException, OSError, KeyError) as error:
         text = one_line(error)
         raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
-    return _Table(path, rows, _label_names(schema.metadata or {}, label_column))
+    names = _label_names(schema.metadata or {}, label_column)
+    notes = tuple(note for note in (image_note, label_note) if note)
+    return _Table(path, rows, names, notes, part_column)
 
 
 @dataclass(frozen=True)
@@ -226,15 +256,16 @@ class _Columns:
     image: str
     label: str
     group: str | None
+    part: str | None
 
 
 def _read_rows(path: Path, file: Any, columns: _Columns, options: DataOptions) -> list[_Row]:
-    names = [columns.image, columns.label, *([columns.group] if columns.group else [])]
+    names = [n for n in (columns.image, columns.label, columns.group, columns.part) if n]
     allowed = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
     rows: list[_Row] = []
     seen: dict[bytes, bytes] = {}
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(dict.fromkeys(names))):
-        groups = batch[columns.group].to_pylist() if columns.group else None
+        groups, words = (_texts(batch, name) for name in (columns.group, columns.part))
         pairs = zip(_cells(batch[columns.image]), batch[columns.label].to_pylist(), strict=True)
         for place, (cell, label) in enumerate(pairs):
             where = f"{path.name} row {len(rows)}"
@@ -247,26 +278,35 @@ def _read_rows(path: Path, file: Any, columns: _Columns, options: DataOptions) -
                     raise ValueError(f"{path} holds much more than its size; nothing is read")
             if content == b"":
                 where += f" ({columns.image} is null)"
-            group = str(groups[place]) if groups else options.path_group(inner)
-            rows.append(_Row(where, content, _label(label, path, columns.label, where), group))
+            group = groups[place] if groups else options.path_group(inner)
+            part = words[place] if words else ""
+            label = _label(label, path, columns.label, where)
+            rows.append(_Row(where, content, label, group, part))
     return rows
 
 
-def _find_column(path: Path, schema: Any, wanted: str, kind: str) -> str:
+def _texts(batch: Any, column: str | None) -> list[str]:
+    """Return the texts of a column, "" for nulls; nothing for no column."""
+    if column is None:
+        return []
+    return ["" if cell is None else str(cell).strip() for cell in batch[column].to_pylist()]
+
+
+def _find_column(path: Path, schema: Any, wanted: str, kind: str) -> tuple[str, str]:
     names: list[str] = schema.names
-    known = (wanted,) if wanted else IMAGE_COLUMNS if kind == "image" else LABEL_COLUMNS
-    found = next((name for name in known if name in names), None)
+    usual = IMAGE_COLUMNS if kind == "image" else LABEL_COLUMNS
+    found, note = find_column(names, wanted, usual, kind)
     if found is None and not wanted and kind == "image":
         structs = [n for n in names if str(schema.field(n).type).startswith("struct<bytes: ")]
         found = structs[0] if len(structs) == 1 else None
     if found is None:
-        shown = ", ".join(names[:20])
+        shown = list_some(names, 20)
         expected = f"{wanted!r}" if wanted else "img or image, and label"
         raise ValueError(
             f"{path} has the columns {shown}; expected: {expected}; "
             f"name another with --{kind}-column"
         )
-    return found
+    return found, note
 
 
 def _cells(column: Any) -> Iterator[Any]:
@@ -316,8 +356,10 @@ def _content(cell: Any, path: Path, column: str, row: int) -> tuple[bytes | Path
 
 
 def _label(label: Any, path: Path, column: str, where: str) -> int | str:
-    if isinstance(label, str):
-        return unicodedata.normalize("NFC", label)
+    if isinstance(label, bool):
+        label = str(label)
+    if isinstance(label, str) and label.strip():
+        return unicodedata.normalize("NFC", label.strip())
     if not isinstance(label, int) or label < 0:
         raise ValueError(
             f"{path.parent / where}: {column} {label!r}; expected: a class index, "

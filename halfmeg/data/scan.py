@@ -120,6 +120,13 @@ def summarize_passed_over(passed_over: Iterable[PassedOver]) -> str:
     return f"{total:,} file{'' if total == 1 else 's'} passed over: {listed}"
 
 
+def objects_hint(passed_over: Iterable[PassedOver]) -> str:
+    """Say what the files beside the images of a data set for object detection are, or ""."""
+    described = {"annotations", "labels"}
+    found = next((i.path for i in passed_over if described & set(Path(i.path).parts)), None)
+    return f" ({found} seems to describe objects in images, not classes of images)" if found else ""
+
+
 def _look(folder: Path, below: Path, found: Scan, root: Path) -> None:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

@@ -19,7 +19,7 @@ from halfmeg.data.shape import ImageShape
 TEST_FRACTION = 0.2
 """About this share of a source without a test part is held out, by a hash of the content."""
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Raised when decoding changes, so that older caches are not used."""
 
 
@@ -53,6 +53,8 @@ class EncodedSource:
         chosen = dict(
             zip(("train", "test"), split_by_content(labels, keys, TEST_FRACTION), strict=True)
         )
+        if not len(chosen["test"]):  # there is nothing to train and test on, yet to evaluate on
+            chosen = {"train": chosen["test"], "test": chosen["train"]}
         parts = {part: [images[i] for i in indices.tolist()] for part, indices in chosen.items()}
         return replace(self, parts=parts, divided=True)
 
@@ -175,9 +177,7 @@ def decode_source(
         first = f"; the first: {unreadable[0]}" if unreadable else ""
         raise ValueError(f"{name} has no readable images{first}")
     splits = build_splits(name, parts["train"], parts["test"], parts.get("validation"))
-    notes = tuple(
-        f"{count:,} image(s) hold {note}, and are scaled so" for note, count in found.items()
-    )
+    notes = tuple(f"{count:,} image(s) {note}" for note, count in found.items())
     splits = replace(splits, divided=source.divided, notes=notes)
     return DecodedSource(splits, names, tuple(sorted(unreadable)))
 

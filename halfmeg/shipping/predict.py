@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.graph import open_session
-from halfmeg.data.decode import FitName, decode_image, read_file
+from halfmeg.data.decode import DecodedImage, FitName, decode_image, read_file
 from halfmeg.data.shape import ImageShape
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.shipping.verify import run_onnx, verify_onnx
@@ -35,12 +35,14 @@ class Prediction:
         unfamiliar: whether it is unlike the images that the network was trained on; None where
             that is not known.
         error: why the image could not be read; None where it could.
+        note: what a user should know of how it was read, to follow "3 image(s)"; "" mostly.
     """
 
     path: str
     top: tuple[tuple[str, float], ...]
     error: str | None = None
     unfamiliar: bool | None = None
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -94,7 +96,7 @@ def _answers(bundle: Bundle, paths: Sequence[Path], top: int, run: Runner) -> It
         decoded = {
             path: _read(path, bundle.image_shape, fit) for path in paths[start:][:BATCH_SIZE]
         }
-        pixels = [image for image in decoded.values() if isinstance(image, np.ndarray)]
+        pixels = [image.pixels for image in decoded.values() if isinstance(image, DecodedImage)]
         answers: Iterator[tuple[tuple[tuple[str, float], ...], bool | None]] = iter(())
         if pixels:
             images = torch.from_numpy(np.stack(pixels))
@@ -106,7 +108,7 @@ def _answers(bundle: Bundle, paths: Sequence[Path], top: int, run: Runner) -> It
                 yield Prediction(str(path), (), image)
             else:
                 classes, is_unfamiliar = next(answers)
-                yield Prediction(str(path), classes, unfamiliar=is_unfamiliar)
+                yield Prediction(str(path), classes, None, is_unfamiliar, image.note)
 
 
 def unfamiliar(bundle: Bundle, images: Tensor, logits: Tensor) -> Sequence[bool | None]:
@@ -129,9 +131,9 @@ def top_classes(bundle: Bundle, logits: Tensor, top: int) -> list[tuple[tuple[st
     ]
 
 
-def _read(path: Path, shape: ImageShape, fit: FitName) -> np.ndarray | str:
+def _read(path: Path, shape: ImageShape, fit: FitName) -> DecodedImage | str:
     try:
-        return decode_image(read_file(path), shape, fit).pixels
+        return decode_image(read_file(path), shape, fit)
     except ValueError as error:
         return str(error)
     except OSError as error:

@@ -11,6 +11,7 @@ measured seconds of an image, makes the epochs of the training itself.
 from __future__ import annotations
 
 import bisect
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -224,8 +225,8 @@ def choose(
     Raises:
         ValueError: no time at all, or data that a network cannot be trained on.
     """
-    if not seconds > 0:
-        raise ValueError(f"minutes={seconds / 60:g} is out of range; allowed: above 0")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"minutes={seconds / 60:g} is out of range; allowed: above 0, and finite")
     started = time.monotonic()
 
     def left() -> float:
@@ -246,6 +247,7 @@ def choose(
     reason = "too little time to try others" if challenges else "nothing else to try"
     if challenges and 2 * length <= TRIAL_SHARE * seconds:
         reason = "the best of what was tried"
+        _require_held_out(data, start.seed)
         trials.append(best.try_for(length))
         tell(trials[0].line())
         top = trials[0]
@@ -269,6 +271,22 @@ def choose(
     choice = _with_epochs(best, left(), reason, trials, fixed)
     tell(f"picked {choice.line()}")
     return choice
+
+
+def _require_held_out(data: DataSplits, seed: int) -> None:
+    """Raise where there is nothing to choose by.
+
+    Raises:
+        ValueError: no training image can be held out.
+    """
+    try:
+        hold_out(data, VALIDATION, seed)
+    except ValueError:
+        raise ValueError(
+            f"auto chooses by images that are not trained on, and none of the {len(data.train):,} "
+            f"training images of {data.name} can be held out: no class has two, or all are one "
+            "group; add images, or train a recipe with val_fraction=0"
+        ) from None
 
 
 def _first(start: RunConfig, data: DataSplits, fixed: Collection[str]) -> RunConfig:

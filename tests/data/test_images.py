@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import unicodedata
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -339,6 +340,12 @@ def test_the_page_shows_what_was_found(tmp_path: Path, cli: Cli) -> None:
     assert "train/&lt;b&gt;a/again.webp" in page and "<b>under two labels</b>" in page
     assert "<b>a" not in page and "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") >= 2 + 17 + 16
+    wide = make(tmp_path / "wide", {"a": 6, "b": 6})
+    picture(99, 40).resize((40, 20)).save(wide / "a" / "wide.png")
+    assert cli("data", "check", "wide", "image_size=32x64", "--html", "wide.html").code == 0
+    shown = (tmp_path / "wide.html").read_text()
+    assert "height × width, are 20×40 to 32×32" in shown and "20×40: 1" in shown
+    assert "object-fit: contain" in shown and "validation" not in shown
     again = cli("data", "check", "photos", "--html", "out/check.html")
     assert again.is_one_line("out/check.html exists already and is not overwritten")
 
@@ -443,6 +450,53 @@ def test_twelve_bits_in_sixteen_are_said(tmp_path: Path) -> None:
     for _ in range(2):  # decoded, then from the cache
         (note,) = load_dataset(str(root)).notes
         assert note == "1 image(s) hold gray of 12 bits in more, and are scaled so"
+
+
+def wide_png(pixels: np.ndarray) -> bytes:
+    """A PNG of uint16 H×W×C, which Pillow does not write: gray and alpha, RGB or RGBA."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colour_of_twelve_bits_in_sixteen_is_refused(channels: int) -> None:
+    """Pillow reads the upper 8 of 16 bits of colour, where 12 bits leave 16 levels."""
+    rng = np.random.default_rng(0)
+    full = rng.integers(0, 2**16, (8, 8, channels), dtype=np.uint16)
+    assert decode_image(wide_png(full), 8).note == ""
+    with pytest.raises(ValueError, match="colour of 16 bits that uses 12 or fewer of them"):
+        decode_image(wide_png(full // 16), 8)
+    dark = np.asarray(decode_image(encoded(Image.new("RGB", (8, 8), (3, 3, 3))), 8).pixels)
+    assert dark.max() == 3, "dark colour of 8 bits is as it is"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_frames_and_pages_beyond_the_first_are_said(tmp_path: Path, cli: Cli, kind: str) -> None:
+    frames = [picture(i) for i in range(3)]
+    several = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    note = "hold several frames or pages, of which the first is read"
+    assert decode_image(several, 32).note == note
+    assert decode_image(encoded(frames[0], kind), 32).note == ""
+    if kind == "GIF":
+        first = decode_image(encoded(frames[0], kind), 32).pixels
+        assert (decode_image(several, 32).pixels == first).all()
+        (tmp_path / "a.gif").write_bytes(several)
+        assert f"halfmeg: 1 image(s) {note}" in cli("predict", "a.gif").err
+
+
+def test_a_photograph_of_a_phone_is_one_frame() -> None:
+    """MPO is a JPEG with a second picture, of the other eye or of depth."""
+    frames = [picture(i) for i in range(2)]
+    photograph = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert decode_image(photograph, 32).note == ""
 
 
 def damaged_exif() -> bytes:

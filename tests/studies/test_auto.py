@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Cli, first_digits, small_config
+from PIL import Image
 
 from halfmeg.artifacts.run import Run
 from halfmeg.data.dataset import DataSplits
@@ -73,6 +74,7 @@ def test_what_the_user_gave_stays(pictures: Path, tmp_path: Path, cli: Cli) -> N
         ("minutes=soon", "minutes='soon' is not allowed; minutes takes a number"),
         ("minutes=0", "minutes=0 is out of range; allowed: above 0"),
         ("minutes=nan", "minutes=nan is out of range"),
+        ("minutes=inf", "minutes=inf is out of range; allowed: above 0, and finite"),
         ("depth=3", "'depth' is no setting"),
     ],
 )
@@ -159,3 +161,11 @@ def test_a_size_that_was_given_is_the_only_one_tried() -> None:
     load_at = LargeImages()
     assert choose(load_at, OF_ONE_SIZE, 30.0, image_size=48, fixed=GIVEN).image_size == 48
     assert load_at.asked == [48]
+
+
+def test_where_nothing_can_be_held_out_it_says_so_at_once(tmp_path: Path, cli: Cli) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        Image.effect_noise((32, 32), 80).save(tmp_path / "few" / name / "1.png")
+    done = cli("train", "auto", "minutes=5", "--data", "few")
+    assert done.is_one_line("none of the 2 training images of few can be held out"), done.err

@@ -1,0 +1,263 @@
+"""Which images belong to which part, class and group: what names, columns and folders say.
+
+Each test is named after its case in docs/data.md; `test_images.py` has the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Cli
+from test_images import QUICK, make, table
+
+from halfmeg.data.load import inspect_data, load_dataset
+from halfmeg.data.options import DataOptions
+from halfmeg.data.parts import find_parts, part_of
+
+LABELS = [0, 1] * 10
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Training", "holdout"), ("training_set", "test_set"), ("train2017", "val2017"),
+     ("seg_train", "seg_test"), ("TrainData", "hold-out"), ("train_images", "TEST IMAGES"),
+     ("my-photos-train", "my-photos-evaluation"), ("trn", "tst")],
+)  # fmt: skip
+def test_parts_by_the_names_that_people_give_them(tmp_path: Path, train: str, test: str) -> None:
+    make(tmp_path / "photos", {f"{train}/{c}": 6 for c in "ab"} | {f"{test}/{c}": 3 for c in "ab"})
+    data = load_dataset(str(tmp_path / "photos"))
+    assert (len(data.train), len(data.test), data.classes) == (12, 6, ("a", "b"))
+    table(tmp_path / "tables" / f"{train}-00000-of-00001.parquet", LABELS)
+    table(tmp_path / "tables" / f"{test}-00000-of-00001.parquet", LABELS[:6], start=100)
+    data = load_dataset(str(tmp_path / "tables"))
+    assert (len(data.train), len(data.test)) == (20, 6)
+
+
+def test_a_holdout_beside_train_and_val_is_the_test_part(tmp_path: Path) -> None:
+    counts = {"Training": 8, "Val": 3, "holdout": 2}
+    make(tmp_path / "p", {f"{part}/{c}": n for part, n in counts.items() for c in "ab"})
+    parts = load_dataset(str(tmp_path / "p")).parts
+    assert {part: len(d) for part, d in parts.items()} == {"train": 16, "validation": 6, "test": 4}
+
+
+def test_what_is_no_part_stays_a_class() -> None:
+    for name in ("bus", "train station", "test tube", "dev board", "settings", "data"):
+        assert part_of(name) is None
+    assert find_parts(["train station", "bus station"], "") is None
+    assert find_parts(["test tube", "beaker"], "") is None
+    assert find_parts(["train", "bus"], "", ()) is None
+
+
+def test_a_folder_of_unknown_part_beside_the_training_part_is_an_error(tmp_path: Path) -> None:
+    make(tmp_path / "p", {f"{part}/{c}": 3 for part in ("train", "final") for c in "ab"})
+    told = "'final' beside 'train', and which part it is cannot be told; call it train, validation"
+    with pytest.raises(ValueError, match=told):
+        load_dataset(str(tmp_path / "p"))
+    table(tmp_path / "t" / "train.parquet", LABELS)
+    table(tmp_path / "t" / "extra.parquet", LABELS, start=50)
+    with pytest.raises(ValueError, match="'extra' beside 'train'"):
+        load_dataset(str(tmp_path / "t"))
+
+
+def test_a_folder_beside_given_parts_is_passed_over_by_its_reason(tmp_path: Path) -> None:
+    parts = ("train", "test", "archive")
+    make(tmp_path / "p", {f"{part}/{c}": 3 for part in parts for c in "ab"})
+    report = inspect_data(str(tmp_path / "p"))
+    assert {item.reason for item in report.passed_over} == {"in a folder beside the parts"}
+    assert (report.files, report.train, report.test) == (18, 6, 6)
+
+
+def test_classes_that_hold_the_same_folders_are_said(tmp_path: Path) -> None:
+    make(tmp_path / "p", {f"{part}/{c}": 6 for part in ("north", "south") for c in "ab"})
+    notes = load_dataset(str(tmp_path / "p")).notes
+    assert notes == (
+        "the classes are north, south, and each holds the folders a, b; if those are the "
+        "classes, call the outer folders train and test",
+    )
+
+
+def test_a_folder_that_repeats_its_name_is_one(tmp_path: Path) -> None:
+    """As archives of one folder leave them when they are unpacked into a folder of their name."""
+    make(tmp_path / "p", {f"{part}/{part}/{c}": 5 for part in ("train", "test") for c in "ab"})
+    data = load_dataset(str(tmp_path / "p"))
+    assert (data.classes, len(data.train), len(data.test)) == (("a", "b"), 10, 10)
+    make(tmp_path / "q", {f"q/q/{c}": 5 for c in "ab"})
+    with pytest.raises(ValueError, match=r"its folders a, b are the classes, name .*q/q/q$"):
+        load_dataset(str(tmp_path / "q"))
+
+
+def test_a_class_without_an_image_is_said(cli: Cli, tmp_path: Path) -> None:
+    make(tmp_path / "p", {"a": 8, "b": 8})
+    (tmp_path / "p" / "empty").mkdir()
+    (tmp_path / "p" / "raw").mkdir()
+    (tmp_path / "p" / "raw" / "1.cr2").write_bytes(b"II*")
+    told = "empty, raw: no image that is read, so no class"
+    assert told in load_dataset(str(tmp_path / "p")).notes
+    checked = cli("data", "check", "p")
+    assert f"note: {told}" in checked.out
+    assert "raw/1.cr2: no image format" in checked.out
+
+
+def test_images_without_a_class_are_named_with_what_to_do(tmp_path: Path) -> None:
+    make(tmp_path / "p", {"train/a": 4, "train/b": 4, "test": 3})
+    with pytest.raises(
+        ValueError, match=r"p/test has 3 image\(s\) in no folder of a class; .*pred"
+    ):
+        load_dataset(str(tmp_path / "p"))
+
+
+def test_data_of_object_detection_is_named(tmp_path: Path) -> None:
+    coco = make(tmp_path / "coco", {"train2017": 3, "val2017": 3})
+    (coco / "annotations").mkdir()
+    (coco / "annotations" / "instances.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"annotations/instances.json seems to describe objects"):
+        load_dataset(str(coco))
+    yolo = make(tmp_path / "yolo", {"train/images": 3, "valid/images": 3})
+    (yolo / "train" / "labels").mkdir()
+    (yolo / "train" / "labels" / "0.txt").write_text("0 .5 .5 1 1")
+    with pytest.raises(ValueError, match=r"one class, 'images'.*labels/0.txt seems to describe"):
+        load_dataset(str(yolo))
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "p.ZIP").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"is a file; .*; unpack it, and name the folder"):
+        load_dataset(str(tmp_path / "p.ZIP"))
+
+
+def test_one_image_of_each_class_can_be_evaluated_but_not_divided(cli: Cli, tmp_path: Path) -> None:
+    make(tmp_path / "p", {"a": 12, "b": 12})
+    make(tmp_path / "one", {"a": 1, "b": 1}, start=500)
+    assert cli("train", "common", *QUICK, "--data", "p", "--out", "run").code == 0
+    assert "(2 test images of one)" in cli("evaluate", "run", "--data", "one").out
+    refused = cli("train", "common", "--data", "one")
+    assert refused.code == 2
+    assert "each class is one image, or all images one group, so none can be held" in refused.err
+    problems = inspect_data(str(tmp_path / "one")).problems
+    assert len(problems) == 1
+    assert "add images, or a test part" in problems[0]
+
+
+def test_more_classes_than_a_network_takes_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("halfmeg.data.load.MAX_CLASSES", 3)
+    make(tmp_path, {"img": 5})
+    rows = [f"img/{i}.png,{i / 7:.3f}" for i in range(5)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(ValueError, match=r"has 5 classes, as 0.000, .*a measured number is no cla"):
+        load_dataset(str(tmp_path / "t.csv"))
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def csv_of(folder: Path, header: str, *cells: list[str], encoding: str = "utf-8") -> str:
+    """Write a table of 20 pictures, with a column of cells each; return its path."""
+    make(folder, {"img": 20})
+    rows = [",".join((f"img/{i}.png", *(c[i] for c in cells))) for i in range(20)]
+    (folder / "t.csv").write_text("\n".join([header, *rows]), encoding=encoding)
+    return str(folder / "t.csv")
+
+
+CLASSES = ["a", "b"] * 10
+
+
+@pytest.mark.parametrize("words", [("train", "val", "holdout"), ("Training", "Val", "Hold-out")])
+def test_a_column_of_parts_by_other_names(tmp_path: Path, words: tuple[str, ...]) -> None:
+    column = [words[0]] * 12 + [words[1]] * 4 + [words[2]] * 4
+    data = load_dataset(csv_of(tmp_path, "path,label,split", CLASSES, column))
+    assert {part: len(d) for part, d in data.parts.items()} == {
+        "train": 12, "validation": 4, "test": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["", "unlabeled"])
+def test_rows_of_no_part_are_passed_over_and_said(tmp_path: Path, word: str) -> None:
+    column = ["train"] * 12 + ["test"] * 6 + [word] * 2
+    data = load_dataset(csv_of(tmp_path, "path,label,split", CLASSES, column))
+    assert (len(data.train), len(data.test)) == (12, 6)
+    assert data.notes[0].startswith(f"2 files passed over: 2 of no part (split is {word!r})")
+    table(tmp_path / "t" / "all.parquet", LABELS, split=[w or None for w in column])
+    report = inspect_data(str(tmp_path / "t"))
+    assert (report.train, report.test, len(report.passed_over)) == (12, 6, 2)
+
+
+def test_a_word_that_may_be_the_missing_part_is_an_error(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "path,label,split", CLASSES, ["train"] * 12 + ["final"] * 8)
+    with pytest.raises(ValueError, match="column split, has 'final' beside 'train', and which"):
+        load_dataset(path)
+
+
+def test_a_split_column_divides_parquet_too(tmp_path: Path) -> None:
+    table(tmp_path / "a" / "all.parquet", LABELS, split=["train"] * 15 + ["test"] * 5)
+    data = load_dataset(str(tmp_path / "a"))
+    assert (len(data.train), len(data.test)) == (15, 5)
+    assert data.notes == ("the column split divides the images",)
+    table(tmp_path / "b" / "all.parquet", LABELS, split=["0"] * 15 + ["1"] * 5)
+    assert load_dataset(str(tmp_path / "b")).notes == (
+        "the column split is not used: '0', '1' name no parts",
+    )
+
+
+def test_columns_are_found_in_any_capitals_and_others_are_said(tmp_path: Path) -> None:
+    (tmp_path / "upper").mkdir()
+    assert load_dataset(csv_of(tmp_path / "upper", "Path,LABEL", CLASSES)).classes == ("a", "b")
+    path = csv_of(tmp_path, "path,label,class", ["0", "1"] * 10, CLASSES)
+    data = load_dataset(path)
+    assert data.classes == ("0", "1")
+    assert data.notes == (
+        "labels are read from the column label, not from class; --label-column names another",
+    )
+    named = load_dataset(path, options=DataOptions(label_column="class"))
+    assert (named.classes, named.notes) == (("a", "b"), ())
+    table(tmp_path / "t" / "x.parquet", LABELS, Labels=LABELS[::-1])
+    assert "not from Labels" in load_dataset(str(tmp_path / "t")).notes[0]
+
+
+def test_a_csv_of_windows_and_one_without_a_header(tmp_path: Path) -> None:
+    path = Path(csv_of(tmp_path, "path,label", CLASSES))
+    path.write_text(path.read_text().replace("/", "\\"))
+    assert len(load_dataset(str(path)).train)
+    path.write_text("\n".join(f"img/{i}.png,a" for i in range(20)))
+    with pytest.raises(ValueError, match=r"begins with the image img/0.png; expected: a first l"):
+        load_dataset(str(path))
+    path.write_text("path,label\n")
+    with pytest.raises(ValueError, match="has the columns path, label, and no rows of images"):
+        load_dataset(str(path))
+    with pytest.raises(ValueError, match="save it as UTF-8"):
+        load_dataset(csv_of(tmp_path, "path,label", CLASSES, encoding="utf-16"))
+
+
+def test_a_row_without_a_group_stands_alone(tmp_path: Path) -> None:
+    people = [None if i % 2 else f"p{i % 8}" for i in range(20)]
+    options = DataOptions(group="person")
+    table(tmp_path / "t" / "x.parquet", LABELS, person=people)
+    of_table = load_dataset(str(tmp_path / "t"), options=options).whole.train
+    data = load_dataset(str(tmp_path / "t"), options=options)
+    cells = [p or "" for p in people]
+    rows = load_dataset(csv_of(tmp_path, "path,label,person", CLASSES, cells), options=options)
+    assert len(of_table) == 0
+    for splits in (data, rows):
+        groups = [d.groups for d in splits.parts.values()]
+        assert all(g is not None for g in groups)
+        assert len(np.unique(np.concatenate(groups))) == 4 + 10
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_label_is_named_and_spaces_make_no_class(tmp_path: Path, empty: str) -> None:
+    table(tmp_path / "a.parquet", ["a", "b "] * 5 + [" a", "b"] * 5)
+    assert load_dataset(str(tmp_path / "a.parquet")).classes == ("a", "b")
+    table(tmp_path / "b.parquet", ["a", "b"] * 5 + [empty])
+    with pytest.raises(ValueError, match=r"b.parquet row 10: label '\s*'; expected: a class index"):
+        load_dataset(str(tmp_path / "b.parquet"))
+
+
+def test_true_and_false_are_names_of_classes(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", [True, False] * 10)
+    assert load_dataset(str(tmp_path / "a.parquet")).classes == ("False", "True")
+
+
+def test_the_rows_of_a_table_have_no_file_ending(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", sorted([0, 1] * 30))
+    assert inspect_data(str(tmp_path / "a.parquet")).giveaways == ()
