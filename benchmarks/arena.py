@@ -49,7 +49,6 @@ def measure(name: str, image_size: int) -> dict[str, Any]:
         "estimated_bytes": estimated,
         "measured_bytes": None if found is None else found.arena_bytes,
         "missing": missing,
-        "file_bytes": len(content),
         "tflite_micro": version("tflite-micro"),
         "litert_torch": version("litert-torch"),
     }

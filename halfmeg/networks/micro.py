@@ -49,6 +49,9 @@ OPERATOR_BYTES = {
 
 Fitted to what the interpreter allocated for the networks of the table.
 """
+LACKING = ("gelu",)
+"""Operators that the converter writes as one, and TFLite Micro does not have."""
+
 FUSES = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL")
 """Operators that clamp their own results."""
 
@@ -78,6 +81,9 @@ def micro_arena(graph: Graph) -> MicroArena:
         ValueError: an operator that TFLite Micro lacks, or whose form there is not known; it is
             named.
     """
+    for node in graph.nodes:
+        if isinstance(node, Function) and node.kind in LACKING:
+            raise ValueError(f"it has no {node.kind} ({node.name})")
     program = _Program(graph)
     return MicroArena(program.maps_bytes(), program.tables_bytes)
 
@@ -157,8 +163,9 @@ class _Program:
                 return self._call("MUL", node.shape, *maps)
             case Function():
                 return self._apply(node, maps[0])
-            case MaxPool() if not any(node.padding):
-                return self._call("MAX_POOL_2D", node.shape, maps[0])
+            case MaxPool():
+                source = self._pad(maps[0], node.inputs[0], node.padding)
+                return self._call("MAX_POOL_2D", node.shape, source)
             case AvgPool() if node.divisor == math.prod(node.kernel):
                 return self._average(node, maps[0])
             case Concat():
@@ -170,7 +177,7 @@ class _Program:
         self._refuse(node, type(node).__name__)
 
     def _refuse(self, node: Node, what: str) -> NoReturn:
-        raise ValueError(f"{what} ({node.name}) has no known form in TFLite Micro")
+        raise ValueError(f"{what} ({node.name}) has no known form there")
 
     def _convolve(self, node: Conv, source: _Tensor) -> _Tensor:
         (before,), channels = node.inputs, node.shape[0]
