@@ -263,7 +263,7 @@ class _Program:
             inside = taken[taken != OUTSIDE]
             padded |= len(inside) < len(taken)
             step = int(inside[1] - inside[0]) if len(inside) > 1 else 1
-            if step < 1 or (np.diff(inside) != step).any():
+            if not len(inside) or step < 1 or (np.diff(inside) != step).any():
                 self._refuse(node, "what moves values")
             if len(inside) == shape[axis]:
                 continue
