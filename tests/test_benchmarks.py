@@ -95,6 +95,29 @@ def test_finetune(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "finetune" / "comparison.html").exists()
 
 
+def test_finetune_int8_goes_on_from_its_results(tmp_path: Path, pictures: Path) -> None:
+    def measured(seeds: int, *others: str) -> Outcome:
+        return benchmark(
+            "finetune_int8", "--networks", "logistic", "--data", str(pictures), "--epochs", "2",
+            "--seeds", str(seeds), "--out", "int8.json", *others, cwd=tmp_path,
+        )  # fmt: skip
+
+    assert measured(1).code == 0
+    first = json.loads((tmp_path / "int8.json").read_text())["runs"]
+    outcome = measured(2)
+    assert outcome.code == 0, outcome.err
+    runs = json.loads((tmp_path / "int8.json").read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert runs[:1] == first
+    for run in runs:  # the epoch with the smallest loss on these images is kept
+        assert run["finetuned_validation_loss"] <= run["plain_validation_loss"]
+    assert "n = 2" in outcome.out
+    assert "finetuned loses on test" in outcome.out
+    other = measured(2, "--image-size", "16")
+    assert other.code == 2
+    assert "is of other data or epochs" in other.err
+
+
 def test_sprint(tmp_path: Path, pictures: Path) -> None:
     outcome = benchmark(
         "sprint", "--data", str(pictures), "--study-epochs", "2", "--conventional-images", "64",

@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "3f2c4b25d7719e41";
+const CACHE = PREFIX + "48b8f32e17ed8420";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {

@@ -17,6 +17,7 @@ from halfmeg.cli.options import (
 )
 from halfmeg.cli.show import (
     build_table,
+    describe_arena,
     memory_json,
     memory_or_reason,
     print_json,
@@ -39,7 +40,7 @@ def models(
     """List the networks: counts, image sizes, RAM and flash in C."""
     from halfmeg.config import BUDGET
     from halfmeg.networks.summary import summarize
-    from halfmeg.networks.table import IN_C, MODELS, build_model
+    from halfmeg.networks.table import IN_C, IN_MICRO, MODELS, build_model
 
     rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
     if as_json:
@@ -59,14 +60,15 @@ def models(
                     "within_budget": summary.within_budget,
                     "ram_bytes": IN_C[name][0],
                     "flash_bytes": IN_C[name][1],
+                    "tflite_micro_bytes": IN_MICRO[name],
                     **({"memory": memory_json(memories[name])} if chip else {}),
                 }
                 for name, entry, summary in rows
             ]
         )
         return
-    line = "{:<18}{:>10}  {:>4}  {:>7}  {:>5}  {:>7}  {:>9}"
-    needs = ("RAM, kB", "flash, kB")
+    line = "{:<18}{:>10}  {:>4}  {:>7}  {:>5}  {:>8}  {:>7}  {:>9}"
+    needs = ("TFLM, kB", "RAM, kB", "flash, kB")
     print_line(line.format("network", "parameters", "fits", "MACs, M", "sides", *needs))
     for group in dict.fromkeys(entry.group for _, entry, _ in rows):
         print_text(f"\n{group}")
@@ -77,13 +79,15 @@ def models(
                 line.format(
                     f"  {name}", f"{summary.params:,}", "yes" if summary.within_budget else "no",
                     f"{summary.macs / 1e6:.2f}", entry.sizes.replace(" or more", "+"),
-                    *(f"{needed / 1000:.1f}" for needed in IN_C[name]),
+                    *("–" if needed is None else f"{needed / 1000:.1f}"
+                      for needed in (IN_MICRO[name], *IN_C[name])),
                 )
             )  # fmt: skip
             print_line(f"      {entry.description}")
     print_text(f"\nA network fits with fewer than {BUDGET:,} parameters, all of them counted.")
     print_line("MACs are for one image of 32×32 pixels and 10 classes.")
     print_line("RAM and flash: as 8-bit integers in C, without image, stack and code.")
+    print_line("TFLM: RAM in TFLite Micro, estimated; it has no form of those without a number.")
     print_line("Sides are in pixels: 8+ takes images whose sides, equal or not, are 8 or more.")
     print_line(
         "Your own network goes by its place, FILE.py:NAME; `halfmeg new network` writes one."
@@ -130,6 +134,7 @@ def summary(
     print_line("In C, as 8-bit integers (image, stack and code are not counted):")
     print_line(f"RAM: {memory.ram_bytes:,} bytes, set by {memory.peak}")
     print_line(f"Flash: {memory.flash_bytes:,} bytes")
+    print_line(f"RAM in TFLite Micro: {describe_arena(memory)}")
 
 
 def _summary_json(result: ModelSummary) -> dict[str, Any]:

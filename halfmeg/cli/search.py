@@ -190,7 +190,7 @@ def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
     assert winner.config is not None
     costs = [
         describe_limit(name, value)
-        for name in ("params", "macs", "flash", "ram", "latency")
+        for name in ("params", "macs", "flash", "ram", "tflite_micro", "latency")
         if (value := getattr(winner.costs, name)) is not None
     ]
     print_line(f"winner      {short_name(winner.config.model)}, trial {winner.number}")

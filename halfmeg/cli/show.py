@@ -165,5 +165,12 @@ def describe_memory(memory: Memory | str) -> str:
         return f"it cannot be written, as {memory}"
     return (
         f"{memory.ram_bytes:,} bytes of RAM, set by {memory.peak}; "
-        f"{memory.flash_bytes:,} bytes of flash"
+        f"{memory.flash_bytes:,} bytes of flash; in TFLite Micro {describe_arena(memory)}"
     )
+
+
+def describe_arena(memory: Memory) -> str:
+    """Say what TFLite Micro would need."""
+    if memory.tflite_micro_bytes is None:
+        return f"it is not known, as {memory.tflite_micro_missing}"
+    return f"an arena of about {memory.tflite_micro_bytes:,} bytes"

@@ -28,5 +28,7 @@
 | `mixing` | LayerNorm, softmax and attention likewise |
 | `trace` | a module traced by torch.export |
 | `simplify` | normalization, functions and poolings folded: the passes over an image |
+| `arena` | places in one stretch of memory for maps |
+| `micro` | the arena that TFLite Micro would need |
 | `memory` | RAM and flash of a network in C, to the byte |
 """

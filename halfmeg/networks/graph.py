@@ -135,10 +135,12 @@ class Function(Node):
     Attributes:
         function: from a tensor to one of the same shape.
         is_clamp: whether it is a clamp to an interval that holds 0, such as ReLU.
+        kind: torch's operator, such as "silu"; empty where it was composed of several.
     """
 
     function: Callable[[Tensor], Tensor]
     is_clamp: bool = False
+    kind: str = ""
 
     def compute(self, *maps: Tensor) -> Tensor:
         """Apply the function."""

@@ -240,17 +240,17 @@ class Lowering:
             filled = [x if i == position else as_type(a, x) for i, a in enumerate(args)]
             return target(*filled, **kwargs)  # type: ignore[no-any-return]
 
-        return self._function(value, function, is_clamp=is_clamp)
+        return self._function(value, function, is_clamp=is_clamp, kind=kind)
 
     def _function(
-        self, value: Value, function: Callable[[Tensor], Tensor], *, is_clamp: bool
+        self, value: Value, function: Callable[[Tensor], Tensor], *, is_clamp: bool, kind: str = ""
     ) -> Value:
         if is_clamp:  # to an interval that holds 0, or else it is a function like any other
             is_clamp = function(torch.zeros(())).item() == 0
         if not value.is_whole:
             moved = self.node(value)
             value = Value(moved, torch.arange(value.index.numel()).view(value.index.shape))
-        node = Function(self.name, value.node.shape, (value.node,), function, is_clamp)
+        node = Function(self.name, value.node.shape, (value.node,), function, is_clamp, kind)
         return Value(node, value.index)
 
     def max_pool2d(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from halfmeg.data.shape import ImageSize, image_shape
+from halfmeg.networks.arena import Buffer, aligned, place
 from halfmeg.networks.graph import (
     Combine,
     Concat,
@@ -28,6 +29,7 @@ from halfmeg.networks.graph import (
     Softmax,
     even_steps,
 )
+from halfmeg.networks.micro import micro_arena
 from halfmeg.networks.simplify import Step, border_classes, simplify, steps
 from halfmeg.networks.trace import trace
 
@@ -63,12 +65,16 @@ class Memory:
         flash_bytes: weights, biases, scales and tables; code is not counted.
         peak: name of the step that needs the most RAM.
         peak_bytes: what it needs; the arena is as large where nothing is lost to gaps.
+        tflite_micro_bytes: the arena that TFLite Micro would need, estimated; None where that is
+            not known, and then `tflite_micro_missing` says why.
     """
 
     ram_bytes: int
     flash_bytes: int
     peak: str
     peak_bytes: int
+    tflite_micro_bytes: int | None = None
+    tflite_micro_missing: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -83,8 +89,14 @@ def measure_memory(model: nn.Module, image_size: ImageSize = 32) -> Memory:
     """
     # any mean and deviation: they change values, not shapes
     channels = image_shape(image_size).channels
-    graph = simplify(trace(model, image_size), (0.5,) * channels, (0.25,) * channels)
-    return memory_of(steps(graph))
+    graph = trace(model, image_size)
+    arena, missing = None, ""
+    try:
+        arena = micro_arena(graph).total_bytes
+    except ValueError as error:
+        missing = str(error)
+    found = memory_of(steps(simplify(graph, (0.5,) * channels, (0.25,) * channels)))
+    return replace(found, tflite_micro_bytes=arena, tflite_micro_missing=missing)
 
 
 def memory_of(passes: tuple[Step, ...]) -> Memory:
@@ -159,7 +171,7 @@ def plan_arena(passes: tuple[Step, ...]) -> Plan:
     buffers, owner = _buffers(passes)
     best: tuple[int, dict[int, int]] | None = None
     for order in _ORDERS:
-        placed = _place(sorted(buffers, key=order))
+        placed = place(sorted(buffers, key=order))
         top = max((placed[b.key] + b.size for b in buffers), default=0)
         if best is None or top < best[0]:
             best = top, placed
@@ -171,17 +183,7 @@ def plan_arena(passes: tuple[Step, ...]) -> Plan:
     return Plan(offsets, scratch, live, top)
 
 
-@dataclass(frozen=True)
-class _Buffer:
-    """A stretch of memory that is needed from one step to another; patches have keys below 0."""
-
-    key: int
-    size: int
-    first: int
-    last: int
-
-
-_ORDERS: tuple[Callable[[_Buffer], tuple[int, ...]], ...] = (
+_ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
     lambda b: (-b.size, b.first),
     lambda b: (b.first, -b.size),
     lambda b: (b.first - b.last, -b.size),
@@ -189,7 +191,7 @@ _ORDERS: tuple[Callable[[_Buffer], tuple[int, ...]], ...] = (
 )
 
 
-def _buffers(passes: tuple[Step, ...]) -> tuple[list[_Buffer], dict[int, int]]:
+def _buffers(passes: tuple[Step, ...]) -> tuple[list[Buffer], dict[int, int]]:
     """Return all buffers, and the key of each step's."""
     index = {step.result: i for i, step in enumerate(passes)}
     last = {source: i for i, step in enumerate(passes) for source in step.inputs}
@@ -198,7 +200,7 @@ def _buffers(passes: tuple[Step, ...]) -> tuple[list[_Buffer], dict[int, int]]:
     for i, step in enumerate(passes):
         if i == len(passes) - 1 and step.can_give_logits:
             break
-        size = _aligned(math.prod(step.result.shape))
+        size = aligned(math.prod(step.result.shape), ALIGNMENT)
         until = last.get(step.result, i)
         reused = next(
             (owner[index[source]] for source in step.inputs
@@ -210,10 +212,10 @@ def _buffers(passes: tuple[Step, ...]) -> tuple[list[_Buffer], dict[int, int]]:
         else:
             owner[i] = reused
             spans[reused][2] = until
-    found = [_Buffer(key, *span) for key, span in spans.items()]
+    found = [Buffer(key, *span) for key, span in spans.items()]
     for i, step in enumerate(passes):
         if size := scratch_bytes(step):
-            found.append(_Buffer(-1 - i, _aligned(size), i, i))
+            found.append(Buffer(-1 - i, aligned(size, ALIGNMENT), i, i))
     return found, owner
 
 
@@ -222,20 +224,3 @@ def _overwrites(step: Step, source: Node) -> bool:
     if isinstance(step.node, Combine | Multiply | Function | Normalize | Softmax):
         return source.shape == step.result.shape
     return False
-
-
-def _place(buffers: list[_Buffer]) -> dict[int, int]:
-    """Put each buffer, in this order, at the lowest place that is free while it is needed."""
-    placed: list[tuple[int, _Buffer]] = []
-    for buffer in buffers:
-        offset = 0
-        for start, other in sorted(placed, key=lambda entry: entry[0]):
-            at_once = other.first <= buffer.last and buffer.first <= other.last
-            if at_once and start < offset + buffer.size and offset < start + other.size:
-                offset = start + other.size
-        placed.append((offset, buffer))
-    return {buffer.key: offset for offset, buffer in placed}
-
-
-def _aligned(size: int) -> int:
-    return ALIGNMENT * math.ceil(size / ALIGNMENT)

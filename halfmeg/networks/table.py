@@ -187,6 +187,27 @@ As `halfmeg.networks.memory` measures them, which traces a network and so takes 
 a test holds the two against each other.
 """
 
+IN_MICRO: dict[str, int | None] = {
+    "cnn": 58_056,
+    "resnet": 46_852,
+    "resnet-linear": 36_796,
+    "resnet-shared": 50_384,
+    "resnet8": 58_300,
+    "resnet20": 81_940,
+    "resnet32": 89_436,
+    "resnet56": 104_428,
+    "densenet-bc-40": 370_136,
+    "mobilenetv2": 292_416,
+    "convmixer": None,
+    "gated": 757_760,
+    "cct2": None,
+    "mlp": 10_408,
+    "logistic": 7_480,
+    "sprint": 56_504,
+    "record": 87_508,
+}
+"""Bytes of the arena in TFLite Micro, as `halfmeg.networks.micro` estimates them; else None."""
+
 
 def build_model(
     name: Any, num_classes: int = 10, image_size: ImageSize = 32, budget: int = BUDGET

@@ -37,7 +37,7 @@ TIME_UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3}
 """Of a latency, in milliseconds."""
 
 INSTRUCTIONS_PER_MAC = {
-    "cortex-m3": 3.53, "cortex-m4": 1.88, "cortex-m7": 1.82, "cortex-m33": 1.69, "cortex-m55": 1.56,
+    "cortex-m3": 3.53, "cortex-m4": 1.88, "cortex-m7": 1.82, "cortex-m33": 1.69, "cortex-m55": 0.66,
 }  # fmt: skip
 """The most that docs/ship.md counts of the C form in QEMU; of M3, M33 and M55 that of `record`."""
 
@@ -52,6 +52,8 @@ class Costs:
     Attributes:
         latency: of one image, in milliseconds.
         no_c: why there is no form in C; empty where there is one.
+        tflite_micro: the arena that TFLite Micro would need, in bytes, as `networks.micro`
+            estimates it.
     """
 
     params: int
@@ -60,6 +62,7 @@ class Costs:
     ram: int | None = None
     latency: float | None = None
     no_c: str = ""
+    tflite_micro: int | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def describe_limit(name: str, value: float) -> str:
         "params": "parameters",
         "macs": "MACs",
         "flash": "bytes of flash",
+        "tflite_micro": "bytes of RAM in TFLite Micro",
         "ram": "bytes of RAM",
     }
     return f"{int(value):,} {unit[name]}"
@@ -194,16 +198,17 @@ def measure_costs(
     over |= limits.flash is not None and weights > limits.flash
     if over and not whole:
         return Costs(params, macs, flash=weights)
-    flash = ram = None
+    flash = ram = micro = None
     no_c = ""
     if whole or limits.flash is not None or limits.ram is not None:
         try:
             memory = measure_memory(net, image_shape)
             flash, ram = memory.flash_bytes, memory.ram_bytes
+            micro = memory.tflite_micro_bytes
         except ValueError as error:
             no_c = str(error)
     latency = _latency(net, macs, image_shape, limits)
-    return Costs(params, macs, flash, ram, latency, no_c)
+    return Costs(params, macs, flash, ram, latency, no_c, micro)
 
 
 def _latency(

@@ -135,16 +135,9 @@ def build_litert(
     """
     require_litert()
     # normalization stays outside: as int8 operators it would round every pixel twice
-    folded = fold_batchnorm(model, image_size)
-    # the converter does not see weights in channels_last as they are
-    folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     seen = _normalized(calibration[:NUM_CALIBRATION], mean, std)
-    try:
-        content = _with_weights_inside(_convert(folded, seen))
-        run, scale, zero_point = _litert(content)
-    except Exception as error:  # whatever the converter raises has no common base
-        reason = one_line(error, 200)
-        raise ValueError(f"litert-torch does not convert the network: {reason}") from None
+    content = convert(model, image_size, seen)
+    run, scale, zero_point = _litert(content)
     images = _normalized(held_out.images, mean, std).numpy()
     inputs = np.clip(np.rint(images / scale + zero_point), -128, 127).astype(np.int8)
     found = np.array([run(image[None]).argmax() for image in inputs])
@@ -157,6 +150,24 @@ def build_litert(
     micro, missing = run_micro(content, inputs[:NUM_MICRO_IMAGES], found)
     runtime = f"LiteRT {version('ai-edge-litert')}"
     return LitertFile(content, (scale, zero_point), loss, len(found), runtime, micro, missing)
+
+
+def convert(model: nn.Module, image_size: ImageSize, images: Tensor) -> bytes:
+    """Return a network as a LiteRT file in int8, calibrated on normalized images B×H×W×C.
+
+    Raises:
+        ValueError: the converter refuses the network.
+    """
+    folded = fold_batchnorm(model, image_size)
+    # the converter does not see weights in channels_last as they are
+    folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    try:
+        content = _with_weights_inside(_convert(folded, images))
+        _litert(content)
+    except Exception as error:  # whatever the converter raises has no common base
+        reason = one_line(error, 200)
+        raise ValueError(f"litert-torch does not convert the network: {reason}") from None
+    return content
 
 
 def run_micro(

@@ -258,6 +258,7 @@ def test_costs_are_those_of_the_built_network() -> None:
     memory = measure_memory(model)
     assert (costs.params, costs.macs) == (count_params(model), count_macs(model))
     assert (costs.flash, costs.ram) == (memory.flash_bytes, memory.ram_bytes)
+    assert costs.tflite_micro == memory.tflite_micro_bytes
     assert costs.latency is not None
     assert costs.latency > 0
     chip = measure_costs(name, 10, SHAPE, Limits(latency=1e3, chip="cortex-m7"))

@@ -177,13 +177,13 @@ def test_both_builds_give_the_oracles_logits(name: str) -> None:
     assert page.proof.n == 6
     assert page.proof_text.startswith(f"all {6 * integers(name).num_classes} logits of 6 images")
     size = len(page.files["index.html"])
-    assert size < ONE_MEGABYTE or name not in ("record", "sprint", "resnet-linear")
+    assert size < ONE_MEGABYTE or name in ("resnet", "resnet56"), "all within the budget"
     network = read_network(page.files["index.html"].decode())
     parts = sum(len(text) for kind in ("data", "code") for text in network[kind].values())
     assert size - parts < 100_000, "the page itself"
     layers = 120 * len(integers(name).operations)  # the sizes and offsets of each
     most = integers(name).constant_bytes + layers + 1_500
-    assert len(network["data"]["simd"]) < 4 / 3 * most, "in base64"
+    assert len(network["data"]["simd"]) < 5 / 4 * most, "in base 85"
     assert list(network["data"]) == ["simd"], "the weights stand in the page once"
     assert network["code"]["simd"] != network["code"]["plain"]
 
@@ -194,8 +194,34 @@ def read_network(html: str) -> Any:
 
 def parts_of(page: WebPage) -> dict[str, tuple[bytes, bytes]]:
     network = read_network(page.files["index.html"].decode())
-    data = base64.b64decode(network["data"]["simd"])
-    return {build: (base64.b64decode(code), data) for build, code in network["code"].items()}
+    data = read_base85(network["data"]["simd"])
+    return {build: (read_base85(code), data) for build, code in network["code"].items()}
+
+
+def read_base85(text: str) -> bytes:
+    return base64.b85decode(text.replace(",", "<"))
+
+
+@needs_node
+def test_the_page_reads_what_is_packed(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    contents = [random.integers(0, 256, size, np.uint8).tobytes() for size in range(9)]
+    contents += [b"\xff" * 7, bytes(13), random.bytes(100_001)]
+    script = tmp_path / "unpack.js"
+    script.write_text(
+        (TEMPLATES / "network.js").read_text()
+        + """
+const texts = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+const hex = (bytes) => Buffer.from(bytes).toString("hex");
+console.log(JSON.stringify(texts.map((text) => hex(decodeBase85(text)))));
+"""
+    )
+    given = json.dumps([web.base85(content) for content in contents])
+    done = subprocess.run(
+        ["node", str(script)], input=given, capture_output=True, text=True, check=True
+    )
+    assert [bytes.fromhex(text) for text in json.loads(done.stdout)] == contents
+    assert "<" not in given
 
 
 @needs_clang
@@ -479,10 +505,10 @@ class TestDemo:
         # ranges differ from those of real images, and with them scales, but neither code nor places
         graph = quantize(bundle.load_model().eval(), bundle.mean, bundle.std, pixels(4, 32))
         network = read_network((DEMO / "index.html").read_text())
-        data = base64.b64decode(network["data"]["simd"])
+        data = read_base85(network["data"]["simd"])
         builds = web.compile_builds(graph, bundle.model, bundle.classes)
         for build, (code, of_today) in builds.items():
-            same_code = base64.b64encode(code).decode() == network["code"][build]
+            same_code = web.base85(code) == network["code"][build]
             assert same_code, "the C changed; make the demo anew as docs/browser.md says"
             assert len(of_today) == len(data)
             same = np.frombuffer(of_today, np.uint8) == np.frombuffer(data, np.uint8)

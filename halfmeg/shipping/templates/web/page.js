@@ -5,6 +5,10 @@ const MAX_BARS = 10;
 const PICTURE_SIDE = 720;
 const TIMED_MS = 30; // One run is too short for the clocks of some browsers.
 
+function decodeBase64(text) {
+  return Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
+}
+
 function say(problem) {
   element("problem").textContent = problem;
   element("problem").hidden = !problem;
