@@ -121,7 +121,7 @@ NETWORKS = slow_where(COSTLY)
 ONE_OF_A_FAMILY = slow_where(REPEATED)
 """All networks, for tests of what a family's code does: one of each is fast."""
 
-FEW = slow_where((*COSTLY, *REPEATED, "resnet-shared", "logistic"))
+FEW = slow_where((*COSTLY, *REPEATED, "resnet-shared", "logistic", "cct2"))
 """All networks, for tests that take seconds for any of them."""
 
 LONGEST = (

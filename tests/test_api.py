@@ -12,7 +12,7 @@ from conftest import ROOT, small_config
 import halfmeg
 from halfmeg.data.dataset import DataSplits
 
-SLOW = ("compare", "cross_validate")  # measure 30 corruptions of each run
+SLOW = ("compare", "cross_validate", "fit")  # the first two measure 30 corruptions of each run
 
 
 @pytest.fixture(scope="module")

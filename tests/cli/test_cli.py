@@ -319,6 +319,7 @@ def small_study(tmp_path_factory, few_digits) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_report_compares_what_is_there(cli: Cli, small_study: Path, tmp_path: Path) -> None:
     """Without the runs' data there are no pictures, but every other number."""
     runs = [str(small_study / f"{m}-seed-{s}") for m in ("cnn", "logistic") for s in (0, 1)]

@@ -65,6 +65,7 @@ def test_a_tiny_parameter_leaves_images_nearly_whole() -> None:
     assert torch.equal(mixed, IMAGES)
 
 
+@pytest.mark.slow
 def test_training_with_mixed_images(tmp_path, few_digits: DataSplits) -> None:
     plain = small_config(batch_size=32, val_fraction=0.2)
     run = fit(

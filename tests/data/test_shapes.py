@@ -236,6 +236,7 @@ def test_macs_and_memory_of_oblong_images() -> None:
     assert gray.ram_bytes <= colour.ram_bytes
 
 
+@pytest.mark.slow
 def test_the_list_of_networks_says_which_sizes_they_take(cli: Cli) -> None:
     listed = cli("models").out
     lines = {words[0]: words for line in listed.splitlines() if (words := line.split())}

@@ -51,6 +51,7 @@ def test_logits_do_not_depend_on_batches_or_mode(digits) -> None:
     assert torch.allclose(logits[:3], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bf16_is_near_float32(digits) -> None:
     torch.manual_seed(0)
     model = build_model("cnn")

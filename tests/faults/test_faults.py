@@ -62,7 +62,14 @@ def run(trained: Path, tmp_path: Path) -> Run:
     return Run.open(shutil.copytree(trained / "cnn-seed-0", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hub"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind == "onnx" else kind
+        for kind in KINDS
+        if kind != "hub"
+    ],
+)
 def test_a_sample_of_mutated_inputs(kind: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "cache"))
     case = KINDS[kind](tmp_path)
@@ -159,6 +166,7 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 # --- what is written ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lost_row_of_metrics_comes_back(run: Run) -> None:
     rows = run.read_metrics()
     (run.folder / "result.json").unlink()

@@ -182,6 +182,7 @@ def test_a_file_that_would_be_refused_later_stops(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_commands(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     data = ("--data", str(pictures))
     assert cli("train", "common", "model=cnn", "epochs=4", *data, "--out", "run").code == 0

@@ -129,6 +129,7 @@ def test_the_page_scores_as_predict_does(form: tuple[int, int, int]) -> None:
     assert "“Unfamiliar” stands beside it" in text
 
 
+@pytest.mark.slow
 @needs_gcc
 @needs_clang
 @needs_node
@@ -141,6 +142,7 @@ def test_another_score_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
         on_a_page.__wrapped__(FORMS[0])
 
 
+@pytest.mark.slow
 @needs_gcc
 @needs_clang
 @needs_node

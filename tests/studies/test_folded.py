@@ -114,6 +114,7 @@ def test_every_image_is_tested_once_by_each_network(studied: Path) -> None:
     assert json.loads((studied / "study.json").read_text())["folds"] == 3
 
 
+@pytest.mark.slow
 def test_the_page_says_what_folds_cover(studied: Path, tmp_path: Path) -> None:
     found = compare_runs(open_runs([studied]))
     folds = Folds.of(first_digits(240), 3)

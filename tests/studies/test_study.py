@@ -74,6 +74,7 @@ def whole(tmp_path_factory, few_digits) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_trains_only_what_is_missing(
     tmp_path: Path, few_digits, whole: Path
 ) -> None:
@@ -428,6 +429,7 @@ def test_the_curve_of_a_run_is_of_its_monitored_part(tmp_path: Path, few_digits)
     assert len(accuracy_curve(blind)[1]) == 2
 
 
+@pytest.mark.slow
 def test_entrants_are_named_by_what_tells_them_apart(tmp_path: Path, few_digits) -> None:
     def train(folder: str, **changes) -> list:
         config = small_config(epochs=1, **changes)

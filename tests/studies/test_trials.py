@@ -38,6 +38,7 @@ def test_seeds_and_machines_are_no_trials(tried: Path) -> None:
     assert count_trials([tried / "a-seed-0"], "mlp") == 1
 
 
+@pytest.mark.slow
 def test_what_is_named_twice_counts_once(tried: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "again", lr=0.1, seed=9)
     make_run(tmp_path / "new", lr=0.3)

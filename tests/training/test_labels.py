@@ -86,6 +86,7 @@ def test_flipped_labels_are_found_with_their_precision_and_recall() -> None:
     assert (right == likely).double().mean() > 0.5
 
 
+@pytest.mark.slow
 def test_the_check_shows_them(pictures: Path, tmp_path: Path, cli: Cli) -> None:
     shutil.copytree(pictures, tmp_path / "photos")
     odd = next((tmp_path / "photos" / "train" / "0").iterdir())

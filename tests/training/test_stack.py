@@ -141,6 +141,7 @@ def test_an_interrupted_stack_goes_on_where_it_stopped(
     assert (whole[0][1] / "weights.safetensors").read_bytes() == finished
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_leaves_the_others(
     tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,7 +241,9 @@ def test_killed_before_the_first_checkpoint_starts_again(tmp_path, half_digits) 
     assert weights_of(resume(tmp_path / "run", half_digits)) == weights_of(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_signals_write_a_checkpoint_and_say_how_to_continue(
     number, tmp_path, few_digits, uninterrupted
 ) -> None:
