@@ -72,14 +72,20 @@ def load(place: str) -> Any:
 def running(place: str, doing: str = "raises on import") -> Iterator[None]:
     """Run Python of the user's: what it prints goes to the error stream, what it raises is a line.
 
+    Its modules leave no compiled form beside them. That is found stale by its second and size only,
+    so a module changed twice within a second would be the former one.
+
     Raises:
         ValueError: it raised anything.
     """
+    writes_nothing, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         with redirect_stdout(sys.stderr):
             yield
     except (Exception, SystemExit) as error:
         raise ValueError(f"{place} {doing}: {describe(error, place)}") from None
+    finally:
+        sys.dont_write_bytecode = writes_nothing
 
 
 def describe(error: BaseException, place: str) -> str:

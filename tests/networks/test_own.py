@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,10 @@ def test_warnings_name_what_is_left_out(folder: Path) -> None:
         try_out("net.py:Net", 10, 32, 500_000)
 
 
-def test_a_changed_file_is_read_anew_and_its_neighbours_too(folder: Path) -> None:
+def test_a_changed_file_is_read_anew_and_its_neighbours_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     write(folder, "WIDTH = 4", "parts.py")
     write(folder, "import parts\n" + NET.replace("width=8", "width=parts.WIDTH"))
     assert build_model("net.py:Net").conv.out_channels == 4
@@ -223,6 +227,8 @@ def test_a_changed_file_is_read_anew_and_its_neighbours_too(folder: Path) -> Non
     write(folder, "WIDTH = 6", "parts.py")
     assert build_model("net.py:Net").conv.out_channels == 6
     assert read_source("net.py:Net").sha256 != first.sha256
+    assert not list(folder.rglob("*.pyc"))
+    assert not sys.dont_write_bytecode
     other = folder / "other"
     other.mkdir()
     write(other, "WIDTH = 10", "parts.py")
