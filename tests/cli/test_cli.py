@@ -340,6 +340,7 @@ def test_report_in_place_and_of_one_seed(cli: Cli, small_study: Path, tmp_path: 
     assert "cannot tell chance from a difference" in one.out
 
 
+@pytest.mark.slow
 def test_a_report_elsewhere_has_the_costs_that_the_study_has_measured(
     cli: Cli, small_study: Path, tmp_path: Path
 ) -> None:

@@ -48,7 +48,13 @@ def test_each_estimate_is_what_is_stored(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in MEASURED if row["image_size"] != 32], ids=lambda row: row["network"]
+    "row",
+    [
+        pytest.param(row, marks=() if "residual" in row["network"] else pytest.mark.slow)
+        for row in MEASURED
+        if row["image_size"] != 32
+    ],
+    ids=lambda row: row["network"],
 )
 def test_networks_that_nothing_was_fitted_to(row: dict[str, Any]) -> None:
     estimated = estimate(row["network"], row["image_size"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NETWORKS, ONE_OF_A_FAMILY
+from conftest import COSTLY, NETWORKS, ONE_OF_A_FAMILY, REPEATED, slow_where
 from torch import nn
 
 from halfmeg.networks.he2015 import (
@@ -324,7 +324,7 @@ def test_unit_batchnorm_keeps_its_scale() -> None:
     assert layer.bias.grad is not None
 
 
-@pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
+@pytest.mark.parametrize("name", slow_where((*COSTLY, *REPEATED)))
 def test_the_smallest_images_that_fit(name: str) -> None:
     smallest = MODELS[name].smallest
     for shape in ((3, smallest, smallest), (1, smallest, smallest + 5)):

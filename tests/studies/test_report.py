@@ -139,7 +139,13 @@ def with_long_names(comparison: Comparison) -> Comparison:
 
 @pytest.mark.parametrize(
     "draw",
-    [comparison_figure, differences_figure, cost_figure, confusion_figure, calibration_figure],
+    [
+        comparison_figure,
+        *(
+            pytest.param(draw, marks=pytest.mark.slow)
+            for draw in (differences_figure, cost_figure, confusion_figure, calibration_figure)
+        ),
+    ],
 )
 def test_long_names_leave_the_figures_their_room(comparison: Comparison, draw: Any) -> None:
     """Else matplotlib warns that axes have collapsed, which is an error here."""
