@@ -36,9 +36,10 @@ from arguments import parse_simulation
 from numpy.typing import NDArray
 from scipy import interpolate, optimize, special, stats
 
+from halfmeg.studies.pooled import all_pairs
 from halfmeg.studies.power import LOOK_LEVEL, LOOKS
 from halfmeg.studies.reading import MARGIN
-from halfmeg.studies.stats import LEVEL, MANY, all_pairs
+from halfmeg.studies.stats import LEVEL, MANY
 
 DIFFICULTY, TASTE = 1.5, 0.7
 """Deviations of the image's effect on all networks, and on one, in logits."""

@@ -65,6 +65,8 @@ def write_and_print_sets(
 
 
 def _print_comparison(result: Comparison) -> None:
+    from halfmeg.studies.page import read_before
+
     table = build_table(
         "network",
         "test accuracy",
@@ -89,5 +91,7 @@ def _print_comparison(result: Comparison) -> None:
             print_line(f"  not on equal terms: {'; '.join(pair.terms)}")
     if result.stopped:
         print_line(f"the study {result.stopped}")
+    if again := read_before(result):
+        print_line(again)
     for name, error in result.failures.items():
         print_error(f"failed: {name}: {error}")

@@ -45,8 +45,7 @@ def report(
     runs = open_runs(folders)
     is_study = len(folders) == 1 and (Path(folders[0]) / "study.json").exists()
     folder = Path(out or (folders[0] if is_study else "report"))
-    # Of several studies the strictest level holds.
-    reading = min((Reading.of(Path(one)) for one in folders), key=lambda one: one.level)
+    reading = Reading.of_all([Path(one) for one in folders])
     if margin is not None:
         reading = replace(reading, margin=margin / 100)
     compare_runs(runs, reading=reading)  # raises before anything is written or measured

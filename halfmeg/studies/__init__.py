@@ -6,6 +6,7 @@
 | `pool` | processes that train several runs at once |
 | `study` | many runs in one folder; trains what is missing |
 | `workers` | how they are trained: here, stacked, in processes |
+| `pooled` | the variance between seeds, from all pairs of a study |
 | `stats` | intervals and tests of paired runs |
 | `resampled` | the same of folds |
 | `power` | what a study can see, how many seeds it takes, when a growing one may be read |

@@ -218,13 +218,8 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(
             "Fewer than 5 seeds say little of the chance between seeds, so the intervals are wide."
         )
-    looks = comparison.reading.unplanned_looks(max(len(m.runs) for m in comparison.models))
-    if looks:
-        notes.append(
-            f"This study was read with {_and([str(n) for n in looks])} seeds before. Where seeds "
-            "are added because of what was read, verdicts are false more often than stated; "
-            "`--until-decided` allows for it."
-        )
+    if again := read_before(comparison):
+        notes.append(f"{again}.")
     if comparison.reading.planned:
         planned = _and([str(n) for n in comparison.reading.planned])
         notes.append(
@@ -255,6 +250,18 @@ def _notes(comparison: Comparison) -> list[str]:
         for name, error in comparison.failures.items()
     ]
     return notes
+
+
+def read_before(comparison: Comparison) -> str | None:
+    """Say that a study was read with fewer seeds, which no plan has counted; None where not."""
+    looks = comparison.reading.unplanned_looks(max(len(m.runs) for m in comparison.models))
+    if not looks:
+        return None
+    return (
+        f"This study was read with {_and([str(n) for n in looks])} seeds before. Where seeds "
+        "are added because of what was read, verdicts are false more often than stated; "
+        "`--until-decided` allows for it"
+    )
 
 
 def _and(words: Sequence[str]) -> str:

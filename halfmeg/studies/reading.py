@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,26 @@ class Reading:
         except (FileNotFoundError, NotADirectoryError):
             return cls()
         return cls() if stored is None else cls(**vars(stored))
+
+    @classmethod
+    def of_all(cls, folders: Sequence[Path]) -> Reading:
+        """Return how studies and runs are read together: at the strictest level, after all looks.
+
+        A run that stands in a study's folder counts as that study, which was read with it.
+
+        Raises:
+            ValueError: a `study.json` is damaged.
+        """
+        found = [
+            cls.of(folder.absolute().parent if (folder / "config.json").exists() else folder)
+            for folder in folders
+        ]
+        plans = {one.planned for one in found}
+        return replace(
+            min(found, key=lambda one: one.level),
+            planned=plans.pop() if len(plans) == 1 else (),  # one without a plan has none to count
+            looks=tuple(sorted({look for one in found for look in one.looks})),
+        )
 
     def go_on(self, wanted: Reading, folder: Path) -> Reading:
         """Return how a study goes on that was read like this and shall be like `wanted`.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halfmeg.studies.stats import LEVEL, Array, Interval, PairedTest
+from halfmeg.studies.pooled import Array
+from halfmeg.studies.stats import LEVEL, Interval, PairedTest
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from halfmeg.studies.pooled import Array, all_pairs, pool_seeds
 
 LEVEL = 0.05
 """Share of studies without any difference that may find one; 1 - LEVEL is every interval's."""
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def paired_tests(
     exact bound of a share that did not occur once, 1 - level^(1/N), about 3/N.
 
     A few seeds say little of the variance between them. The pairs of a study say more:
-    `seeds_variances` says what is used of them.
+    `pool_seeds` says what is used of them.
 
     Args:
         tables: S×N differences of each pair, of -1, 0 and 1; S may differ.
@@ -246,46 +245,22 @@ def paired_tests(
     ]
 
 
-def all_pairs(num_networks: int) -> list[tuple[int, int]]:
-    """Return the pairs of networks 0 to num_networks - 1; those of the first ones come first."""
-    return [(i, j) for j in range(num_networks) for i in range(j)]
-
-
 def seeds_variances(
     chances: Sequence[CrossedVariance], pairs: Sequence[tuple[int, int]], num_networks: int
 ) -> list[tuple[float, float]]:
     """Return for each pair of a study the variance between seeds to use, and how well it is known.
 
-    The variance is the largest of three: the pair's own, the mean over all pairs, and the sum of
-    its two networks' own, which least squares finds from all pairs. So a lucky pair is not called
-    sure, and one that varies more than the others is not called as sure as they.
-
-    The degrees of freedom are Satterthwaite's (1946) of the mean over the networks, (seeds - 1) ×
-    (sum of variances)² / (sum of their squares): they are those of all networks where these vary
-    alike, and of one where one varies much more than the rest, since then it alone says how much.
-    The M (M - 1) / 2 pairs of M networks hold no more than M - 1 independent contrasts.
-
     Args:
         chances: of each pair.
         pairs: its two networks, from 0.
-        num_networks: of the study, M.
+        num_networks: of the study.
     """
     if not chances:
         return []
-    freedoms = np.array([chance.num_seeds - 1 for chance in chances])
     own = np.array([chance.seeds for chance in chances])
     of_rest = np.array([chance.rest / chance.num_images for chance in chances])
-    members = np.zeros((len(pairs), num_networks))
-    for row, pair in enumerate(pairs):
-        members[row, list(pair)] = 1
-    networks = np.maximum(0, np.linalg.lstsq(members, own + of_rest, rcond=None)[0])
-    variances = np.maximum.reduce(
-        [own, np.full(len(own), np.average(own, weights=freedoms)), members @ networks - of_rest]
-    )
-    squared = float(np.square(networks).sum())
-    alike = networks.sum() ** 2 / squared if squared else num_networks
-    most = 2 / num_networks * freedoms.sum()
-    dofs = np.maximum(freedoms, min(most, float(alike * freedoms.mean())))
+    freedoms = np.array([chance.num_seeds - 1.0 for chance in chances])
+    variances, dofs = pool_seeds(own, of_rest, freedoms, pairs, num_networks)
     return [(float(variance), float(dof)) for variance, dof in zip(variances, dofs, strict=True)]
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from halfmeg.studies.pooled import all_pairs
 from halfmeg.studies.stats import (
     CrossedVariance,
-    all_pairs,
     combined_mcnemar_p,
     critical_value,
     crossed_interval,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_TEST, first_digits, small_config, with_tests
+from conftest import NUM_TEST, Cli, first_digits, small_config, with_tests
 
 from halfmeg.artifacts.run import Run
 from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS
@@ -517,7 +517,7 @@ def test_terms_name_the_shared_seeds_and_the_precision_that_auto_chose(
     assert any(note.startswith("precision: ") for p in found.pairs for note in p.terms)
 
 
-def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
+def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits, cli: Cli) -> None:
     terms = small_config(epochs=1)
 
     def run(seeds: int, **changes: Any):
@@ -532,6 +532,9 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits) -> None:
     assert second.reading.unplanned_looks(3) == (2,)
     assert second.pairs[0].margin == 0.03
     assert Reading.of(tmp_path / "s").looks == (2, 3)
+    runs = [str(run.folder) for model in second.models for run in model.runs]
+    outcome = cli("report", *runs, "--out", str(tmp_path / "again"))
+    assert "This study was read with 2 seeds before." in outcome.out, outcome.err
     with pytest.raises(ValueError, match="was read with 2, 3 seeds already"):
         compare_until_decided(["mlp", "logistic"], few_digits, out=tmp_path / "s", config=terms)
     with pytest.raises(ValueError, match="margin=0 is out of range"):

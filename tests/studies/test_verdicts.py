@@ -17,9 +17,9 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
+from halfmeg.studies.pooled import all_pairs
 from halfmeg.studies.stats import (
     CrossedVariance,
-    all_pairs,
     combined_mcnemar_p,
     critical_value,
     crossed_interval,

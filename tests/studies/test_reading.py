@@ -1,0 +1,44 @@
+"""How studies and runs that are reported together are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from halfmeg.files import write_json
+from halfmeg.studies.power import LOOK_LEVEL, LOOKS
+from halfmeg.studies.reading import Reading
+from halfmeg.studies.stats import LEVEL
+
+
+def study(folder: Path, reading: Reading) -> Path:
+    (folder / "cnn-seed-0").mkdir(parents=True)
+    write_json(folder / "cnn-seed-0" / "config.json", {})
+    write_json(folder / "study.json", {"runs": [], "reading": reading.to_dict()})
+    return folder
+
+
+def test_the_runs_of_a_study_are_read_at_its_level(tmp_path: Path) -> None:
+    """Naming them one by one is no way around the level of its looks."""
+    folder = study(tmp_path / "a", Reading.until_decided(0.01).with_look(5))
+    alone = Reading.of_all([folder / "cnn-seed-0"])
+    assert alone == Reading.of_all([folder])
+    assert (alone.level, alone.planned, alone.looks) == (LOOK_LEVEL, LOOKS, (5,))
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "config.json", {})
+    assert Reading.of_all([tmp_path / "run"]) == Reading()
+
+
+def test_studies_together_have_the_looks_of_all(tmp_path: Path) -> None:
+    """Whichever is named first; a plan of one does not count the looks of another."""
+    plain, read = (
+        study(tmp_path / name, reading)
+        for name, reading in (("b", Reading()), ("c", Reading().with_look(2).with_look(3)))
+    )
+    for folders in ([plain, read], [read, plain]):
+        found = Reading.of_all(folders)
+        assert found.level == LEVEL
+        assert found.unplanned_looks(5) == (2, 3)
+    planned = study(tmp_path / "d", Reading.until_decided(0.02).with_look(5))
+    both = Reading.of_all([read, planned])
+    assert (both.level, both.margin) == (LOOK_LEVEL, 0.02)
+    assert both.unplanned_looks(8) == (2, 3, 5)
