@@ -10,6 +10,7 @@ import logging
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -130,6 +131,10 @@ def _explain(error: TyperException) -> str:
         if hint:
             return f"{message}; {hint}"
         return f"{message}; allowed: {', '.join(name for name in options if name[:2] == '--')}"
+    if message.startswith("Got unexpected extra argument") and "--data" in options:
+        word = message.rpartition("(")[2].split()[0].rstrip(")")
+        if Path(word).exists():
+            return f"{message}; data is named by an option: write --data {word}"
     parameter: Any = getattr(error, "param", None)
     for name in parameter.opts if parameter else ():
         if name in sys.argv[:-1]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +351,8 @@ def _content(cell: Any, path: Path, column: str, row: int) -> tuple[bytes | Path
             "expected: bytes, a struct of bytes and path, or a path"
         )
     file = path.parent / cell
-    if not file.resolve().is_relative_to(path.parent.resolve()) or not file.is_file():
+    # of os, since pathlib's raises where a text is too long for a path
+    if not isfile(file) or not file.resolve().is_relative_to(path.parent.resolve()):
         raise ValueError(
             f"{path} row {row}: {column} has no bytes, but the path {cell[:80]!r}, and there is "
             f"no "

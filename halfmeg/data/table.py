@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
+from os.path import isfile
 from pathlib import Path
 
 from halfmeg.data.columns import divides, find_columns, no_part, parts_by_word
@@ -47,7 +48,7 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}") from None
     names = [name for name in reader.fieldnames or () if name]
-    if names and (path.parent / names[0]).is_file():
+    if names and isfile(path.parent / names[0]):  # pathlib's raises where a text is too long
         raise ValueError(
             f"{path} begins with the image {names[0]}; expected: a first line that names the "
             "columns, as path,label"
@@ -88,10 +89,10 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
             empty = columns.label if name else columns.image
             raise ValueError(f"{path} line {number}: {empty} is empty")
         file = path.parent / name
-        if not file.is_file():
+        if not isfile(file):
             file = path.parent / name.replace("\\", "/")  # as Windows writes paths
-        if not file.is_file():
-            raise ValueError(f"{path} line {number}: {path.parent / name} does not exist")
+        if not isfile(file):
+            raise ValueError(f"{path} line {number}: {path.parent / name[:200]} does not exist")
         group = _text(row, columns.group) if columns.group else options.path_group(name).strip()
         parts[part_of[word]].append(EncodedImage(name, file, index[label], group))
     return EncodedSource(parts, classes, tuple(passed_over), notes)

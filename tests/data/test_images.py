@@ -846,6 +846,9 @@ def test_null_images_and_labels_are_named(tmp_path: Path) -> None:
         (("train", "common", "--batch-size=8"), "write batch_size=8"),
         (("compare", "cnn", "resnet20", "photos"), "halfmeg compare cnn resnet20 --data photos"),
         (("compare", "cnn", "sprint", "photos"), "halfmeg compare cnn"),
+        (("evaluate", "run", "photos"), "write --data photos"),
+        (("data", "check", "--data", "photos"), "write: halfmeg data check photos"),
+        (("data", "check", "--data=photos"), "write: halfmeg data check photos"),
     ],
 )
 def test_the_line_to_type_instead(tmp_path: Path, cli: Cli, words, told: str) -> None:

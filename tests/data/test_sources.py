@@ -113,6 +113,35 @@ def test_idx_files_of_mnist(tmp_path: Path, packed: bool) -> None:
         load_dataset(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "form", ["{}-images.idx3-ubyte {}-labels.idx1-ubyte t10k",
+             "emnist-{}-images-idx3-ubyte emnist-{}-labels-idx1-ubyte test",
+             "{}-Images-idx3-ubyte {}-Labels-idx1-ubyte val"],
+)  # fmt: skip
+def test_idx_files_of_other_names(tmp_path: Path, form: str) -> None:
+    *names, test = form.split()
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, kept in (("train", slice(30)), (test, slice(30, None))):
+        arrays = (PIXELS[kept, ..., 0], LABELS[kept].astype(np.uint8))
+        for name, array in zip(names, arrays, strict=True):
+            (folder / name.format(part)).write_bytes(idx(array))
+    data = load_dataset(str(folder))
+    assert (len(data.train), len(data.test)) == (30, 10)
+    with pytest.raises(ValueError, match=r"to read .*ubyte, name its folder"):
+        load_dataset(str(tmp_path))
+    (folder / names[1].format(test)).unlink()
+    with pytest.raises(ValueError, match=f"{test}-.*ubyte, but not its labels"):
+        load_dataset(str(folder))
+
+
+def test_idx_files_of_the_test_part_alone_are_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(LABELS.astype(np.uint8)))
+    data = load_dataset(str(tmp_path), to_train=False)
+    assert (len(data.train), len(data.test)) == (0, 40)
+
+
 def test_cifar100_as_folder_and_as_archive(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
@@ -153,8 +182,24 @@ def test_npz_and_npy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "names", ["x_train y_train x_dev y_dev", "X_train Y_train X_valid Y_valid",
+              "train_images train_labels testing_images testing_labels",
+              "train_data train_label holdout_data holdout_label"],
+)  # fmt: skip
+def test_arrays_are_parts_by_other_names(tmp_path: Path, names: str) -> None:
+    arrays = (PIXELS[:30], LABELS[:30], PIXELS[30:], LABELS[30:])
+    np.savez(tmp_path / "A.NPZ", **dict(zip(names.split(), arrays, strict=True)), more=LABELS)
+    (tmp_path / "A.NPZ.npz").rename(tmp_path / "A.NPZ")
+    data = load_dataset(str(tmp_path / "A.NPZ"))
+    assert (len(data.train), len(data.test)) == (30, 10)
+    assert data.notes[0].startswith("1 file passed over: 1 no pair of arrays")
+
+
+@pytest.mark.parametrize(
     ("arrays", "told"),
-    [({"pictures": PIXELS}, "has the arrays pictures; expected: images and labels"),
+    [({"images": PIXELS, "labels": LABELS, "test_images": PIXELS, "test_labels": LABELS},
+      "has 'images' beside 'test_images', and which part it is cannot be told"),
+     ({"pictures": PIXELS}, "has the arrays pictures; expected: images and labels"),
      ({"images": PIXELS.astype(np.float32), "labels": LABELS}, "type float32"),
      ({"images": PIXELS, "labels": LABELS[:5]}, "40 images and labels of type"),
      ({"images": PIXELS, "labels": LABELS - 1}, "labels from -1 to 2"),
