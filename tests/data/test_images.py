@@ -492,6 +492,13 @@ def test_frames_and_pages_beyond_the_first_are_said(tmp_path: Path, cli: Cli, ki
         assert f"halfmeg: 1 image(s) {note}" in cli("predict", "a.gif").err
 
 
+def test_mpo_is_known_by_its_ending(tmp_path: Path) -> None:
+    folder = make(tmp_path / "photos", {"a": 2, "b": 2})
+    picture(9).save(folder / "a" / "DSCF1.MPO", save_all=True, append_images=[picture(10)])
+    report = inspect_data(str(folder))
+    assert (report.files, report.passed_over, report.notes) == (5, (), ())
+
+
 def test_a_photograph_of_a_phone_is_one_frame() -> None:
     """MPO is a JPEG with a second picture, of the other eye or of depth."""
     frames = [picture(i) for i in range(2)]
