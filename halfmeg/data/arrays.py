@@ -1,4 +1,4 @@
-"""Images as arrays: MNIST's IDX files, CIFAR-100's binary form, NumPy's .npz and .npy."""
+"""Images as arrays: MNIST's IDX files, CIFAR-100's official forms, NumPy's .npz and .npy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from halfmeg.data.batches import read_batch, read_names
 from halfmeg.data.dataset import MAX_CLASSES, class_names, list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts
@@ -25,9 +26,14 @@ _IDX_FILE = re.compile(r"(.*)(images|labels)[-.]idx[13]-ubyte(\.gz)?", re.IGNORE
 """As MNIST and those in its form call their files; what stands in front may name a part."""
 
 _MNIST_TEST = "t10k"
-CIFAR100_FILES = {"train": "train.bin", "test": "test.bin"}
-CIFAR100_NAMES = "fine_label_names.txt"
+CIFAR100 = {
+    "binary": ("train.bin", "test.bin", "fine_label_names.txt"),
+    "python": ("train", "test", "meta"),
+}
+"""The files of each official form: the parts, and the names of the 100 classes."""
+
 CIFAR100_RECORD = 2 + 3 * 32 * 32  # a byte for the coarse class, one for the fine one
+
 _NPZ_KINDS = {"images": 0, "image": 0, "x": 0, "data": 0, "labels": 1, "label": 1, "y": 1}
 """Words for images (0) and for labels (1) in names such as x_train, as Keras and MedMNIST write."""
 
@@ -36,19 +42,20 @@ def find_arrays(path: Path) -> EncodedSource | None:
     """Read a source of arrays; None where `path` is none.
 
     It may be a folder with MNIST's IDX files (each perhaps as .gz), the folder or the archive of
-    CIFAR-100's binary form, an .npz file, or an .npy file of images beside NAME_labels.npy.
+    CIFAR-100's binary or Python form, an .npz file, or an .npy file beside NAME_labels.npy.
 
     Raises:
         ValueError: files that are damaged or do not fit together.
     """
     if path.is_dir():
-        if (path / CIFAR100_FILES["train"]).is_file() and (path / CIFAR100_NAMES).is_file():
-            names = (*CIFAR100_FILES.values(), CIFAR100_NAMES)
-            return _cifar100({name: _read(path / name) for name in names}, path)
+        for wanted in CIFAR100.values():
+            if all((path / name).is_file() for name in wanted):
+                return _cifar100([_read(path / name) for name in wanted], path)
         files = {f.name: match for f in path.iterdir() if (match := _IDX_FILE.fullmatch(f.name))}
         return _idx(path, files) if files else None
-    if path.name.startswith("cifar-100-binary") and path.suffix in (".gz", ".tar", ".tgz"):
-        return _cifar100(_read_archive(path), path)
+    for form, wanted in CIFAR100.items():
+        if path.name.startswith(f"cifar-100-{form}") and path.suffix in (".gz", ".tar", ".tgz"):
+            return _cifar100(_read_archive(path, wanted), path)
     if path.suffix.lower() == ".npz":
         return _npz(path)
     return _npy(path) if path.suffix.lower() == ".npy" else None
@@ -61,9 +68,8 @@ def _read(path: Path) -> bytes:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read_archive(path: Path) -> dict[str, bytes]:
+def _read_archive(path: Path, wanted: tuple[str, ...]) -> list[bytes]:
     contents: dict[str, bytes] = {}
-    wanted = (*CIFAR100_FILES.values(), CIFAR100_NAMES)
     try:
         with tarfile.open(path) as archive:
             for member in archive:
@@ -76,22 +82,31 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     for name in wanted:
         if name not in contents:
             raise ValueError(f"{path} has no {name}")
-    return contents
+    return [contents[name] for name in wanted]
 
 
-def _cifar100(contents: dict[str, bytes], path: Path) -> EncodedSource:
-    names = contents[CIFAR100_NAMES].decode(errors="replace").split()
+def _cifar100(contents: list[bytes], path: Path) -> EncodedSource:
+    """Read the training part, the test part and the names, in either form."""
+    *batches, listed = contents
+    in_python = listed[:1] == b"\x80"  # as pickles begin
+    if in_python:
+        names = read_names(listed, f"{path}: meta", "fine_label_names")
+    else:
+        names = listed.decode(errors="replace").split()
     parts = {}
-    for part, name in CIFAR100_FILES.items():
-        content = contents[name]
-        if not content or len(content) % CIFAR100_RECORD:
+    for part, content in zip(("train", "test"), batches, strict=True):
+        called = f"{path}: its {part} part"
+        if in_python:
+            pixels, labels = read_batch(content, called, "fine_labels")
+        elif not content or len(content) % CIFAR100_RECORD:
             raise ValueError(
-                f"{path}: {name} is damaged: {len(content)} bytes are no whole number of "
+                f"{called} is damaged: {len(content)} bytes are no whole number of "
                 f"{CIFAR100_RECORD}-byte records"
             )
-        records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR100_RECORD)
-        images = records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        parts[part] = (images, records[:, 1])
+        else:
+            records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR100_RECORD)
+            pixels, labels = records[:, 2:], records[:, 1]
+        parts[part] = (pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
     return _source(parts, path, names)
 
 

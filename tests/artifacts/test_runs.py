@@ -61,12 +61,11 @@ def test_an_existing_folder_is_never_overwritten(run: Run, digits) -> None:
 
 
 def test_two_trainings_into_one_folder_leave_no_orphan(tmp_path: Path, digits) -> None:
-    with (
-        pytest.raises(FileExistsError, match="exists already and is not overwritten"),
-        new_folder(tmp_path / "run") as slower,
-    ):
-        (slower / "config.json").write_text("{}")
-        Run.create(tmp_path / "run", small_config(), digits)
+    slower = new_folder(tmp_path / "run")
+    (slower.__enter__() / "config.json").write_text("{}")
+    Run.create(tmp_path / "run", small_config(), digits)
+    with pytest.raises(FileExistsError, match="exists already and is not overwritten"):
+        slower.__exit__(None, None, None)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert Run.open(tmp_path / "run").config == small_config()
 

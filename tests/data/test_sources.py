@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import pickle
 import struct
 import tarfile
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from conftest import Cli, small_config
 from PIL import Image
 from sklearn import metrics
+from test_cifar import Python2Pickler
 
 from halfmeg.config import RunConfig
 from halfmeg.data.load import load_dataset
@@ -159,6 +162,45 @@ def test_cifar100_as_folder_and_as_archive(tmp_path: Path) -> None:
         archive.add(folder, "cifar-100-binary")
     again = load_dataset(str(tmp_path / "cifar-100-binary.tar.gz"))
     assert again.fingerprint == data.fingerprint
+
+
+def python2(value: object) -> bytes:
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol=2).dump(value)
+    return buffer.getvalue()
+
+
+def test_cifar100_in_its_python_form_runs_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    chw = PIXELS.transpose(0, 3, 1, 2).reshape(40, -1)
+    for name, kept in (("train", slice(30)), ("test", slice(30, None))):
+        batch = {b"fine_labels": LABELS[kept].tolist(), b"coarse_labels": [0], b"data": chw[kept]}
+        (folder / name).write_bytes(python2(batch))
+    names = [b"apple", b"baby", b"bear", b"bed"]
+    (folder / "meta").write_bytes(python2({b"fine_label_names": names}))
+    data = load_dataset(str(folder))
+    assert data.classes == ("apple", "baby", "bear", "bed")
+    assert np.array_equal(data.test.images.permute(0, 2, 3, 1), PIXELS[30:])
+    with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, "cifar-100-python")
+    again = load_dataset(str(tmp_path / "cifar-100-python.tar.gz"))
+    assert again.fingerprint == data.fingerprint
+    ran = tmp_path / "ran"
+    for name, content in (("meta", [1]), ("meta", Path), ("test", {b"data": chw}), ("train", Path)):
+        kept_content = (folder / name).read_bytes()
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        with pytest.raises(ValueError, match="is damaged or"):
+            load_dataset(str(folder))
+        (folder / name).write_bytes(kept_content)
+    (folder / "meta").write_bytes(
+        b"\x80\x02cos\nmkdir\n(X\x00\x00\x00\x00tR.".replace(
+            b"X\x00\x00\x00\x00", b"X" + struct.pack("<I", len(str(ran))) + str(ran).encode()
+        )
+    )
+    with pytest.raises(ValueError, match=r"it asks for os\.mkdir, which is not admitted"):
+        load_dataset(str(folder))
+    assert not ran.exists()
 
 
 def test_npz_and_npy(tmp_path: Path) -> None:
