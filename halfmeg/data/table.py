@@ -60,16 +60,16 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
     if not rows:
         raise ValueError(f"{path} has the columns {list_some(names)}, and no rows of images")
     words = [_text(row, columns.part) if columns.part else "all" for row in rows]
-    part_of: dict[str, str] | None = {"all": "all"}
+    part_of = {"all": "all"}
     notes = columns.notes
     if columns.part:
-        part_of = parts_by_word(set(words), f"{path}, column {columns.part},")
-        if part_of is None:
+        named = parts_by_word(set(words), f"{path}, column {columns.part},")
+        if named is None:
             raise ValueError(
                 f"{path}: {columns.part} holds {list_some(sorted(set(words)), 5)}; "
                 "expected: train, validation and test"
             )
-        notes = (*notes, divides(columns.part))
+        part_of, notes = named, (*notes, divides(columns.part))
     labels = [unicodedata.normalize("NFC", _text(row, columns.label)) for row in rows]
     classes = tuple(sorted({y for y, word in zip(labels, words, strict=True) if word in part_of}))
     index = {name: label for label, name in enumerate(classes)}
@@ -77,7 +77,7 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
     passed_over = []
     for number, row, label, word in zip(numbers, rows, labels, words, strict=True):
         name = _text(row, columns.image)
-        if any(cell.strip() for cell in row.get(None) or ()):  # type: ignore[call-overload]
+        if any(cell.strip() for cell in row.get(None) or ()):
             raise ValueError(
                 f"{path} line {number} has more cells than the first line has columns; "
                 f"put texts that hold {delimiter!r} into quotes"
