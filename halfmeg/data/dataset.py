@@ -196,6 +196,13 @@ def missing_classes(data: DataSplits) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def copied_images(data: DataSplits) -> tuple[str, ...]:
+    """Say how many test images have the very pixels of a training image."""
+    count = int(np.isin(data.test.ids, data.train.ids).sum())
+    told = "test image(s) have the pixels of a training image; `halfmeg data check` names them"
+    return (f"{count:,} {told}",) if count else ()
+
+
 def alike_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Say which classes' names differ in capitals, spaces or underscores alone."""
     seen: dict[str, str] = {}

@@ -15,6 +15,7 @@ from halfmeg.data.cifar import CLASSES, load_cifar10
 from halfmeg.data.dataset import (
     MAX_CLASSES,
     DataSplits,
+    copied_images,
     list_some,
     missing_classes,
     one_class_message,
@@ -91,8 +92,8 @@ def load_dataset(
         _require_classes(splits, encoded, source)
         require_trainable(splits)
         _require_images_of_each_class(splits, encoded)
-        notes = (*splits.notes, *missing_classes(splits), *_unbalanced(splits))
-        splits = dataclasses.replace(splits, notes=notes)
+        told = (*missing_classes(splits), *copied_images(splits), *_unbalanced(splits))
+        splits = dataclasses.replace(splits, notes=splits.notes + told)
     stored = dataclasses.replace(options, fold="").to_dict()
     splits = dataclasses.replace(splits, source=source, options=stored)
     if not options.fold:

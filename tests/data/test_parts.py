@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Cli
+from PIL import Image
 from test_images import QUICK, make, table
 
 from halfmeg.data.load import inspect_data, load_dataset
@@ -103,6 +104,22 @@ def test_classes_without_training_or_test_images_are_said(tmp_path: Path) -> Non
     assert load_dataset(str(tmp_path / "p")).notes == ("no test images: c",)
     table(tmp_path / "one.parquet", [1, 2] * 10)  # as if numbered from 1
     assert load_dataset(str(tmp_path / "one.parquet")).notes == ("no training images: 0",)
+
+
+def test_one_picture_in_two_files_is_said_and_a_group_keeps_it_together(tmp_path: Path) -> None:
+    folder = make(tmp_path / "p", {"a": 20, "b": 20})
+    for path in [*folder.rglob("*.png")]:
+        Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+    data = load_dataset(str(folder))
+    copies = int(np.isin(data.test.ids, data.train.ids).sum())
+    assert copies > 0, "their bytes divide them"
+    assert data.notes == (
+        f"{copies} test image(s) have the pixels of a training image; "
+        "`halfmeg data check` names them",
+    )
+    together = load_dataset(str(folder), options=DataOptions(group=r"\w+/\d+"))
+    assert together.notes == ()
+    assert not np.isin(together.test.ids, together.train.ids).any()
 
 
 def test_a_folder_beside_given_parts_is_passed_over_by_its_reason(tmp_path: Path) -> None:
