@@ -92,8 +92,8 @@ def load_dataset(
         _require_classes(splits, encoded, source)
         require_trainable(splits)
         _require_images_of_each_class(splits, encoded)
-        told = (*missing_classes(splits), *copied_images(splits), *_unbalanced(splits))
-        splits = dataclasses.replace(splits, notes=splits.notes + told)
+        also = (*missing_classes(splits), *copied_images(splits), *_unbalanced(splits))
+        splits = dataclasses.replace(splits, notes=(*splits.notes, *also))
     stored = dataclasses.replace(options, fold="").to_dict()
     splits = dataclasses.replace(splits, source=source, options=stored)
     if not options.fold:
