@@ -66,6 +66,14 @@ def test_pages_of_docs_named_in_code_spans_exist(page: Path) -> None:
         assert (ROOT / path).exists(), f"{path} does not exist"
 
 
+def test_the_tests_named_on_the_pages_exist() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    of_users = {"test_images", "test_labels", "test_set"}  # arrays and folders
+    for page in PAGES:
+        for name in set(re.findall(r"`(test_\w+)`", page.read_text())) - of_users:
+            assert f"def {name}(" in tests, f"{name_of(page)} names {name}"
+
+
 def test_what_code_says_of_docs_exists() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "*.py", "*.html", "*.md", "*.toml"],

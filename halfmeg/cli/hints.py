@@ -50,13 +50,15 @@ def check_network_words(command: str, names: Sequence[str], settings: Sequence[s
 
 
 def option_hint(option: str, command: str) -> str:
-    """Return what to type instead of an option that is a setting; "" for another one."""
+    """Return what to type instead of an option that is none; "" where that is not known."""
     from halfmeg.config import RunConfig
     from halfmeg.data.options import DataOptions
 
     name, _, value = option.removeprefix("--").partition("=")
     key = name.replace("-", "_")
     known = {field.name for settings in (RunConfig, DataOptions) for field in fields(settings)}
+    if (command, key) == ("check", "data"):
+        return f"write: halfmeg data check {value or 'SOURCE'}"
     if command not in ("train", "compare", "plan") or key not in known:
         return ""
     return f"settings have no dashes: write {key}={value or 'VALUE'}"

@@ -10,6 +10,7 @@ import logging
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -125,11 +126,19 @@ def _explain(error: TyperException) -> str:
         return f"{message}; allowed: {', '.join(context.command.list_commands(context))}"
     options = [name for parameter in context.command.params for name in parameter.opts]
     if message.startswith("No such option"):
-        wrong = next((a for a in sys.argv if a.split("=")[0] in message.split()[3:4]), "")
-        hint = option_hint(wrong or message.split()[3].rstrip(":"), context.command.name)
+        asked = message.split()[3].rstrip(":")
+        found = next((i for i, a in enumerate(sys.argv) if a.partition("=")[0] == asked), -1)
+        wrong, after = ([*sys.argv, ""][found : found + 2]) if found > 0 else (asked, "")
+        if "=" not in wrong and after and not after.startswith("-"):
+            wrong = f"{wrong}={after}"
+        hint = option_hint(wrong, context.command.name)
         if hint:
             return f"{message}; {hint}"
         return f"{message}; allowed: {', '.join(name for name in options if name[:2] == '--')}"
+    if message.startswith("Got unexpected extra argument") and "--data" in options:
+        word = message.rpartition("(")[2].split()[0].rstrip(")")
+        if Path(word).exists():
+            return f"{message}; data is named by an option: write --data {word}"
     parameter: Any = getattr(error, "param", None)
     for name in parameter.opts if parameter else ():
         if name in sys.argv[:-1]:

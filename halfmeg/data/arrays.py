@@ -1,59 +1,64 @@
-"""Images as arrays: MNIST's IDX files, CIFAR-100's binary form, NumPy's .npz and .npy."""
+"""Images as arrays: MNIST's IDX files, CIFAR-100's official forms, NumPy's .npz and .npy."""
 
 from __future__ import annotations
 
 import gzip
+import re
 import tarfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from halfmeg.data.dataset import MAX_CLASSES, class_names
+from halfmeg.data.batches import read_batch, read_names
+from halfmeg.data.dataset import MAX_CLASSES, class_names, list_some
 from halfmeg.data.decode import EncodedImage
+from halfmeg.data.parts import find_parts
+from halfmeg.data.scan import PassedOver
 from halfmeg.data.source import EncodedSource
 from halfmeg.files import read_limited
 
 MAX_BYTES = 2 * 2**30
 """No more is read of a file, nor unpacked of one."""
 
-IDX_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+_IDX_FILE = re.compile(r"(.*)(images|labels)[-.]idx[13]-ubyte(\.gz)?", re.IGNORECASE)
+"""As MNIST and those in its form call their files; what stands in front may name a part."""
+
+_MNIST_TEST = "t10k"
+CIFAR100 = {
+    "binary": ("train.bin", "test.bin", "fine_label_names.txt"),
+    "python": ("train", "test", "meta"),
 }
-CIFAR100_FILES = {"train": "train.bin", "test": "test.bin"}
-CIFAR100_NAMES = "fine_label_names.txt"
+"""The files of each official form: the parts, and the names of the 100 classes."""
+
 CIFAR100_RECORD = 2 + 3 * 32 * 32  # a byte for the coarse class, one for the fine one
-NPZ_NAMES = {
-    "all": (("images", "labels"), ("x", "y"), ("data", "labels")),
-    "train": (("train_images", "train_labels"), ("x_train", "y_train")),
-    "validation": (("val_images", "val_labels"), ("x_val", "y_val")),
-    "test": (("test_images", "test_labels"), ("x_test", "y_test")),
-}
-"""Names of arrays in an .npz file, as Keras, MedMNIST and others choose them."""
+
+_NPZ_KINDS = {"images": 0, "image": 0, "x": 0, "data": 0, "labels": 1, "label": 1, "y": 1}
+"""Words for images (0) and for labels (1) in names such as x_train, as Keras and MedMNIST write."""
 
 
 def find_arrays(path: Path) -> EncodedSource | None:
     """Read a source of arrays; None where `path` is none.
 
     It may be a folder with MNIST's IDX files (each perhaps as .gz), the folder or the archive of
-    CIFAR-100's binary form, an .npz file, or an .npy file of images beside NAME_labels.npy.
+    CIFAR-100's binary or Python form, an .npz file, or an .npy file beside NAME_labels.npy.
 
     Raises:
         ValueError: files that are damaged or do not fit together.
     """
     if path.is_dir():
-        if (path / CIFAR100_FILES["train"]).is_file() and (path / CIFAR100_NAMES).is_file():
-            names = (*CIFAR100_FILES.values(), CIFAR100_NAMES)
-            return _cifar100({name: _read(path / name) for name in names}, path)
-        if any(_with_gz(path, name).is_file() for name in IDX_FILES["train"]):
-            return _idx(path)
-        return None
-    if path.name.startswith("cifar-100-binary") and path.suffix in (".gz", ".tar", ".tgz"):
-        return _cifar100(_read_archive(path), path)
-    if path.suffix == ".npz":
+        for wanted in CIFAR100.values():
+            if all((path / name).is_file() for name in wanted):
+                return _cifar100([_read(path / name) for name in wanted], path)
+        files = {f.name: match for f in path.iterdir() if (match := _IDX_FILE.fullmatch(f.name))}
+        return _idx(path, files) if files else None
+    for form, wanted in CIFAR100.items():
+        if path.name.startswith(f"cifar-100-{form}") and path.suffix in (".gz", ".tar", ".tgz"):
+            return _cifar100(_read_archive(path, wanted), path)
+    if path.suffix.lower() == ".npz":
         return _npz(path)
-    return _npy(path) if path.suffix == ".npy" else None
+    return _npy(path) if path.suffix.lower() == ".npy" else None
 
 
 def _read(path: Path) -> bytes:
@@ -63,9 +68,8 @@ def _read(path: Path) -> bytes:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read_archive(path: Path) -> dict[str, bytes]:
+def _read_archive(path: Path, wanted: tuple[str, ...]) -> list[bytes]:
     contents: dict[str, bytes] = {}
-    wanted = (*CIFAR100_FILES.values(), CIFAR100_NAMES)
     try:
         with tarfile.open(path) as archive:
             for member in archive:
@@ -78,39 +82,65 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     for name in wanted:
         if name not in contents:
             raise ValueError(f"{path} has no {name}")
-    return contents
+    return [contents[name] for name in wanted]
 
 
-def _cifar100(contents: dict[str, bytes], path: Path) -> EncodedSource:
-    names = contents[CIFAR100_NAMES].decode(errors="replace").split()
+def _cifar100(contents: list[bytes], path: Path) -> EncodedSource:
+    """Read the training part, the test part and the names, in either form."""
+    *batches, listed = contents
+    in_python = listed[:1] == b"\x80"  # as pickles begin
+    if in_python:
+        names = read_names(listed, f"{path}: meta", "fine_label_names")
+    else:
+        names = listed.decode(errors="replace").split()
     parts = {}
-    for part, name in CIFAR100_FILES.items():
-        content = contents[name]
-        if not content or len(content) % CIFAR100_RECORD:
+    for part, content in zip(("train", "test"), batches, strict=True):
+        called = f"{path}: its {part} part"
+        if in_python:
+            pixels, labels = read_batch(content, called, "fine_labels")
+        elif not content or len(content) % CIFAR100_RECORD:
             raise ValueError(
-                f"{path}: {name} is damaged: {len(content)} bytes are no whole number of "
+                f"{called} is damaged: {len(content)} bytes are no whole number of "
                 f"{CIFAR100_RECORD}-byte records"
             )
-        records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR100_RECORD)
-        images = records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        parts[part] = (images, records[:, 1])
+        else:
+            records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR100_RECORD)
+            pixels, labels = records[:, 2:], records[:, 1]
+        parts[part] = (pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
     return _source(parts, path, names)
 
 
-def _with_gz(folder: Path, name: str) -> Path:
-    plain = folder / name
-    return plain if plain.exists() else folder / f"{name}.gz"
+def _idx(path: Path, files: dict[str, re.Match[str]]) -> EncodedSource:
+    """Read pairs of IDX files, given by their names as `_IDX_FILE` takes them apart."""
+    found: dict[str, dict[str, str]] = {}
+    for name, match in sorted(files.items(), reverse=True):  # plain ones last: they are taken
+        word = match[1].lower().replace(_MNIST_TEST, "test")
+        found.setdefault(word.rstrip("-_. "), {})[match[2].lower()] = name
+    pairs = {}
+    for word, pair in found.items():
+        if missing := {"images", "labels"} - pair.keys():
+            raise ValueError(f"{path} has {next(iter(pair.values()))}, but not its {missing.pop()}")
+        pairs[word] = (_read_idx(path / pair["images"], 3), _read_idx(path / pair["labels"], 1))
+    return _source(_by_part(pairs, path), path, None)
 
 
-def _idx(path: Path) -> EncodedSource:
-    parts = {}
-    for part, (images, labels) in IDX_FILES.items():
-        if _with_gz(path, images).exists() or part == "train":
-            parts[part] = (
-                _read_idx(_with_gz(path, images), 3),
-                _read_idx(_with_gz(path, labels), 1),
+def _by_part(
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]], path: Path
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return images and labels by part; those of one name, or of none, are all there is.
+
+    Raises:
+        ValueError: names of which some are no part.
+    """
+    named = find_parts(pairs, str(path), pairs)
+    if named is None:
+        if len(pairs) > 1:
+            raise ValueError(
+                f"{path} has {list_some(map(repr, pairs))}, which name no parts; "
+                "expected: train, validation and test"
             )
-    return _source(parts if "test" in parts else {"all": parts["train"]}, path, None)
+        named = {"all": next(iter(pairs))}
+    return {part: pairs[name] for part, name in named.items()}
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -140,27 +170,35 @@ def _npz(path: Path) -> EncodedSource:
             sizes = {name: stored.zip.getinfo(f"{name}.npy").file_size for name in stored.files}
             if sum(sizes.values()) > MAX_BYTES:
                 raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
-            found = {}
-            for part, pairs in NPZ_NAMES.items():
-                for images, labels in pairs:
-                    if images in sizes and labels in sizes and part not in found:
-                        found[part] = (stored[images], stored[labels])
-            names = list(sizes)
+            names: dict[str, list[str]] = {}  # of images and labels, by the rest of their names
+            for name in sizes:
+                kind, rest = _npz_kind(name)
+                pair = names.setdefault(rest, ["", ""])
+                if kind is not None and not pair[kind]:
+                    pair[kind] = name
+            used = [pair for pair in names.values() if all(pair)]
+            pairs = {images: (stored[images], stored[labels]) for images, labels in used}
     except Exception as error:  # what a damaged archive raises depends on where the damage is
         raise ValueError(f"{path} cannot be read: {error}") from None
-    if not found:
+    if not pairs:
         raise ValueError(
-            f"{path} has the arrays {', '.join(names[:20])}; expected: images and labels, or "
+            f"{path} has the arrays {list_some(sizes, 20)}; expected: images and labels, or "
             "train_images, train_labels, test_images and test_labels"
         )
-    if "train" in found:
-        found.pop("all", None)
-        if "test" not in found and "validation" in found:
-            found["test"] = found.pop("validation")
-        if "test" not in found:
-            found = {"all": found["train"]}
-    order = ("train", "validation", "test", "all")
-    return _source({part: found[part] for part in order if part in found}, path, None)
+    source = _source(_by_part(pairs, path), path, None)
+    left = [name for name in sizes if not any(name in pair for pair in used)]
+    return replace(source, passed_over=tuple(PassedOver(n, "no pair of arrays") for n in left))
+
+
+def _npz_kind(name: str) -> tuple[int | None, str]:
+    """Return whether a name is one of images (0), labels (1) or neither, and its other words."""
+    kind, rest = None, []
+    for word in name.lower().split("_"):
+        if word in _NPZ_KINDS:
+            kind = _NPZ_KINDS[word]
+        else:
+            rest.append(word)
+    return kind, "_".join(rest)
 
 
 def _npy(path: Path) -> EncodedSource:

@@ -10,17 +10,16 @@ import hashlib
 import http.client
 import io
 import os
-import pickle
 import tarfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from halfmeg.data.batches import read_batch
 from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
@@ -222,15 +221,7 @@ def _parse_binary(content: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _parse_python(content: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    try:
-        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-        labels = np.frombuffer(bytes(batch[b"labels"]), np.uint8)  # numbers from 0 to 255 only
-        if type(batch[b"data"]) is not _Array:
-            raise ValueError("its data is no array")
-        pixels = batch[b"data"].pixels(len(labels))
-    except Exception as error:  # what a damaged pickle raises depends on where the damage is
-        raise ValueError(f"{name} is damaged or no CIFAR-10 batch: {error}") from None
-    return _to_tensors(pixels, labels, name)
+    return _to_tensors(*read_batch(content, name, "labels"), name)
 
 
 def _to_tensors(
@@ -240,63 +231,6 @@ def _to_tensors(
         raise ValueError(f"{name} is damaged: it has labels outside 0 to 9")
     images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
     return images, torch.from_numpy(labels.astype(np.int64))
-
-
-class _Array:
-    """Stands in for numpy's array in a pickle: takes the raw bytes, and makes nothing of them.
-
-    numpy's own constructors follow pointers that a crafted pickle gives them.
-    """
-
-    content: object = None
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise ValueError("the state of its array is no array's")
-        _, _, dtype, is_fortran, self.content = state
-        if not isinstance(dtype, _Dtype) or dtype.name != "u1" or is_fortran:
-            raise ValueError("its array holds something else than rows of bytes")
-
-    def pixels(self, count: int) -> np.ndarray:
-        """Return uint8 `count`×3072."""
-        if not isinstance(self.content, bytes) or len(self.content) != count * (RECORD_BYTES - 1):
-            raise ValueError(f"its array does not hold {count} images")
-        return np.frombuffer(self.content, np.uint8).reshape(count, RECORD_BYTES - 1)
-
-
-class _Dtype:
-    """Stands in for numpy's dtype; knows its name only."""
-
-    def __init__(self, name: object, *options: object) -> None:
-        self.name = name.decode("ascii") if isinstance(name, bytes) else name
-
-    def __setstate__(self, state: object) -> None:
-        """Byte order and fields mean nothing to single bytes."""
-
-
-def _reconstruct(kind: object, *arguments: object) -> _Array:
-    if kind is not _Array:
-        raise ValueError("it reconstructs something else than an array")
-    return _Array()
-
-
-class _BatchUnpickler(pickle._Unpickler):
-    """Admits the three names that the official batches use, each by its stand-in.
-
-    It is Python's own in Python: the one in C can be asked for gigabytes by a few bytes.
-    """
-
-    STAND_INS: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.STAND_INS:
-            raise ValueError(f"it asks for {module}.{name}, which is not admitted")
-        return self.STAND_INS[module, name]
 
 
 def _download_from_mirrors(data_dir: Path, progress: Progress) -> None:

@@ -183,6 +183,37 @@ def require_trainable(data: DataSplits) -> None:
             raise ValueError(f"{data.name} has no {called} images")
 
 
+def missing_classes(data: DataSplits) -> tuple[str, ...]:
+    """Say which classes have no training images, or none in a test part of the source's own."""
+    lines = []
+    for part, called in {"train": "training", "test": "test"}.items():
+        if part == "test" and data.divided:
+            continue  # a class of one image cannot be in both
+        counts = data.parts[part].labels.bincount(minlength=len(data.classes)).tolist()
+        names = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+        if names:
+            lines.append(f"no {called} images: {list_some(names)}")
+    return tuple(lines)
+
+
+def copied_images(data: DataSplits) -> tuple[str, ...]:
+    """Say how many test images have the very pixels of a training image."""
+    count = int(np.isin(data.test.ids, data.train.ids).sum())
+    told = "test image(s) have the pixels of a training image; `halfmeg data check` names them"
+    return (f"{count:,} {told}",) if count else ()
+
+
+def alike_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Say which classes' names differ in capitals, spaces or underscores alone."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in classes:
+        plain = "".join(name.casefold().replace("_", " ").split())
+        if seen.setdefault(plain, name) != name:
+            pairs.append(f"{seen[plain]!r} and {name!r}")
+    return (f"classes of nearly one name: {list_some(pairs, 3)}",) if pairs else ()
+
+
 def one_class_message(name: str, classes: Sequence[str]) -> str:
     """Return what to tell a user whose data has nothing to tell apart."""
     return f"{name} has one class, {classes[0]!r}; a classifier needs two or more"

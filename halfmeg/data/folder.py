@@ -15,6 +15,7 @@ from halfmeg.data.scan import (
     objects_hint,
     scan_folder,
     summarize_passed_over,
+    table_hint,
 )
 from halfmeg.data.source import EncodedSource
 
@@ -46,8 +47,8 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
     classes = tuple(sorted(by_part[first].keys() | _unreadable_classes(scan, folders[first])))
     if not classes:
         raise ValueError(_no_classes(path, folders[first], scan))
-    if len(classes) == 1 and "all" in folders and find_parts(inner[classes[0]], str(path)):
-        raise ValueError(f"{path} has one folder, which holds parts; name {path / classes[0]}")
+    if folders == {"all": Path()}:
+        _require_no_inner_parts(inner, path)
     label_of = {name: label for label, name in enumerate(classes)}
     parts: dict[str, list[EncodedImage]] = {}
     for part, images in by_part.items():
@@ -75,7 +76,8 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
         for image in scan.images
         if str(image) not in used
     ]
-    notes = (*_empty_classes(scan, folders, classes), *_maybe_parts(inner, folders))
+    maybe = _maybe_parts(inner, folders) or _nested(parts, folders)
+    notes = (*_empty_classes(scan, folders, classes), *maybe)
     return EncodedSource(parts, classes, (*scan.passed_over, *astray), notes)
 
 
@@ -106,6 +108,20 @@ def _find_part_folders(scan: Scan, inner: dict[str, set[str]], path: Path) -> di
     }
 
 
+def _require_no_inner_parts(inner: dict[str, set[str]], path: Path) -> None:
+    """Raise where the parts lie within the folders that seem to be classes."""
+    for top, names in sorted(inner.items()):
+        parts = find_parts(names, str(path / top)) or {}
+        if parts and len(inner) == 1:
+            raise ValueError(f"{path} has one folder, which holds parts; name {path / top}")
+        if len(parts) > 1:
+            first, second = sorted(parts.values())[:2]
+            raise ValueError(
+                f"{path / top} holds the parts {first} and {second}; "
+                f"expected: {path / first / top} and {path / second / top}, the parts outside"
+            )
+
+
 def _empty_classes(scan: Scan, folders: dict[str, Path], classes: tuple[str, ...]) -> list[str]:
     """Say which folders lie where those of classes do, and have no image."""
     parents = set(folders.values())
@@ -134,6 +150,19 @@ def _maybe_parts(inner: dict[str, set[str]], folders: dict[str, Path]) -> list[s
         f"{list_some(sorted(same))}; if those are the classes, call the outer folders train and "
         "test"
     ]
+
+
+def _nested(parts: dict[str, list[EncodedImage]], folders: dict[str, Path]) -> list[str]:
+    """Say where folders within classes are not told apart, since they may be the classes."""
+    inner = {
+        str(path.parent)
+        for part, images in parts.items()
+        for path in (Path(image.name) for image in images)
+        if len(path.parts) > len(folders[part].parts) + 2
+    }
+    if not inner:
+        return []
+    return [f"folders within a class belong to it, as {list_some(sorted(inner), 2)}"]
 
 
 def _by_class(images: list[Path], folder: Path) -> dict[str, list[Path]]:
@@ -167,14 +196,9 @@ def _no_classes(root: Path, below: Path, scan: Scan) -> str:
     if any(len(found.parts) == 1 for found in scan.folders):
         return _no_images(root, below, scan)
     return (
-        f"{folder} has no sub-folders{_tables(scan)}; expected: one folder of images for each "
-        f"class, as in {folder}/train/CLASS/image.png"
+        f"{folder} has no sub-folders{table_hint(scan.passed_over)}; expected: one folder of "
+        f"images for each class, as in {folder}/train/CLASS/image.png"
     )
-
-
-def _tables(scan: Scan) -> str:
-    tables = [item.path for item in scan.passed_over if item.path.endswith(".csv")]
-    return f" (to take classes from {tables[0]}, name that file)" if tables else ""
 
 
 def _no_images(root: Path, below: Path, scan: Scan) -> str:
@@ -182,12 +206,13 @@ def _no_images(root: Path, below: Path, scan: Scan) -> str:
     if loose:
         return (
             f"{root / below} has {loose:,} image(s) in no folder of a class"
-            f"{objects_hint(scan.passed_over)}; "
+            f"{objects_hint(scan.passed_over) or table_hint(scan.passed_over)}; "
             f"expected: {root / below}/CLASS/image.png; images whose class is not known are for "
             "`halfmeg predict`"
         )
     passed_over = summarize_passed_over(scan.passed_over)
     return (
-        f"{root / below} has no images in folders of classes; {passed_over or 'all are empty'}; "
+        f"{root / below} has no images in folders of classes{table_hint(scan.passed_over)}; "
+        f"{passed_over or 'all are empty'}; "
         f"known endings: {COMMON_ENDINGS} and others"
     )

@@ -55,7 +55,7 @@ def read_formats() -> tuple[str, ...]:
 @cache
 def image_endings() -> frozenset[str]:
     """Return the endings of files that are taken for images, in lower case."""
-    formats = read_formats()
+    formats = (*read_formats(), "MPO")  # which Pillow opens as JPEG
     return frozenset(e for e, name in Image.registered_extensions().items() if name in formats)
 
 

@@ -15,7 +15,9 @@ from halfmeg.data.cifar import CLASSES, load_cifar10
 from halfmeg.data.dataset import (
     MAX_CLASSES,
     DataSplits,
+    copied_images,
     list_some,
+    missing_classes,
     one_class_message,
     require_trainable,
 )
@@ -26,7 +28,7 @@ from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.data.hub import find_on_hub, is_hub_source
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parquet import find_parquet, read_parquet
-from halfmeg.data.scan import objects_hint, summarize_passed_over
+from halfmeg.data.scan import objects_hint, summarize_passed_over, table_hint
 from halfmeg.data.shape import ImageShape, ImageSize, data_shape
 from halfmeg.data.source import (
     DecodedSource,
@@ -90,7 +92,8 @@ def load_dataset(
         _require_classes(splits, encoded, source)
         require_trainable(splits)
         _require_images_of_each_class(splits, encoded)
-        splits = dataclasses.replace(splits, notes=(*splits.notes, *_unbalanced(splits)))
+        also = (*missing_classes(splits), *copied_images(splits), *_unbalanced(splits))
+        splits = dataclasses.replace(splits, notes=(*splits.notes, *also))
     stored = dataclasses.replace(options, fold="").to_dict()
     splits = dataclasses.replace(splits, source=source, options=stored)
     if not options.fold:
@@ -241,7 +244,8 @@ def _require_classes(data: DataSplits, encoded: EncodedSource | None, source: st
     """Raise where a folder is one class whose own folders may be what was meant."""
     if encoded is None or len(data.classes) != 1 or not Path(source).is_dir():
         return
-    told = one_class_message(data.name, data.classes) + objects_hint(encoded.passed_over)
+    hint = objects_hint(encoded.passed_over) or table_hint(encoded.passed_over)
+    told = one_class_message(data.name, data.classes) + hint
     folders = {Path(image.name).parent for part in encoded.parts.values() for image in part}
     outer = Path(os.path.commonpath(folders))
     inner = sorted({folder.relative_to(outer).parts[0] for folder in folders if folder != outer})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
-from halfmeg.data.columns import find_column, find_part_column, no_part, parts_by_word
+from halfmeg.data.columns import Columns, divides, find_columns, no_part, parts_by_word
 from halfmeg.data.dataset import MAX_CLASSES, class_names, list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.formats import MAX_FILE_BYTES
@@ -135,25 +138,30 @@ class _Table:
     path: Path
     rows: list[_Row]
     names: tuple[str, ...] | None  # of the class indices
-    notes: tuple[str, ...]
-    part_column: str | None
+    columns: Columns
 
 
 def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
     """Read the encoded images and labels of `find_parquet`'s files.
 
     Labels are class indices, matched between files by the names that each file's metadata gives
-    them, or texts. Where no file is a part, a column such as `split` may divide the rows.
+    them, or texts. Where no file is a part, a column of parts may divide the rows.
 
     Raises:
         ValueError: no Parquet file, no image column, labels that are neither, or too much content.
     """
+
+    @cache
+    def words_of(column: str) -> set[str]:  # in all files, since one may hold a part alone
+        return set().union(*(_ends(path, column) for path in files.parts.get("all", [])))
+
     tables = {
-        part: [_read_file(path, options) for path in paths] for part, paths in files.parts.items()
+        part: [_read_file(path, options, words_of) for path in paths]
+        for part, paths in files.parts.items()
     }
     everything = [table for part in tables.values() for table in part]
     classes, notes = _classes_of(everything)
-    notes = (*dict.fromkeys(note for table in everything for note in table.notes), *notes)
+    notes = (*dict.fromkeys(note for table in everything for note in table.columns.notes), *notes)
     passed_over = [*files.passed_over]
     parts: dict[str, list[EncodedImage]] = {part: [] for part in tables}
     words, note = _part_words(tables.get("all", []))
@@ -168,13 +176,13 @@ def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
                 elif row.part in words:
                     parts[words[row.part]].append(image)
                 else:
-                    passed_over.append(no_part(row.name, table.part_column, row.part))
+                    passed_over.append(no_part(row.name, table.columns.part, row.part))
     return EncodedSource(parts, classes, tuple(passed_over), (*notes, *note))
 
 
 def _part_words(tables: list[_Table]) -> tuple[dict[str, str], list[str]]:
     """Return the part of each word in the tables' part column, and what is to be said of it."""
-    column = next((table.part_column for table in tables if table.part_column), None)
+    column = next((table.columns.part for table in tables if table.columns.part), None)
     if column is None:
         return {}, []
     words = {row.part for table in tables for row in table.rows}
@@ -182,7 +190,7 @@ def _part_words(tables: list[_Table]) -> tuple[dict[str, str], list[str]]:
     if named is None:
         shown = list_some(map(repr, sorted(words)), 5)
         return {}, [f"the column {column} is not used: {shown} name no parts"]
-    return named, [f"the column {column} divides the images"]
+    return named, [divides(column)]
 
 
 def _classes_of(tables: list[_Table]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -231,35 +239,48 @@ def _labels_of(table: _Table, classes: tuple[str, ...]) -> list[int]:
     return labels
 
 
-def _read_file(path: Path, options: DataOptions) -> _Table:
-    import pyarrow as pa
+def _read_file(path: Path, options: DataOptions, words_of: Callable[[str], set[str]]) -> _Table:
     import pyarrow.parquet as pq
 
+    with _as_mistake(path):
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+        structs = [f.name.lower() for f in schema if str(f.type).startswith("struct<bytes: ")]
+        images = dict.fromkeys((*IMAGE_COLUMNS, *(structs if len(structs) == 1 else ())))
+        columns = find_columns(path, schema.names, options, ([*images], LABEL_COLUMNS), words_of)
+        rows = _read_rows(path, file, columns, options)
+        return _Table(path, rows, _label_names(schema.metadata or {}, columns.label), columns)
+
+
+@contextmanager
+def _as_mistake(path: Path) -> Iterator[None]:
+    """Turn what a damaged file makes pyarrow raise into a line that names it."""
+    import pyarrow as pa
+
     try:
-        schema = pq.read_schema(path)
-        image_column, image_note = _find_column(path, schema, options.image_column, "image")
-        label_column, label_note = _find_column(path, schema, options.label_column, "label")
-        group_column = options.group if options.group in schema.names else None
-        part_column = find_part_column(schema.names)
-        columns = _Columns(image_column, label_column, group_column, part_column)
-        rows = _read_rows(path, pq.ParquetFile(path), columns, options)
+        yield
     except (pa.ArrowException, OSError, KeyError) as error:
         text = one_line(error)
         raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
-    names = _label_names(schema.metadata or {}, label_column)
-    notes = tuple(note for note in (image_note, label_note) if note)
-    return _Table(path, rows, names, notes, part_column)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    image: str
-    label: str
-    group: str | None
-    part: str | None
+def _ends(path: Path, column: str) -> set[str]:
+    """Return a column's least and greatest text in each row group, as far as the file tells."""
+    import pyarrow.parquet as pq
+
+    found: set[str] = set()
+    with _as_mistake(path):
+        metadata = pq.read_metadata(path)
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            for chunk in map(group.column, range(group.num_columns)):
+                ends = chunk.statistics if chunk.path_in_schema == column else None
+                if ends is not None and ends.has_min_max:
+                    found |= {str(ends.min), str(ends.max)}
+    return found
 
 
-def _read_rows(path: Path, file: Any, columns: _Columns, options: DataOptions) -> list[_Row]:
+def _read_rows(path: Path, file: Any, columns: Columns, options: DataOptions) -> list[_Row]:
     names = [n for n in (columns.image, columns.label, columns.group, columns.part) if n]
     allowed = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
     rows: list[_Row] = []
@@ -290,23 +311,6 @@ def _texts(batch: Any, column: str | None) -> list[str]:
     if column is None:
         return []
     return ["" if cell is None else str(cell).strip() for cell in batch[column].to_pylist()]
-
-
-def _find_column(path: Path, schema: Any, wanted: str, kind: str) -> tuple[str, str]:
-    names: list[str] = schema.names
-    usual = IMAGE_COLUMNS if kind == "image" else LABEL_COLUMNS
-    found, note = find_column(names, wanted, usual, kind)
-    if found is None and not wanted and kind == "image":
-        structs = [n for n in names if str(schema.field(n).type).startswith("struct<bytes: ")]
-        found = structs[0] if len(structs) == 1 else None
-    if found is None:
-        shown = list_some(names, 20)
-        expected = f"{wanted!r}" if wanted else "img or image, and label"
-        raise ValueError(
-            f"{path} has the columns {shown}; expected: {expected}; "
-            f"name another with --{kind}-column"
-        )
-    return found, note
 
 
 def _cells(column: Any) -> Iterator[Any]:
@@ -347,9 +351,11 @@ def _content(cell: Any, path: Path, column: str, row: int) -> tuple[bytes | Path
             "expected: bytes, a struct of bytes and path, or a path"
         )
     file = path.parent / cell
-    if not file.resolve().is_relative_to(path.parent.resolve()) or not file.is_file():
+    # of os, since pathlib's raises where a text is too long for a path
+    if not isfile(file) or not file.resolve().is_relative_to(path.parent.resolve()):
         raise ValueError(
-            f"{path} row {row}: {column} has no bytes, but the path {cell!r}, and there is no "
+            f"{path} row {row}: {column} has no bytes, but the path {cell[:80]!r}, and there is "
+            f"no "
             f"such file below {path.parent}"
         )
     return file, cell

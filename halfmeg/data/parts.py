@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "train": ("train", "training", "trn"),
+    "train": ("train", "training", "trn", "trainval"),
     "validation": ("validation", "valid", "val", "validate", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "tst", "holdout"),
 }
@@ -59,10 +59,11 @@ def find_parts(
     by_part = {part: [name for name in listed if part_by_name[name] == part] for part in PARTS}
     called = {part: own for part, own in by_part.items() if own}
     unknown = [name for name in listed if name in alike and part_by_name[name] is None]
-    if unknown and "train" in called and "test" not in called:
+    if unknown and called and not {"train", "test"} <= called.keys():
+        known = next(iter(called.values()))[0]
         raise ValueError(
-            f"{where} has {unknown[0]!r} beside {called['train'][0]!r}, and which part it is "
-            "cannot be told; call it train, validation or test, or move it away"
+            f"{where} has {unknown[0]!r} beside {known!r}, and which part it is cannot be told; "
+            "call it train, validation or test, or move it away"
         )
     beside = "train" in called and len(called) > 1
     if not called or not (beside or all(part_by_name.values())):

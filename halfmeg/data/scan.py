@@ -127,6 +127,17 @@ def objects_hint(passed_over: Iterable[PassedOver]) -> str:
     return f" ({found} seems to describe objects in images, not classes of images)" if found else ""
 
 
+def table_hint(passed_over: Iterable[PassedOver]) -> str:
+    """Say which of the files beside the images may name them or hold them, or ""."""
+    for item in passed_over:
+        path = Path(item.path)
+        if path.suffix.lower() in (".csv", ".tsv", ".npz", ".npy"):
+            return f" (to take classes from {path}, name that file)"
+        if "-ubyte" in path.name:
+            return f" (to read {path}, name its folder)"
+    return ""
+
+
 def _look(folder: Path, below: Path, found: Scan, root: Path) -> None:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

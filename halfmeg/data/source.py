@@ -11,7 +11,13 @@ import numpy as np
 import torch
 
 from halfmeg.data.cache import find_cached, keep_cached
-from halfmeg.data.dataset import Dataset, DataSplits, build_splits, split_by_content
+from halfmeg.data.dataset import (
+    Dataset,
+    DataSplits,
+    alike_classes,
+    build_splits,
+    split_by_content,
+)
 from halfmeg.data.decode import EncodedImage, FitName, Progress, decode_images
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.shape import ImageShape
@@ -140,7 +146,7 @@ def decode_cached(
     else:
         names = {part: [image.name for image in images] for part, images in source.parts.items()}
         decoded = DecodedSource(splits, names, ())
-    notes = (*source.notes, *decoded.splits.notes)
+    notes = (*source.notes, *alike_classes(source.classes), *decoded.splits.notes)
     return replace(decoded, splits=replace(decoded.splits, notes=notes))
 
 

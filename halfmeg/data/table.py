@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
+from os.path import isfile
 from pathlib import Path
 
-from halfmeg.data.columns import find_column, find_part_column, no_part, parts_by_word
+from halfmeg.data.columns import divides, find_columns, no_part, parts_by_word
 from halfmeg.data.dataset import list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.options import DataOptions
@@ -15,7 +16,7 @@ from halfmeg.data.source import EncodedSource
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "image_path")
 LABEL_COLUMNS = ("label", "class", "category", "target")
-DELIMITERS = ",;\t"
+DELIMITERS = ",;\t|"
 MAX_TABLE_BYTES = 256 * 2**20
 
 
@@ -23,11 +24,12 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
     """Read a CSV file with a row for each image: its path, its class, perhaps its part and group.
 
     Paths start at the table's own folder. Columns are found by their usual names, or as `options`
-    say; a column `split` with the names of parts divides the images. Rows of no part are passed
-    over.
+    say; one with the names of parts, such as `split`, divides the images. Rows of no part are
+    passed over.
 
     Raises:
-        ValueError: no such columns, a file that does not exist, a row without a class.
+        ValueError: no such columns, a file that does not exist, a row without a class or with more
+            cells than there are columns.
     """
     if path.stat().st_size > MAX_TABLE_BYTES:
         raise ValueError(f"{path} is larger than {MAX_TABLE_BYTES:,} bytes")
@@ -35,68 +37,66 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
         delimiter = max(DELIMITERS, key=first.count)
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        rows = list(reader)
+        lines = io.StringIO(text, newline="")
+        reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+        numbers, rows = [], []
+        for row in reader:
+            numbers.append(reader.line_num)
+            rows.append(row)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}; save it as UTF-8") from None
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}") from None
-    columns = [name for name in reader.fieldnames or () if name]
-    image_column, image_note = _find(path, columns, options.image_column, IMAGE_COLUMNS, "image")
-    label_column, label_note = _find(path, columns, options.label_column, LABEL_COLUMNS, "label")
+    names = [name for name in reader.fieldnames or () if name]
+    if names and isfile(path.parent / names[0]):  # pathlib's raises where a text is too long
+        raise ValueError(
+            f"{path} begins with the image {names[0]}; expected: a first line that names the "
+            "columns, as path,label"
+        )
+    columns = find_columns(
+        path, names, options, (IMAGE_COLUMNS, LABEL_COLUMNS),
+        lambda name: {_text(row, name) for row in rows},
+    )  # fmt: skip
     if not rows:
-        raise ValueError(f"{path} has the columns {list_some(columns)}, and no rows of images")
-    part_column = find_part_column(columns)
-    words = [_text(row, part_column) for row in rows] if part_column else ["all"] * len(rows)
+        raise ValueError(f"{path} has the columns {list_some(names)}, and no rows of images")
+    words = [_text(row, columns.part) if columns.part else "all" for row in rows]
     part_of = {"all": "all"}
-    if part_column:
-        named = parts_by_word(set(words), f"{path}, column {part_column},")
+    notes = columns.notes
+    if columns.part:
+        named = parts_by_word(set(words), f"{path}, column {columns.part},")
         if named is None:
             raise ValueError(
-                f"{path}: {part_column} holds {list_some(sorted(set(words)), 5)}; "
+                f"{path}: {columns.part} holds {list_some(sorted(set(words)), 5)}; "
                 "expected: train, validation and test"
             )
-        part_of = named
-    labels = [unicodedata.normalize("NFC", _text(row, label_column)) for row in rows]
-    classes = tuple(sorted(set(labels)))
+        part_of, notes = named, (*notes, divides(columns.part))
+    labels = [unicodedata.normalize("NFC", _text(row, columns.label)) for row in rows]
+    classes = tuple(sorted({y for y, word in zip(labels, words, strict=True) if word in part_of}))
     index = {name: label for label, name in enumerate(classes)}
     parts: dict[str, list[EncodedImage]] = {part: [] for part in part_of.values()}
     passed_over = []
-    for number, (row, label, word) in enumerate(zip(rows, labels, words, strict=True), 2):
-        name = _text(row, image_column)
-        if not label or not name:
-            empty = label_column if name else image_column
-            raise ValueError(f"{path} line {number}: {empty} is empty")
+    for number, row, label, word in zip(numbers, rows, labels, words, strict=True):
+        name = _text(row, columns.image)
+        if any(cell.strip() for cell in row.get(None) or ()):
+            raise ValueError(
+                f"{path} line {number} has more cells than the first line has columns; "
+                f"put texts that hold {delimiter!r} into quotes"
+            )
         if word not in part_of:
-            passed_over.append(no_part(f"line {number}: {name}", part_column, word))
+            passed_over.append(no_part(f"line {number}: {name}", columns.part, word))
             continue
+        if not label or not name:
+            empty = columns.label if name else columns.image
+            raise ValueError(f"{path} line {number}: {empty} is empty")
         file = path.parent / name
-        if not file.is_file():
+        if not isfile(file):
             file = path.parent / name.replace("\\", "/")  # as Windows writes paths
-        if not file.is_file():
-            raise ValueError(f"{path} line {number}: {path.parent / name} does not exist")
-        own = row.get(options.group) if options.group in columns else options.path_group(name)
-        parts[part_of[word]].append(EncodedImage(name, file, index[label], (own or "").strip()))
-    notes = tuple(note for note in (image_note, label_note) if note)
+        if not isfile(file):
+            raise ValueError(f"{path} line {number}: {path.parent / name[:200]} does not exist")
+        group = _text(row, columns.group) if columns.group else options.path_group(name).strip()
+        parts[part_of[word]].append(EncodedImage(name, file, index[label], group))
     return EncodedSource(parts, classes, tuple(passed_over), notes)
 
 
 def _text(row: dict[str, str | None], column: str) -> str:
     return (row[column] or "").strip()
-
-
-def _find(
-    path: Path, columns: list[str], wanted: str, usual: tuple[str, ...], kind: str
-) -> tuple[str, str]:
-    found, note = find_column(columns, wanted, usual, kind)
-    if found is None:
-        if columns and not wanted and (path.parent / columns[0]).is_file():
-            raise ValueError(
-                f"{path} begins with the image {columns[0]}; expected: a first line that names the "
-                "columns, as path,label"
-            )
-        raise ValueError(
-            f"{path} has the columns {list_some(columns, 20) or 'none'}; expected: "
-            f"{wanted or ' or '.join(usual)}; name another with --{kind}-column"
-        )
-    return found, note

@@ -14,7 +14,7 @@ from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import DataFacts, Run
 from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_bytes
-from halfmeg.files import write_atomically
+from halfmeg.files import new_folder, write_atomically
 from halfmeg.networks.table import build_model
 
 
@@ -58,6 +58,16 @@ def test_an_existing_folder_is_never_overwritten(run: Run, digits) -> None:
     with pytest.raises(ValueError, match=r"exists already .* `halfmeg resume"):
         Run.create(run.folder, small_config(epochs=9), digits)
     assert (run.folder / "config.json").read_bytes() == before
+
+
+def test_two_trainings_into_one_folder_leave_no_orphan(tmp_path: Path, digits) -> None:
+    slower = new_folder(tmp_path / "run")
+    (slower.__enter__() / "config.json").write_text("{}")
+    Run.create(tmp_path / "run", small_config(), digits)
+    with pytest.raises(FileExistsError, match="exists already and is not overwritten"):
+        slower.__exit__(None, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert Run.open(tmp_path / "run").config == small_config()
 
 
 def test_folders_that_are_no_runs(tmp_path: Path, run: Run) -> None:

@@ -492,6 +492,13 @@ def test_frames_and_pages_beyond_the_first_are_said(tmp_path: Path, cli: Cli, ki
         assert f"halfmeg: 1 image(s) {note}" in cli("predict", "a.gif").err
 
 
+def test_mpo_is_known_by_its_ending(tmp_path: Path) -> None:
+    folder = make(tmp_path / "photos", {"a": 2, "b": 2})
+    picture(9).save(folder / "a" / "DSCF1.MPO", save_all=True, append_images=[picture(10)])
+    report = inspect_data(str(folder))
+    assert (report.files, report.passed_over, report.notes) == (5, (), ())
+
+
 def test_a_photograph_of_a_phone_is_one_frame() -> None:
     """MPO is a JPEG with a second picture, of the other eye or of depth."""
     frames = [picture(i) for i in range(2)]
@@ -846,6 +853,9 @@ def test_null_images_and_labels_are_named(tmp_path: Path) -> None:
         (("train", "common", "--batch-size=8"), "write batch_size=8"),
         (("compare", "cnn", "resnet20", "photos"), "halfmeg compare cnn resnet20 --data photos"),
         (("compare", "cnn", "sprint", "photos"), "halfmeg compare cnn"),
+        (("evaluate", "run", "photos"), "write --data photos"),
+        (("data", "check", "--data", "photos"), "write: halfmeg data check photos"),
+        (("data", "check", "--data=photos"), "write: halfmeg data check photos"),
     ],
 )
 def test_the_line_to_type_instead(tmp_path: Path, cli: Cli, words, told: str) -> None:

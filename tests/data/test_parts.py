@@ -8,8 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Cli
+from PIL import Image
 from test_images import QUICK, make, table
 
 from halfmeg.data.load import inspect_data, load_dataset
@@ -23,7 +26,7 @@ LABELS = [0, 1] * 10
     ("train", "test"),
     [("Training", "holdout"), ("training_set", "test_set"), ("train2017", "val2017"),
      ("seg_train", "seg_test"), ("TrainData", "hold-out"), ("train_images", "TEST IMAGES"),
-     ("my-photos-train", "my-photos-evaluation"), ("trn", "tst")],
+     ("my-photos-train", "my-photos-evaluation"), ("trn", "tst"), ("trainval", "test")],
 )  # fmt: skip
 def test_parts_by_the_names_that_people_give_them(tmp_path: Path, train: str, test: str) -> None:
     make(tmp_path / "photos", {f"{train}/{c}": 6 for c in "ab"} | {f"{test}/{c}": 3 for c in "ab"})
@@ -59,6 +62,64 @@ def test_a_folder_of_unknown_part_beside_the_training_part_is_an_error(tmp_path:
     table(tmp_path / "t" / "extra.parquet", LABELS, start=50)
     with pytest.raises(ValueError, match="'extra' beside 'train'"):
         load_dataset(str(tmp_path / "t"))
+
+
+@pytest.mark.parametrize("other", ["learn", "final"])
+def test_a_folder_of_unknown_part_beside_the_test_part_is_an_error(
+    tmp_path: Path, other: str
+) -> None:
+    told = f"'{other}' beside 'test', and which part it is cannot be told"
+    make(tmp_path / "p", {f"{part}/{c}": 3 for part in ("test", other) for c in "ab"})
+    with pytest.raises(ValueError, match=told):
+        load_dataset(str(tmp_path / "p"))
+    table(tmp_path / "t" / "test.parquet", LABELS)
+    table(tmp_path / "t" / f"{other}.parquet", LABELS, start=50)
+    with pytest.raises(ValueError, match=told):
+        load_dataset(str(tmp_path / "t"))
+
+
+def test_parts_within_the_classes_are_named(tmp_path: Path) -> None:
+    make(tmp_path / "p", {f"{c}/{part}": 3 for part in ("train", "test") for c in "ab"})
+    with pytest.raises(ValueError, match=r"a holds the parts test and train; expected: .*test/a"):
+        load_dataset(str(tmp_path / "p"))
+    make(tmp_path / "q", {"vehicles/train": 4, "vehicles/bus": 4, "animals/cat": 4})
+    data = load_dataset(str(tmp_path / "q"))
+    assert data.classes == ("animals", "vehicles")
+    assert data.notes == (
+        "folders within a class belong to it, as animals/cat, vehicles/bus and 1 more",
+    )
+
+
+def test_classes_of_nearly_one_name_are_said(tmp_path: Path) -> None:
+    told = "classes of nearly one name: 'Red Hat' and 'red_hat'"
+    folder = make(tmp_path / "p", {"red_hat": 5, "Red Hat": 5, "redder": 5})
+    assert load_dataset(str(folder)).notes == (told,)
+    assert inspect_data(str(folder)).notes == (told,)
+    path = csv_of(tmp_path, "path,label", ["Red Hat", "red_hat"] * 10)
+    assert load_dataset(path).notes == (told,)
+
+
+def test_classes_without_training_or_test_images_are_said(tmp_path: Path) -> None:
+    make(tmp_path / "p", {"train/a": 4, "train/b": 4, "train/c": 4, "test/a": 2, "test/b": 2})
+    assert load_dataset(str(tmp_path / "p")).notes == ("no test images: c",)
+    table(tmp_path / "one.parquet", [1, 2] * 10)  # as if numbered from 1
+    assert load_dataset(str(tmp_path / "one.parquet")).notes == ("no training images: 0",)
+
+
+def test_one_picture_in_two_files_is_said_and_a_group_keeps_it_together(tmp_path: Path) -> None:
+    folder = make(tmp_path / "p", {"a": 20, "b": 20})
+    for path in [*folder.rglob("*.png")]:
+        Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+    data = load_dataset(str(folder))
+    copies = int(np.isin(data.test.ids, data.train.ids).sum())
+    assert copies > 0, "their bytes divide them"
+    assert data.notes == (
+        f"{copies} test image(s) have the pixels of a training image; "
+        "`halfmeg data check` names them",
+    )
+    together = load_dataset(str(folder), options=DataOptions(group=r"\w+/\d+"))
+    assert together.notes == ()
+    assert not np.isin(together.test.ids, together.train.ids).any()
 
 
 def test_a_folder_beside_given_parts_is_passed_over_by_its_reason(tmp_path: Path) -> None:
@@ -200,6 +261,24 @@ def test_a_split_column_divides_parquet_too(tmp_path: Path) -> None:
     )
 
 
+def test_a_column_of_any_name_that_holds_parts_divides(tmp_path: Path) -> None:
+    column = ["train"] * 10 + ["Train"] * 2 + [""] * 2 + ["test"] * 6
+    with pytest.raises(ValueError, match="column phase, has 'Train' and 'train', two names for"):
+        load_dataset(csv_of(tmp_path / "two", "path,label,phase", CLASSES, column))
+    column = ["train"] * 12 + ["valid"] * 4 + ["test"] * 4
+    data = load_dataset(csv_of(tmp_path, "path,label,phase", CLASSES, column))
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 4, 4)
+    assert data.notes == ("the column phase divides the images",)
+    for shard, words in enumerate((column[:12], column[12:])):  # the first holds one part alone
+        path = tmp_path / "t" / f"data-{shard:05}-of-00002.parquet"
+        table(path, LABELS[: len(words)], start=20 * shard, phase=words)
+    data = load_dataset(str(tmp_path / "t"))
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 4, 4)
+    assert data.notes == ("the column phase divides the images",)
+    kinds = ["train", "bus"] * 10  # of vehicles
+    assert load_dataset(csv_of(tmp_path, "path,label,kind", CLASSES, kinds)).notes == ()
+
+
 def test_columns_are_found_in_any_capitals_and_others_are_said(tmp_path: Path) -> None:
     (tmp_path / "upper").mkdir()
     assert load_dataset(csv_of(tmp_path / "upper", "Path,LABEL", CLASSES)).classes == ("a", "b")
@@ -227,6 +306,56 @@ def test_a_csv_of_windows_and_one_without_a_header(tmp_path: Path) -> None:
         load_dataset(str(path))
     with pytest.raises(ValueError, match="save it as UTF-8"):
         load_dataset(csv_of(tmp_path, "path,label", CLASSES, encoding="utf-16"))
+
+
+def test_dialects_of_csv(tmp_path: Path) -> None:
+    path = Path(csv_of(tmp_path, "path,label", CLASSES))
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    expected = load_dataset(str(path)).fingerprint
+    for separator in (";", "|", "\t", ', "', '", "'):
+        lines = [separator.join(row) for row in rows]
+        if '"' in separator:
+            lines = [f'"{line}"' if separator[0] == '"' else f'{line}"' for line in lines]
+        path.write_text("\r\n".join(lines) + "\r\n\r\n")
+        assert load_dataset(str(path)).fingerprint == expected, separator
+
+
+def test_a_row_of_more_cells_and_two_columns_of_one_name_are_errors(tmp_path: Path) -> None:
+    path = Path(csv_of(tmp_path, "path,label", CLASSES))
+    path.write_text(path.read_text().replace("img/3.png,b", "\nimg/3.png,b, red"))
+    with pytest.raises(ValueError, match=r"line 6 has more cells .* hold ',' into quotes"):
+        load_dataset(str(path))
+    for header in ("path,label,label", "path,path,label"):
+        with pytest.raises(ValueError, match=r"has two columns called '(label|path)'; rename one"):
+            load_dataset(csv_of(tmp_path, header, CLASSES, CLASSES))
+
+
+def test_rows_of_no_part_need_no_class(tmp_path: Path) -> None:
+    parts = ["train"] * 12 + ["test"] * 6 + [""] * 2
+    labels = [*CLASSES[:18], "", "unknown"]
+    data = load_dataset(csv_of(tmp_path, "path,label,split", labels, parts))
+    assert data.classes == ("a", "b")
+    assert len(data.train) + len(data.test) == 18
+
+
+@pytest.mark.parametrize("cell", ["QUJD" * 5000, "/9j/" * 500, "a\0b.png"])
+def test_a_text_that_is_no_path_is_named_in_short(tmp_path: Path, cell: str) -> None:
+    pq.write_table(pa.table({"img": [cell], "label": [0]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"row 0: img has no bytes, but the path '.*no such file"):
+        load_dataset(str(tmp_path / "t.parquet"))
+    (tmp_path / "t.csv").write_text(f"path,label\n{cell},a\n")
+    with pytest.raises(ValueError, match=r"t\.csv line 2: .* does not exist"):
+        load_dataset(str(tmp_path / "t.csv"))
+    for name in ("t.parquet", "t.csv"):
+        with pytest.raises(ValueError, match="t") as told:
+            load_dataset(str(tmp_path / name))
+        assert len(str(told.value)) < 500
+
+
+def test_the_tables_beside_images_are_named(tmp_path: Path) -> None:
+    csv_of(tmp_path, "path,label", CLASSES)
+    with pytest.raises(ValueError, match=r"has one class, 'img'.*classes from t\.csv, name that"):
+        load_dataset(str(tmp_path))
 
 
 def test_a_row_without_a_group_stands_alone(tmp_path: Path) -> None:

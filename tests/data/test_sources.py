@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import pickle
 import struct
 import tarfile
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from conftest import Cli, small_config
 from PIL import Image
 from sklearn import metrics
+from test_cifar import Python2Pickler
 
 from halfmeg.config import RunConfig
 from halfmeg.data.load import load_dataset
@@ -113,6 +116,35 @@ def test_idx_files_of_mnist(tmp_path: Path, packed: bool) -> None:
         load_dataset(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "form", ["{}-images.idx3-ubyte {}-labels.idx1-ubyte t10k",
+             "emnist-{}-images-idx3-ubyte emnist-{}-labels-idx1-ubyte test",
+             "{}-Images-idx3-ubyte {}-Labels-idx1-ubyte val"],
+)  # fmt: skip
+def test_idx_files_of_other_names(tmp_path: Path, form: str) -> None:
+    *names, test = form.split()
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, kept in (("train", slice(30)), (test, slice(30, None))):
+        arrays = (PIXELS[kept, ..., 0], LABELS[kept].astype(np.uint8))
+        for name, array in zip(names, arrays, strict=True):
+            (folder / name.format(part)).write_bytes(idx(array))
+    data = load_dataset(str(folder))
+    assert (len(data.train), len(data.test)) == (30, 10)
+    with pytest.raises(ValueError, match=r"to read .*ubyte, name its folder"):
+        load_dataset(str(tmp_path))
+    (folder / names[1].format(test)).unlink()
+    with pytest.raises(ValueError, match=f"{test}-.*ubyte, but not its labels"):
+        load_dataset(str(folder))
+
+
+def test_idx_files_of_the_test_part_alone_are_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(LABELS.astype(np.uint8)))
+    data = load_dataset(str(tmp_path), to_train=False)
+    assert (len(data.train), len(data.test)) == (0, 40)
+
+
 def test_cifar100_as_folder_and_as_archive(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
@@ -130,6 +162,45 @@ def test_cifar100_as_folder_and_as_archive(tmp_path: Path) -> None:
         archive.add(folder, "cifar-100-binary")
     again = load_dataset(str(tmp_path / "cifar-100-binary.tar.gz"))
     assert again.fingerprint == data.fingerprint
+
+
+def python2(value: object) -> bytes:
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol=2).dump(value)
+    return buffer.getvalue()
+
+
+def test_cifar100_in_its_python_form_runs_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    chw = PIXELS.transpose(0, 3, 1, 2).reshape(40, -1)
+    for name, kept in (("train", slice(30)), ("test", slice(30, None))):
+        batch = {b"fine_labels": LABELS[kept].tolist(), b"coarse_labels": [0], b"data": chw[kept]}
+        (folder / name).write_bytes(python2(batch))
+    names = [b"apple", b"baby", b"bear", b"bed"]
+    (folder / "meta").write_bytes(python2({b"fine_label_names": names}))
+    data = load_dataset(str(folder))
+    assert data.classes == ("apple", "baby", "bear", "bed")
+    assert np.array_equal(data.test.images.permute(0, 2, 3, 1), PIXELS[30:])
+    with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, "cifar-100-python")
+    again = load_dataset(str(tmp_path / "cifar-100-python.tar.gz"))
+    assert again.fingerprint == data.fingerprint
+    ran = tmp_path / "ran"
+    for name, content in (("meta", [1]), ("meta", Path), ("test", {b"data": chw}), ("train", Path)):
+        kept_content = (folder / name).read_bytes()
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        with pytest.raises(ValueError, match="is damaged or"):
+            load_dataset(str(folder))
+        (folder / name).write_bytes(kept_content)
+    (folder / "meta").write_bytes(
+        b"\x80\x02cos\nmkdir\n(X\x00\x00\x00\x00tR.".replace(
+            b"X\x00\x00\x00\x00", b"X" + struct.pack("<I", len(str(ran))) + str(ran).encode()
+        )
+    )
+    with pytest.raises(ValueError, match=r"it asks for os\.mkdir, which is not admitted"):
+        load_dataset(str(folder))
+    assert not ran.exists()
 
 
 def test_npz_and_npy(tmp_path: Path) -> None:
@@ -153,8 +224,24 @@ def test_npz_and_npy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "names", ["x_train y_train x_dev y_dev", "X_train Y_train X_valid Y_valid",
+              "train_images train_labels testing_images testing_labels",
+              "train_data train_label holdout_data holdout_label"],
+)  # fmt: skip
+def test_arrays_are_parts_by_other_names(tmp_path: Path, names: str) -> None:
+    arrays = (PIXELS[:30], LABELS[:30], PIXELS[30:], LABELS[30:])
+    np.savez(tmp_path / "A.NPZ", **dict(zip(names.split(), arrays, strict=True)), more=LABELS)
+    (tmp_path / "A.NPZ.npz").rename(tmp_path / "A.NPZ")
+    data = load_dataset(str(tmp_path / "A.NPZ"))
+    assert (len(data.train), len(data.test)) == (30, 10)
+    assert data.notes[0].startswith("1 file passed over: 1 no pair of arrays")
+
+
+@pytest.mark.parametrize(
     ("arrays", "told"),
-    [({"pictures": PIXELS}, "has the arrays pictures; expected: images and labels"),
+    [({"images": PIXELS, "labels": LABELS, "test_images": PIXELS, "test_labels": LABELS},
+      "has 'images' beside 'test_images', and which part it is cannot be told"),
+     ({"pictures": PIXELS}, "has the arrays pictures; expected: images and labels"),
      ({"images": PIXELS.astype(np.float32), "labels": LABELS}, "type float32"),
      ({"images": PIXELS, "labels": LABELS[:5]}, "40 images and labels of type"),
      ({"images": PIXELS, "labels": LABELS - 1}, "labels from -1 to 2"),
