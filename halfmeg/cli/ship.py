@@ -56,6 +56,7 @@ def export(
     from halfmeg.search.record import is_search
     from halfmeg.shipping.export import copy_bundle
     from halfmeg.shipping.export import export as export_run
+    from halfmeg.shipping.proof import loses
 
     opened: Run | Bundle
     if pick is not None and not is_search(run):
@@ -91,7 +92,7 @@ def export(
     )
     exact = "all logits those of the integers" if proof.int8_exact else (
         "made by onnxruntime, as an operator has no form in integers")  # fmt: skip
-    print_line(f"model.int8.onnx  loses {100 * proof.int8_loss:.2f} points on them; {exact}")
+    print_line(f"model.int8.onnx  {loses(proof.int8_loss)} on them; {exact}")
     if "finetuning" in bundle.described:
         print_line(f"                 {bundle.described['finetuning']['text']}")
     if "c" in bundle.described:

@@ -24,6 +24,7 @@ from halfmeg.shipping.program import (
     with_kept_axes,
     with_pooling,
 )
+from halfmeg.shipping.proof import loses
 from halfmeg.shipping.verify import logit_tolerance
 
 NUM_CALIBRATION = 200
@@ -55,8 +56,8 @@ class ExecutorchFiles:
         """What was proved, in a line."""
         others = f"; {', '.join(self.portable)} by portable kernels" if self.portable else ""
         return (
-            f"float32 logits differ by at most {self.max_difference:.1e}, int8 loses "
-            f"{100 * self.loss:.2f} points on {self.n:,} images in {self.runtime}{others}"
+            f"float32 logits differ by at most {self.max_difference:.1e}, int8 "
+            f"{loses(self.loss)} on {self.n:,} images in {self.runtime}{others}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from halfmeg.networks.graph import Conv, Graph, Node
 from halfmeg.networks.simplify import Step, steps
 from halfmeg.shipping.integer import IntegerGraph, compute
 from halfmeg.shipping.operations import PIXELS, Convolution, Operation, UInt8
+from halfmeg.shipping.proof import loses
 from halfmeg.shipping.quantize import Ranges, quantize_graph, quantize_steps
 
 BATCH_SIZE = 50
@@ -59,11 +60,11 @@ class Finetuning:
 
     def __str__(self) -> str:
         """Say it in a line."""
-        points = [f"{100 * loss:.2f}" for loss in self.losses]
+        without = f"int8 {loses(self.losses[0])} without fine-tuning"
         if not self.epochs:
-            return f"int8 loses {points[0]} points without fine-tuning; none was needed"
+            return f"{without}; none was needed"
         line = (
-            f"int8 lost {points[0]} points, and {points[self.kept]} after {self.kept} of "
+            f"{without}, and {loses(self.losses[self.kept])} after {self.kept} of "
             f"{self.epochs} epochs on {self.images:,} training images"
         )
         return line if self.reached else f"{line}: more than {100 * ALLOWED_LOSS:g} are left"

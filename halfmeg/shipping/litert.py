@@ -26,6 +26,7 @@ from halfmeg.errors import one_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.onnx import fold_batchnorm, quiet
 from halfmeg.shipping.program import require_packages, taken_from_the_screen, with_pooling
+from halfmeg.shipping.proof import loses
 
 NUM_CALIBRATION = 200
 NUM_MICRO_IMAGES = 100
@@ -82,7 +83,7 @@ class LitertFile:
     @property
     def proof_text(self) -> str:
         """What was proved, in a line."""
-        text = f"loses {100 * self.loss:.2f} points on {self.n:,} images in {self.runtime}"
+        text = f"{loses(self.loss)} on {self.n:,} images in {self.runtime}"
         if self.micro is None:
             return f"{text}; not run on TFLite Micro: {self.micro_missing}"
         met = f"LiteRT's class for {self.micro.same} of {self.micro.n} images"

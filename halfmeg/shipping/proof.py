@@ -14,6 +14,11 @@ from halfmeg.shipping.operations import Float32
 from halfmeg.shipping.verify import logit_tolerance
 
 
+def loses(share: float) -> str:
+    """Say what a form loses in accuracy, a share; below zero it gains."""
+    return f"{'loses' if share >= 0 else 'gains'} {100 * abs(share):.2f} points"
+
+
 @dataclass(frozen=True)
 class Proof:
     """What was checked before the files got their names.

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from halfmeg.artifacts.markdown import escape_markdown
+from halfmeg.shipping.proof import loses
 
 
 def render(template: str, **facts: Any) -> str:
@@ -15,5 +16,5 @@ def render(template: str, **facts: Any) -> str:
         loader=jinja2.PackageLoader("halfmeg.shipping"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["markdown"] = escape_markdown
+    environment.filters |= {"markdown": escape_markdown, "loses": loses}
     return environment.get_template(template).render(**facts)

@@ -19,6 +19,7 @@ from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import build_model
 from halfmeg.shipping.export import Proof, copy_bundle, export
 from halfmeg.shipping.onnx import fold_batchnorm, to_onnx
+from halfmeg.shipping.proof import loses
 from halfmeg.shipping.verify import verify_onnx
 from halfmeg.training.fit import fit
 
@@ -144,7 +145,9 @@ def test_int8_that_loses_too_much_stops(
     assert not list(tmp_path.iterdir())
     bundle, proof = export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True)
     assert proof.int8_loss > 0.005
-    assert f"loses {100 * proof.int8_loss:.2f} points" in (bundle.folder / "README.md").read_text()
+    assert (
+        f"`model.int8.onnx` {loses(proof.int8_loss)}" in (bundle.folder / "README.md").read_text()
+    )
 
 
 def test_a_wrong_onnx_file_stops(

@@ -98,9 +98,13 @@ def test_nothing_is_trained_where_nothing_is_lost() -> None:
 def test_what_is_left_is_said() -> None:
     told = Finetuning(3, (0.011, 0.004, 0.003, 0.005), 2, 1_000)
     assert str(told) == (
-        "int8 lost 1.10 points, and 0.30 after 2 of 3 epochs on 1,000 training images: "
-        "more than 0.2 are left"
+        "int8 loses 1.10 points without fine-tuning, and loses 0.30 points after 2 of 3 epochs on "
+        "1,000 training images: more than 0.2 are left"
     )
+
+
+def test_a_gain_is_not_called_a_loss() -> None:
+    assert str(Finetuning(0, (-0.0069,), 0, 0)).startswith("int8 gains 0.69 points without")
 
 
 @pytest.mark.slow
