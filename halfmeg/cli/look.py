@@ -40,7 +40,7 @@ def models(
     """List the networks: counts, image sizes, RAM and flash in C."""
     from halfmeg.config import BUDGET
     from halfmeg.networks.summary import summarize
-    from halfmeg.networks.table import IN_C, IN_MICRO, MODELS, build_model
+    from halfmeg.networks.table import MODELS, build_model
 
     rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
     if as_json:
@@ -58,9 +58,9 @@ def models(
                     "params": summary.params,
                     "macs": summary.macs,
                     "within_budget": summary.within_budget,
-                    "ram_bytes": IN_C[name][0],
-                    "flash_bytes": IN_C[name][1],
-                    "tflite_micro_bytes": IN_MICRO[name],
+                    "ram_bytes": entry.ram_bytes,
+                    "flash_bytes": entry.flash_bytes,
+                    "tflite_micro_bytes": entry.tflite_micro_bytes,
                     **({"memory": memory_json(memories[name])} if chip else {}),
                 }
                 for name, entry, summary in rows
@@ -80,7 +80,7 @@ def models(
                     f"  {name}", f"{summary.params:,}", "yes" if summary.within_budget else "no",
                     f"{summary.macs / 1e6:.2f}", entry.sizes.replace(" or more", "+"),
                     *("–" if needed is None else f"{needed / 1000:.1f}"
-                      for needed in (IN_MICRO[name], *IN_C[name])),
+                      for needed in (entry.tflite_micro_bytes, entry.ram_bytes, entry.flash_bytes)),
                 )
             )  # fmt: skip
             print_line(f"      {entry.description}")
