@@ -37,7 +37,6 @@ COMMANDS = {
 """Every command and the module of this room that holds it, in the order of `--help`; its function
 is called as it is, with `_` for the space."""
 
-
 ABOUT = "Train, compare and ship image classifiers of fewer than 500,000 parameters."
 GROUPS = {"data": "Look at data.", "new": "Write a file to start from."}
 """What the commands of two words have in common, by their first one."""

@@ -96,11 +96,11 @@ def export(
     print_line(f"model.int8.onnx  {loses(proof.int8_loss)} on them; {exact}")
     if "finetuning" in bundle.described:
         print_line(f"                 {bundle.described['finetuning']['text']}")
-    for name, target in TARGETS.items():
+    for name, row in TARGETS.items():
         if name not in bundle.described:
             continue
-        first, *others = target.lines(bundle.described[name])
-        print_line(f"{target.path:<17}{first}")
+        first, *others = row.lines(bundle.described[name])
+        print_line(f"{row.path:<17}{first}")
         for line in others:
             print_line(f"{'':<17}{line}")
     print_line(f"bundle           {bundle.folder}")

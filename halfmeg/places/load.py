@@ -29,7 +29,6 @@ from halfmeg.places.source import read_source
 
 _modules: dict[Path, tuple[str, ModuleType]] = {}
 
-
 _brought_in: set[str] = set()
 """Modules that files named by a user have imported from beside them."""
 
