@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from halfmeg.data.source import (
     torn_groups,
 )
 from halfmeg.data.table import read_table
+from halfmeg.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,7 @@ def _load_named(source: str, data_dir: Path, shape: ImageShape, progress: Progre
 
 def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     if not path.exists():
-        close = difflib.get_close_matches(source, NAMED, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(source, NAMED)
         raise ValueError(
             f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED)}, "
             "a path to Parquet files, a path to a folder of images, or hf:OWNER/NAME"

@@ -6,7 +6,6 @@ papers that their files name. `sprint` and `record` are this project's own.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import nn
 
 from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
-from halfmeg.errors import one_line
+from halfmeg.errors import did_you_mean, one_line
 from halfmeg.networks.banbury2021 import resnet8
 from halfmeg.networks.families import depthwise_gated, mobile, residual, whitened
 from halfmeg.networks.floors import logistic, mlp
@@ -184,8 +183,7 @@ def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
     head, settings = split_settings(name)
     known = {**MODELS, **FAMILIES}
     if head not in known:
-        close = difflib.get_close_matches(head, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(head, known)
         raise ValueError(
             f"model {head!r} is not known; {hint}allowed: {', '.join(MODELS)}, or FILE.py:NAME; "
             f"with settings: {', '.join(FAMILIES)}"
@@ -194,8 +192,7 @@ def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
     own = list(declared_values(entry.build)) if head in FAMILIES else []
     for key in settings:
         if key not in own:
-            close = difflib.get_close_matches(key, own, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(key, own)
             raise ValueError(
                 f"{key!r} is no setting of {head}; {hint}allowed: {', '.join(own) or 'none'}"
             )

@@ -17,13 +17,13 @@ in `epochs`, of the images' side in `crop`, `cutout` and `small_size`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from halfmeg.config import RunConfig
+from halfmeg.errors import did_you_mean
 from halfmeg.networks.table import FAMILIES, find_entry
 from halfmeg.places.load import load, takes
 from halfmeg.places.place import check_in_file, is_place
@@ -358,8 +358,7 @@ def _sorted(values: Sequence[Value]) -> list[Value]:
 
 
 def _unknown(where: str, name: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(name), allowed, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(str(name), allowed)
     return f"{where} {name!r}, which is not known; {hint}allowed: {', '.join(allowed) or 'none'}"
 
 
