@@ -17,7 +17,7 @@ from halfmeg.networks.table import MODELS
 from halfmeg.places.place import file_name, is_place
 from halfmeg.search.budget import Limits, measure_costs
 from halfmeg.search.front import best_of
-from halfmeg.search.record import Final, Stored, Trial, write_stored
+from halfmeg.search.record import Final, Stored, Trial, decided, write_stored
 from halfmeg.search.schedule import SEEDS, fit_final
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.trials import Search
@@ -144,7 +144,7 @@ def finish(
     """
     trials = search.journal.trials()
     final = search.stored.final
-    winner = best_of(trials) if final is None else trials[final.trial]
+    winner = best_of(trials) if final is None else decided(trials, final)
     if winner is None:
         return None
     assert winner.config is not None

@@ -19,17 +19,27 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import msgspec
+from msgspec import Meta
 
+from halfmeg.artifacts.facts import Count, Share, StoredSize
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
-from halfmeg.files import HAS_LOCKS, read_json, remove_dead_parts, write_atomically, write_json
+from halfmeg.files import (
+    HAS_LOCKS,
+    check_json,
+    read_json,
+    read_limited,
+    remove_dead_parts,
+    write_atomically,
+    write_json,
+)
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits
 from halfmeg.search.schedule import Plan
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
 SEARCH = "search.json"
 JOURNAL = "journal.log"
 STUDY = "search"
+MAX_JOURNAL_BYTES = 256 * 2**20
 
 Outcome = Literal["running", "done", "stopped", "failed", "over"]
 """Of a trial; `over` is over a limit, or cannot be built, and is never trained."""
@@ -90,11 +101,21 @@ class Trial:
 class Final:
     """The last comparison, once it is decided what is compared."""
 
-    trial: int
-    folder: str
-    seeds: int
+    trial: Count
+    folder: Annotated[str, Meta(pattern=r"^[\w-]+$")]
+    seeds: Count
     baselines: tuple[tuple[str, int], ...]
     tuning_trials: int
+
+
+class StoredData(TypedDict):
+    """What finds the data of a search again."""
+
+    name: str
+    source: str
+    fingerprint: str
+    image_size: StoredSize
+    options: dict[str, str | int]
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,7 @@ class Stored:
         final: None before the last comparison.
     """
 
-    data: dict[str, Any]
+    data: StoredData
     table: list[tuple[str, str]]
     place: str
     networks: list[str]
@@ -224,7 +245,7 @@ class Journal:
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        path = folder / JOURNAL
+        self.path = path = folder / JOURNAL
         _cut_torn_line(path)
         try:
             storage = JournalStorage(JournalFileBackend(str(path)))
@@ -235,9 +256,10 @@ class Journal:
                 )  # fmt: skip
             # The draws differ each time it is opened: those before are in the journal.
             seed = seed + 1000 * len(self.study.trials)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            told = one_line(error, 200)
-            raise ValueError(f"{path} is damaged: {told}") from None
+        except OSError:
+            raise
+        except Exception as error:  # Optuna believes what stands in each line
+            raise self._damaged(error) from None
         samplers = optuna.samplers
         self.study.sampler = (
             samplers.RandomSampler(seed=seed)
@@ -246,10 +268,20 @@ class Journal:
         )
 
     def trials(self) -> list[Trial]:
-        """Return all trials, in the order of their numbers."""
+        """Return all trials, in the order of their numbers.
+
+        Raises:
+            ValueError: the journal is damaged.
+        """
         with _quiet():
             frozen = self.study.get_trials(deepcopy=False)
-        return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
+        try:
+            return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
+        except (ValueError, TypeError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> ValueError:
+        return ValueError(f"{self.path} is damaged: {one_line(error, 200)}")
 
     def ask(self, values: Mapping[str, Value] | None = None) -> optuna.Trial:
         """Begin a trial, with the values that are given, or drawn ones."""
@@ -302,27 +334,57 @@ def suggest(trial: optuna.Trial, name: str, values: Any) -> Value:
     return trial.suggest_categorical(name, values)  # type: ignore[no-any-return]
 
 
+_Number = Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the program keeps of a trial beside what Optuna does."""
+
+    drawn: dict[str, Value] | None = None
+    outcome: Outcome = "running"
+    config: dict[str, Any] | None = None
+    costs: Costs | None = None
+    reached: dict[_Number, Share] = field(default_factory=dict)
+    seconds: float = 0.0
+    ended: float | None = None
+    error: str = ""
+
+
 def _read_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
-    facts = frozen.user_attrs
-    config, costs = facts.get("config"), facts.get("costs")
+    facts = check_json(frozen.user_attrs, _Facts)
     return Trial(
         number=frozen.number,
-        drawn=dict(facts.get("drawn", frozen.params)),
-        outcome=facts.get("outcome", "running") if frozen.state.is_finished() else "running",
-        config=None if config is None else RunConfig.from_dict(config),
-        costs=None if costs is None else Costs(**costs),
-        reached={int(epochs): float(a) for epochs, a in facts.get("reached", {}).items()},
-        seconds=float(facts.get("seconds", 0.0)),
-        ended=facts.get("ended"),
-        error=str(facts.get("error", "")),
+        drawn=frozen.params if facts.drawn is None else facts.drawn,
+        outcome=facts.outcome if frozen.state.is_finished() else "running",
+        config=None if facts.config is None else RunConfig.from_dict(facts.config),
+        costs=facts.costs,
+        reached={int(epochs): accuracy for epochs, accuracy in facts.reached.items()},
+        seconds=facts.seconds,
+        ended=facts.ended,
+        error=facts.error,
     )
+
+
+def decided(trials: Sequence[Trial], final: Final) -> Trial:
+    """Return the trial whose network is the winner.
+
+    Raises:
+        ValueError: search.json names one that is not there, or was never trained.
+    """
+    if final.trial >= len(trials) or trials[final.trial].config is None:
+        raise ValueError(f"{SEARCH} is damaged: it names trial {final.trial} as the winner")
+    return trials[final.trial]
 
 
 def _cut_torn_line(path: Path) -> None:
     """Drop what a crash left of a line."""
     if not path.exists():
         return
-    content = path.read_bytes()
+    try:
+        content = read_limited(path, MAX_JOURNAL_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         write_atomically(path, whole)
@@ -336,7 +398,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def describe_data(data: DataSplits) -> dict[str, Any]:
+def describe_data(data: DataSplits) -> StoredData:
     """Return what finds data again."""
     return {
         "name": data.name, "source": data.source, "fingerprint": data.fingerprint,

@@ -30,6 +30,7 @@ from halfmeg.search.record import (
     Clock,
     Journal,
     Stored,
+    StoredData,
     Trial,
     describe_data,
     is_search,
@@ -329,6 +330,6 @@ class _WithPage(SearchListener):
 
 def _identity(stored: Stored) -> Stored:
     """Return what two searches have to share to be one: all but time, plan and the data's place."""
-    data = {key: stored.data[key] for key in ("fingerprint", "image_size")}
+    data: StoredData = {**stored.data, "name": "", "source": "", "options": {}}
     same = replace(stored, data=data, seconds=0.0, leg=1, previous=(), plan=None, final=None)
     return msgspec.convert(msgspec.to_builtins(same), Stored)  # as it is after it was stored

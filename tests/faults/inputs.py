@@ -377,6 +377,55 @@ def run_files(folder: Path) -> Case:
     return case
 
 
+def search_files(folder: Path) -> Case:
+    """What a search is remembered by, as it is read to go on, and to ship a network."""
+    from halfmeg.search import record
+    from halfmeg.data.options import DataOptions
+    from halfmeg.data.shape import data_shape
+    from halfmeg.search.budget import Costs, Limits
+    from halfmeg.search.front import COST_NAMES, best_of, front
+    from halfmeg.search.schedule import Plan
+
+    data = small_data()
+    plan, final = Plan(2, 1, 0, 9.0, 10.0), record.Final(0, "final-1", 1, (("cnn", 9),), 2)
+    place = folder / "search"
+    place.mkdir()
+    record.write_stored(place, record.Stored(
+        record.describe_data(data), [("lr", "1 to 2")], "", [], [], Limits(params=9), 1, 0.2, None,
+        True, 0, "tpe", 60.0, plan=plan, final=final,
+    ))  # fmt: skip
+    journal = record.Journal(place, 0, "tpe")
+    for number in range(3):
+        trial = journal.ask()
+        record.suggest(trial, "lr", (0.1, 1.0))
+        costs, config = record.facts_of(Costs(1000, 9)), small_config(seed=number).to_dict()
+        journal.keep(trial, drawn={"lr": 0.5}, costs=costs, config=config, reached={"2": 0.5})
+        journal.tell(trial, "done", 0.5, 1000.0)
+    record.Clock(place).save()
+
+    def read() -> None:
+        stored = record.read_stored(place)
+        facts = stored.data
+        DataOptions.from_dict(facts["options"])
+        data_shape(facts["image_size"], 3)
+        assert isinstance(facts["source"] + facts["name"] + facts["fingerprint"], str)
+        trials = record.read_trials(place, stored)
+        best_of(trials)
+        for cost in COST_NAMES:
+            front(trials, cost)
+        assert stored.final is None or record.decided(trials, stored.final).config
+        assert record.Clock(place).spent() is not None
+
+    read()
+
+    def case(rng: random.Random) -> str:
+        with damaged(place / rng.choice((record.SEARCH, record.JOURNAL, "clock.json")), rng):
+            no, _ = refused(read)
+        return "refused" if no else "right"  # as above
+
+    return case
+
+
 def stored_arrays(folder: Path) -> Case:
     """Weights and logits of a run."""
     run = make_run(folder)
@@ -550,6 +599,7 @@ KINDS: dict[str, Callable[[Path], Case]] = {
     "cache": cache,
     "checkpoints": checkpoints,
     "run files": run_files,
+    "search files": search_files,
     "weights and logits": stored_arrays,
     "bundles": bundles,
     "onnx": onnx_files,
@@ -558,6 +608,6 @@ KINDS: dict[str, Callable[[Path], Case]] = {
 
 SHARES = {
     "images": 500, "parquet": 150, "cifar": 120, "weights and logits": 100, "cache": 50,
-    "checkpoints": 30, "run files": 30, "bundles": 10, "onnx": 5, "hub": 5,
+    "checkpoints": 30, "run files": 30, "search files": 30, "bundles": 10, "onnx": 5, "hub": 5,
 }  # fmt: skip
 """Of a thousand cases: fewer where each takes long."""
