@@ -76,10 +76,10 @@ def verify_onnx(bundle: Bundle, name: str, *, compare: bool = True) -> bytes:
     except Exception as error:  # the runtime's errors have no common base
         reason = one_line(error, 200)
         raise ValueError(f"{path} cannot be used: {reason}") from None
-    if logits.shape != reference.shape:
+    expected = (len(images), len(bundle.classes))
+    if logits.shape != expected:
         raise ValueError(
-            f"{path} gives logits of shape {tuple(logits.shape)}, "
-            f"the weights {tuple(reference.shape)}"
+            f"{path} gives logits of shape {tuple(logits.shape)}; expected: {expected}"
         )
     if not compare:
         return content

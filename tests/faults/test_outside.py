@@ -346,9 +346,25 @@ def outside() -> onnx.ModelProto:
     return model
 
 
+def laborious() -> onnx.ModelProto:
+    """Four thousand convolutions that share their weights: an hour of work in a file of 4 MB."""
+    convolutions = [
+        helper.make_node("Conv", [f"m{index}", "weight"], [f"m{index + 1}"])
+        for index in range(4_000)
+    ]
+    return graph(
+        helper.make_node("Cast", ["pixels"], ["f"], to=1),
+        helper.make_node("Tile", ["f", "repeats"], ["m0"]),
+        *convolutions,
+        helper.make_node("GlobalAveragePool", ["m4000"], ["logits"]),
+        repeats=np.array([1, 320, 1, 1]), weight=np.zeros((960, 960, 1, 1), np.float32),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
+        (laborious, "steps for an image; allowed"),
         (always_seven, "does not do what the weights do"),
         (endless, "Loop branches or loops"),
         (huge, "unknown or huge size"),
@@ -364,6 +380,78 @@ def test_an_onnx_file_that_means_harm(place: Path, make: Any, told: str) -> None
         open_runner(seal(place, make()))
     assert "\n" not in str(refused.value)
     assert torch.get_num_threads() >= 1
+
+
+def seven_of_eleven() -> onnx.ModelProto:
+    return graph(
+        helper.make_node("Cast", ["pixels"], ["f"], to=1),
+        helper.make_node("ReduceMean", ["f", "axes"], ["m"], keepdims=0),
+        helper.make_node("Unsqueeze", ["m", "one"], ["u"]),
+        helper.make_node("Mul", ["u", "row"], ["logits"]),
+        axes=np.array([1, 2, 3]), one=np.array([1]), row=np.ones((1, 11), np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [seven_of_eleven, endless, laborious, lambda: b"\xff", lambda: b""])
+def test_the_graph_of_a_network_of_ones_own_means_harm(place: Path, make: Any) -> None:
+    """It is all that a bundle has of such a network; there are no weights to compare it with."""
+    described = json.loads((place / "model.json").read_text())
+    (place / "model.json").write_text(json.dumps(described | {"model": "mine.py:Net"}))
+    bundle = seal(place, make())
+    assert bundle.is_own
+    data = dataclasses.replace(small_data(), classes=bundle.classes)
+    test = dataclasses.replace(data.test, classes=bundle.classes)
+    with pytest.raises(ValueError, match=r"model.onnx (cannot be used|gives)"):
+        open_runner(bundle)
+    with pytest.raises(ValueError, match=r"model.onnx (cannot be used|gives)"):
+        bundle.evaluate(dataclasses.replace(data, test=test))
+
+
+# --- C of a bundle -----------------------------------------------------------------------------
+
+HEADER = """#include <stdint.h>
+#define NET_IMAGE_BYTES 12
+#define NET_CLASSES 2
+void net_classify(const uint8_t *image, float *logits);
+"""
+SOURCE = """#include "net.h"
+static const char command[] = "touch attacked";
+void net_classify(const uint8_t *image, float *logits)
+{
+    uint32_t block[2] = {(uint32_t)command, sizeof command - 1};
+    register uint32_t r0 __asm__("r0") = 0x12; /* SYS_SYSTEM: a command for the host */
+    register void *r1 __asm__("r1") = block;
+    logits[0] = image[0];
+    logits[1] = image[11];
+    %s
+}
+"""
+CALL = '__asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");'
+
+
+@pytest.mark.skipif(missing_tool() is not None, reason=str(missing_tool()))
+def test_c_on_an_emulated_board_reaches_nothing_of_this_machine(tmp_path, monkeypatch) -> None:
+    """An emulator with semihosting would open any file and run any command for it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
+    found = run_on("cortex-m4", SOURCE % "(void)r0, (void)r1;", HEADER, "net", images)
+    assert found.logits.tolist() == [[0, 11], [12, 23]]
+    with monkeypatch.context() as patched:
+        patched.setattr("halfmeg.files.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(ValueError, match="stopped before it had finished"):
+            run_on("cortex-m4", SOURCE % CALL, HEADER, "net", images)
+    assert list(tmp_path.rglob("sent.bin"))
+    assert not list(tmp_path.rglob("attacked"))
+    with pytest.raises(ValueError, match="stopped before it had finished"):
+        run_on("cortex-m4", SOURCE % "*(volatile int *)0xFFFFFFF0 = 0;", HEADER, "net", images)
+
+
+@pytest.mark.parametrize("described", [5, {}, {"name": 3}, {"name": "../net"}, {"name": "other"}])
+def test_c_that_a_bundle_describes_wrongly(place: Path, described: Any) -> None:
+    path = place / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"c": described}))
+    with pytest.raises(ValueError, match=r"model.json is damaged|has no c/src/other.c"):
+        bench_device(Bundle.open(place), "cortex-m4")
 
 
 # --- a hub -------------------------------------------------------------------------------------
