@@ -379,9 +379,9 @@ def run_files(folder: Path) -> Case:
 
 def search_files(folder: Path) -> Case:
     """What a search is remembered by, as it is read to go on, and to ship a network."""
-    from halfmeg.search import record
     from halfmeg.data.options import DataOptions
     from halfmeg.data.shape import data_shape
+    from halfmeg.search import record
     from halfmeg.search.budget import Costs, Limits
     from halfmeg.search.front import COST_NAMES, best_of, front
     from halfmeg.search.schedule import Plan

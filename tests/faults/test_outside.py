@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
@@ -21,10 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from inputs import KINDS
+from inputs import KINDS, small_data
 from page_requests import question
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
+from halfmeg.shipping.device import bench_device, missing_tool, run_on
 from halfmeg.shipping.gate import ANSWER, ASK, UPLOAD, Gate, Sweeper, check_upload, is_own_name
 from halfmeg.shipping.predict import open_runner
 
@@ -392,14 +394,16 @@ def seven_of_eleven() -> onnx.ModelProto:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [seven_of_eleven, endless, laborious, lambda: b"\xff", lambda: b""])
+@pytest.mark.parametrize(
+    "make", [seven_of_eleven, endless, laborious, lambda: b"\xff", lambda: b""]
+)
 def test_the_graph_of_a_network_of_ones_own_means_harm(place: Path, make: Any) -> None:
     """It is all that a bundle has of such a network; there are no weights to compare it with."""
     described = json.loads((place / "model.json").read_text())
     (place / "model.json").write_text(json.dumps(described | {"model": "mine.py:Net"}))
     bundle = seal(place, make())
     assert bundle.is_own
-    data = dataclasses.replace(small_data(), classes=bundle.classes)
+    data = small_data()
     test = dataclasses.replace(data.test, classes=bundle.classes)
     with pytest.raises(ValueError, match=r"model.onnx (cannot be used|gives)"):
         open_runner(bundle)
