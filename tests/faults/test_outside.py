@@ -139,6 +139,35 @@ def test_other_requests_are_refused(tmp_path: Path) -> None:
     assert ask(tmp_path, "GET", "/gradio_api/proxy=http://10.0.0.1/") == 403
 
 
+@pytest.mark.parametrize("sent", [0, 1, 2, 3])
+def test_what_the_pages_library_raises_is_one_line(tmp_path: Path, caplog, sent: int) -> None:
+    """As for the stream of a session that nobody knows: the answer has begun by then."""
+    answer: list[Any] = [
+        {"type": "http.response.start", "status": 200, "headers": []},
+        {"type": "http.response.body", "body": b"a", "more_body": True},
+        {"type": "http.response.body", "body": b"b"},
+    ]
+    got: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in answer[:sent]:
+            await send(message)
+        raise RuntimeError("response already started") from KeyError("one\nhalfmeg: two")
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": ANSWER, "headers": [(b"host", b"localhost")]}
+    asyncio.run(Gate(app, "127.0.0.1", Sweeper(tmp_path), dict)(scope, None, send))
+    assert [message["type"] for message in got].count("http.response.start") == 1
+    assert got[0]["status"] == (200 if sent else 500)
+    assert not got[-1].get("more_body")
+    assert got[-1]["type"] == "http.response.body"
+    (record,) = caplog.records
+    assert record.getMessage().startswith("halfmeg: a request was not answered: ")
+    assert "\n" not in record.getMessage()
+
+
 def test_uploads_are_deleted_as_they_are_answered(tmp_path: Path) -> None:
     sweeper = Sweeper(tmp_path)
     (tmp_path / "example.png").touch()
