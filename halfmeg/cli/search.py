@@ -224,7 +224,8 @@ def find_run(
     from halfmeg.search.finish import shipped_run
     from halfmeg.search.front import best_of
     from halfmeg.search.front import pick as pick_trial
-    from halfmeg.search.record import decided, read_stored, read_trials
+    from halfmeg.search.journal import read_trials
+    from halfmeg.search.record import decided, read_stored
 
     path = Path(folder)
     stored: Stored = read_stored(path)

@@ -1,4 +1,4 @@
-"""What a search keeps: `search.json`, its clock, and Optuna's journal of trials.
+"""What a search keeps: `search.json`, its clock, and its trials, which `journal` reads.
 
 | file of the folder | holds |
 |---|---|
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,17 +26,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 import msgspec
 from msgspec import Meta
 
-from halfmeg.artifacts.facts import Count, Share, StoredSize
+from halfmeg.artifacts.facts import Count, StoredSize
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
-from halfmeg.errors import one_line
 from halfmeg.files import (
     HAS_LOCKS,
-    check_json,
     read_json,
-    read_limited,
     remove_dead_parts,
-    write_atomically,
     write_json,
 )
 from halfmeg.places.settings import Value
@@ -45,12 +40,10 @@ from halfmeg.search.budget import Costs, Limits
 from halfmeg.search.schedule import Plan
 
 if TYPE_CHECKING:
-    import optuna
+    pass
 
 SEARCH = "search.json"
 JOURNAL = "journal.log"
-STUDY = "search"
-MAX_JOURNAL_BYTES = 256 * 2**20
 
 Outcome = Literal["running", "done", "stopped", "failed", "over"]
 """Of a trial; `over` is over a limit, or cannot be built, and is never trained."""
@@ -229,143 +222,6 @@ class Clock:
         write_json(self.path, {"spent": self.spent()})
 
 
-class Journal:
-    """The trials of a search, in Optuna's journal.
-
-    Raises:
-        ValueError: Optuna is not installed, or the journal is damaged.
-    """
-
-    def __init__(self, folder: Path, seed: int, strategy: str) -> None:
-        try:
-            import optuna
-        except ImportError:
-            raise ValueError("a search needs Optuna: pip install -e '.[search]'") from None
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.path = path = folder / JOURNAL
-        _cut_torn_line(path)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            with _quiet():
-                self.study: optuna.Study = optuna.create_study(
-                    storage=storage, study_name=STUDY, directions=["maximize", "minimize"],
-                    load_if_exists=True,
-                )  # fmt: skip
-            # The draws differ each time it is opened: those before are in the journal.
-            seed = seed + 1000 * len(self.study.trials)
-        except OSError:
-            raise
-        except Exception as error:  # Optuna believes what stands in each line
-            raise self._damaged(error) from None
-        samplers = optuna.samplers
-        self.study.sampler = (
-            samplers.RandomSampler(seed=seed)
-            if strategy == "random"
-            else samplers.TPESampler(seed=seed)
-        )
-
-    def trials(self) -> list[Trial]:
-        """Return all trials, in the order of their numbers.
-
-        Raises:
-            ValueError: the journal is damaged.
-        """
-        with _quiet():
-            frozen = self.study.get_trials(deepcopy=False)
-        try:
-            return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
-        except (ValueError, TypeError) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error: Exception) -> ValueError:
-        return ValueError(f"{self.path} is damaged: {one_line(error, 200)}")
-
-    def ask(self, values: Mapping[str, Value] | None = None) -> optuna.Trial:
-        """Begin a trial, with the values that are given, or drawn ones."""
-        with _quiet():
-            if values is not None:
-                self.study.enqueue_trial(dict(values))
-            return self.study.ask()
-
-    def open(self, number: int) -> optuna.Trial:
-        """Return a trial that is running."""
-        from optuna import Trial as Live
-
-        return Live(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
-
-    def keep(self, trial: optuna.Trial, **facts: Any) -> None:
-        """Write facts of a trial."""
-        for name, value in facts.items():
-            trial.set_user_attr(name, msgspec.to_builtins(value))
-
-    def tell(
-        self, trial: optuna.Trial, outcome: Outcome, accuracy: float, cost: float, error: str = ""
-    ) -> None:
-        """End a trial.
-
-        What was stopped counts by the accuracy that it had; a failure and what is over a limit by
-        an accuracy of 0.
-        """
-        self.keep(trial, outcome=outcome, **({"error": error} if error else {}))
-        with _quiet():
-            self.study.tell(trial, [accuracy, cost])
-
-
-def read_trials(folder: Path, stored: Stored) -> list[Trial]:
-    """Return the trials of a search that may be under way; nothing is written.
-
-    Raises:
-        ValueError: Optuna is not installed, or the journal is damaged or missing.
-    """
-    if not (folder / JOURNAL).exists():
-        raise ValueError(f"{folder} has no trials yet")
-    return Journal(folder, stored.seed, stored.strategy).trials()
-
-
-def suggest(trial: optuna.Trial, name: str, values: Any) -> Value:
-    """Draw a value of a dimension."""
-    if isinstance(values, range):
-        return trial.suggest_int(name, values[0], values[-1], step=values.step)
-    if isinstance(values, tuple):
-        return trial.suggest_float(name, *values, log=values[0] > 0)
-    return trial.suggest_categorical(name, values)  # type: ignore[no-any-return]
-
-
-_Number = Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")]
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What the program keeps of a trial beside what Optuna does."""
-
-    drawn: dict[str, Value] | None = None
-    outcome: Outcome = "running"
-    config: dict[str, Any] | None = None
-    costs: Costs | None = None
-    reached: dict[_Number, Share] = field(default_factory=dict)
-    seconds: float = 0.0
-    ended: float | None = None
-    error: str = ""
-
-
-def _read_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
-    facts = check_json(frozen.user_attrs, _Facts)
-    return Trial(
-        number=frozen.number,
-        drawn=frozen.params if facts.drawn is None else facts.drawn,
-        outcome=facts.outcome if frozen.state.is_finished() else "running",
-        config=None if facts.config is None else RunConfig.from_dict(facts.config),
-        costs=facts.costs,
-        reached={int(epochs): accuracy for epochs, accuracy in facts.reached.items()},
-        seconds=facts.seconds,
-        ended=facts.ended,
-        error=facts.error,
-    )
-
-
 def decided(trials: Sequence[Trial], final: Final) -> Trial:
     """Return the trial whose network is the winner.
 
@@ -375,27 +231,6 @@ def decided(trials: Sequence[Trial], final: Final) -> Trial:
     if final.trial >= len(trials) or trials[final.trial].config is None:
         raise ValueError(f"{SEARCH} is damaged: it names trial {final.trial} as the winner")
     return trials[final.trial]
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop what a crash left of a line."""
-    if not path.exists():
-        return
-    try:
-        content = read_limited(path, MAX_JOURNAL_BYTES)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_atomically(path, whole)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out Optuna's remarks on interfaces that may change."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def describe_data(data: DataSplits) -> StoredData:

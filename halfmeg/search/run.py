@@ -24,11 +24,11 @@ from halfmeg.search.finish import (
     finish,
     time_baselines,
 )
+from halfmeg.search.journal import Journal
 from halfmeg.search.lanes import SearchListener
 from halfmeg.search.page import write_page
 from halfmeg.search.record import (
     Clock,
-    Journal,
     Stored,
     StoredData,
     Trial,

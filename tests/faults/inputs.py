@@ -381,7 +381,7 @@ def search_files(folder: Path) -> Case:
     """What a search is remembered by, as it is read to go on, and to ship a network."""
     from halfmeg.data.options import DataOptions
     from halfmeg.data.shape import data_shape
-    from halfmeg.search import record
+    from halfmeg.search import journal, record
     from halfmeg.search.budget import Costs, Limits
     from halfmeg.search.front import COST_NAMES, best_of, front
     from halfmeg.search.schedule import Plan
@@ -394,13 +394,13 @@ def search_files(folder: Path) -> Case:
         record.describe_data(data), [("lr", "1 to 2")], "", [], [], Limits(params=9), 1, 0.2, None,
         True, 0, "tpe", 60.0, plan=plan, final=final,
     ))  # fmt: skip
-    journal = record.Journal(place, 0, "tpe")
+    trials_of = journal.Journal(place, 0, "tpe")
     for number in range(3):
-        trial = journal.ask()
-        record.suggest(trial, "lr", (0.1, 1.0))
+        trial = trials_of.ask()
+        journal.suggest(trial, "lr", (0.1, 1.0))
         costs, config = record.facts_of(Costs(1000, 9)), small_config(seed=number).to_dict()
-        journal.keep(trial, drawn={"lr": 0.5}, costs=costs, config=config, reached={"2": 0.5})
-        journal.tell(trial, "done", 0.5, 1000.0)
+        trials_of.keep(trial, drawn={"lr": 0.5}, costs=costs, config=config, reached={"2": 0.5})
+        trials_of.tell(trial, "done", 0.5, 1000.0)
     record.Clock(place).save()
 
     def read() -> None:
@@ -409,7 +409,7 @@ def search_files(folder: Path) -> Case:
         DataOptions.from_dict(facts["options"])
         data_shape(facts["image_size"], 3)
         assert isinstance(facts["source"] + facts["name"] + facts["fingerprint"], str)
-        trials = record.read_trials(place, stored)
+        trials = journal.read_trials(place, stored)
         best_of(trials)
         for cost in COST_NAMES:
             front(trials, cost)

@@ -39,7 +39,8 @@ from halfmeg.search.budget import (
 )
 from halfmeg.search.finish import _configs
 from halfmeg.search.front import front, pick, read_answers
-from halfmeg.search.record import JOURNAL, Final, Trial, read_stored, read_trials
+from halfmeg.search.journal import read_trials
+from halfmeg.search.record import JOURNAL, Final, Trial, read_stored
 from halfmeg.search.run import describe_search, give_time, open_search, start
 from halfmeg.search.schedule import (
     domination_ranks,
