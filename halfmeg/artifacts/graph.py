@@ -88,7 +88,7 @@ def _check_nodes(model: Any, num_params: int, most_numbers: int) -> None:
 
 
 def _shapes(model: Any, shape: ImageShape) -> dict[str, list[int]]:
-    """Return the shape of each tensor that is read, or computed of two images, where it is known."""
+    """Return the shapes of what is read and computed of two images, where they are known."""
     import onnx
 
     graph = model.graph
@@ -112,7 +112,7 @@ def _terms(node: Any, shapes: Mapping[str, Sequence[int]]) -> int:
     of_inputs = [shapes.get(name, []) for name in node.input] or [[]]
     for attribute in node.attribute:
         if attribute.name == "kernel_shape" and "Pool" in node.op_type:
-            return max(1, math.prod(attribute.ints))
+            return int(max(1, math.prod(attribute.ints)))
     if "Conv" in node.op_type:
         weight = max(of_inputs[1:], key=len, default=[])
         outputs = weight[1:2] if "Transpose" in node.op_type else weight[:1]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import io
 import os
 import urllib.error
 import urllib.request

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -38,9 +38,6 @@ from halfmeg.files import (
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits
 from halfmeg.search.schedule import Plan
-
-if TYPE_CHECKING:
-    pass
 
 SEARCH = "search.json"
 JOURNAL = "journal.log"

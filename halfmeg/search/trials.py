@@ -19,7 +19,6 @@ from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
 from halfmeg.search.journal import Journal, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
-from halfmeg.search.journal import Journal, suggest
 from halfmeg.search.record import Clock, Stored, Trial
 from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
 from halfmeg.search.segment import Reached

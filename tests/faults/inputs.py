@@ -20,7 +20,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -398,7 +398,7 @@ def search_files(folder: Path) -> Case:
     for number in range(3):
         trial = trials_of.ask()
         journal.suggest(trial, "lr", (0.1, 1.0))
-        costs, config = record.facts_of(Costs(1000, 9)), small_config(seed=number).to_dict()
+        costs, config = asdict(Costs(1000, 9)), small_config(seed=number).to_dict()
         trials_of.keep(trial, drawn={"lr": 0.5}, costs=costs, config=config, reached={"2": 0.5})
         trials_of.tell(trial, "done", 0.5, 1000.0)
     record.Clock(place).save()

@@ -157,8 +157,11 @@ def test_what_the_pages_library_raises_is_one_line(tmp_path: Path, caplog, sent:
     async def send(message: Any) -> None:
         got.append(message)
 
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
     scope = {"type": "http", "method": "GET", "path": ANSWER, "headers": [(b"host", b"localhost")]}
-    asyncio.run(Gate(app, "127.0.0.1", Sweeper(tmp_path), dict)(scope, None, send))
+    asyncio.run(Gate(app, "127.0.0.1", Sweeper(tmp_path), dict)(scope, receive, send))
     assert [message["type"] for message in got].count("http.response.start") == 1
     assert got[0]["status"] == (200 if sent else 500)
     assert not got[-1].get("more_body")
