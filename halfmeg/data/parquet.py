@@ -29,6 +29,9 @@ LABEL_COLUMNS = ("label", "labels")
 BATCH_ROWS = 8
 """Rows that are held at once; few, as each may be as large as an image file may be."""
 
+MOST_WORDS = 32
+"""A column of more different texts names no parts."""
+
 ROW_BYTES = 600
 """What a row takes beside its contents."""
 
@@ -152,7 +155,7 @@ def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
 
     @cache
     def words_of(column: str) -> set[str]:  # in all files, since one may hold a part alone
-        return set().union(*(_ends(path, column) for path in files.parts.get("all", [])))
+        return set().union(*(_words(path, column) for path in files.parts.get("all", [])))
 
     tables = {
         part: [_read_file(path, options, words_of) for path in paths]
@@ -242,12 +245,15 @@ def _read_file(path: Path, options: DataOptions, words_of: Callable[[str], set[s
     import pyarrow.parquet as pq
 
     with _as_mistake(path):
-        file = pq.ParquetFile(path)
+        room, file = Room(path), pq.ParquetFile(path)
+        groups = range(file.metadata.num_row_groups)
+        room.require(sum(file.metadata.row_group(i).total_byte_size for i in groups))
+        room.require(ROW_BYTES * file.metadata.num_rows)
         schema = file.schema_arrow
         structs = [f.name.lower() for f in schema if str(f.type).startswith("struct<bytes: ")]
         images = dict.fromkeys((*IMAGE_COLUMNS, *(structs if len(structs) == 1 else ())))
         columns = find_columns(path, schema.names, options, ([*images], LABEL_COLUMNS), words_of)
-        rows = _read_rows(path, file, columns, options)
+        rows = _read_rows(path, file, columns, options, room)
         return _Table(path, rows, _label_names(schema.metadata or {}, columns.label), columns)
 
 
@@ -263,28 +269,33 @@ def _as_mistake(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
 
 
-def _ends(path: Path, column: str) -> set[str]:
-    """Return a column's least and greatest text in each row group, as far as the file tells."""
+def _words(path: Path, column: str) -> set[str]:
+    """Return the texts of a column, or the first of many: one that names parts has few.
+
+    The least and greatest stand in the file's metadata too; but where those are damaged, pyarrow
+    ends the process.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     found: set[str] = set()
     with _as_mistake(path):
-        metadata = pq.read_metadata(path)
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            for chunk in map(group.column, range(group.num_columns)):
-                ends = chunk.statistics if chunk.path_in_schema == column else None
-                if ends is not None and ends.has_min_max:
-                    found |= {str(ends.min), str(ends.max)}
+        file = pq.ParquetFile(path)
+        kind = file.schema_arrow.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            return found
+        for batch in file.iter_batches(batch_size=8 * BATCH_ROWS, columns=[column]):
+            found |= {text for text in batch[column].unique().to_pylist() if text is not None}
+            if len(found) > MOST_WORDS:
+                break
     return found
 
 
-def _read_rows(path: Path, file: Any, columns: Columns, options: DataOptions) -> list[_Row]:
+def _read_rows(
+    path: Path, file: Any, columns: Columns, options: DataOptions, room: Room
+) -> list[_Row]:
     names = [n for n in (columns.image, columns.label, columns.group, columns.part) if n]
-    room = Room(path)
-    groups_of_rows = range(file.metadata.num_row_groups)
-    room.require(sum(file.metadata.row_group(i).total_byte_size for i in groups_of_rows))
-    room.require(ROW_BYTES * file.metadata.num_rows)
     rows: list[_Row] = []
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(dict.fromkeys(names))):
         groups, words = (_texts(batch, name) for name in (columns.group, columns.part))

@@ -8,6 +8,8 @@ import io
 import lzma
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -161,7 +163,8 @@ def test_an_archive_of_another_kind_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"abcde", b"\0\0\x08\x03\0\0\0"])
 def test_a_short_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is damaged"):
         load_dataset(str(tmp_path))
 
@@ -251,3 +254,33 @@ def test_paths_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     path = write_table(tmp_path / "x.parquet", image=images, label=[0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"x.parquet"):
         load_dataset(path)
+
+
+def test_damaged_metadata_of_a_table_ends_no_process(tmp_path: Path) -> None:
+    """Of 500 such files pyarrow ends the process at two, where a chunk's metadata is asked for."""
+    parts = ["train"] * 8 + ["test"] * 4
+    path = Path(write_table(tmp_path / "x.parquet", img=pictures(), label=[0, 1] * 6, which=parts))
+    data = load_dataset(str(path), image_size=8)
+    assert (len(data.train), len(data.test)) == (8, 4)
+    code = (
+        "import sys\nfrom halfmeg.data.options import DataOptions\n"
+        "import halfmeg.data.parquet as p, pyarrow.parquet as pq\n"
+        "def no(*_): raise AssertionError('the metadata of a chunk is asked for')\n"
+        "class Group:\n"
+        "    def __init__(self, inner): self.total_byte_size = inner.total_byte_size\n"
+        "    column = no\n"
+        "class Meta:\n"
+        "    def __init__(self, inner): self.inner = inner\n"
+        "    num_rows = property(lambda self: self.inner.num_rows)\n"
+        "    num_row_groups = property(lambda self: self.inner.num_row_groups)\n"
+        "    def row_group(self, index): return Group(self.inner.row_group(index))\n"
+        "inner = pq.ParquetFile.metadata.fget\n"
+        "pq.ParquetFile.metadata = property(lambda self: Meta(inner(self)))\n"
+        "pq.read_metadata = no\n"
+        "source = p.read_parquet(p.find_parquet(p.Path(sys.argv[1])), DataOptions())\n"
+        "print(sorted(source.parts))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "['test', 'train']\n", done.stderr
