@@ -145,6 +145,11 @@ def parse_amount(name: str, text: str) -> float:
     return amount if name == "latency" else int(amount)
 
 
+def describe_latency(limits: Limits) -> str:
+    """Return where a latency comes from."""
+    return f"estimated for {limits.chip}" if limits.chip else "measured on this machine"
+
+
 def describe_limit(name: str, value: float) -> str:
     """Return a limit or a cost as text."""
     if name == "latency":
@@ -270,6 +275,7 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
         if any(map(fits, (low, space.scaled(network, 0), *one_at_its_end))):
             return
     told = []
+    reasons: list[str] = []
     for name, limit in limits.given.items():
         none = Limits(**{name: 1e-9}, chip=limits.chip if name == "latency" else "")  # type: ignore[arg-type]
 
@@ -277,12 +283,19 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
             whole = name in ("flash", "ram")
             try:
                 found = measure_costs(space.model(drawn), num_classes, shape, none, whole=whole)
-            except ValueError:
+            except ValueError as error:
+                reasons.append(str(error))
                 return None
             value = getattr(found, name)
-            return None if value is None else float(value)
+            if value is None:
+                reasons.append(f"--{name} needs its form in C: {found.no_c}")
+                return None
+            return float(value)
 
-        network, least = _smallest(space, cost)
+        smallest = _smallest(space, cost)
+        if smallest is None:
+            raise ValueError(f"no network of the space can be taken; {reasons[0]}")
+        network, least = smallest
         if least > limit:
             told.append(
                 f"--{name} {describe_limit(name, limit)}: the smallest, {network}, has "
@@ -296,13 +309,12 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
     )
 
 
-def _smallest(space: Space, cost: Callable[[dict[str, Value]], float | None]) -> tuple[str, float]:
-    """Return the least that a candidate of the space costs, and its network.
+def _smallest(
+    space: Space, cost: Callable[[dict[str, Value]], float | None]
+) -> tuple[str, float] | None:
+    """Return the least that a candidate of the space costs, and its network; None without any.
 
     Each parameter is set to whichever end costs less, one after another.
-
-    Raises:
-        ValueError: nothing of the space has this cost at all.
     """
     best: tuple[str, float] | None = None
     for network in space.networks:
@@ -315,8 +327,6 @@ def _smallest(space: Space, cost: Callable[[dict[str, Value]], float | None]) ->
                 drawn, least = other, found
         if least is not None and (best is None or least < best[1]):
             best = short_name(space.model(drawn)), least
-    if best is None:
-        raise ValueError("no network of the space can be built for this data")
     return best
 
 

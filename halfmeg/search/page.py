@@ -11,7 +11,7 @@ import jinja2
 from halfmeg.data.dataset import hold_out
 from halfmeg.files import write_atomically
 from halfmeg.places.place import short_name
-from halfmeg.search.budget import describe_limit
+from halfmeg.search.budget import describe_latency, describe_limit
 from halfmeg.search.figures import (
     COST_LABELS,
     curves_figure,
@@ -173,7 +173,7 @@ def _context(
     return {
         "stored": stored,
         "limits": [describe_limit(name, value) for name, value in limits.given.items()],
-        "latency": f"estimated for {limits.chip}" if limits.chip else "measured on this machine",
+        "latency": describe_latency(limits),
         "outcome": outcome,
         "best": best,
         "interval": None if best is None else accuracy_interval(best, count),
@@ -195,6 +195,7 @@ def _context(
         "cost": describe_limit,
         "cost_labels": COST_LABELS,
         "names": {t.number: short_name(t.config.model) for t in trials if t.config is not None},
+        "short": short_name,
     }
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from halfmeg.config import RunConfig
@@ -229,13 +229,20 @@ def build_space(
         value, before = getattr(given, key), table.get(key)
         nested = before.get(value) if isinstance(before, Mapping) else None
         table[key] = value if nested is None else {value: nested}
-    if NETWORK not in table:
-        raise ValueError(f"the space has no {NETWORK!r}; add it, as in SPACE of halfmeg.search")
+        table = {
+            name: values if name == NETWORK else _without(key, values)
+            for name, values in table.items()
+        }
     allowed = [NETWORK, *(f.name for f in fields(RunConfig) if f.name not in RESERVED)]
-    dimensions: list[Dimension] = []
-    for name, values in table.items():
+    for name in table:
+        if name in RESERVED:
+            raise ValueError(f"the space has {name!r}, which the search decides; leave it out")
         if name not in allowed:
             raise ValueError(_unknown("the space has", name, allowed))
+    if NETWORK not in table:
+        raise ValueError(f"the space has no {NETWORK!r}; add it, as in SPACE of halfmeg.search")
+    dimensions: list[Dimension] = []
+    for name, values in table.items():
         if name == NETWORK and not isinstance(values, Mapping):
             names = values if isinstance(values, list) else [values]
             values = {str(named): {} for named in names}
@@ -254,8 +261,23 @@ def build_space(
                     raise ValueError(_unknown(f"{choice} in the space has", key, allowed))
                 _add(dimensions, f"{choice}.{key}", its, name, choice)
     space = Space(tuple(dimensions))
+    parents: dict[str, str] = {}
+    for d in space.dimensions:
+        if d.of_recipe and parents.setdefault(d.setting, d.parent) != d.parent:
+            raise ValueError(f"the space gives {d.setting} twice; leave it out where {d.name} is")
     _check_settings(space)
     return space
+
+
+def _without(key: str, values: Any) -> Any:
+    """Return the values of a setting without those of another one behind its choices."""
+    if not isinstance(values, Mapping):
+        return values
+    return {
+        choice: {k: v for k, v in nested.items() if k != key}
+        if isinstance(nested, Mapping) else nested
+        for choice, nested in values.items()
+    }  # fmt: skip
 
 
 def _of_network(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,6 +341,8 @@ def _check_settings(space: Space) -> None:
         }
         needs = others.get(name, {}) | ({"milestones": [1]} if value == "step" else {})
         try:
+            if isinstance(value, str):  # says what is allowed
+                replace(RunConfig.from_dict(base | needs), **{name: value})
             RunConfig.from_dict(base | needs | {name: value})
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}={value!r} in the space: {error}") from None

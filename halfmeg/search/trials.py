@@ -6,6 +6,7 @@ a search that was killed goes on where it was: a run under way from its last epo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +34,6 @@ MOST_DRAWS = 300
 SLOWEST = 2.0
 """A trial fails that would take so many times as long as the plan has for a run."""
 
-SHORTEST_SECONDS = 30.0
 MOST_FAILURES = 20
 """So many failed trials end a search of which none has come to its end."""
 
@@ -136,10 +136,9 @@ def run_trials(search: Search) -> None:
         OSError: the disk is full or cannot be written.
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
-    most_seconds = SLOWEST * max(search.seconds_left, SHORTEST_SECONDS) / FULL_RUNS
     with Lanes(
         search.data, search.workers, search.cluster, search.run_folders, search.clock,
-        most_seconds, search.listener,
+        search.listener,
     ) as lanes:  # fmt: skip
         engine = _Engine(search, lanes)
         engine.go_on()
@@ -270,11 +269,17 @@ class _Engine:
 
     def _train(self, trial: Trial) -> None:
         assert trial.config is not None
+        assert self.search.stored.plan is not None
         rungs = rung_epochs(trial.config.epochs)
         if self.search.stored.strategy == "random":
             rungs = rungs[-1:]
         until = next((rung for rung in rungs if rung > trial.epochs), rungs[-1])
-        self.lanes.submit(trial, until)
+        most_seconds = self.search.stored.plan.search_seconds * SLOWEST / FULL_RUNS
+        self.lanes.submit(trial, until, math.inf if self._has_to_end(trial) else most_seconds)
+
+    def _has_to_end(self, trial: Trial) -> bool:
+        """Return whether it is trained to its end whatever it takes, so that there is a network."""
+        return not self.trials_done and trial.number == min(self.live)
 
     def _end(self, trial: Trial, outcome: Any, error: str = "") -> None:
         costs = trial.costs
@@ -312,7 +317,7 @@ class _Engine:
 
     def _has_time_for(self, trial: Trial) -> bool:
         assert trial.config is not None
-        if not self.trials_done and trial.number == min(self.live):
+        if self._has_to_end(trial):
             return True
         epoch = trial.seconds / trial.epochs if trial.epochs else self._seconds_of_epoch()
         return epoch * (trial.config.epochs - trial.epochs) <= self.search.seconds_left

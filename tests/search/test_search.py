@@ -100,7 +100,7 @@ def searched(
     settings = {"limits": Limits(params=700), "place": "tiny.py:SPACE", "compare": False} | others
     stored, space = describe_search(data, seconds=seconds, **settings)
     outcome = start(folder, data, stored, space)
-    return outcome, read_trials(folder, read_stored(folder))
+    return outcome, read_trials(folder)
 
 
 # A network's settings
@@ -453,7 +453,7 @@ def test_given_time_a_search_goes_on(
     trials, out = found[2], shutil.copytree(found[0], tmp_path / "out")
     give_time(out, 4)
     start(out, few_digits, *open_search(out, few_digits))
-    more = read_trials(out, read_stored(out))
+    more = read_trials(out)
     assert [t.number for t in more] == list(range(len(more)))
     for before, after in zip(trials, more, strict=False):
         if before.outcome in ("stopped", "running"):  # these may go on
@@ -533,7 +533,7 @@ def test_a_killed_search_goes_on_and_neither_repeats_nor_loses_a_trial(
     assert outcome.code == 0, outcome.err
     after = finished_trials(tmp_path / "out")
     assert {n: after[n] for n in done} == done
-    trials = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
+    trials = read_trials(tmp_path / "out")
     configs = [t.config for t in trials if t.was_trained]
     assert len(set(configs)) == len(configs)
     for trial in trials:
@@ -545,7 +545,7 @@ def test_a_killed_search_goes_on_and_neither_repeats_nor_loses_a_trial(
 
 def finished_trials(folder: Path) -> dict[str, Any]:
     """Return the metrics, as text, of the trials that the journal has as done."""
-    trials = read_trials(folder, read_stored(folder))
+    trials = read_trials(folder)
     return {
         str(t.number): (folder / "trials" / f"{t.number:04}" / "metrics.csv").read_text()
         for t in trials
@@ -578,7 +578,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, tiny: str, pictures: Path
     ]
     os.kill(int(workers[0]), signal.SIGKILL)
     assert running.wait(timeout=240) == 0
-    trials = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
+    trials = read_trials(tmp_path / "out")
     assert not [t for t in trials if t.outcome == "failed"]
     assert [t for t in trials if t.outcome == "done"]
 
