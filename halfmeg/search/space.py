@@ -236,7 +236,10 @@ def build_space(
     allowed = [NETWORK, *(f.name for f in fields(RunConfig) if f.name not in RESERVED)]
     for name in table:
         if name in RESERVED:
-            raise ValueError(f"the space has {name!r}, which the search decides; leave it out")
+            raise ValueError(
+                f"the space has {name!r}, which is not known there: the search decides it; "
+                "leave it out"
+            )
         if name not in allowed:
             raise ValueError(_unknown("the space has", name, allowed))
     if NETWORK not in table:

@@ -22,7 +22,7 @@ import torch
 from conftest import ROOT, Cli, first_digits
 
 from halfmeg.artifacts.run import Run
-from halfmeg.config import RunConfig
+from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import image_shape
 from halfmeg.networks.memory import measure_memory
@@ -36,10 +36,22 @@ from halfmeg.search.budget import (
     measure_costs,
     parse_amount,
     parse_limits,
+    require_room,
 )
-from halfmeg.search.finish import _configs
+from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, finish
 from halfmeg.search.front import front, pick, read_answers
-from halfmeg.search.record import JOURNAL, Final, Trial, read_stored, read_trials
+from halfmeg.search.lanes import SearchListener
+from halfmeg.search.page import write_page
+from halfmeg.search.record import (
+    JOURNAL,
+    Clock,
+    Final,
+    Journal,
+    Trial,
+    read_stored,
+    read_trials,
+    sole_writer,
+)
 from halfmeg.search.run import describe_search, give_time, open_search, start
 from halfmeg.search.schedule import (
     domination_ranks,
@@ -50,6 +62,7 @@ from halfmeg.search.schedule import (
 )
 from halfmeg.search.segment import train_until
 from halfmeg.search.space import SPACE, build_space
+from halfmeg.search.trials import Search
 
 SHAPE = image_shape(32)
 
@@ -220,6 +233,10 @@ def test_ones_own_network_declares_its_values(tiny: str) -> None:
         ({"network": "cnn", "epochs": [0.0, 1.0]}, "no share"),
         ({"network": "cnn", "crop": [0.5, 2.5]}, "no share"),
         ({"network": "cnn", "seed": [1, 2]}, "'seed', which is not known"),
+        ({"network": "cnn", "val_fraction": 0.2}, "the search decides it"),
+        ({"netwrok": "cnn", "lr": 0.1}, "did you mean 'network'"),
+        ({"network": "cnn", "optimizer": "sdg"}, "allowed: adam"),
+        ({"network": "cnn", "optimizer": {"sgd": {"lr": 0.1}}, "lr": 0.2}, "gives lr twice"),
         ({"network": "python:Net"}, "stands at the top of no file"),
         ({"network": "residual(width=8)"}, "settings already"),
     ],
@@ -621,6 +638,75 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
     assert shipped.json["model"].startswith("tiny.py:Tiny(")
 
 
+NAN = '''
+import torch
+from torch import nn
+
+class Nan(nn.Module):
+    """Diverges at once, or late."""
+
+    def __init__(self, num_classes: int, late: bool = False) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+        self.register_buffer("left", torch.tensor(20 if late else 0))
+
+    def forward(self, x):
+        logits = self.head(x.mean((2, 3)))
+        if not self.training:
+            return logits
+        self.left -= 1
+        return logits if self.left > 0 else logits * float("nan")
+'''
+
+
+@pytest.mark.slow
+def test_what_fails_in_the_last_comparison_is_listed(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    (tmp_path / "nan.py").write_text(NAN)
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored = replace(read_stored(out), seconds=1e4, compare=True, final=None)
+    space = open_search(out, few_digits)[1]
+    journal = Journal(out, stored.seed, stored.strategy)
+    search = Search(out, stored, space, few_digits, journal, Clock(out), SearchListener())
+    baselines = [("nan.py:Nan", BUDGET), ("nan.py:Nan(late=True)", BUDGET), ("logistic", BUDGET)]
+    timed = Timed.of(baselines, found[1].winner.config, few_digits)
+    assert list(timed.failures) == ["nan.py:Nan"]
+    paced = timed.at_pace_of(search)
+    assert paced.seconds.keys() == timed.seconds.keys()
+    final = decide(search, paced)
+    assert final is not None
+    assert (final.seeds, len(final.baselines)) == (5, 2)
+    write_page(search)
+    assert "The last comparison is under way" in (out / "search.html").read_text()
+    outcome = finish(search, final, timed)
+    assert outcome.no_verdict == ""
+    assert len(outcome.verdicts) == 1
+    assert len(outcome.failures) == 1 + 5
+    assert all("diverged" in error for error in outcome.failures.values())
+    write_page(search, outcome)
+    assert "Last comparison, nan.py:Nan: " in (out / "search.html").read_text()
+    alone = finish(search, replace(final, folder="alone", baselines=final.baselines[:1]), timed)
+    assert alone.no_verdict == "every other network failed"
+
+
+@pytest.mark.slow
+def test_what_only_reads_changes_nothing(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored = replace(read_stored(out), seconds=300.0, compare=True, baselines=[str(out)])
+    winner = found[1].winner
+    assert choose_baselines(stored, few_digits) == [(winner.config.model, winner.config.budget)]
+    with (out / JOURNAL).open("ab") as file:  # what another process is writing
+        file.write(b'{"op_code": 4, "wor')
+    before = {path: path.read_bytes() for path in out.glob("*.*")}
+    assert read_trials(out) == found[2]
+    with sole_writer(out), pytest.raises(ValueError, match="another process searches in"):
+        give_time(out, 60)
+    assert {path: path.read_bytes() for path in out.glob("*.*")} == before
+
+
 # Bad input
 
 
@@ -672,6 +758,14 @@ def test_data_that_nothing_can_be_validated_on_is_one_line(few_digits: DataSplit
         describe_search(one_each, limits=Limits(params=10**6), seconds=60)
 
 
+def test_networks_that_cannot_be_built_say_why(few_digits: DataSplits) -> None:
+    limits = Limits(params=10**5)
+    for values, told in ((["a"], "width='a'"), ([-3], "width=-3")):
+        space = build_space({"network": {"residual": {"width": values}}})
+        with pytest.raises(ValueError, match=f"no network of the space can be taken; .*{told}"):
+            require_room(space, limits, 10, few_digits.image_shape)
+
+
 def test_limits_that_only_together_fit_nothing_are_told(tiny: str, few_digits: DataSplits) -> None:
     stored, space = describe_search(
         few_digits, limits=Limits(params=290, flash=700, ram=10), seconds=60, networks=[tiny]
@@ -683,8 +777,6 @@ def test_limits_that_only_together_fit_nothing_are_told(tiny: str, few_digits: D
 
 @pytest.mark.slow
 def test_a_search_in_use_is_left_alone(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
-    from halfmeg.search.record import sole_writer
-
     searched(tmp_path / "out", few_digits)
     stored, space = open_search(tmp_path / "out", few_digits)
     with (
