@@ -6,11 +6,13 @@ on this machine; for a chip it is estimated from the multiply-accumulates.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -263,11 +265,25 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
         ValueError: nothing is; the message says what the smallest needs.
     """
 
-    def fits(drawn: dict[str, Value]) -> bool:
+    asked: Any = dict.fromkeys(
+        limits.given, math.inf
+    )  # computes what limits are on, whatever it is
+    reasons: list[str] = []
+
+    @functools.cache
+    def costs_of(model: str) -> Costs | None:
         try:
-            return limits.fits(measure_costs(space.model(drawn), num_classes, shape, limits))
-        except ValueError:
-            return False
+            found = measure_costs(model, num_classes, shape, replace(limits, **asked))
+        except ValueError as error:
+            reasons.append(str(error))
+            return None
+        if found.no_c:
+            reasons.append(f"a limit of flash or RAM needs a form in C: {found.no_c}")
+        return found
+
+    def fits(drawn: dict[str, Value]) -> bool:
+        found = costs_of(space.model(drawn))
+        return found is not None and limits.fits(found)
 
     for network in space.networks:
         low = space.of_network(network, lambda d: d.at(0))
@@ -275,22 +291,10 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
         if any(map(fits, (low, space.scaled(network, 0), *one_at_its_end))):
             return
     told = []
-    reasons: list[str] = []
     for name, limit in limits.given.items():
-        none = Limits(**{name: 1e-9}, chip=limits.chip if name == "latency" else "")  # type: ignore[arg-type]
 
-        def cost(drawn: dict[str, Value], name: str = name, none: Limits = none) -> float | None:
-            whole = name in ("flash", "ram")
-            try:
-                found = measure_costs(space.model(drawn), num_classes, shape, none, whole=whole)
-            except ValueError as error:
-                reasons.append(str(error))
-                return None
-            value = getattr(found, name)
-            if value is None:
-                reasons.append(f"--{name} needs its form in C: {found.no_c}")
-                return None
-            return float(value)
+        def cost(drawn: dict[str, Value], name: str = name) -> float | None:
+            return getattr(costs_of(space.model(drawn)), name, None)
 
         smallest = _smallest(space, cost)
         if smallest is None:

@@ -267,7 +267,7 @@ def build_space(
     parents: dict[str, str] = {}
     for d in space.dimensions:
         if d.of_recipe and parents.setdefault(d.setting, d.parent) != d.parent:
-            raise ValueError(f"the space gives {d.setting} twice; leave it out where {d.name} is")
+            raise ValueError(f"the space gives {d.setting} twice, at two places; leave one out")
     _check_settings(space)
     return space
 
