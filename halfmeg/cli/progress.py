@@ -151,9 +151,9 @@ class _Display(Listener):
             self.task,
             total=report.epochs * report.steps,
             completed=(report.epoch - 1) * report.steps + report.step,
-            numbers=f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  "
-            f"accuracy {report.accuracy:.1%}  {report.images_per_second:,.0f} images/s  "
-            f"{duration(report.seconds_left)} left",
+            numbers=f"epoch {report.epoch}/{report.epochs}  {duration(report.seconds_left)} left  "
+            f"loss {report.loss:.3f}  accuracy {report.accuracy:.1%}  "
+            f"{report.images_per_second:,.0f} images/s",
         )
 
     def on_epoch(self, row: MetricsRow) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import msgspec
-import torch
 
 from halfmeg.data.dataset import DataSplits, hold_out, require_trainable
 from halfmeg.files import holds_nothing, make_folder
@@ -27,6 +23,7 @@ from halfmeg.search.finish import (
 )
 from halfmeg.search.lanes import SearchListener
 from halfmeg.search.page import write_page
+from halfmeg.search.plan import SHORT_SECONDS, plan_time, threads_of_a_trial, time_baselines
 from halfmeg.search.record import (
     Clock,
     Journal,
@@ -38,8 +35,6 @@ from halfmeg.search.record import (
     sole_writer,
     write_stored,
 )
-from halfmeg.search.schedule import make_plan
-from halfmeg.search.segment import time_epoch
 from halfmeg.search.space import SPACE, Space, build_space, load_space
 from halfmeg.search.trials import Search, run_trials
 from halfmeg.studies.cluster import Cluster
@@ -53,15 +48,7 @@ ENOUGH_IMAGES = 500
 """With fewer held out, a trial is several runs, each with a split of its own."""
 
 MOST_FOLDS = 5
-MOST_TIMED = 4
-"""Networks that are timed before the first trial."""
-
-SHORT_SECONDS = 600
-"""In less time only one is."""
-
 PAGE_SECONDS = 60
-GROWTH = 1.5
-"""With more time the epochs of a run change where they become so many times as many."""
 
 
 def describe_search(
@@ -191,7 +178,7 @@ def start(
             write_stored(folder, stored)
         search = Search(
             folder, stored, space, data, Journal(folder, stored.seed, stored.strategy),
-            clock, SearchListener(), workers, cluster,
+            clock, SearchListener(), workers, cluster, stored.plan and stored.plan.most_macs,
         )  # fmt: skip
         if listener is not None:
             search.listener = listener(search)
@@ -242,7 +229,7 @@ def give_time(folder: str | Path, seconds: float) -> None:
             stored, seconds=Clock(folder).spent() + seconds, leg=stored.leg + 1, final=None,
             previous=tuple(dict.fromkeys((*stored.previous, *won))),
         )  # fmt: skip
-        if stored.plan is not None:  # `_plan` sees that the time is another
+        if stored.plan is not None:  # `plan_time` sees that the time is another
             changed = replace(changed, plan=replace(stored.plan, total_seconds=0.0))
         write_stored(folder, changed)
 
@@ -255,15 +242,15 @@ def _run(
     timed = Timed()
     if search.stored.final is None:
         plan = search.stored.plan
-        with _threads_of_a_trial(search):
-            timed = _time(search, baselines)
+        with threads_of_a_trial(search):
+            timed = time_baselines(search, baselines)
             if plan is None or not plan.total_seconds:
-                _plan(search, list(timed.seconds.values()))
+                plan_time(search, timed)
         if search.stored.seconds >= SHORT_SECONDS:
             write_page(search)
         search.listener = _WithPage(search.listener, search)
         run_trials(search)
-        with _threads_of_a_trial(search):
+        with threads_of_a_trial(search):
             timed = timed.at_pace_of(search)
     final = decide(search, timed)
     if final is None:
@@ -274,56 +261,6 @@ def _run(
     outcome = finish(search, final, timed, listener=final_listener)
     write_page(search, outcome)
     return outcome
-
-
-@contextlib.contextmanager
-def _threads_of_a_trial(search: Search) -> Iterator[None]:
-    """Time on one thread what a cluster will train on one."""
-    before = torch.get_num_threads()
-    try:
-        if search.cluster is not None:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _time(search: Search, baselines: list[Baseline]) -> Timed:
-    drawn = next(search.starts(), None)
-    if drawn is None or not baselines:
-        return Timed()
-    terms = search.space.config(drawn, most_epochs=1, side=search.side)
-    return Timed.of(baselines, terms, search.data)
-
-
-def _plan(search: Search, baselines: list[float]) -> None:
-    """Plan the time from a few steps of some networks, and what an epoch of a baseline takes."""
-    candidates: list[float] = []
-    failures: list[str] = []
-    smallest_ones = (search.space.scaled(name, 0) for name in search.space.networks)
-    for drawn in chain(search.starts(), smallest_ones):
-        terms = search.space.config(drawn, most_epochs=1, side=search.side)
-        try:
-            candidates.append(time_epoch(terms, search.data))
-        except ValueError as error:  # another one may have room
-            failures.append(str(error))
-        if len(candidates) >= (1 if search.stored.seconds < SHORT_SECONDS else MOST_TIMED):
-            break
-    if not candidates:
-        raise ValueError(f"no network of the space can be trained; {failures[-1]}")
-    left = max(1.0, search.stored.seconds - search.clock.spent())
-    typical = statistics.median(candidates) * search.stored.folds / search.workers
-    plan = make_plan(left, typical, [s / search.workers for s in baselines])
-    ends = replace(
-        plan,
-        search_seconds=plan.search_seconds + search.clock.spent(),
-        total_seconds=search.stored.seconds,
-    )
-    before = search.stored.plan
-    if before is not None and ends.epochs < GROWTH * before.epochs:
-        ends = replace(ends, epochs=before.epochs)
-    search.stored = replace(search.stored, plan=ends)
-    write_stored(search.folder, search.stored)
 
 
 class _WithPage(SearchListener):

@@ -129,6 +129,12 @@ class Space:
         """The families and places that it draws from."""
         return [str(v) for d in self.dimensions if d.name == NETWORK for v in d.values]
 
+    @property
+    def epochs_are_shares(self) -> bool:
+        """Whether a run has as many epochs as the time allows, or a share of them."""
+        given = [d for d in self.dimensions if d.setting == "epochs"]
+        return all(isinstance(value, float) for d in given for value in d.values)
+
     def draw(self, suggest: Suggest) -> dict[str, Value]:
         """Draw one candidate; `suggest` is asked for each dimension that it has."""
         drawn: dict[str, Value] = {}

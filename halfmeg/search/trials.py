@@ -49,6 +49,7 @@ class Search:
         data: what is trained on; its test part is not read here.
         workers: trials at once.
         cluster: the address of a Ray cluster that trains them; None for this machine.
+        most_macs: beyond which a network is too large for the time; None for any.
     """
 
     folder: Path
@@ -60,12 +61,16 @@ class Search:
     listener: SearchListener
     workers: int = 1
     cluster: str | None = None
-    known_costs: dict[tuple[str, bool], Costs] = field(default_factory=dict)
+    most_macs: int | None = None
+    known_costs: dict[tuple[str, bool, int | None], Costs] = field(default_factory=dict)
 
     @property
     def limits(self) -> Limits:
-        """What a network may cost."""
-        return self.stored.limits
+        """What a network may cost, by the user's limits and by the time."""
+        limits = self.stored.limits
+        if self.most_macs is None:
+            return limits
+        return replace(limits, macs=min(self.most_macs, limits.macs or self.most_macs))
 
     @property
     def side(self) -> int:
@@ -90,7 +95,7 @@ class Search:
         Raises:
             ValueError: it cannot be built.
         """
-        key = (model, whole)
+        key = (model, whole, self.most_macs)
         if key not in self.known_costs:
             self.known_costs[key] = measure_costs(
                 model, len(self.data.classes), self.data.image_shape, self.limits, whole=whole

@@ -59,6 +59,7 @@ from halfmeg.search.schedule import (
     goes_on,
     make_plan,
     rung_epochs,
+    time_share,
 )
 from halfmeg.search.segment import train_until
 from halfmeg.search.space import SPACE, build_space
@@ -330,6 +331,15 @@ def test_a_plan_keeps_seeds_until_runs_get_too_short() -> None:
     assert short.seeds * short.num_baselines < 15
     alone = make_plan(60, 1000.0, [])
     assert (alone.epochs, alone.seeds) == (1, 0)
+
+
+def test_what_is_too_large_for_the_time_is_left_out() -> None:
+    assert time_share(3600, 2.0) == 1
+    share = time_share(300, 25.0)  # a large network on 4,000 images of 64 pixels, five minutes
+    assert share == pytest.approx(0.55 * 300 / 5 / 8 / 25)
+    assert make_plan(300, share * 25.0, []).epochs >= 8
+    beside_slow_ones = make_plan(300, share * 25.0, [25.0, 40.0])
+    assert beside_slow_ones.epochs >= 8  # they are given up before runs get that short
 
 
 def test_the_last_comparison_fits_the_time() -> None:
