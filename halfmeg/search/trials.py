@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits
+from halfmeg.data.dataset import DataSplits, hold_out
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
 from halfmeg.search.lanes import Lanes, SearchListener
@@ -83,6 +84,12 @@ class Search:
         plan = self.stored.plan
         end = self.stored.seconds if plan is None else plan.search_seconds
         return end - self.clock.spent()
+
+    @cached_property
+    def num_validation(self) -> int:
+        """How many answers an accuracy of a trial is a mean of."""
+        held_out = hold_out(self.data, self.stored.val_fraction, 0)[1]
+        return len(held_out) * self.stored.folds
 
     def run_folders(self, number: int) -> list[Path]:
         """Return the run folders of a trial."""
