@@ -121,14 +121,21 @@ def rung_epochs(epochs: int) -> list[int]:
     return sorted({max(1, math.ceil(share * epochs)) for share in RUNGS})
 
 
-def goes_on(own: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+def goes_on(
+    own: tuple[float, float], others: Sequence[tuple[float, float]], num_images: int | None = None
+) -> bool:
     """Return whether a run goes on beyond a rung.
 
     Args:
         own: its accuracy there, and what its network costs.
         others: the same of all others that have come as far.
+        num_images: that the accuracy was measured on. It counts by a standard error more, so that
+            runs which are all still near chance are not stopped by it; None: as it is.
     """
-    points = [own, *others]
+    accuracy, cost = own
+    if num_images is not None:
+        accuracy += math.sqrt(accuracy * (1 - accuracy) / num_images)
+    points = [(accuracy, cost), *others]
     ranks = domination_ranks(points)
     order = sorted(range(len(points)), key=lambda i: (ranks[i], -points[i][0], i))
     return order.index(0) < max(1, round(len(points) / REDUCTION))

@@ -317,7 +317,7 @@ class _Engine:
             for one in (trial, *rivals)
             if one.costs is not None
         ]
-        return goes_on(own, others)
+        return goes_on(own, others, self.search.num_validation)
 
     def _has_time(self) -> bool:
         """Return whether a new trial would end in time; the first one always begins."""

@@ -364,6 +364,10 @@ def test_the_best_third_goes_on_and_the_most_accurate_always() -> None:
     others = [(0.1 * i, 0.1 * i) for i in range(1, 9)]
     assert goes_on((0.9, 0.9), others)
     assert not goes_on((0.35, 0.8), others)
+    near_chance = [(0.104, 1.0), (0.109, 1.0), (0.11, 1.0)]
+    assert not goes_on((0.1, 1.0), near_chance)
+    assert goes_on((0.1, 1.0), near_chance, 576)
+    assert not goes_on((0.1, 1.0), near_chance, 5_000)
 
 
 def test_fronts_are_those_of_the_definition() -> None:
