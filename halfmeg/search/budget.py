@@ -43,6 +43,9 @@ INSTRUCTIONS_PER_MAC = {
 }  # fmt: skip
 """The most that docs/ship.md counts of the C form in QEMU; of M3, M33 and M55 that of `record`."""
 
+NARROW = 1 / 8
+"""Of the way from a network's smallest width to its largest."""
+
 LATENCY_ROUNDS = 15
 WARM_UP_ROUNDS = 3
 
@@ -237,25 +240,51 @@ def _latency(
 
 
 def largest_within(
-    space: Space, network: str, fits: Callable[[dict[str, Value]], bool], steps: int = 32
+    space: Space, network: str, size: Callable[[dict[str, Value]], int]
 ) -> dict[str, Value] | None:
-    """Return the widest candidate of a network that fits, of a few between smallest and largest.
+    """Return the widest candidate of a network that fits; None where nothing does.
 
-    Where the smallest does not fit either, a choice of its parameters may help.
+    Its choices are those that a search begins with, unless they leave room for little more than
+    its narrowest. Then one of them is another: that with which the most parameters fit.
+
+    Args:
+        space: of the search.
+        network: of the space.
+        size: the parameters of a candidate; 0 where it does not fit.
     """
-    if not fits(space.scaled(network, 0)):
-        low = space.of_network(network, lambda d: d.at(0))
-        others = [low | {d.name: d.at(1)} for d in _parameters(space, network)
-                  if isinstance(d.values, list)]  # fmt: skip
-        return next((drawn for drawn in (low, *others) if fits(drawn)), None)
+    choices = [d for d in _parameters(space, network) if isinstance(d.values, list)]
+    usual = {d.name: d.first() for d in choices}
+    share, widest = _widest(space, network, usual, size, 32)
+    if share > NARROW:
+        return widest
+    for form in (usual, {d.name: d.at(0) for d in choices}):
+        changed = [form | {d.name: value} for d in choices for value in (d.at(0), d.at(1))]
+        others = [_widest(space, network, one, size, 16)[1] for one in changed]
+        fitting = [drawn for drawn in (widest, *others) if drawn is not None]
+        if fitting:
+            return max(fitting, key=size)
+    return None
+
+
+def _widest(
+    space: Space, network: str, form: dict[str, Value], size: Callable[[dict[str, Value]], int],
+    steps: int,
+) -> tuple[float, dict[str, Value] | None]:  # fmt: skip
+    """Return the widest candidate with these choices that fits, and how wide that is; 0 to 1."""
+
+    def at(step: int) -> dict[str, Value]:
+        return space.of_network(network, lambda d: form.get(d.name, d.at(step / steps)))
+
+    if not size(at(0)):
+        return 0.0, None
     below, above = 0, steps + 1  # what grows fits less and less, so the edge is found by halves
     while above - below > 1:
         middle = (below + above) // 2
-        if fits(space.scaled(network, middle / steps)):
+        if size(at(middle)):
             below = middle
         else:
             above = middle
-    return space.scaled(network, below / steps)
+    return below / steps, at(below)
 
 
 def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageShape) -> None:

@@ -61,7 +61,7 @@ def plan_time(search: Search, timed: Timed) -> None:
     typical, macs = _time_candidates(search)
     share = time_share(_seconds_left(search), typical)
     if share < 1 and search.space.epochs_are_shares and search.stored.seconds >= SHORTEST_SECONDS:
-        models = [search.space.model(drawn) for drawn in _smallest(search) if search.fits(drawn)]
+        models = [search.space.model(drawn) for drawn in _smallest(search) if search.size(drawn)]
         least = min((search.costs(model, whole=True).macs for model in models), default=None)
         if least is not None:
             search.most_macs = max(int(share * macs), least)

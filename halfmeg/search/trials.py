@@ -123,17 +123,18 @@ class Search:
         check(config, self.data)
         return config
 
-    def fits(self, drawn: dict[str, Value]) -> bool:
-        """Return whether a candidate can be built and is within the limits."""
+    def size(self, drawn: dict[str, Value]) -> int:
+        """Return the parameters of a candidate; 0 where it is over a limit or cannot be built."""
         try:
-            return self.limits.fits(self.costs(self.space.model(drawn)))
+            costs = self.costs(self.space.model(drawn))
         except ValueError:
-            return False
+            return 0
+        return costs.params if self.limits.fits(costs) else 0
 
     def starts(self) -> Iterator[dict[str, Value]]:
         """Yield what to begin with: of each network the widest that is within the limits."""
         for network in self.space.networks:
-            drawn = largest_within(self.space, network, self.fits)
+            drawn = largest_within(self.space, network, self.size)
             if drawn is not None:
                 yield drawn
 

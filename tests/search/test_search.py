@@ -318,6 +318,19 @@ def test_the_widest_that_fits_is_found() -> None:
     assert fits_in(100) is None
 
 
+def test_a_tight_budget_is_filled_by_another_choice() -> None:
+    space, limits = build_space(SPACE), Limits(params=20_000, macs=2_000_000)
+
+    def size(drawn: Any) -> int:
+        costs = measure_costs(space.model(drawn), 10, SHAPE, limits)
+        return costs.params if limits.fits(costs) else 0
+
+    for network in space.networks:
+        drawn = largest_within(space, network, size)
+        assert drawn is not None
+        assert size(drawn) > 10_000
+
+
 # The schedule
 
 
