@@ -13,7 +13,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.table import MODELS
-from halfmeg.places.place import file_name, is_place
+from halfmeg.places.place import file_name, is_place, short_name
 from halfmeg.search.budget import Limits, measure_costs
 from halfmeg.search.front import best_of
 from halfmeg.search.record import (
@@ -141,7 +141,7 @@ class Timed:
                 config = replace(terms, model=model, budget=budget)
                 seconds[model, budget] = time_epoch(config, data)
             except ValueError as error:
-                failures[model] = str(error)
+                failures[model] = str(error).removeprefix(f"{short_name(model)}: ")
         return cls(seconds, failures)
 
     def at_pace_of(self, search: Search) -> Timed:
