@@ -284,19 +284,22 @@ def _optuna() -> Any:
 
 
 def _open_study(path: Path, *, create: bool = False) -> optuna.Study:
-    optuna = _optuna()
+    library = _optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     try:
         with _quiet():
             storage = JournalStorage(JournalFileBackend(str(path)))
-            if not create:
-                return optuna.load_study(storage=storage, study_name=STUDY)
-            return optuna.create_study(
-                storage=storage, study_name=STUDY, directions=["maximize", "minimize"],
-                load_if_exists=True,
+            study: optuna.Study = (
+                library.create_study(
+                    storage=storage, study_name=STUDY, directions=["maximize", "minimize"],
+                    load_if_exists=True,
+                )
+                if create
+                else library.load_study(storage=storage, study_name=STUDY)
             )  # fmt: skip
+            return study
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{path} is damaged: {one_line(error, 200)}") from None
 

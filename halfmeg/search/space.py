@@ -351,7 +351,8 @@ def _check_settings(space: Space) -> None:
         needs = others.get(name, {}) | ({"milestones": [1]} if value == "step" else {})
         try:
             if isinstance(value, str):  # says what is allowed
-                replace(RunConfig.from_dict(base | needs), **{name: value})
+                named: dict[str, Any] = {name: value}
+                replace(RunConfig.from_dict(base | needs), **named)
             RunConfig.from_dict(base | needs | {name: value})
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}={value!r} in the space: {error}") from None
