@@ -178,7 +178,8 @@ def start(
             write_stored(folder, stored)
         search = Search(
             folder, stored, space, data, Journal(folder, stored.seed, stored.strategy),
-            clock, SearchListener(), workers, cluster, stored.plan.most_macs if stored.plan else None,
+            clock, SearchListener(), workers, cluster,
+            stored.plan.most_macs if stored.plan else None,
         )  # fmt: skip
         if listener is not None:
             search.listener = listener(search)
