@@ -182,7 +182,9 @@ def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
         "model": winner.config.model,
         "config": winner.config.to_dict(),
         "costs": facts_of(winner.costs),
-        "latency": describe_latency(read_stored(folder).limits),
+        "latency": describe_latency(read_stored(folder).limits)
+        if winner.costs.latency is not None
+        else None,
         "val_accuracy": winner.accuracy,
         "run": str(outcome.run.folder),
         "test_accuracy": (outcome.run.result() or {}).get("test_accuracy"),
