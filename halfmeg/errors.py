@@ -5,6 +5,9 @@ Errors of libraries and of a user's own Python may have many lines, no end, or n
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 def text_of(error: BaseException, most: int | None = None) -> str:
     """Return what an error says, on one line of at most so many letters; it may be none.
@@ -30,3 +33,15 @@ def with_kind(error: BaseException, most: int | None = None) -> str:
     """Return an error's kind, and what it says as `text_of` does: `KeyError: 'x'`."""
     kind, text = type(error).__name__, text_of(error, most)
     return f"{kind}: {text}" if text else kind
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question with the known word that is most like a mistyped one; empty without any.
+
+    Example:
+        >>> from halfmeg.errors import did_you_mean
+        >>> did_you_mean("resnet200", ["cnn", "resnet20"])
+        "did you mean 'resnet20'? "
+    """
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""

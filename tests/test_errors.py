@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from halfmeg.errors import one_line, text_of, with_kind
+from halfmeg.errors import did_you_mean, one_line, text_of, with_kind
 
 
 class SilentError(Exception):
@@ -26,6 +26,11 @@ class SilentError(Exception):
 )
 def test_what_an_error_says_is_one_line(error: Exception, text: str, line: str, kind: str) -> None:
     assert (text_of(error), one_line(error), with_kind(error)) == (text, line, kind)
+
+
+def test_a_mistyped_word_is_asked_about() -> None:
+    assert did_you_mean("resnet200", {"cnn": 1, "resnet20": 2}) == "did you mean 'resnet20'? "
+    assert did_you_mean("x", ["cnn"]) == did_you_mean("cnn", []) == ""
 
 
 def test_a_long_text_is_cut() -> None:

@@ -45,6 +45,18 @@ def check_graph(content: bytes, shape: ImageShape, num_params: int) -> None:
     import onnx
 
     model = onnx.ModelProto.FromString(content)
+    most_numbers = 2 * num_params + 100_000
+    _check_nodes(model, num_params, most_numbers)
+    sizes = _sizes(model, shape)
+    most = max(2 * MAX_MAPS * shape.height * shape.width, most_numbers)
+    for node in model.graph.node:
+        for output in node.output:
+            if output and not 0 <= sizes.get(output, -1) <= most:
+                raise ValueError(f"its node {node.op_type} gives a tensor of unknown or huge size")
+
+
+def _check_nodes(model: Any, num_params: int, most_numbers: int) -> None:
+    """Raise ValueError where a graph branches, loops, reads files or holds too many numbers."""
     graph = model.graph
     if len(graph.input) != 1 or len(graph.output) != 1:
         raise ValueError("it has more than one input and output")
@@ -61,25 +73,25 @@ def check_graph(content: bytes, shape: ImageShape, num_params: int) -> None:
     if any(tensor.data_location or tensor.external_data for tensor in tensors):
         raise ValueError("it asks for data outside of the file")
     numbers = sum(math.prod(tensor.dims) for tensor in tensors)
-    if any(dim < 0 for tensor in tensors for dim in tensor.dims) or numbers > (
-        2 * num_params + 100_000
-    ):
+    if numbers > most_numbers or any(dim < 0 for tensor in tensors for dim in tensor.dims):
         raise ValueError(f"it holds {numbers:,} numbers, the network {num_params:,}")
+
+
+def _sizes(model: Any, shape: ImageShape) -> dict[str, int]:
+    """Return the length of each tensor that is computed of two images, where it is known."""
+    import onnx
+
+    graph = model.graph
     declared = graph.input[0].type.tensor_type.shape
     for dim, size in zip(declared.dim, (2, *shape), strict=True):
         dim.dim_value = size
     del graph.value_info[:]
     graph.output[0].type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True).graph
-    sizes = {
+    return {
         value.name: math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in (*inferred.value_info, *inferred.output)
         if value.type.HasField("tensor_type")
         and value.type.tensor_type.HasField("shape")
         and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
     }
-    most = max(2 * MAX_MAPS * shape.height * shape.width, 2 * num_params + 100_000)
-    for node in graph.node:
-        for output in node.output:
-            if output and not 0 <= sizes.get(output, -1) <= most:
-                raise ValueError(f"its node {node.op_type} gives a tensor of unknown or huge size")

@@ -37,7 +37,6 @@ COMMANDS = {
 """Every command and the module of this room that holds it, in the order of `--help`; its function
 is called as it is, with `_` for the space."""
 
-
 ABOUT = "Train, compare and ship image classifiers of fewer than 500,000 parameters."
 GROUPS = {"data": "Look at data.", "new": "Write a file to start from."}
 """What the commands of two words have in common, by their first one."""
@@ -73,10 +72,9 @@ def answer_at_once(arguments: Sequence[str]) -> None:
         sys.exit(0)
     known = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
-        import difflib
+        from halfmeg.errors import did_you_mean
 
-        close = difflib.get_close_matches(arguments[0], known, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
+        hint = did_you_mean(arguments[0], known)
         told = f"No such command '{arguments[0]}'; {hint}allowed: {', '.join(known)}"
         print_plainly(f"halfmeg: {told}")
         sys.exit(2)

@@ -40,7 +40,7 @@ def models(
     """List the networks: counts, image sizes, RAM and flash in C."""
     from halfmeg.config import BUDGET
     from halfmeg.networks.summary import summarize
-    from halfmeg.networks.table import IN_C, IN_MICRO, MODELS, build_model
+    from halfmeg.networks.table import MODELS, build_model
 
     rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
     if as_json:
@@ -58,9 +58,9 @@ def models(
                     "params": summary.params,
                     "macs": summary.macs,
                     "within_budget": summary.within_budget,
-                    "ram_bytes": IN_C[name][0],
-                    "flash_bytes": IN_C[name][1],
-                    "tflite_micro_bytes": IN_MICRO[name],
+                    "ram_bytes": entry.ram_bytes,
+                    "flash_bytes": entry.flash_bytes,
+                    "tflite_micro_bytes": entry.tflite_micro_bytes,
                     **({"memory": memory_json(memories[name])} if chip else {}),
                 }
                 for name, entry, summary in rows
@@ -80,7 +80,7 @@ def models(
                     f"  {name}", f"{summary.params:,}", "yes" if summary.within_budget else "no",
                     f"{summary.macs / 1e6:.2f}", entry.sizes.replace(" or more", "+"),
                     *("–" if needed is None else f"{needed / 1000:.1f}"
-                      for needed in (IN_MICRO[name], *IN_C[name])),
+                      for needed in (entry.tflite_micro_bytes, entry.ram_bytes, entry.flash_bytes)),
                 )
             )  # fmt: skip
             print_line(f"      {entry.description}")
@@ -251,39 +251,42 @@ def data_check(
     if as_json:
         print_json(report.to_dict())
     else:
-        parts = {"train": "training", "validation": "validation", "test": "test"}
-        shown = [part for part in parts if part != "validation" or report.validation]
-        table = build_table("class", *(f"{parts[part]} images" for part in shown))
-        for name, count in report.classes.items():
-            table.add_row(name, *(f"{count[part]:,}" for part in shown))
-        totals = {"train": report.train, "validation": report.validation, "test": report.test}
-        table.add_row("all", *(f"{totals[part]:,}" for part in shown))
-        print_table(table)
-        smallest, largest = (f"{h}×{w}" for w, h in (report.smallest, report.largest))
-        print_line(
-            f"sizes        {smallest} to {largest} (height × width), brought to "
-            f"{report.image_text} pixels"
-        )
-        print_line(f"mean         {'  '.join(f'{value:.4f}' for value in report.mean)}")
-        print_line(f"std          {'  '.join(f'{value:.4f}' for value in report.std)}")
-        print_line(f"fingerprint  {report.fingerprint}")
-        used = report.train + report.validation + report.test
-        print_line(f"files        {report.files:,}, of which {used:,} are used")
-        for note in (*report.notes, *report.giveaways):
-            print_line(f"note: {note}")
-        for item in report.passed_over:
-            many = f" ({item.count:,} files)" if item.count > 1 else ""
-            print_line(f"passed over: {item.path}{many}: {item.reason}")
-        _print_near_duplicates(report)
-        _print_wrong_labels(report)
-        for problem in report.problems:
-            print_line(f"problem: {problem}")
-        if not report.problems:
-            print_line("no problems found")
+        _print_report(report)
         if html is not None:
             print_line(f"page         {html}")
     if report.problems:
         raise typer.Exit(1)
+
+
+def _print_report(report: DataReport) -> None:
+    parts = {"train": "training", "validation": "validation", "test": "test"}
+    shown = [part for part in parts if part != "validation" or report.validation]
+    table = build_table("class", *(f"{parts[part]} images" for part in shown))
+    for name, count in report.classes.items():
+        table.add_row(name, *(f"{count[part]:,}" for part in shown))
+    totals = {"train": report.train, "validation": report.validation, "test": report.test}
+    table.add_row("all", *(f"{totals[part]:,}" for part in shown))
+    print_table(table)
+    smallest, largest = (f"{h}×{w}" for w, h in (report.smallest, report.largest))
+    print_line(
+        f"sizes        {smallest} to {largest} (height × width), brought to "
+        f"{report.image_text} pixels"
+    )
+    print_line(f"mean         {'  '.join(f'{value:.4f}' for value in report.mean)}")
+    print_line(f"std          {'  '.join(f'{value:.4f}' for value in report.std)}")
+    print_line(f"fingerprint  {report.fingerprint}")
+    print_line(f"files        {report.files:,}, of which {sum(totals.values()):,} are used")
+    for note in (*report.notes, *report.giveaways):
+        print_line(f"note: {note}")
+    for item in report.passed_over:
+        many = f" ({item.count:,} files)" if item.count > 1 else ""
+        print_line(f"passed over: {item.path}{many}: {item.reason}")
+    _print_near_duplicates(report)
+    _print_wrong_labels(report)
+    for problem in report.problems:
+        print_line(f"problem: {problem}")
+    if not report.problems:
+        print_line("no problems found")
 
 
 def _print_near_duplicates(report: DataReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,11 +121,7 @@ def search(
         if given:
             raise ValueError(f"--resume {resume} goes on as it was begun; leave out {given[0]}")
         folder = Path(resume)
-        facts = read_stored(folder).data
-        loaded = load(
-            data or facts["source"], data_dir, _size(facts), quiet=as_json,
-            options=_options(facts["options"]),
-        )  # fmt: skip
+        loaded = _load_as_before(read_stored(folder), data, data_dir, quiet=as_json)
         stored, chosen = open_search(folder, loaded)
         if hours is not None:
             give_time(folder, hours * HOUR)
@@ -159,20 +156,21 @@ def search(
         _print_outcome(folder, outcome, loaded)
 
 
-def _size(facts: dict[str, Any]) -> Any:
-    stored = facts["image_size"]
-    return stored if isinstance(stored, int) else tuple(stored)
-
-
-def _options(values: dict[str, str]) -> Any:
+def _load_as_before(stored: Stored, data: str | None, data_dir: str, *, quiet: bool) -> DataSplits:
+    """Load the images of a search, from where they are now."""
+    from halfmeg.cli.progress import load
     from halfmeg.data.options import DataOptions
 
-    return DataOptions.from_dict(values)
+    facts, size = stored.data, stored.data["image_size"]
+    return load(
+        data or facts["source"], data_dir, size if isinstance(size, int) else tuple(size),
+        quiet=quiet, options=DataOptions.from_dict(facts["options"]),
+    )  # fmt: skip
 
 
 def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
     from halfmeg.search.budget import describe_latency
-    from halfmeg.search.record import facts_of, read_stored
+    from halfmeg.search.record import read_stored
 
     winner = outcome.winner
     assert winner.config is not None
@@ -181,7 +179,7 @@ def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
         "trial": winner.number,
         "model": winner.config.model,
         "config": winner.config.to_dict(),
-        "costs": facts_of(winner.costs),
+        "costs": asdict(winner.costs),
         "latency": describe_latency(read_stored(folder).limits)
         if winner.costs.latency is not None
         else None,
@@ -241,7 +239,6 @@ def find_run(
     Raises:
         ValueError: nothing was trained to its end, or nothing is within `pick`.
     """
-    from halfmeg.cli.progress import load
     from halfmeg.search.finish import shipped_run
     from halfmeg.search.front import best_of
     from halfmeg.search.front import pick as pick_trial
@@ -257,9 +254,5 @@ def find_run(
         raise ValueError(
             f"{folder} has no network that was trained to its end; go on with --resume"
         )
-    facts = stored.data
-    loaded = load(
-        data or facts["source"], data_dir, _size(facts), quiet=quiet,
-        options=_options(facts["options"]),
-    )  # fmt: skip
+    loaded = _load_as_before(stored, data, data_dir, quiet=quiet)
     return shipped_run(path, chosen, stored, loaded), loaded

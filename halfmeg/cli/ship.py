@@ -57,6 +57,7 @@ def export(
     from halfmeg.shipping.export import copy_bundle
     from halfmeg.shipping.export import export as export_run
     from halfmeg.shipping.proof import loses
+    from halfmeg.shipping.targets import TARGETS
 
     opened: Run | Bundle
     if pick is not None and not is_search(run):
@@ -95,21 +96,13 @@ def export(
     print_line(f"model.int8.onnx  {loses(proof.int8_loss)} on them; {exact}")
     if "finetuning" in bundle.described:
         print_line(f"                 {bundle.described['finetuning']['text']}")
-    if "c" in bundle.described:
-        source = bundle.described["c"]
-        print_line(
-            f"c/               {source['arena_bytes']:,} bytes of RAM, set by {source['peak']}; "
-            f"{source['constant_bytes']:,} of flash without code"
-        )
-        print_line(f"                 {source['proof_text']}")
-    if "web" in bundle.described:
-        page = bundle.described["web"]
-        print_line(f"web/index.html   {page['page_bytes']:,} bytes; open it in a browser")
-        print_line(f"                 {page['proof_text']}")
-    if "litert" in bundle.described:
-        print_line(f"model.tflite     {bundle.described['litert']['proof_text']}")
-    if "executorch" in bundle.described:
-        print_line(f"model.pte        {bundle.described['executorch']['proof_text']}")
+    for name, row in TARGETS.items():
+        if name not in bundle.described:
+            continue
+        first, *others = row.lines(bundle.described[name])
+        print_line(f"{row.path:<17}{first}")
+        for line in others:
+            print_line(f"{'':<17}{line}")
     print_line(f"bundle           {bundle.folder}")
 
 

@@ -29,12 +29,15 @@ from halfmeg.cli.show import (
 from halfmeg.places.place import file_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from halfmeg.artifacts.bundle import Bundle
     from halfmeg.artifacts.run import Run
     from halfmeg.config import RunConfig
     from halfmeg.data.dataset import DataSplits
     from halfmeg.data.options import DataOptions
     from halfmeg.data.shape import ImageSize
+    from halfmeg.evaluation.evaluate import Evaluation
     from halfmeg.studies.auto import Choice
 
 
@@ -242,7 +245,6 @@ def evaluate(
     from halfmeg.artifacts.run import Run
     from halfmeg.cli.progress import load, load_again
     from halfmeg.data.options import read_options
-    from halfmeg.studies.stats import wilson_interval
 
     evaluated: Run | Bundle
     size: ImageSize
@@ -275,12 +277,17 @@ def evaluate(
             "may be among them"
         )
     classes = evaluated.data.classes if isinstance(evaluated, Run) else evaluated.classes
+    _print_evaluation(result, classes, loaded.name, as_json)
+
+
+def _print_evaluation(result: Evaluation, classes: Sequence[str], data: str, as_json: bool) -> None:
+    from halfmeg.studies.stats import wilson_interval
+
     interval = wilson_interval(round(result.accuracy * result.n), result.n)
     if as_json:
-        numbers = result.to_dict() | {"accuracy_interval": interval.to_dict()}
-        print_json(numbers | {"data": loaded.name})
+        print_json(result.to_dict() | {"accuracy_interval": interval.to_dict(), "data": data})
         return
-    print_line(f"accuracy  {result.accuracy:.2%} ({result.n:,} test images of {loaded.name})")
+    print_line(f"accuracy  {result.accuracy:.2%} ({result.n:,} test images of {data})")
     print_line(f"interval  {format_range(interval)} (95%, over images)")
     print_line(
         f"balanced  {result.balanced_accuracy:.2%}, macro-F1 {result.macro_f1:.3f}; a constant "
@@ -289,12 +296,10 @@ def evaluate(
     print_line(f"loss      {result.loss:.4f}")
     table = build_table("class", "images", "recall", "precision", "most often taken for")
     for index, name in enumerate(classes):
-        accuracy = result.per_class[index]
-        wrong = [count if i != index else 0 for i, count in enumerate(result.confusion[index])]
+        answers = result.confusion[index]
+        wrong = [count if i != index else 0 for i, count in enumerate(answers)]
         taken = f"{classes[wrong.index(max(wrong))]} ({max(wrong)})" if any(wrong) else "–"
-        precision = result.precision[index]
-        table.add_row(
-            name, f"{sum(result.confusion[index]):,}",
-            *("–" if share is None else f"{share:.1%}" for share in (accuracy, precision)), taken,
-        )  # fmt: skip
+        shares = (result.per_class[index], result.precision[index])
+        in_words = ("–" if share is None else f"{share:.1%}" for share in shares)
+        table.add_row(name, f"{sum(answers):,}", *in_words, taken)
     print_table(table)

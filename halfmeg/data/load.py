@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,27 @@ from halfmeg.data.source import (
     torn_groups,
 )
 from halfmeg.data.table import read_table
+from halfmeg.errors import did_you_mean
 
-NAMED_SOURCES = ("digits", "cifar10")
+
+@dataclass(frozen=True)
+class Named:
+    """A source that goes by a name.
+
+    Attributes:
+        load: takes the folder that it may be downloaded to, the shape of its images, and who is
+            told of longer work.
+        side: of its images before they are brought to that shape, in pixels.
+    """
+
+    load: Callable[[Path, ImageShape, Progress], DataSplits]
+    side: int
+
+
+NAMED = {
+    "digits": Named(lambda data_dir, shape, progress: load_digits(shape), 8),
+    "cifar10": Named(load_cifar10, 32),
+}
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
@@ -79,7 +99,6 @@ def load_dataset(
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
         splits = _load_named(source, Path(data_dir), shape, progress)
-        splits = dataclasses.replace(splits, notes=_named_notes(source))
     else:
         torn = torn_groups(encoded)
         if torn and to_train:
@@ -138,9 +157,8 @@ def inspect_source(
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
         splits = _load_named(source, Path(data_dir), shape, progress)
-        splits = dataclasses.replace(splits, notes=_named_notes(source))
         names = {part: [f"{part} {i}" for i in range(len(d))] for part, d in splits.parts.items()}
-        sizes = np.full((sum(map(len, names.values())), 2), 8 if source == "digits" else 32)
+        sizes = np.full((sum(map(len, names.values())), 2), NAMED[source].side)
         decoded = DecodedSource(splits, names, ())
         return check_data(decoded, sizes, progress=progress), decoded
     decoded = decode_cached(_name(source), encoded, shape, progress, options.fit)
@@ -162,8 +180,6 @@ def _find(
         encoded = read_parquet(tables, options)
         _check_groups(encoded, options)
         return dataclasses.replace(encoded, notes=(note, *encoded.notes))
-    if source == "digits":
-        return None
     if source == "cifar10":  # a Parquet copy may stand for the official archive
         for folder in (data_dir / "cifar10", data_dir):
             try:
@@ -174,31 +190,27 @@ def _find(
                 encoded = read_parquet(files, options)
                 if encoded.classes == CLASSES:
                     return encoded
+    if source in NAMED:
         return None
     return _read(Path(source), source, options)
 
 
 def _load_named(source: str, data_dir: Path, shape: ImageShape, progress: Progress) -> DataSplits:
-    if source == "digits":
-        return load_digits(shape)
-    return load_cifar10(data_dir, shape, progress)
-
-
-def _named_notes(source: str) -> tuple[str, ...]:
+    splits = NAMED[source].load(data_dir, shape, progress)
     if not Path(source).exists():
-        return ()
-    return (
+        return splits
+    note = (
         f"{source} is the data set that halfmeg knows by this name; "
-        f"what is called {source} here is not read: write ./{source} for it",
+        f"what is called {source} here is not read: write ./{source} for it"
     )
+    return dataclasses.replace(splits, notes=(note,))
 
 
 def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     if not path.exists():
-        close = difflib.get_close_matches(source, NAMED_SOURCES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(source, NAMED)
         raise ValueError(
-            f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED_SOURCES)}, "
+            f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED)}, "
             "a path to Parquet files, a path to a folder of images, or hf:OWNER/NAME"
         )
     files = find_parquet(path)
@@ -280,6 +292,6 @@ def _unbalanced(data: DataSplits) -> tuple[str, ...]:
 
 
 def _name(source: str) -> str:
-    if source in NAMED_SOURCES:
+    if source in NAMED:
         return source
     return Path(source.partition("@")[0] if is_hub_source(source) else source).resolve().name

@@ -6,7 +6,6 @@ papers that their files name. `sprint` and `record` are this project's own.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import nn
 
 from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
-from halfmeg.errors import one_line
+from halfmeg.errors import did_you_mean, one_line
 from halfmeg.networks.banbury2021 import resnet8
 from halfmeg.networks.families import depthwise_gated, mobile, residual, whitened
 from halfmeg.networks.floors import logistic, mlp
@@ -44,12 +43,19 @@ class ModelEntry:
         description: one line.
         smallest: the smallest side of the images that it takes; any larger one does too.
         group: the heading that it stands under.
+        ram_bytes, flash_bytes: in C, for images of 32×32 pixels and 10 classes, as
+            `networks.memory` measures them; that takes a second a network, so they stand here.
+        tflite_micro_bytes: of the arena in TFLite Micro, as `networks.micro` estimates it; None
+            where there is no form of it.
     """
 
     build: Callable[..., nn.Module]
     description: str
     smallest: int = 8
     group: str = ""
+    ram_bytes: int | None = None
+    flash_bytes: int | None = None
+    tflite_micro_bytes: int | None = None
 
     @property
     def scalable(self) -> bool:
@@ -72,54 +78,90 @@ class ModelEntry:
 
 
 MODELS: dict[str, ModelEntry] = {
-    "cnn": ModelEntry(cnn, "the study's plain CNN", smallest=16, group="the study"),
+    "cnn": ModelEntry(
+        cnn, "the study's plain CNN",
+        smallest=16, group="the study",
+        ram_bytes=36_224, flash_bytes=83_536, tflite_micro_bytes=58_056,
+    ),
     "resnet": ModelEntry(
-        resnet, "the study's ResNet with its hidden head (over the budget)", smallest=9,
-        group="the study",
+        resnet, "the study's ResNet with its hidden head (over the budget)",
+        smallest=9, group="the study",
+        ram_bytes=25_728, flash_bytes=1_030_036, tflite_micro_bytes=46_852,
     ),
     "resnet-linear": ModelEntry(
-        resnet_linear, "the same body with a linear head", smallest=9, group="the study"
+        resnet_linear, "the same body with a linear head",
+        smallest=9, group="the study",
+        ram_bytes=25_728, flash_bytes=497_044, tflite_micro_bytes=36_796,
     ),
     "resnet-shared": ModelEntry(
-        resnet_shared, "each block applied twice, shared weights", smallest=9, group="the study"
+        resnet_shared, "each block applied twice, shared weights",
+        smallest=9, group="the study",
+        ram_bytes=25_728, flash_bytes=500_664, tflite_micro_bytes=50_384,
     ),
     "resnet8": ModelEntry(
-        resnet8, "ResNet-8 of MLPerf Tiny (Banbury et al. 2021)", group="residual networks"
+        resnet8, "ResNet-8 of MLPerf Tiny (Banbury et al. 2021)",
+        group="residual networks",
+        ram_bytes=49_728, flash_bytes=81_268, tflite_micro_bytes=58_300,
     ),
     "resnet20": ModelEntry(
-        resnet20, "ResNet-20 of He et al. 2015, option A shortcuts", group="residual networks"
+        resnet20, "ResNet-20 of He et al. 2015, option A shortcuts",
+        group="residual networks",
+        ram_bytes=49_728, flash_bytes=275_420, tflite_micro_bytes=81_940,
     ),
     "resnet32": ModelEntry(
-        resnet32, "ResNet-32 of He et al. 2015, option A shortcuts", group="residual networks"
+        resnet32, "ResNet-32 of He et al. 2015, option A shortcuts",
+        group="residual networks",
+        ram_bytes=49_728, flash_bytes=472_612, tflite_micro_bytes=89_436,
     ),
     "resnet56": ModelEntry(
-        resnet56, "ResNet-56 of He et al. 2015 (over the budget)", group="residual networks"
+        resnet56, "ResNet-56 of He et al. 2015 (over the budget)",
+        group="residual networks",
+        ram_bytes=49_728, flash_bytes=866_996, tflite_micro_bytes=104_428,
     ),
     "densenet-bc-40": ModelEntry(
-        densenet_bc_40, "DenseNet-BC-40 (Huang et al. 2017), growth 12", group="residual networks"
+        densenet_bc_40, "DenseNet-BC-40 (Huang et al. 2017), growth 12",
+        group="residual networks",
+        ram_bytes=233_472, flash_bytes=204_824, tflite_micro_bytes=370_136,
     ),
     "mobilenetv2": ModelEntry(
         mobilenetv2, "MobileNetV2 (Sandler et al. 2018) at CIFAR strides; takes budget=",
         group="depthwise networks",
+        ram_bytes=212_992, flash_bytes=537_784, tflite_micro_bytes=292_416,
     ),
     "convmixer": ModelEntry(
         convmixer, "ConvMixer (Trockman and Kolter 2022) of 8 layers; takes budget=",
         group="depthwise networks",
+        ram_bytes=178_176, flash_bytes=728_608,
     ),
     "gated": ModelEntry(
         gated, "depthwise filters on quarters, a gated pair; takes budget=",
         group="depthwise networks",
+        ram_bytes=573_440, flash_bytes=533_250, tflite_micro_bytes=757_760,
     ),
     "cct2": ModelEntry(
-        cct2, "CCT-2/3×2, a small vision transformer (Hassani et al. 2021)", group="transformers"
+        cct2, "CCT-2/3×2, a small vision transformer (Hassani et al. 2021)",
+        group="transformers",
+        ram_bytes=81_920, flash_bytes=395_596,
     ),
-    "mlp": ModelEntry(mlp, "two hidden layers on the pixels; takes budget=", group="floors"),
-    "logistic": ModelEntry(logistic, "logistic regression on the pixels", group="floors"),
+    "mlp": ModelEntry(
+        mlp, "two hidden layers on the pixels; takes budget=",
+        group="floors",
+        ram_bytes=12_440, flash_bytes=494_592, tflite_micro_bytes=10_408,
+    ),
+    "logistic": ModelEntry(
+        logistic, "logistic regression on the pixels",
+        group="floors",
+        ram_bytes=12_288, flash_bytes=31_312, tflite_micro_bytes=7_480,
+    ),
     "sprint": ModelEntry(
-        sprint, "soonest at 85%; takes budget=", smallest=9, group="halfmeg's own"
+        sprint, "soonest at 85%; takes budget=",
+        smallest=9, group="halfmeg's own",
+        ram_bytes=23_152, flash_bytes=501_648, tflite_micro_bytes=56_504,
     ),
     "record": ModelEntry(
-        record, "the most accurate; takes budget=", smallest=9, group="halfmeg's own"
+        record, "the most accurate; takes budget=",
+        smallest=9, group="halfmeg's own",
+        ram_bytes=31_128, flash_bytes=485_588, tflite_micro_bytes=87_508,
     ),
 }  # fmt: skip
 
@@ -141,8 +183,7 @@ def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
     head, settings = split_settings(name)
     known = {**MODELS, **FAMILIES}
     if head not in known:
-        close = difflib.get_close_matches(head, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(head, known)
         raise ValueError(
             f"model {head!r} is not known; {hint}allowed: {', '.join(MODELS)}, or FILE.py:NAME; "
             f"with settings: {', '.join(FAMILIES)}"
@@ -151,8 +192,7 @@ def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
     own = list(declared_values(entry.build)) if head in FAMILIES else []
     for key in settings:
         if key not in own:
-            close = difflib.get_close_matches(key, own, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(key, own)
             raise ValueError(
                 f"{key!r} is no setting of {head}; {hint}allowed: {', '.join(own) or 'none'}"
             )
@@ -160,53 +200,6 @@ def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
         if not (isinstance(value, bool) or (isinstance(value, int) and value > 0)):
             raise ValueError(f"{key}={value!r} is out of range; allowed: 1 or more")
     return entry, settings
-
-
-IN_C: dict[str, tuple[int, int]] = {
-    "cnn": (36_224, 83_536),
-    "resnet": (25_728, 1_030_036),
-    "resnet-linear": (25_728, 497_044),
-    "resnet-shared": (25_728, 500_664),
-    "resnet8": (49_728, 81_268),
-    "resnet20": (49_728, 275_420),
-    "resnet32": (49_728, 472_612),
-    "resnet56": (49_728, 866_996),
-    "densenet-bc-40": (233_472, 204_824),
-    "mobilenetv2": (212_992, 537_784),
-    "convmixer": (178_176, 728_608),
-    "gated": (573_440, 533_250),
-    "cct2": (81_920, 395_596),
-    "mlp": (12_440, 494_592),
-    "logistic": (12_288, 31_312),
-    "sprint": (23_152, 501_648),
-    "record": (31_128, 485_588),
-}
-"""Bytes of RAM and of flash in C, for images of 32×32 pixels and 10 classes.
-
-As `halfmeg.networks.memory` measures them, which traces a network and so takes a second for each;
-a test holds the two against each other.
-"""
-
-IN_MICRO: dict[str, int | None] = {
-    "cnn": 58_056,
-    "resnet": 46_852,
-    "resnet-linear": 36_796,
-    "resnet-shared": 50_384,
-    "resnet8": 58_300,
-    "resnet20": 81_940,
-    "resnet32": 89_436,
-    "resnet56": 104_428,
-    "densenet-bc-40": 370_136,
-    "mobilenetv2": 292_416,
-    "convmixer": None,
-    "gated": 757_760,
-    "cct2": None,
-    "mlp": 10_408,
-    "logistic": 7_480,
-    "sprint": 56_504,
-    "record": 87_508,
-}
-"""Bytes of the arena in TFLite Micro, as `halfmeg.networks.micro` estimates them; else None."""
 
 
 def build_model(

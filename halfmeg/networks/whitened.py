@@ -16,9 +16,7 @@ from halfmeg.networks.layers import Conv2d, SqueezeExcite, UnitBatchNorm2d, larg
 
 WHITENING_KERNEL = 2
 
-
 WHITENING_EPSILON = 5e-4
-
 
 HEAD_SCALE = 1 / 9  # of Jordan 2024: the first logits are small
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from halfmeg.errors import with_kind
+from halfmeg.errors import did_you_mean, with_kind
 from halfmeg.places.place import (
     HANDED_OVER,
     IN_FILE,
@@ -28,7 +27,6 @@ from halfmeg.places.place import (
 from halfmeg.places.source import read_source
 
 _modules: dict[Path, tuple[str, ModuleType]] = {}
-
 
 _brought_in: set[str] = set()
 """Modules that files named by a user have imported from beside them."""
@@ -155,8 +153,7 @@ def _member(module: ModuleType, name: str, place: str) -> Any:
                 key for key, item in vars(module).items()
                 if callable(item) and getattr(item, "__module__", None) == module.__name__
             ]  # fmt: skip
-            close = difflib.get_close_matches(name, own, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(name, own)
             raise ValueError(f"{place}: there is no {name!r}; {hint}found: {', '.join(own) or '–'}")
         value = getattr(value, part)
     return value

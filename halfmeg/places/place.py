@@ -15,19 +15,14 @@ from typing import Any
 
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 
-
 SETTINGS = r"(?P<settings>\([^()]*\))?"
 """Of a network, behind its name (`halfmeg.places.settings`)."""
 
-
 IN_FILE = re.compile(rf"(?P<file>.+\.py):(?P<name>{NAME}){SETTINGS}")
-
 
 IN_MODULE = re.compile(rf"(?P<module>{NAME}):(?P<name>{NAME}){SETTINGS}")
 
-
 TIMM = "timm:"
-
 
 HANDED_OVER = "python:"
 
@@ -38,9 +33,7 @@ class PlaceWarning(UserWarning):
 
 _handed_over: dict[str, Any] = {}
 
-
 _remembered: dict[str, Path] = {}
-
 
 _settled: dict[str, Path] = {}
 

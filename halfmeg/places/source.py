@@ -25,7 +25,6 @@ from halfmeg.places.place import (
 MAX_FILES = 200
 """A module that imports more of its neighbours is kept and hashed up to here."""
 
-
 _sources: dict[str, Source] = {}
 
 

@@ -20,7 +20,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -359,8 +359,3 @@ def describe_data(data: DataSplits) -> dict[str, Any]:
         "name": data.name, "source": data.source, "fingerprint": data.fingerprint,
         "image_size": data.image_size, "options": data.options,
     }  # fmt: skip
-
-
-def facts_of(costs: Costs) -> dict[str, Any]:
-    """Return costs as JSON types."""
-    return asdict(costs)

@@ -17,13 +17,13 @@ in `epochs`, of the images' side in `crop`, `cutout` and `small_size`.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from halfmeg.config import RunConfig
+from halfmeg.errors import did_you_mean
 from halfmeg.networks.table import FAMILIES, find_entry
 from halfmeg.places.load import load, takes
 from halfmeg.places.place import check_in_file, is_place
@@ -60,6 +60,9 @@ RESERVED = (
     "device", "threads", "keep_checkpoints", "kernels", "compile", "sync_bn",
 )  # fmt: skip
 """Settings of a run that the search itself decides."""
+
+ALLOWED = [NETWORK, *(f.name for f in fields(RunConfig) if f.name not in RESERVED)]
+"""Keys of a table."""
 
 Values = Sequence[Value] | range | tuple[float, float]
 Suggest = Callable[[str, Values], Value]
@@ -225,57 +228,67 @@ def build_space(
     Raises:
         ValueError: a network or setting that is not known, or values that are not allowed.
     """
-    table = dict(table)
-    if networks:
-        own = table.get(NETWORK)
-        known = own if isinstance(own, Mapping) else {}
-        table[NETWORK] = {name: known.get(name, {}) for name in networks}
-    given = RunConfig(model="cnn", epochs=1).override(settings)
-    for key in (text.partition("=")[0] for text in settings):
-        value, before = getattr(given, key), table.get(key)
-        nested = before.get(value) if isinstance(before, Mapping) else None
-        table[key] = value if nested is None else {value: nested}
-        table = {
-            name: values if name == NETWORK else _without(key, values)
-            for name, values in table.items()
-        }
-    allowed = [NETWORK, *(f.name for f in fields(RunConfig) if f.name not in RESERVED)]
+    table = _with_given(table, networks, settings)
     for name in table:
         if name in RESERVED:
             raise ValueError(
                 f"the space has {name!r}, which is not known there: the search decides it; "
                 "leave it out"
             )
-        if name not in allowed:
-            raise ValueError(_unknown("the space has", name, allowed))
+        if name not in ALLOWED:
+            raise ValueError(_unknown("the space has", name, ALLOWED))
     if NETWORK not in table:
         raise ValueError(f"the space has no {NETWORK!r}; add it, as in SPACE of halfmeg.search")
-    dimensions: list[Dimension] = []
-    for name, values in table.items():
-        if name == NETWORK and not isinstance(values, Mapping):
-            names = values if isinstance(values, list) else [values]
-            values = {str(named): {} for named in names}
-        if not isinstance(values, Mapping):
-            _add(dimensions, name, values, "", "")
-            continue
-        if not values:
-            raise ValueError(f"the space gives {name} nothing to choose from")
-        _add(dimensions, name, list(values), "", "")
-        for choice, nested in values.items():
-            if not isinstance(nested, Mapping):
-                raise ValueError(f"the space gives {choice} a {type(nested).__name__}, not a dict")
-            inner = _of_network(choice, nested) if name == NETWORK else dict(nested)
-            for key, its in inner.items():
-                if name != NETWORK and key not in allowed:
-                    raise ValueError(_unknown(f"{choice} in the space has", key, allowed))
-                _add(dimensions, f"{choice}.{key}", its, name, choice)
-    space = Space(tuple(dimensions))
+    space = Space(tuple(d for name, values in table.items() for d in _dimensions(name, values)))
     parents: dict[str, str] = {}
     for d in space.dimensions:
         if d.of_recipe and parents.setdefault(d.setting, d.parent) != d.parent:
             raise ValueError(f"the space gives {d.setting} twice, at two places; leave one out")
     _check_settings(space)
     return space
+
+
+def _with_given(
+    table: Mapping[str, Any], networks: Sequence[str], settings: Sequence[str]
+) -> dict[str, Any]:
+    """Return a table with networks and settings in place of its own; what is nested there stays."""
+    found = dict(table)
+    if networks:
+        own = table.get(NETWORK)
+        known = own if isinstance(own, Mapping) else {}
+        found[NETWORK] = {name: known.get(name, {}) for name in networks}
+    given = RunConfig(model="cnn", epochs=1).override(settings)
+    for key in (text.partition("=")[0] for text in settings):
+        value, before = getattr(given, key), found.get(key)
+        nested = before.get(value) if isinstance(before, Mapping) else None
+        found = {
+            name: values if name == NETWORK else _without(key, values)
+            for name, values in found.items()
+        }
+        found[key] = value if nested is None else {value: nested}
+    return found
+
+
+def _dimensions(name: str, values: Any) -> Iterator[Dimension]:
+    """Yield the dimension of a key of the table, then those of what stands behind its choices."""
+    if name == NETWORK and not isinstance(values, Mapping):
+        names = values if isinstance(values, list) else [values]
+        values = {str(named): {} for named in names}
+    if not isinstance(values, Mapping):
+        yield Dimension(name, _checked(name, values))
+        return
+    if not values:
+        raise ValueError(f"the space gives {name} nothing to choose from")
+    yield Dimension(name, _checked(name, list(values)))
+    for choice, nested in values.items():
+        if not isinstance(nested, Mapping):
+            raise ValueError(f"the space gives {choice} a {type(nested).__name__}, not a dict")
+        inner = _of_network(choice, nested) if name == NETWORK else nested
+        for key, its in inner.items():
+            if name != NETWORK and key not in ALLOWED:
+                raise ValueError(_unknown(f"{choice} in the space has", key, ALLOWED))
+            own_name = f"{choice}.{key}"
+            yield Dimension(own_name, _checked(own_name, its), name, choice)
 
 
 def _without(key: str, values: Any) -> Any:
@@ -310,24 +323,29 @@ def _of_network(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return declared | dict(given)
 
 
-def _add(dimensions: list[Dimension], name: str, values: Any, parent: str, choice: str) -> None:
+def _checked(name: str, values: Any) -> Values:
+    """Return the values of a dimension as it takes them.
+
+    Raises:
+        ValueError: they are none of what stands at the top of this file.
+    """
     if isinstance(values, str | int | float | bool):
         values = [values]
     if isinstance(values, tuple):
         numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
         if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
             raise ValueError(f"{name}={values!r} in the space is no pair (lowest, highest)")
-        values = (float(values[0]), float(values[1]))
-    elif not isinstance(values, list | range):
+        return float(values[0]), float(values[1])
+    if not isinstance(values, list | range):
         raise ValueError(
             f"{name}={values!r} in the space is not allowed; write a list, a range, a pair "
             "(lowest, highest) or a dict of choices"
         )
-    elif not len(values) or any(not isinstance(v, str | int | float | bool) for v in values):
+    if not len(values) or any(not isinstance(v, str | int | float | bool) for v in values):
         raise ValueError(f"{name}={values!r} in the space is no list of numbers or names")
-    elif isinstance(values, list) and len({repr(v) for v in values}) < len(values):
+    if isinstance(values, list) and len({repr(v) for v in values}) < len(values):
         raise ValueError(f"{name}={values!r} in the space names a value twice")
-    dimensions.append(Dimension(name, values, parent, choice))
+    return values
 
 
 def _check_settings(space: Space) -> None:
@@ -374,8 +392,7 @@ def _sorted(values: Sequence[Value]) -> list[Value]:
 
 
 def _unknown(where: str, name: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(name), allowed, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(str(name), allowed)
     return f"{where} {name!r}, which is not known; {hint}allowed: {', '.join(allowed) or 'none'}"
 
 

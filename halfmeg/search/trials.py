@@ -20,7 +20,7 @@ from halfmeg.data.dataset import DataSplits, hold_out
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
 from halfmeg.search.lanes import Lanes, SearchListener
-from halfmeg.search.record import Clock, Journal, Stored, Trial, facts_of, suggest
+from halfmeg.search.record import Clock, Journal, Stored, Trial, suggest
 from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
 from halfmeg.search.segment import Reached
 from halfmeg.search.space import Space
@@ -263,7 +263,7 @@ class _Engine:
         self._constrain(live, over)
         trial = replace(trial, costs=costs)
         if any(value > 0 for value in over.values()):
-            self.journal.keep(live, costs=facts_of(costs))
+            self.journal.keep(live, costs=costs)
             self._end(trial, "over")
             return None
         for other in self.trials.values():
@@ -272,7 +272,7 @@ class _Engine:
                 return None
         costs = search.costs(config.model, whole=True)
         trial = replace(trial, config=config, costs=costs)
-        self.journal.keep(live, costs=facts_of(costs), config=config.to_dict())
+        self.journal.keep(live, costs=costs, config=config.to_dict())
         self.trials[trial.number] = trial
         return trial
 

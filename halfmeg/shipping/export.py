@@ -45,16 +45,12 @@ from halfmeg.shipping.unfamiliar import Unfamiliar
 from halfmeg.shipping.verify import verify_onnx
 
 NUM_CALIBRATION = 512
-
-
 MAX_PROOF_IMAGES = 5_000
-
-
 MAX_TUNING_IMAGES = 20_000
 """Of an epoch of fine-tuning, so that it takes minutes."""
 
-
 ALLOWED_LOSS = 0.005
+"""Share of the held-out images that int8 may lose."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +156,7 @@ def export(
     if kind == "validation":
         trained, _ = hold_out(data, run.config.val_fraction, run.config.seed)
         familiarity = Familiarity.fit(data.train.images, trained, held_out.images, reference)
-    if isinstance(source, Run):
-        source.log_test_reading("export: the accuracy that the bundle states")
-    measured = evaluate(model, data.test, mean, std, precision="fp32")
-    if isinstance(source, Run):
-        source.check_accuracy(measured.accuracy)
+    measured = _measure(source, run, data)
     contents = {
         "model.safetensors": weights_to_bytes(model),
         "model.onnx": onnx_model,
@@ -196,6 +188,24 @@ def export(
         built, files = TARGETS[target].build(exported)
         contents |= files
         facts[target] = built.to_dict() | {"proof_text": built.proof_text}
+    _write(out, facts, measured, contents)
+    return Bundle.open(out), proof
+
+
+def _measure(source: Run | Bundle, run: _Trained, data: DataSplits) -> Evaluation:
+    """Read the test set for the accuracy that the bundle states; a run has to have the same."""
+    if isinstance(source, Run):
+        source.log_test_reading("export: the accuracy that the bundle states")
+    measured = evaluate(run.model, data.test, run.mean, run.std, precision="fp32")
+    if isinstance(source, Run):
+        source.check_accuracy(measured.accuracy)
+    return measured
+
+
+def _write(
+    out: Path, facts: dict[str, Any], measured: Evaluation, contents: dict[str, bytes]
+) -> None:
+    """Write a bundle, its card and its description, and read it back before it gets its name."""
     contents["README.md"] = _model_card(facts, measured, contents).encode()
     facts["files"] = {name: checksum(content) for name, content in contents.items()}
     contents["model.json"] = json_bytes(facts)
@@ -204,7 +214,6 @@ def export(
             (part / path).parent.mkdir(parents=True, exist_ok=True)
             (part / path).write_bytes(content)
         _verify_written(Bundle.open(part))
-    return Bundle.open(out), proof
 
 
 def _describe(run: _Trained, measured: Evaluation, proof: Proof) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from halfmeg.networks.graph import OUTSIDE, Padding, Shape
 from halfmeg.networks.memory import Plan
 from halfmeg.shipping.operations import (
-    PIXELS,
     QUOTIENT_BITS,
     RECIPROCAL_BITS,
     SHARE_BITS,
@@ -72,12 +71,6 @@ class IntegerGraph:
     def shape_of(self, index: int) -> Shape:
         """Return the shape of a map: 0 is the image, i the result of operation i - 1."""
         return self.operations[index - 1].shape if index else self.image
-
-    def quantization_of(self, index: int) -> Quantization:
-        """Return what the bytes of a map mean."""
-        found = self.operations[index - 1].quantization if index else PIXELS
-        assert found is not None, "nothing reads the logits"
-        return found
 
 
 def requantize(sums: Int32, scale: Float32, zero_point: int, table: UInt8 | None) -> UInt8:

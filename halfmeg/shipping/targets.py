@@ -6,7 +6,7 @@ where its files lie in a bundle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,12 +76,20 @@ class Target:
         build: builds and proves it, and returns its files by their paths in a bundle; raises
             ValueError where it does not do what the network does.
         require: raises ValueError, with what to install, where something it needs is missing.
+        path: of its files in a bundle, the one that a user is told of.
+        about: what else is told, with the keys of what the bundle states in braces.
         of_integers: whether it is written from the network in integers.
     """
 
     build: Callable[[Source], tuple[Built, dict[str, bytes]]]
+    path: str
+    about: str = ""
     require: Callable[[], None] = lambda: None
     of_integers: bool = False
+
+    def lines(self, stated: Mapping[str, Any]) -> list[str]:
+        """Say what was made, by what the bundle states, and what was proved."""
+        return [*filter(None, [self.about.format_map(stated)]), stated["proof_text"]]
 
 
 def _c(source: Source) -> tuple[Built, dict[str, bytes]]:
@@ -111,8 +119,14 @@ def _executorch(source: Source) -> tuple[Built, dict[str, bytes]]:
 
 
 TARGETS = {
-    "c": Target(_c, of_integers=True),
-    "web": Target(_web, require_compiler, of_integers=True),
-    "litert": Target(_litert, require_litert),
-    "executorch": Target(_executorch, require_executorch),
-}
+    "c": Target(
+        _c, "c/", "{arena_bytes:,} bytes of RAM, set by {peak}; {constant_bytes:,} of flash "
+        "without code", of_integers=True,
+    ),
+    "web": Target(
+        _web, "web/index.html", "{page_bytes:,} bytes; open it in a browser", require_compiler,
+        of_integers=True,
+    ),
+    "litert": Target(_litert, "model.tflite", require=require_litert),
+    "executorch": Target(_executorch, "model.pte", require=require_executorch),
+}  # fmt: skip

@@ -28,7 +28,6 @@ from halfmeg.studies.stats import LEVEL, Interval, crossed_interval
 OWN_TO_A_RUN = ("seed", "device", "kernels", "compile", "threads", "keep_checkpoints")
 """Settings in which the runs of one entrant may differ."""
 
-
 TERMS = tuple(
     field.name
     for field in fields(RunConfig)

@@ -23,9 +23,7 @@ from halfmeg.studies.compare import Comparison
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito 2008: told apart with every kind of colour vision."""
 
-
 INK = "#3b3b3b"
-
 
 STYLE: Any = {
     "font.size": 10.0,
@@ -121,7 +119,6 @@ def _label_epochs(axes: Axes) -> None:
 
 
 PART_NAMES = {"test": "test", "val": "validation", "train": "training"}
-
 
 HARD_IMAGES_NOTE = "later on hard images alone"
 

@@ -30,7 +30,6 @@ ROBUSTNESS_IMAGES = 2_000
 COSTS = "costs.json"
 """In a study's folder: what its networks cost, timed together."""
 
-
 Robustness = dict[str, list[float]]
 
 

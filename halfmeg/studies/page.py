@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -197,59 +198,66 @@ def _picture(pixels: np.ndarray) -> str:
 
 def _notes(comparison: Comparison) -> list[str]:
     """Return what a reader has to know beside the verdicts."""
-    notes = [
-        f"{model.name} has {model.params:,} parameters: over the budget of {BUDGET:,}."
-        for model in comparison.models
-        if not model.within_budget
+    return [
+        *_notes_on_sizes(comparison),
+        *_notes_on_reading(comparison),
+        *_notes_on_what_is_missing(comparison),
     ]
+
+
+def _notes_on_sizes(comparison: Comparison) -> Iterator[str]:
+    for model in comparison.models:
+        if not model.within_budget:
+            yield f"{model.name} has {model.params:,} parameters: over the budget of {BUDGET:,}."
     sizes = [model.params for model in comparison.models]
     if max(sizes) > 2 * min(sizes):
-        notes.append(
+        yield (
             f"The networks differ in size by a factor of {max(sizes) / min(sizes):.0f}: "
             "a difference between them is one of size as well as of kind."
         )
+
+
+def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
     if comparison.folds is not None:
-        notes.append(
+        yield (
             f"All images of the source, {comparison.num_test:,}, are divided into "
             f"{comparison.folds} folds, whatever parts it had. Each is tested once, by networks "
             "that were trained on the other folds."
         )
     elif any(1 < pair.num_seeds < 5 for pair in comparison.pairs):
-        notes.append(
+        yield (
             "Fewer than 5 seeds say little of the chance between seeds, so the intervals are wide."
         )
     if again := read_before(comparison):
-        notes.append(f"{again}.")
-    if comparison.reading.planned:
-        planned = _and([str(n) for n in comparison.reading.planned])
-        notes.append(
-            f"Planned to be read with {planned} seeds until every pair is decided; each look is at "
-            f"{100 * comparison.reading.level:g}%, so that all together are at 5%."
+        yield f"{again}."
+    reading = comparison.reading
+    if reading.planned:
+        yield (
+            f"Planned to be read with {_and([str(n) for n in reading.planned])} seeds until every "
+            f"pair is decided; each look is at {100 * reading.level:g}%, so that all together are "
+            "at 5%."
         )
     if comparison.stopped:
-        notes.append(f"The study {comparison.stopped}.")
+        yield f"The study {comparison.stopped}."
+
+
+def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
     compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
-    notes += [
-        f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
-        for i, a in enumerate(comparison.models)
-        for b in comparison.models[i + 1 :]
-        if frozenset((a.name, b.name)) not in compared
-    ]
+    for a, b in combinations(comparison.models, 2):
+        if frozenset((a.name, b.name)) not in compared:
+            yield f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
     reasons = dict.fromkeys(m.no_temperature for m in comparison.models if m.no_temperature)
     for reason in reasons:
         names = [model.name for model in comparison.models if model.no_temperature == reason]
         have = "has" if len(names) == 1 else "have"
-        notes.append(f"{_and(names)} {have} no temperature: {reason}.")
+        yield f"{_and(names)} {have} no temperature: {reason}."
     if any(run.config.monitor == "test" for model in comparison.models for run in model.runs):
-        notes.append(
+        yield (
             "The test set was read after every epoch, for the curves only; "
             "each figure is of the last epoch, never the best."
         )
-    notes += [
-        f"The run {name} failed and is not in the figures: {error}"
-        for name, error in comparison.failures.items()
-    ]
-    return notes
+    for name, error in comparison.failures.items():
+        yield f"The run {name} failed and is not in the figures: {error}"
 
 
 def read_before(comparison: Comparison) -> str | None:

@@ -120,25 +120,19 @@ def run_study(
         raise ValueError(f"workers={workers} is out of range; allowed: 1 or more")
     if not configs:
         raise ValueError("a study needs at least one run")
-    if stack and (workers > 1 or cluster is not None):
-        other = f"workers={workers}" if workers > 1 else f"cluster={cluster}"
-        raise ValueError(f"{other} and a stack exclude each other; leave one of them out")
     if workers > 1 or cluster is not None:
-        cores = os.cpu_count() or 1
-        threads = 1 if cluster is not None else max(1, cores // workers)
+        if stack:
+            other = f"workers={workers}" if workers > 1 else f"cluster={cluster}"
+            raise ValueError(f"{other} and a stack exclude each other; leave one of them out")
+        threads = 1 if cluster is not None else max(1, (os.cpu_count() or 1) // workers)
         configs = [c if c.threads else replace(c, threads=threads) for c in configs]
-    if workers > 1 or cluster is not None:
         for config in configs:
             check_in_file(config.places().values(), "other processes")
-    folded = isinstance(data, Folds)
     for config in dict.fromkeys(replace(config, seed=0) for config in configs):
         check_places(config, data.data if isinstance(data, Folds) else data)  # before training
-    folders = _folder_names(configs, "fold" if folded else "seed")
+    folders = _folder_names(configs, "fold" if isinstance(data, Folds) else "seed")
     if stack:
-        if folded:
-            raise ValueError("folds and a stack exclude each other; leave one of them out")
-        for seeds in by_all_but_seed((config, out) for config in configs):
-            check_stack([config for config, _ in seeds])
+        _check_stacks(configs, data)
     reading = _check_folder(out, configs, folders, data, reading or Reading())
     tasks = [
         (config, out / name)
@@ -149,7 +143,7 @@ def run_study(
     outcomes = (
         _train_folds(tasks, data, how, listener)
         if isinstance(data, Folds)
-        else (how.train(tasks, data, listener))
+        else how.train(tasks, data, listener)
     )
     failures: dict[str, str] = {}
     done = len(configs) - len(tasks)
@@ -225,6 +219,13 @@ def _train_folds(
         own = [(config, folder) for config, folder in tasks if config.seed == fold]
         if own:
             yield from how.train(own, data.splits(fold), listener)
+
+
+def _check_stacks(configs: Sequence[RunConfig], data: StudyData) -> None:
+    if isinstance(data, Folds):
+        raise ValueError("folds and a stack exclude each other; leave one of them out")
+    for seeds in by_all_but_seed((config, Path()) for config in configs):
+        check_stack([config for config, _ in seeds])
 
 
 def _folder_names(configs: Sequence[RunConfig], unit: str) -> list[str]:

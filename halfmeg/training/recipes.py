@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from halfmeg.config import RunConfig
+from halfmeg.errors import did_you_mean
 from halfmeg.places.load import call, load
 from halfmeg.places.place import is_place
 
@@ -223,8 +223,7 @@ def build_recipe(name: str) -> RunConfig:
         config = RunConfig.from_json(name)
         return replace(config, recipe=Path(name).stem) if config.recipe == "custom" else config
     if name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, RECIPES)
         raise ValueError(
             f"recipe {name!r} is not known; {hint}allowed: {', '.join(RECIPES)}, FILE.py:NAME "
             f"or FILE.json"

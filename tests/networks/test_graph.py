@@ -20,7 +20,7 @@ from halfmeg.data.shape import image_shape
 from halfmeg.networks.graph import Conv, Gather, Graph, MaxPool, axis_maps
 from halfmeg.networks.memory import memory_of, plan_arena
 from halfmeg.networks.simplify import border_classes, simplify, steps
-from halfmeg.networks.table import IN_C, MODELS
+from halfmeg.networks.table import MODELS
 from halfmeg.networks.trace import trace
 from halfmeg.shipping.onnx import to_onnx
 
@@ -217,7 +217,9 @@ def test_models_lists_ram_and_flash(cli: Cli) -> None:
     assert set(rows) == set(MODELS)
     assert not any("missing" in memory for memory in rows.values())
     measured = {name: (row["ram_bytes"], row["flash_bytes"]) for name, row in rows.items()}
-    assert measured == IN_C
+    assert measured == {
+        name: (entry.ram_bytes, entry.flash_bytes) for name, entry in MODELS.items()
+    }
     rows = [line.split() for line in cli("models").out.splitlines()]
     (record,) = [row for row in rows if row[:1] == ["record"]]
     assert record[-2:] == ["31.1", "485.6"]

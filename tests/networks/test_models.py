@@ -41,6 +41,11 @@ def test_output_shape_and_a_gradient_for_every_parameter(name: str, num_classes:
         assert parameter.grad.isfinite().all(), key
 
 
+def test_each_row_states_ram_and_flash() -> None:
+    missing = [name for name, row in MODELS.items() if not (row.ram_bytes and row.flash_bytes)]
+    assert not missing, "`halfmeg summary NAME` prints them"
+
+
 @pytest.mark.parametrize(("name", "counts"), PUBLISHED.items())
 def test_parameters_of_the_study(name: str, counts: tuple[int, int]) -> None:
     model = build_model(name)

@@ -1,0 +1,26 @@
+"""What a row of `TARGETS` says, and what has to know of it elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ROOT
+
+from halfmeg.artifacts.bundle import FILES, TARGET_FILE
+from halfmeg.shipping.targets import TARGETS
+
+CARD = (ROOT / "halfmeg" / "shipping" / "templates" / "card.md").read_text()
+
+
+def test_a_target_says_what_was_made_and_proved() -> None:
+    stated = {"arena_bytes": 36_224, "peak": "conv1", "constant_bytes": 83_536, "proof_text": "it"}
+    made = "36,224 bytes of RAM, set by conv1; 83,536 of flash without code"
+    assert TARGETS["c"].lines(stated) == [made, "it"]
+    assert TARGETS["litert"].lines({"proof_text": "it"}) == ["it"]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_bundle_takes_its_files_and_the_card_names_them(name: str) -> None:
+    path = TARGETS[name].path
+    assert path in FILES or TARGET_FILE.fullmatch(path) or TARGET_FILE.fullmatch(f"{path}x")
+    assert f'{{% if "{name}" in facts %}}' in CARD
+    assert f"`{path}`" in CARD
