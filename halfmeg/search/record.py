@@ -216,29 +216,12 @@ class Journal:
     """
 
     def __init__(self, folder: Path, seed: int, strategy: str) -> None:
-        try:
-            import optuna
-        except ImportError:
-            raise ValueError("a search needs Optuna: pip install -e '.[search]'") from None
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         path = folder / JOURNAL
         _cut_torn_line(path)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            with _quiet():
-                self.study: optuna.Study = optuna.create_study(
-                    storage=storage, study_name=STUDY, directions=["maximize", "minimize"],
-                    load_if_exists=True,
-                )  # fmt: skip
-            # The draws differ each time it is opened: those before are in the journal.
-            seed = seed + 1000 * len(self.study.trials)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            told = one_line(error, 200)
-            raise ValueError(f"{path} is damaged: {told}") from None
-        samplers = optuna.samplers
+        self.study = _open_study(path, create=True)
+        # The draws differ each time it is opened: those before are in the journal.
+        seed = seed + 1000 * len(self.study.trials)
+        samplers = _optuna().samplers
         self.study.sampler = (
             samplers.RandomSampler(seed=seed)
             if strategy == "random"
@@ -247,9 +230,7 @@ class Journal:
 
     def trials(self) -> list[Trial]:
         """Return all trials, in the order of their numbers."""
-        with _quiet():
-            frozen = self.study.get_trials(deepcopy=False)
-        return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
+        return _read_trials(self.study)
 
     def ask(self, values: Mapping[str, Value] | None = None) -> optuna.Trial:
         """Begin a trial, with the values that are given, or drawn ones."""
@@ -282,7 +263,7 @@ class Journal:
             self.study.tell(trial, [accuracy, cost])
 
 
-def read_trials(folder: Path, stored: Stored) -> list[Trial]:
+def read_trials(folder: Path) -> list[Trial]:
     """Return the trials of a search that may be under way; nothing is written.
 
     Raises:
@@ -290,7 +271,43 @@ def read_trials(folder: Path, stored: Stored) -> list[Trial]:
     """
     if not (folder / JOURNAL).exists():
         raise ValueError(f"{folder} has no trials yet")
-    return Journal(folder, stored.seed, stored.strategy).trials()
+    return _read_trials(_open_study(folder / JOURNAL))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError("a search needs Optuna: pip install -e '.[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _open_study(path: Path, *, create: bool = False) -> optuna.Study:
+    library = _optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        with _quiet():
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            study: optuna.Study = (
+                library.create_study(
+                    storage=storage, study_name=STUDY, directions=["maximize", "minimize"],
+                    load_if_exists=True,
+                )
+                if create
+                else library.load_study(storage=storage, study_name=STUDY)
+            )  # fmt: skip
+            return study
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(error, 200)}") from None
+
+
+def _read_trials(study: optuna.Study) -> list[Trial]:
+    with _quiet():
+        frozen = study.get_trials(deepcopy=False)
+    return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
 
 
 def suggest(trial: optuna.Trial, name: str, values: Any) -> Value:
