@@ -8,7 +8,8 @@ Searchers: `halfmeg`, whole; `random`, halfmeg's own space drawn at random and w
 `kerastuner`, KerasTuner's Hyperband over small plain CNNs on the torch backend (the extra
 `kerastuner`). All choose by the same validation images under the same limits. `DIR/search.json`
 holds for each the best validation accuracy after each trial, and what it reached on test images,
-read once; `DIR/search.png` draws it. Started again, it goes on.
+read once; `DIR/search.png` draws it. One that is killed goes on when it is started again: with
+`timeout 3600` in front and one of `--searchers` behind, hours are run one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from halfmeg.evaluation.evaluate import score
 from halfmeg.files import read_json, write_json
 from halfmeg.search.budget import Limits, parse_limits
 from halfmeg.search.journal import read_trials
-from halfmeg.search.record import read_stored
 from halfmeg.search.run import describe_search, start
 from halfmeg.studies.figures import COLOURS, STYLE, write_figure
 
@@ -56,7 +56,7 @@ def search_ours(
     result = outcome.run.result() or {}
     curve, best = [], 0.0
     for trial in sorted(
-        (t for t in read_trials(folder, read_stored(folder)) if t.outcome == "done"),
+        (t for t in read_trials(folder) if t.outcome == "done"),
         key=lambda t: t.ended or 0.0,
     ):
         best = max(best, trial.accuracy or 0.0)
@@ -68,14 +68,11 @@ def search_ours(
     }  # fmt: skip
 
 
-class _OutOfTimeError(Exception):
-    pass
-
-
 def search_kerastuner(task: str, data: DataSplits, hours: float, folder: Path) -> dict[str, Any]:
     """Search plain CNNs with KerasTuner's Hyperband until the time is over.
 
     Its RAM is the most that two maps next to each other need in 8 bits, its flash a byte a weight.
+    A trial that was under way when it was killed begins again.
     """
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
@@ -92,8 +89,12 @@ def search_kerastuner(task: str, data: DataSplits, hours: float, folder: Path) -
     train = prepared(data.train.images[indices]), data.train.labels[indices].numpy()
     val = prepared(held_out.images), held_out.labels.numpy()
     shape = tuple(train[0].shape[1:])
-    started = time.monotonic()
-    curve: list[list[float]] = []
+    path = folder / "curve.json"
+    curve: list[list[float]] = read_json(path, list[list[float]]) if path.exists() else []
+    started = time.monotonic() - 3600 * (curve[-1][0] if curve else 0.0)
+
+    class OutOfTimeError(keras_tuner.errors.FatalError):  # type: ignore[misc]
+        """Any other error would only end the trial."""
 
     def build(hp: Any) -> Any:
         layers: list[Any] = [keras.Input(shape)]
@@ -131,18 +132,20 @@ def search_kerastuner(task: str, data: DataSplits, hours: float, folder: Path) -
             hours_spent = (time.monotonic() - started) / 3600
             best = max([float(logs["val_accuracy"])] + [value for _, value in curve])
             curve.append([hours_spent, best])
+            write_json(path, curve)
             if hours_spent > hours:
-                raise _OutOfTimeError
+                raise OutOfTimeError
 
     keras.utils.set_random_seed(0)
     tuner = keras_tuner.Hyperband(
         build, "val_accuracy", max_epochs=MOST_EPOCHS, hyperband_iterations=100,
         directory=str(folder), project_name="hyperband", max_consecutive_failed_trials=10**6,
     )  # fmt: skip
-    with contextlib.suppress(_OutOfTimeError):
-        tuner.search(
-            *train, validation_data=val, batch_size=BATCH_SIZE, verbose=0, callbacks=[Watch()]
-        )
+    if not curve or curve[-1][0] <= hours:
+        with contextlib.suppress(OutOfTimeError):
+            tuner.search(
+                *train, validation_data=val, batch_size=BATCH_SIZE, verbose=0, callbacks=[Watch()]
+            )
     model = tuner.get_best_models(1)[0]
     import torch
 

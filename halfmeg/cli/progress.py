@@ -101,11 +101,17 @@ class StudyDisplay(StudyListener):
     """Shows the run under way, or one line for each run where they train elsewhere."""
 
     def __init__(
-        self, display: Callable[[RunConfig], Listener], *, quiet: bool, apart: bool
+        self,
+        display: Callable[[RunConfig], Listener],
+        *,
+        quiet: bool,
+        apart: bool,
+        measured: bool = True,
     ) -> None:
         self.display = display
         self.quiet = quiet
         self.apart = apart
+        self.measured = measured
 
     def of_run(self, config: RunConfig) -> Listener:
         """Return the display of a run in this process."""
@@ -119,7 +125,7 @@ class StudyDisplay(StudyListener):
             outcome = f"failed: {error}" if error else "done"
             name = f"{short_name(config.model)} {short_name(config.recipe)} seed {config.seed}"
             print_error(f"{name}  {outcome}  {done}/{total}")
-        if done == total:
+        if done == total and self.measured:
             print_error("all runs have ended; now robustness and costs are measured")
 
 
@@ -145,9 +151,9 @@ class _Display(Listener):
             self.task,
             total=report.epochs * report.steps,
             completed=(report.epoch - 1) * report.steps + report.step,
-            numbers=f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  "
-            f"accuracy {report.accuracy:.1%}  {report.images_per_second:,.0f} images/s  "
-            f"{duration(report.seconds_left)} left",
+            numbers=f"epoch {report.epoch}/{report.epochs}  {duration(report.seconds_left)} left  "
+            f"loss {report.loss:.3f}  accuracy {report.accuracy:.1%}  "
+            f"{report.images_per_second:,.0f} images/s",
         )
 
     def on_epoch(self, row: MetricsRow) -> None:
@@ -213,6 +219,8 @@ def training_display(
     ) as bars:  # fmt: skip
 
         def listener(config: RunConfig) -> Listener:
+            for ended in bars.task_ids:  # early, or by an error
+                bars.remove_task(ended)
             display = _Display(bars, config, tell)
             return _TensorBoard(display) if _has_tensorboard() else display
 

@@ -77,9 +77,14 @@ def search(
         ),
     ] = None,
     compare: Annotated[
-        bool, typer.Option(help="Compare the winner at the end, with up to 5 seeds.")
-    ] = True,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+        bool | None,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Compare the winner at the end, with up to 5 seeds.",
+            show_default="compare",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default="0")] = None,
     out: Annotated[
         str | None, typer.Option(help="The search's folder.", show_default="runs/search-…")
     ] = None,
@@ -107,6 +112,9 @@ def search(
             name
             for name, value in (
                 ("--space", space), ("--out", out), ("--baseline", baseline), ("--chip", chip),
+                ("--seed", seed), ("--compare or --no-compare", compare),
+                ("--image-size", image_size), ("--image-column", image_column),
+                ("--label-column", label_column),
             )
             if value is not None
         ] + list(arguments or [])  # fmt: skip
@@ -131,7 +139,7 @@ def search(
         stored, chosen = describe_search(
             loaded, limits=wanted, seconds=HOUR * (1.0 if hours is None else hours),
             place=space or "", networks=[text for text in given if not is_setting(text)],
-            settings=settings, baselines=baseline, compare=compare, seed=seed,
+            settings=settings, baselines=baseline, compare=compare is not False, seed=seed or 0,
         )  # fmt: skip
         folder = Path(out or f"runs/search-{loaded.name}")
     with training_display(quiet=as_json, note=None if data or resume else NO_DATA) as display:
@@ -139,7 +147,7 @@ def search(
             folder, loaded, stored, chosen, workers=workers, cluster=cluster,
             listener=lambda under_way: SearchDisplay(under_way, display, quiet=as_json),
             final_listener=StudyDisplay(
-                display, quiet=as_json, apart=workers > 1 or cluster is not None
+                display, quiet=as_json, apart=workers > 1 or cluster is not None, measured=False
             ),
         )  # fmt: skip
     if as_json:
@@ -161,6 +169,9 @@ def _load_as_before(stored: Stored, data: str | None, data_dir: str, *, quiet: b
 
 
 def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
+    from halfmeg.search.budget import describe_latency
+    from halfmeg.search.record import read_stored
+
     winner = outcome.winner
     assert winner.config is not None
     assert winner.costs is not None
@@ -169,10 +180,15 @@ def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
         "model": winner.config.model,
         "config": winner.config.to_dict(),
         "costs": asdict(winner.costs),
+        "latency": describe_latency(read_stored(folder).limits)
+        if winner.costs.latency is not None
+        else None,
         "val_accuracy": winner.accuracy,
         "run": str(outcome.run.folder),
         "test_accuracy": (outcome.run.result() or {}).get("test_accuracy"),
         "verdicts": outcome.verdicts,
+        "no_verdict": outcome.no_verdict or None,
+        "failures": dict(outcome.failures),
         "comparison": outcome.comparison.to_dict() if outcome.comparison else None,
         "page": str(folder / "search.html"),
     }
@@ -180,12 +196,14 @@ def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
 
 def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
     from halfmeg.places.place import short_name
-    from halfmeg.search.budget import describe_limit
+    from halfmeg.search.budget import describe_latency, describe_limit
+    from halfmeg.search.record import read_stored
 
     winner = outcome.winner
     assert winner.config is not None
     costs = [
         describe_limit(name, value)
+        + (f" {describe_latency(read_stored(folder).limits)}" if name == "latency" else "")
         for name in ("params", "macs", "flash", "ram", "tflite_micro", "latency")
         if (value := getattr(winner.costs, name)) is not None
     ]
@@ -205,9 +223,9 @@ def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
         print_line(f"test        {result.get('test_accuracy', 0):.2%} of {len(data.test):,} images")
     for verdict in outcome.verdicts:
         print_line(verdict)
-    if outcome.comparison is None:
-        print_line("nothing was compared: it was not wanted, or the time was too short")
-    for name, error in (outcome.comparison.failures if outcome.comparison else {}).items():
+    if outcome.no_verdict:
+        print_line(f"nothing was compared: {outcome.no_verdict}")
+    for name, error in outcome.failures.items():
         print_error(f"failed: {name}: {error}")
     print_line(f"page        {folder / 'search.html'}")
     print_line(f"ship it     halfmeg export {folder} --out mine")
@@ -229,7 +247,7 @@ def find_run(
 
     path = Path(folder)
     stored: Stored = read_stored(path)
-    trials = read_trials(path, stored)
+    trials = read_trials(path)
     chosen = best_of(trials) if stored.final is None else decided(trials, stored.final)
     if pick is not None:
         chosen = pick_trial(trials, pick)

@@ -7,6 +7,7 @@ What a parameter may be set to in a search stands in its type annotation:
 | `Literal[6, 8, 12]` | these |
 | `bool` | false or true |
 | `Annotated[int, range(8, 65, 8)]` | those of the range |
+| `Annotated[int, (8, 64)]` | the whole numbers from the one to the other |
 | `Annotated[float, (0.1, 0.5)]` | any between the two |
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -71,16 +73,22 @@ def declared_values(function: Callable[..., Any]) -> dict[str, Any]:
         annotation names no values are left out.
     """
     target = function.__init__ if inspect.isclass(function) else function
-    try:
-        hints = typing.get_type_hints(target, include_extras=True)
-    except Exception:  # an annotation is any expression of the user's own
-        return {}
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        values = _values_of(hints.get(name))
+        values = _values_of(_evaluated(parameter.annotation, target))
         if values is not None:
             found[name] = _default_first(values, parameter.default)
     return found
+
+
+def _evaluated(annotation: Any, function: Callable[..., Any]) -> Any:
+    """Return an annotation that may be a text; None where its names are not there at run time."""
+    holder = types.SimpleNamespace(__annotations__={"one": annotation})
+    try:
+        names = getattr(function, "__globals__", {})
+        return typing.get_type_hints(holder, names, include_extras=True)["one"]
+    except Exception:  # an annotation is any expression of the user's own
+        return None
 
 
 def _values_of(annotation: Any) -> Any:
@@ -89,7 +97,10 @@ def _values_of(annotation: Any) -> Any:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     if get_origin(annotation) is Annotated:
-        for extra in get_args(annotation)[1:]:
+        kind, *extras = get_args(annotation)
+        for extra in extras:
+            if kind is int and isinstance(extra, tuple) and all(type(v) is int for v in extra):
+                return range(extra[0], extra[-1] + 1)
             if isinstance(extra, range | list | tuple):
                 return extra
     return None

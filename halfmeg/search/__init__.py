@@ -11,6 +11,7 @@
 | `trials` | the engine |
 | `front` | what nothing else beats, and which neighbours are told apart |
 | `finish` | the winner against its baselines |
+| `plan` | what the time allows, from a few timed steps |
 | `figures`, `page` | the page |
 | `run` | a search from its start, or from where it was, to its end |
 """

@@ -6,11 +6,13 @@ on this machine; for a chip it is estimated from the multiply-accumulates.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -40,6 +42,9 @@ INSTRUCTIONS_PER_MAC = {
     "cortex-m3": 3.53, "cortex-m4": 1.88, "cortex-m7": 1.82, "cortex-m33": 1.69, "cortex-m55": 0.66,
 }  # fmt: skip
 """The most that docs/ship.md counts of the C form in QEMU; of M3, M33 and M55 that of `record`."""
+
+NARROW = 1 / 8
+"""Of the way from a network's smallest width to its largest."""
 
 LATENCY_ROUNDS = 15
 WARM_UP_ROUNDS = 3
@@ -145,6 +150,11 @@ def parse_amount(name: str, text: str) -> float:
     return amount if name == "latency" else int(amount)
 
 
+def describe_latency(limits: Limits) -> str:
+    """Return where a latency comes from."""
+    return f"estimated for {limits.chip}" if limits.chip else "measured on this machine"
+
+
 def describe_limit(name: str, value: float) -> str:
     """Return a limit or a cost as text."""
     if name == "latency":
@@ -230,25 +240,51 @@ def _latency(
 
 
 def largest_within(
-    space: Space, network: str, fits: Callable[[dict[str, Value]], bool], steps: int = 32
+    space: Space, network: str, size: Callable[[dict[str, Value]], int]
 ) -> dict[str, Value] | None:
-    """Return the widest candidate of a network that fits, of a few between smallest and largest.
+    """Return the widest candidate of a network that fits; None where nothing does.
 
-    Where the smallest does not fit either, a choice of its parameters may help.
+    Its choices are those that a search begins with, unless they leave room for little more than
+    its narrowest. Then one of them is another: that with which the most parameters fit.
+
+    Args:
+        space: of the search.
+        network: of the space.
+        size: the parameters of a candidate; 0 where it does not fit.
     """
-    if not fits(space.scaled(network, 0)):
-        low = space.of_network(network, lambda d: d.at(0))
-        others = [low | {d.name: d.at(1)} for d in _parameters(space, network)
-                  if isinstance(d.values, list)]  # fmt: skip
-        return next((drawn for drawn in (low, *others) if fits(drawn)), None)
+    choices = [d for d in _parameters(space, network) if isinstance(d.values, list)]
+    usual = {d.name: d.first() for d in choices}
+    share, widest = _widest(space, network, usual, size, 32)
+    if share > NARROW:
+        return widest
+    for form in (usual, {d.name: d.at(0) for d in choices}):
+        changed = [form | {d.name: value} for d in choices for value in (d.at(0), d.at(1))]
+        others = [_widest(space, network, one, size, 16)[1] for one in changed]
+        fitting = [drawn for drawn in (widest, *others) if drawn is not None]
+        if fitting:
+            return max(fitting, key=size)
+    return None
+
+
+def _widest(
+    space: Space, network: str, form: dict[str, Value], size: Callable[[dict[str, Value]], int],
+    steps: int,
+) -> tuple[float, dict[str, Value] | None]:  # fmt: skip
+    """Return the widest candidate with these choices that fits, and how wide that is; 0 to 1."""
+
+    def at(step: int) -> dict[str, Value]:
+        return space.of_network(network, lambda d: form.get(d.name, d.at(step / steps)))
+
+    if not size(at(0)):
+        return 0.0, None
     below, above = 0, steps + 1  # what grows fits less and less, so the edge is found by halves
     while above - below > 1:
         middle = (below + above) // 2
-        if fits(space.scaled(network, middle / steps)):
+        if size(at(middle)):
             below = middle
         else:
             above = middle
-    return space.scaled(network, below / steps)
+    return below / steps, at(below)
 
 
 def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageShape) -> None:
@@ -258,11 +294,25 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
         ValueError: nothing is; the message says what the smallest needs.
     """
 
-    def fits(drawn: dict[str, Value]) -> bool:
+    asked: Any = dict.fromkeys(
+        limits.given, math.inf
+    )  # computes what limits are on, whatever it is
+    reasons: list[str] = []
+
+    @functools.cache
+    def costs_of(model: str) -> Costs | None:
         try:
-            return limits.fits(measure_costs(space.model(drawn), num_classes, shape, limits))
-        except ValueError:
-            return False
+            found = measure_costs(model, num_classes, shape, replace(limits, **asked))
+        except ValueError as error:
+            reasons.append(str(error))
+            return None
+        if found.no_c:
+            reasons.append(f"a limit of flash or RAM needs a form in C: {found.no_c}")
+        return found
+
+    def fits(drawn: dict[str, Value]) -> bool:
+        found = costs_of(space.model(drawn))
+        return found is not None and limits.fits(found)
 
     for network in space.networks:
         low = space.of_network(network, lambda d: d.at(0))
@@ -271,18 +321,14 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
             return
     told = []
     for name, limit in limits.given.items():
-        none = Limits(**{name: 1e-9}, chip=limits.chip if name == "latency" else "")  # type: ignore[arg-type]
 
-        def cost(drawn: dict[str, Value], name: str = name, none: Limits = none) -> float | None:
-            whole = name in ("flash", "ram")
-            try:
-                found = measure_costs(space.model(drawn), num_classes, shape, none, whole=whole)
-            except ValueError:
-                return None
-            value = getattr(found, name)
-            return None if value is None else float(value)
+        def cost(drawn: dict[str, Value], name: str = name) -> float | None:
+            return getattr(costs_of(space.model(drawn)), name, None)
 
-        network, least = _smallest(space, cost)
+        smallest = _smallest(space, cost)
+        if smallest is None:
+            raise ValueError(f"no network of the space can be taken; {reasons[0]}")
+        network, least = smallest
         if least > limit:
             told.append(
                 f"--{name} {describe_limit(name, limit)}: the smallest, {network}, has "
@@ -296,13 +342,12 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
     )
 
 
-def _smallest(space: Space, cost: Callable[[dict[str, Value]], float | None]) -> tuple[str, float]:
-    """Return the least that a candidate of the space costs, and its network.
+def _smallest(
+    space: Space, cost: Callable[[dict[str, Value]], float | None]
+) -> tuple[str, float] | None:
+    """Return the least that a candidate of the space costs, and its network; None without any.
 
     Each parameter is set to whichever end costs less, one after another.
-
-    Raises:
-        ValueError: nothing of the space has this cost at all.
     """
     best: tuple[str, float] | None = None
     for network in space.networks:
@@ -315,8 +360,6 @@ def _smallest(space: Space, cost: Callable[[dict[str, Value]], float | None]) ->
                 drawn, least = other, found
         if least is not None and (best is None or least < best[1]):
             best = short_name(space.model(drawn)), least
-    if best is None:
-        raise ValueError("no network of the space can be built for this data")
     return best
 
 

@@ -5,19 +5,26 @@ Only here is the test set read, once a run. The winner was chosen by validation 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.table import MODELS
-from halfmeg.places.place import file_name, is_place
+from halfmeg.places.place import file_name, is_place, short_name
 from halfmeg.search.budget import Limits, measure_costs
 from halfmeg.search.front import best_of
-from halfmeg.search.record import Final, Stored, Trial, decided, write_stored
+from halfmeg.search.journal import read_trials
+from halfmeg.search.record import (
+    Final,
+    Stored,
+    Trial,
+    decided,
+    is_search,
+    write_stored,
+)
 from halfmeg.search.schedule import SEEDS, fit_final
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.trials import Search
@@ -51,14 +58,18 @@ class Outcome:
     Attributes:
         winner: the trial with the best validation accuracy.
         run: its finished run, the one to ship.
-        comparison: with the baselines; None where there was no time for it, or none was wanted.
+        comparison: with the baselines; None where there is none.
         entrant: the winner's name in it.
+        failures: of the last comparison, by run folder, or by network where it never began.
+        no_verdict: why there is none; empty where there is one.
     """
 
     winner: Trial
     run: Run
     comparison: Comparison | None = None
     entrant: str = ""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    no_verdict: str = ""
 
     @property
     def verdicts(self) -> list[str]:
@@ -82,7 +93,12 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
 
 
 def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
-    """Return a network that the user named, also one that is over a limit, or a run's."""
+    """Return a network that the user named, also one over a limit, or that of a run or search."""
+    if is_search(text):
+        best = best_of(read_trials(Path(text)))
+        if best is None or best.config is None:
+            raise ValueError(f"{text} has no network that was trained to its end")
+        return best.config.model, best.config.budget
     if (Path(text) / "config.json").is_file():
         config = Run.open(text).config
         return config.model, config.budget
@@ -110,86 +126,116 @@ def _within(name: str, limits: Limits, data: DataSplits) -> Baseline | None:
     return None
 
 
-def time_baselines(
-    baselines: Sequence[Baseline], terms: RunConfig, data: DataSplits
-) -> list[float]:
-    """Return the seconds that an epoch of each takes here, from a few steps; no test is read."""
-    configs = [replace(terms, model=model, budget=budget) for model, budget in baselines]
-    return [_seconds_of_epoch(config, data) for config in configs]
+@dataclass(frozen=True)
+class Timed:
+    """Seconds that an epoch of each baseline takes, and why others cannot be trained at all."""
+
+    seconds: Mapping[Baseline, float] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, baselines: Sequence[Baseline], terms: RunConfig, data: DataSplits) -> Timed:
+        """Train a few steps of each; no test image is read."""
+        seconds, failures = {}, {}
+        for model, budget in baselines:
+            try:
+                config = replace(terms, model=model, budget=budget)
+                seconds[model, budget] = time_epoch(config, data)
+            except ValueError as error:
+                failures[model] = str(error).removeprefix(f"{short_name(model)}: ")
+        return cls(seconds, failures)
+
+    def at_pace_of(self, search: Search) -> Timed:
+        """Scale seconds by what the best trial took in truth, against what it takes as timed.
+
+        That has validation and checkpoints in it, and how busy the machine was.
+        """
+        best = best_of(search.journal.trials())
+        if not self.seconds or best is None:
+            return self
+        assert best.config is not None
+        try:
+            pace = _seconds_of_epoch(best, search.stored) / time_epoch(best.config, search.data)
+        except ValueError:
+            return self
+        return replace(self, seconds={one: pace * took for one, took in self.seconds.items()})
 
 
-def _seconds_of_epoch(config: RunConfig, data: DataSplits) -> float:
-    try:
-        return time_epoch(config, data)
-    except ValueError:
-        return math.inf  # it fails, so there is never time for it
+def _seconds_of_epoch(trial: Trial, stored: Stored) -> float:
+    """Return the seconds that an epoch of one run of a trial took."""
+    return trial.seconds / stored.folds / max(1, trial.epochs)
 
 
-def finish(
-    search: Search,
-    baselines: Sequence[Baseline],
-    seconds: Sequence[float],
-    *,
-    listener: StudyListener | None = None,
-) -> Outcome | None:
-    """Train the winner and its baselines as the time allows; None where no trial has ended.
+def decide(search: Search, timed: Timed) -> Final | None:
+    """Decide what is compared at the end; None where no trial has ended.
 
-    What is compared stands in `search.json` before it is trained, so that it stays the same when
-    the search is killed here.
-
-    Args:
-        search: whose trials are done.
-        baselines, seconds: what it is compared with, and what an epoch of each takes.
-        listener: is told how it goes.
+    It stands in `search.json` before it is trained, so that it stays the same when the search is
+    killed there.
     """
     trials = search.journal.trials()
-    final = search.stored.final
-    winner = best_of(trials) if final is None else decided(trials, final)
-    if winner is None:
-        return None
-    assert winner.config is not None
-    if final is None:
-        final = _decide(search, winner, trials, baselines, seconds)
-        search.stored = replace(search.stored, final=final)
-        write_stored(search.folder, search.stored)
-    if not final.seeds:
-        run = finish_trial(search.run_folders(winner.number)[0], search.data)
-        return Outcome(winner, run)
-    study = run_study(
-        list(_configs(winner.config, final, search.data)), search.data,
-        search.folder / final.folder,
-        workers=search.workers, cluster=search.cluster, listener=listener,
-    )  # fmt: skip
-    return _outcome(search.folder, search.data, winner, study)
-
-
-def _decide(
-    search: Search,
-    winner: Trial,
-    trials: Sequence[Trial],
-    baselines: Sequence[Baseline],
-    seconds: Sequence[float],
-) -> Final:
+    winner = best_of(trials)
+    if search.stored.final is not None or winner is None:
+        return search.stored.final
     assert winner.config is not None
     left = search.stored.seconds - search.clock.spent()
-    epochs = winner.config.epochs
-    known = dict(zip(baselines, seconds, strict=True))
+    known = dict(timed.seconds)
     for number in search.stored.previous[-1:] if search.stored.compare else ():
         before = trials[number]
         assert before.config is not None
-        known = {(before.config.model, BUDGET): before.seconds / max(1, before.epochs), **known}
+        own = {(before.config.model, BUDGET): _seconds_of_epoch(before, search.stored)}
+        known = own | known
+    epochs = winner.config.epochs
     others = [baseline for baseline in known if baseline[0] != winner.config.model]
-    one = winner.seconds / search.stored.folds * epochs / max(1, winner.epochs)
     size = fit_final(
-        END_SHARE * left * search.workers, one, [known[b] * epochs for b in others], SEEDS
+        END_SHARE * left * search.workers, epochs * _seconds_of_epoch(winner, search.stored),
+        [epochs * known[baseline] for baseline in others], SEEDS,
     )  # fmt: skip
-    return Final(
+    final = Final(
         trial=winner.number,
         folder=f"final-{search.stored.leg}",
         seeds=size[0],
         baselines=tuple(others[: size[1]]),
         tuning_trials=sum(trial.was_trained for trial in trials),
     )
+    search.stored = replace(search.stored, final=final)
+    write_stored(search.folder, search.stored)
+    return final
+
+
+def finish(
+    search: Search, final: Final, timed: Timed, *, listener: StudyListener | None = None
+) -> Outcome:
+    """Train the winner and its baselines, as it was decided.
+
+    Args:
+        search: whose trials are done.
+        final: what is compared.
+        timed: the baselines that there were to choose from.
+        listener: is told how it goes.
+    """
+    winner = decided(search.journal.trials(), final)
+    assert winner.config is not None
+    if not final.seeds:
+        run = finish_trial(search.run_folders(winner.number)[0], search.data)
+        why = _why_alone(search.stored, timed)
+        return Outcome(winner, run, failures=timed.failures, no_verdict=why)
+    study = run_study(
+        list(_configs(winner.config, final, search.data)), search.data,
+        search.folder / final.folder,
+        workers=search.workers, cluster=search.cluster, listener=listener,
+    )  # fmt: skip
+    return _outcome(search.folder, search.data, winner, study, timed.failures)
+
+
+def _why_alone(stored: Stored, timed: Timed) -> str:
+    if not stored.compare:
+        return "--no-compare was given"
+    if stored.seconds < SHORTEST_SECONDS:
+        return f"that takes {SHORTEST_SECONDS} seconds or more"
+    if not timed.seconds:
+        which = "could be trained" if timed.failures else "is within the limits"
+        return f"no network to compare with {which}"
+    return "the time that was left was too short"
 
 
 def _configs(winner: RunConfig, final: Final, data: DataSplits) -> Iterator[RunConfig]:
@@ -213,18 +259,22 @@ def _takes(config: RunConfig, data: DataSplits) -> bool:
     return True
 
 
-def _outcome(folder: Path, data: DataSplits, winner: Trial, study: Study) -> Outcome:
+def _outcome(
+    folder: Path, data: DataSplits, winner: Trial, study: Study, failures: Mapping[str, str]
+) -> Outcome:
     assert winner.config is not None
+    failures = {**failures, **study.failures}
     own = [run for run in study.runs if run.config.model == winner.config.model]
     if not own:
         run = finish_trial(folder / "trials" / f"{winner.number:04}", data)
-        return Outcome(winner, run)
+        return Outcome(winner, run, failures=failures, no_verdict="the winner failed there")
     comparison = compare_runs(study.runs, failures=study.failures, reading=study.reading)
     study.record_look(max(len(model.runs) for model in comparison.models))
     (entrant,) = [
         m.name for m in comparison.models if m.runs[0].config.model == own[0].config.model
     ]
-    return Outcome(winner, own[0], comparison, entrant)
+    why = "" if comparison.pairs else "every other network failed"
+    return Outcome(winner, own[0], comparison, entrant, failures, why)
 
 
 def finish_trial(folder: Path, data: DataSplits) -> Run:

@@ -95,7 +95,7 @@ def pick(trials: Sequence[Trial], text: str) -> Trial:
     within = best_of([t for t in known if _cost(t, name) <= limit])
     if within is None:
         least = min((_cost(t, name) for t in known), default=None)
-        told = "none was finished" if least is None else f"the smallest needs {least:,.4g}"
+        told = f"{name} is known of none" if least is None else f"the smallest needs {least:,.4g}"
         raise ValueError(f"no trial is within --pick {text}; {told}")
     return within
 

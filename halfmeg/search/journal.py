@@ -18,7 +18,7 @@ from halfmeg.errors import one_line
 from halfmeg.files import check_json, read_limited, write_atomically
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs
-from halfmeg.search.record import JOURNAL, Outcome, Stored, Trial
+from halfmeg.search.record import JOURNAL, Outcome, Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -35,30 +35,12 @@ class Journal:
     """
 
     def __init__(self, folder: Path, seed: int, strategy: str) -> None:
-        try:
-            import optuna
-        except ImportError:
-            raise ValueError("a search needs Optuna: pip install -e '.[search]'") from None
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.path = path = folder / JOURNAL
-        _cut_torn_line(path)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            with _quiet():
-                self.study: optuna.Study = optuna.create_study(
-                    storage=storage, study_name=STUDY, directions=["maximize", "minimize"],
-                    load_if_exists=True,
-                )  # fmt: skip
-            # The draws differ each time it is opened: those before are in the journal.
-            seed = seed + 1000 * len(self.study.trials)
-        except OSError:
-            raise
-        except Exception as error:  # Optuna believes what stands in each line
-            raise self._damaged(error) from None
-        samplers = optuna.samplers
+        self.path = folder / JOURNAL
+        _cut_torn_line(self.path)
+        self.study = _open_study(self.path, create=True)
+        # The draws differ each time it is opened: those before are in the journal.
+        seed = seed + 1000 * len(self.study.trials)
+        samplers = _optuna().samplers
         self.study.sampler = (
             samplers.RandomSampler(seed=seed)
             if strategy == "random"
@@ -71,15 +53,7 @@ class Journal:
         Raises:
             ValueError: the journal is damaged.
         """
-        with _quiet():
-            frozen = self.study.get_trials(deepcopy=False)
-        try:
-            return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
-        except (ValueError, TypeError) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error: Exception) -> ValueError:
-        return ValueError(f"{self.path} is damaged: {one_line(error, 200)}")
+        return _read_trials(self.study, self.path)
 
     def ask(self, values: Mapping[str, Value] | None = None) -> optuna.Trial:
         """Begin a trial, with the values that are given, or drawn ones."""
@@ -112,15 +86,62 @@ class Journal:
             self.study.tell(trial, [accuracy, cost])
 
 
-def read_trials(folder: Path, stored: Stored) -> list[Trial]:
+def read_trials(folder: Path) -> list[Trial]:
     """Return the trials of a search that may be under way; nothing is written.
 
     Raises:
         ValueError: Optuna is not installed, or the journal is damaged or missing.
     """
-    if not (folder / JOURNAL).exists():
+    path = folder / JOURNAL
+    if not path.exists():
         raise ValueError(f"{folder} has no trials yet")
-    return Journal(folder, stored.seed, stored.strategy).trials()
+    _read_whole(path)  # a pipe or a device would never end
+    return _read_trials(_open_study(path), path)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError("a search needs Optuna: pip install -e '.[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _open_study(path: Path, *, create: bool = False) -> optuna.Study:
+    library = _optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        with _quiet():
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            study: optuna.Study = (
+                library.create_study(
+                    storage=storage, study_name=STUDY, directions=["maximize", "minimize"],
+                    load_if_exists=True,
+                )
+                if create
+                else library.load_study(storage=storage, study_name=STUDY)
+            )  # fmt: skip
+            return study
+    except OSError:
+        raise
+    except Exception as error:  # Optuna believes what stands in each line
+        raise _damaged(path, error) from None
+
+
+def _read_trials(study: optuna.Study, path: Path) -> list[Trial]:
+    with _quiet():
+        frozen = study.get_trials(deepcopy=False)
+    try:
+        return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged: {one_line(error, 200)}")
 
 
 def suggest(trial: optuna.Trial, name: str, values: Any) -> Value:
@@ -164,14 +185,18 @@ def _read_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
     )
 
 
+def _read_whole(path: Path) -> bytes:
+    try:
+        return read_limited(path, MAX_JOURNAL_BYTES)
+    except ValueError as error:
+        raise _damaged(path, error) from None
+
+
 def _cut_torn_line(path: Path) -> None:
     """Drop what a crash left of a line."""
     if not path.exists():
         return
-    try:
-        content = read_limited(path, MAX_JOURNAL_BYTES)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    content = _read_whole(path)
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         write_atomically(path, whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -52,7 +51,6 @@ class Lanes:
         address: of a Ray cluster; None for this machine.
         folders_of: the run folders of a trial by its number.
         clock: is saved while it waits.
-        most_seconds: that a trial may take when its speed is known.
         listener: is told how a run in this process goes, and of killed workers.
     """
 
@@ -63,13 +61,12 @@ class Lanes:
         address: str | None,
         folders_of: Callable[[int], list[Path]],
         clock: Clock,
-        most_seconds: float,
         listener: SearchListener,
     ) -> None:
         self.data, self.workers, self.address = data, workers, address
         self.folders_of = folders_of
-        self.clock, self.most_seconds, self.listener = clock, most_seconds, listener
-        self.waiting: dict[Future[Any], tuple[Trial, int]] = {}
+        self.clock, self.listener = clock, listener
+        self.waiting: dict[Future[Any], tuple[Trial, int, float]] = {}
         self.kills: dict[int, int] = {}
         self.pool: Pool | None = None
         self.cluster: Cluster | None = None
@@ -101,10 +98,10 @@ class Lanes:
         room = self.workers if self.cluster is None else self.cluster.num_cpus
         return len(self.waiting) < room
 
-    def submit(self, trial: Trial, until: int) -> None:
-        """Train a trial up to an epoch."""
+    def submit(self, trial: Trial, until: int, most_seconds: float) -> None:
+        """Train a trial up to an epoch; it fails where it would take longer to its end."""
         future: Future[Any] = Future()
-        configs, folders, *limits = task = self._task(trial, until)
+        configs, folders, *limits = task = self._task(trial, until, most_seconds)
         if self.cluster is not None:
             files = {folder.name: read_files(folder) for folder in folders}
             future = self.cluster.submit(
@@ -112,15 +109,14 @@ class Lanes:
             )
         elif self.pool is not None:
             future = self.pool.submit(train_folds, *task)
-        self.waiting[future] = (trial, until)
+        self.waiting[future] = (trial, until, most_seconds)
 
     def wait(self) -> Iterator[tuple[int, Reached]]:
         """Yield each trial that has come as far as it should, once at least one has."""
         if self.pool is None and self.cluster is None:
-            future, (trial, until) = next(iter(self.waiting.items()))
+            future, asked = next(iter(self.waiting.items()))
             del self.waiting[future]
-            task = self._task(trial, until)
-            yield trial.number, train_folds(self.data, *task, self._of_run)
+            yield asked[0].number, train_folds(self.data, *self._task(*asked), self._of_run)
             return
         done: set[Future[Any]] = set()
         while not done:
@@ -128,14 +124,15 @@ class Lanes:
             self.clock.save()
         broken = []
         for future in sorted(done, key=lambda f: self.waiting[f][0].number):
-            trial, until = self.waiting.pop(future)
+            asked = self.waiting.pop(future)
+            trial = asked[0]
             if self.cluster is not None:
                 yield trial.number, self._take_in(self.cluster, future, trial)
                 continue
             try:
                 yield trial.number, future.result()
             except BrokenProcessPool:
-                broken.append((trial, until))
+                broken.append(asked)
         if broken:
             yield from self._after_a_kill([*broken, *self.waiting.values()])
 
@@ -153,25 +150,29 @@ class Lanes:
     def _of_run(self, config: RunConfig) -> Listener:
         return _Clocked(self.listener.of_run(config) or SilentListener(), self.clock)
 
-    def _after_a_kill(self, lost: Sequence[tuple[Trial, int]]) -> Iterator[tuple[int, Reached]]:
+    def _after_a_kill(
+        self, lost: Sequence[tuple[Trial, int, float]]
+    ) -> Iterator[tuple[int, Reached]]:
         """Start new processes; a trial that was under way at two kills is given up."""
         assert self.pool is not None
         self.waiting.clear()
         self.pool.restart()
         self.listener.on_note("a worker was killed; its trials go on from their last epoch")
-        for trial, until in lost:
+        for asked in lost:
+            trial = asked[0]
             self.kills[trial.number] = self.kills.get(trial.number, 0) + 1
             if self.kills[trial.number] < MOST_KILLS:
-                self.submit(trial, until)
+                self.submit(*asked)
             else:
                 yield trial.number, Reached(trial.epochs, None, 0.0, KILLED)
 
-    def _task(self, trial: Trial, until: int) -> tuple[list[RunConfig], list[Path], int, float]:
+    def _task(
+        self, trial: Trial, until: int, most_seconds: float
+    ) -> tuple[list[RunConfig], list[Path], int, float]:
         assert trial.config is not None
         folders = self.folders_of(trial.number)
         configs = [replace(trial.config, seed=seed) for seed in range(len(folders))]
-        first = not trial.number  # which is to end whatever it takes
-        return configs, folders, until, math.inf if first else self.most_seconds / len(folders)
+        return configs, folders, until, most_seconds / len(folders)
 
 
 class _Clocked(SilentListener):

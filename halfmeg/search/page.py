@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from halfmeg.data.dataset import hold_out
 from halfmeg.files import write_atomically
 from halfmeg.places.place import short_name
-from halfmeg.search.budget import describe_limit
+from halfmeg.search.budget import describe_latency, describe_limit
 from halfmeg.search.figures import (
     COST_LABELS,
     curves_figure,
@@ -43,17 +42,10 @@ FEWEST_FOR_IMPORTANCE = 8
 MOST_ROWS = 100
 
 
-def num_validation(search: Search) -> int:
-    """Return how many answers an accuracy of a trial is a mean of."""
-    stored = search.stored
-    held_out = hold_out(search.data, stored.val_fraction, 0)[1]
-    return len(held_out) * stored.folds
-
-
 def best_so_far(search: Search) -> tuple[Trial, Interval] | None:
     """Return the best finished trial, with its interval over validation images."""
     best = best_of(search.journal.trials())
-    return None if best is None else (best, accuracy_interval(best, num_validation(search)))
+    return None if best is None else (best, accuracy_interval(best, search.num_validation))
 
 
 def write_page(search: Search, outcome: Outcome | None = None) -> None:
@@ -148,7 +140,8 @@ def advice(search: Search, trials: Sequence[Trial]) -> list[str]:
         numbers = ", ".join(map(str, waiting))
         told.append(f"Trials without time to end, which go on first: {numbers}.")
     if len(trained) < 20:
-        told.append(f"{len(trained)} trials are few for {len(search.space.dimensions)} settings.")
+        count = len(search.space.dimensions)
+        told.append(f"Few trials, {len(trained)}, for a space of {count} settings.")
     return told
 
 
@@ -158,7 +151,7 @@ def _context(
     fronts: dict[str, list[FrontPoint]],
     outcome: Outcome | None,
 ) -> dict[str, Any]:
-    stored, count = search.stored, num_validation(search)
+    stored, count = search.stored, search.num_validation
     trained = [t for t in trials if t.was_trained]
     importance = importance_of(search.journal)
     figures = {}
@@ -166,6 +159,7 @@ def _context(
         figures["front"] = front_figure(trials, fronts, stored.limits.given, count)
     if len(trained) > 1:
         figures["parallel"] = parallel_figure(trials, search.space.dimensions, importance)
+    if trained:
         figures["curves"] = curves_figure(trials)
     if importance:
         figures["importance"] = importance_figure(importance)
@@ -174,7 +168,7 @@ def _context(
     return {
         "stored": stored,
         "limits": [describe_limit(name, value) for name, value in limits.given.items()],
-        "latency": f"estimated for {limits.chip}" if limits.chip else "measured on this machine",
+        "latency": describe_latency(limits),
         "outcome": outcome,
         "best": best,
         "interval": None if best is None else accuracy_interval(best, count),
@@ -196,6 +190,7 @@ def _context(
         "cost": describe_limit,
         "cost_labels": COST_LABELS,
         "names": {t.number: short_name(t.config.model) for t in trials if t.config is not None},
+        "short": short_name,
     }
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import msgspec
-import torch
 
 from halfmeg.data.dataset import DataSplits, hold_out, require_trainable
 from halfmeg.files import holds_nothing, make_folder
@@ -20,13 +16,15 @@ from halfmeg.search.budget import Limits, require_room
 from halfmeg.search.finish import (
     Baseline,
     Outcome,
+    Timed,
     choose_baselines,
+    decide,
     finish,
-    time_baselines,
 )
 from halfmeg.search.journal import Journal
 from halfmeg.search.lanes import SearchListener
 from halfmeg.search.page import write_page
+from halfmeg.search.plan import SHORT_SECONDS, plan_time, threads_of_a_trial, time_baselines
 from halfmeg.search.record import (
     Clock,
     Stored,
@@ -38,8 +36,6 @@ from halfmeg.search.record import (
     sole_writer,
     write_stored,
 )
-from halfmeg.search.schedule import make_plan
-from halfmeg.search.segment import time_epoch
 from halfmeg.search.space import SPACE, Space, build_space, load_space
 from halfmeg.search.trials import Search, run_trials
 from halfmeg.studies.cluster import Cluster
@@ -53,15 +49,7 @@ ENOUGH_IMAGES = 500
 """With fewer held out, a trial is several runs, each with a split of its own."""
 
 MOST_FOLDS = 5
-MOST_TIMED = 4
-"""Networks that are timed before the first trial."""
-
-SHORT_SECONDS = 600
-"""In less time only one is."""
-
 PAGE_SECONDS = 60
-GROWTH = 1.5
-"""With more time the epochs of a run change where they become so many times as many."""
 
 
 def describe_search(
@@ -166,6 +154,8 @@ def start(
         and not (folder.is_dir() and holds_nothing(folder))
     ):
         raise ValueError(f"{folder} exists and holds no search; choose another --out")
+    clock = Clock(folder)
+    note = ""
     if is_search(folder):
         before = read_stored(folder)
         if _identity(before) != _identity(stored):
@@ -173,6 +163,9 @@ def start(
                 f"{folder} holds a search with other settings or data; choose another --out, or go "
                 f"on with it by --resume {folder}"
             )
+        if before.leg == 1 and before.seconds != stored.seconds:
+            hours = before.seconds / 3600
+            note = f"it goes on with its {hours:g} hours; `--resume {folder} --hours` gives it more"
         stored = before
     else:
         require_room(space, stored.limits, len(data.classes), data.image_shape)
@@ -186,10 +179,13 @@ def start(
             write_stored(folder, stored)
         search = Search(
             folder, stored, space, data, Journal(folder, stored.seed, stored.strategy),
-            Clock(folder), SearchListener(), workers, cluster,
+            clock, SearchListener(), workers, cluster,
+            stored.plan.most_macs if stored.plan else None,
         )  # fmt: skip
         if listener is not None:
             search.listener = listener(search)
+        if note:
+            search.listener.on_note(note)
         try:
             return _run(search, baselines, final_listener)
         except (TrainingInterruptedError, KeyboardInterrupt) as stopped:
@@ -227,16 +223,17 @@ def give_time(folder: str | Path, seconds: float) -> None:
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"--hours {seconds / 3600:g} is out of range; allowed: above 0")
     folder = Path(folder)
-    stored = read_stored(folder)
-    spent = Clock(folder).spent()
-    won = (stored.final.trial,) if stored.final else ()
-    changed = replace(
-        stored, seconds=spent + seconds, leg=stored.leg + 1, final=None,
-        previous=tuple(dict.fromkeys((*stored.previous, *won))),
-    )  # fmt: skip
-    if stored.plan is not None:  # `_plan` sees that the time is another
-        changed = replace(changed, plan=replace(stored.plan, total_seconds=0.0))
-    write_stored(folder, changed)
+    read_stored(folder)  # of no search it says so
+    with sole_writer(folder):
+        stored = read_stored(folder)
+        won = (stored.final.trial,) if stored.final else ()
+        changed = replace(
+            stored, seconds=Clock(folder).spent() + seconds, leg=stored.leg + 1, final=None,
+            previous=tuple(dict.fromkeys((*stored.previous, *won))),
+        )  # fmt: skip
+        if stored.plan is not None:  # `plan_time` sees that the time is another
+            changed = replace(changed, plan=replace(stored.plan, total_seconds=0.0))
+        write_stored(folder, changed)
 
 
 def _run(
@@ -244,71 +241,28 @@ def _run(
     baselines: list[Baseline],
     final_listener: StudyListener | None,
 ) -> Outcome:
-    plan = search.stored.plan
-    seconds: list[float] = []
+    timed = Timed()
     if search.stored.final is None:
-        with _threads_of_a_trial(search):
-            seconds = _plan(search, baselines) if plan is None or not plan.total_seconds else []
-            seconds = seconds or _time(search, baselines)
+        plan = search.stored.plan
+        with threads_of_a_trial(search):
+            timed = time_baselines(search, baselines)
+            if plan is None or not plan.total_seconds:
+                plan_time(search, timed)
+        if search.stored.seconds >= SHORT_SECONDS:
+            write_page(search)
         search.listener = _WithPage(search.listener, search)
         run_trials(search)
-    outcome = finish(search, baselines, seconds, listener=final_listener)
-    write_page(search, outcome)
-    if outcome is None:
+        with threads_of_a_trial(search):
+            timed = timed.at_pace_of(search)
+    final = decide(search, timed)
+    if final is None:
+        write_page(search)
         raise ValueError(f"{search.folder} has no network that was trained to its end")
+    if final.seeds:
+        write_page(search)
+    outcome = finish(search, final, timed, listener=final_listener)
+    write_page(search, outcome)
     return outcome
-
-
-@contextlib.contextmanager
-def _threads_of_a_trial(search: Search) -> Iterator[None]:
-    """Time on one thread what a cluster will train on one."""
-    before = torch.get_num_threads()
-    try:
-        if search.cluster is not None:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _time(search: Search, baselines: list[Baseline]) -> list[float]:
-    drawn = next(search.starts(), None)
-    if drawn is None or not baselines:
-        return []
-    terms = search.space.config(drawn, most_epochs=1, side=search.side)
-    return time_baselines(baselines, terms, search.data)
-
-
-def _plan(search: Search, baselines: list[Baseline]) -> list[float]:
-    """Plan the time from a few steps of some networks; return what an epoch of a baseline takes."""
-    seconds = _time(search, baselines)
-    candidates: list[float] = []
-    failures: list[str] = []
-    smallest_ones = (search.space.scaled(name, 0) for name in search.space.networks)
-    for drawn in chain(search.starts(), smallest_ones):
-        terms = search.space.config(drawn, most_epochs=1, side=search.side)
-        try:
-            candidates.append(time_epoch(terms, search.data))
-        except ValueError as error:  # another one may have room, or not diverge
-            failures.append(str(error))
-        if len(candidates) >= (1 if search.stored.seconds < SHORT_SECONDS else MOST_TIMED):
-            break
-    if not candidates:
-        raise ValueError(f"no network of the space can be trained; {failures[-1]}")
-    left = max(1.0, search.stored.seconds - search.clock.spent())
-    typical = statistics.median(candidates) * search.stored.folds / search.workers
-    plan = make_plan(left, typical, [s / search.workers for s in seconds])
-    ends = replace(
-        plan,
-        search_seconds=plan.search_seconds + search.clock.spent(),
-        total_seconds=search.stored.seconds,
-    )
-    before = search.stored.plan
-    if before is not None and ends.epochs < GROWTH * before.epochs:
-        ends = replace(ends, epochs=before.epochs)
-    search.stored = replace(search.stored, plan=ends)
-    write_stored(search.folder, search.stored)
-    return seconds
 
 
 class _WithPage(SearchListener):

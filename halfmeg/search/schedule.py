@@ -22,10 +22,13 @@ MOST_EPOCHS = 200
 FINAL_SHARE = 0.45
 """Of the time, for the last comparison."""
 
-FEWEST_SHARE = 0.25
+FEWEST_SHARE = 0.5
 ENOUGH_EPOCHS = 20
 """Baselines and seeds are given up where runs would have fewer epochs than this, and also fewer
 than that share of what a search alone would give them."""
+
+FEWEST_EPOCHS = 8
+"""A network that the time allows fewer of is too large for it."""
 
 SEEDS = 5
 FINAL_SIZES = ((5, 3), (5, 2), (5, 1), (3, 1), (2, 1), (1, 1))
@@ -42,6 +45,7 @@ class Plan:
         num_baselines: in it.
         search_seconds: when it ends to look for networks.
         total_seconds: when all is to be done.
+        most_macs: of a candidate, so that the time allows it enough epochs; None for any.
     """
 
     epochs: int
@@ -49,6 +53,17 @@ class Plan:
     num_baselines: int
     search_seconds: float
     total_seconds: float
+    most_macs: int | None = None
+
+
+def time_share(total_seconds: float, candidate: float) -> float:
+    """Return the share of its arithmetic at which a candidate has 8 epochs; 1 for all of it.
+
+    Args:
+        total_seconds: all the time there is.
+        candidate: seconds that an epoch of it takes.
+    """
+    return min(1.0, (1 - FINAL_SHARE) * total_seconds / FULL_RUNS / FEWEST_EPOCHS / candidate)
 
 
 def make_plan(
@@ -67,7 +82,7 @@ def make_plan(
     for sizes in final_sizes(seeds, len(baselines)):
         epoch = sizes[0] * (candidate + sum(baselines[: sizes[1]]))
         affordable = int(final_seconds / epoch)
-        if affordable >= max(1, min(ENOUGH_EPOCHS, FEWEST_SHARE * alone)):
+        if affordable >= min(ENOUGH_EPOCHS, max(min(alone, FEWEST_EPOCHS), FEWEST_SHARE * alone)):
             search_seconds = total_seconds - final_seconds
             return Plan(min(alone, affordable), *sizes, search_seconds, total_seconds)
     # What is left of the time is for one more look at the last run.
@@ -106,14 +121,21 @@ def rung_epochs(epochs: int) -> list[int]:
     return sorted({max(1, math.ceil(share * epochs)) for share in RUNGS})
 
 
-def goes_on(own: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+def goes_on(
+    own: tuple[float, float], others: Sequence[tuple[float, float]], num_images: int | None = None
+) -> bool:
     """Return whether a run goes on beyond a rung.
 
     Args:
         own: its accuracy there, and what its network costs.
         others: the same of all others that have come as far.
+        num_images: that the accuracy was measured on. It counts by a standard error more, so that
+            runs which are all still near chance are not stopped by it; None: as it is.
     """
-    points = [own, *others]
+    accuracy, cost = own
+    if num_images is not None:
+        accuracy += math.sqrt(accuracy * (1 - accuracy) / num_images)
+    points = [(accuracy, cost), *others]
     ranks = domination_ranks(points)
     order = sorted(range(len(points)), key=lambda i: (ranks[i], -points[i][0], i))
     return order.index(0) < max(1, round(len(points) / REDUCTION))

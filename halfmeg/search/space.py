@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from halfmeg.config import RunConfig
@@ -132,6 +132,12 @@ class Space:
         """The families and places that it draws from."""
         return [str(v) for d in self.dimensions if d.name == NETWORK for v in d.values]
 
+    @property
+    def epochs_are_shares(self) -> bool:
+        """Whether a run has as many epochs as the time allows, or a share of them."""
+        given = [d for d in self.dimensions if d.setting == "epochs"]
+        return all(isinstance(value, float) for d in given for value in d.values)
+
     def draw(self, suggest: Suggest) -> dict[str, Value]:
         """Draw one candidate; `suggest` is asked for each dimension that it has."""
         drawn: dict[str, Value] = {}
@@ -223,9 +229,21 @@ def build_space(
         ValueError: a network or setting that is not known, or values that are not allowed.
     """
     table = _with_given(table, networks, settings)
+    for name in table:
+        if name in RESERVED:
+            raise ValueError(
+                f"the space has {name!r}, which is not known there: the search decides it; "
+                "leave it out"
+            )
+        if name not in ALLOWED:
+            raise ValueError(_unknown("the space has", name, ALLOWED))
     if NETWORK not in table:
         raise ValueError(f"the space has no {NETWORK!r}; add it, as in SPACE of halfmeg.search")
     space = Space(tuple(d for name, values in table.items() for d in _dimensions(name, values)))
+    parents: dict[str, str] = {}
+    for d in space.dimensions:
+        if d.of_recipe and parents.setdefault(d.setting, d.parent) != d.parent:
+            raise ValueError(f"the space gives {d.setting} twice, at two places; leave one out")
     _check_settings(space)
     return space
 
@@ -241,16 +259,18 @@ def _with_given(
         found[NETWORK] = {name: known.get(name, {}) for name in networks}
     given = RunConfig(model="cnn", epochs=1).override(settings)
     for key in (text.partition("=")[0] for text in settings):
-        value, before = getattr(given, key), table.get(key)
+        value, before = getattr(given, key), found.get(key)
         nested = before.get(value) if isinstance(before, Mapping) else None
+        found = {
+            name: values if name == NETWORK else _without(key, values)
+            for name, values in found.items()
+        }
         found[key] = value if nested is None else {value: nested}
     return found
 
 
 def _dimensions(name: str, values: Any) -> Iterator[Dimension]:
     """Yield the dimension of a key of the table, then those of what stands behind its choices."""
-    if name not in ALLOWED:
-        raise ValueError(_unknown("the space has", name, ALLOWED))
     if name == NETWORK and not isinstance(values, Mapping):
         names = values if isinstance(values, list) else [values]
         values = {str(named): {} for named in names}
@@ -269,6 +289,17 @@ def _dimensions(name: str, values: Any) -> Iterator[Dimension]:
                 raise ValueError(_unknown(f"{choice} in the space has", key, ALLOWED))
             own_name = f"{choice}.{key}"
             yield Dimension(own_name, _checked(own_name, its), name, choice)
+
+
+def _without(key: str, values: Any) -> Any:
+    """Return the values of a setting without those of another one behind its choices."""
+    if not isinstance(values, Mapping):
+        return values
+    return {
+        choice: {k: v for k, v in nested.items() if k != key}
+        if isinstance(nested, Mapping) else nested
+        for choice, nested in values.items()
+    }  # fmt: skip
 
 
 def _of_network(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,6 +368,9 @@ def _check_settings(space: Space) -> None:
         }
         needs = others.get(name, {}) | ({"milestones": [1]} if value == "step" else {})
         try:
+            if isinstance(value, str):  # says what is allowed
+                named: dict[str, Any] = {name: value}
+                replace(RunConfig.from_dict(base | needs), **named)
             RunConfig.from_dict(base | needs | {name: value})
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}={value!r} in the space: {error}") from None

@@ -6,15 +6,17 @@ a search that was killed goes on where it was: a run under way from its last epo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits
+from halfmeg.data.dataset import DataSplits, hold_out
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
 from halfmeg.search.journal import Journal, suggest
@@ -34,7 +36,6 @@ MOST_DRAWS = 300
 SLOWEST = 2.0
 """A trial fails that would take so many times as long as the plan has for a run."""
 
-SHORTEST_SECONDS = 30.0
 MOST_FAILURES = 20
 """So many failed trials end a search of which none has come to its end."""
 
@@ -50,6 +51,7 @@ class Search:
         data: what is trained on; its test part is not read here.
         workers: trials at once.
         cluster: the address of a Ray cluster that trains them; None for this machine.
+        most_macs: beyond which a network is too large for the time; None for any.
     """
 
     folder: Path
@@ -61,12 +63,16 @@ class Search:
     listener: SearchListener
     workers: int = 1
     cluster: str | None = None
-    known_costs: dict[tuple[str, bool], Costs] = field(default_factory=dict)
+    most_macs: int | None = None
+    known_costs: dict[tuple[str, bool, int | None], Costs] = field(default_factory=dict)
 
     @property
     def limits(self) -> Limits:
-        """What a network may cost."""
-        return self.stored.limits
+        """What a network may cost, by the user's limits and by the time."""
+        limits = self.stored.limits
+        if self.most_macs is None:
+            return limits
+        return replace(limits, macs=min(self.most_macs, limits.macs or self.most_macs))
 
     @property
     def side(self) -> int:
@@ -80,6 +86,12 @@ class Search:
         end = self.stored.seconds if plan is None else plan.search_seconds
         return end - self.clock.spent()
 
+    @cached_property
+    def num_validation(self) -> int:
+        """How many answers an accuracy of a trial is a mean of."""
+        held_out = hold_out(self.data, self.stored.val_fraction, 0)[1]
+        return len(held_out) * self.stored.folds
+
     def run_folders(self, number: int) -> list[Path]:
         """Return the run folders of a trial."""
         names = [f"{number:04}"] + [f"{number:04}-fold-{i}" for i in range(1, self.stored.folds)]
@@ -91,7 +103,7 @@ class Search:
         Raises:
             ValueError: it cannot be built.
         """
-        key = (model, whole)
+        key = (model, whole, self.most_macs)
         if key not in self.known_costs:
             self.known_costs[key] = measure_costs(
                 model, len(self.data.classes), self.data.image_shape, self.limits, whole=whole
@@ -112,17 +124,18 @@ class Search:
         check(config, self.data)
         return config
 
-    def fits(self, drawn: dict[str, Value]) -> bool:
-        """Return whether a candidate can be built and is within the limits."""
+    def size(self, drawn: dict[str, Value]) -> int:
+        """Return the parameters of a candidate; 0 where it is over a limit or cannot be built."""
         try:
-            return self.limits.fits(self.costs(self.space.model(drawn)))
+            costs = self.costs(self.space.model(drawn))
         except ValueError:
-            return False
+            return 0
+        return costs.params if self.limits.fits(costs) else 0
 
     def starts(self) -> Iterator[dict[str, Value]]:
         """Yield what to begin with: of each network the widest that is within the limits."""
         for network in self.space.networks:
-            drawn = largest_within(self.space, network, self.fits)
+            drawn = largest_within(self.space, network, self.size)
             if drawn is not None:
                 yield drawn
 
@@ -137,10 +150,9 @@ def run_trials(search: Search) -> None:
         OSError: the disk is full or cannot be written.
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
-    most_seconds = SLOWEST * max(search.seconds_left, SHORTEST_SECONDS) / FULL_RUNS
     with Lanes(
         search.data, search.workers, search.cluster, search.run_folders, search.clock,
-        most_seconds, search.listener,
+        search.listener,
     ) as lanes:  # fmt: skip
         engine = _Engine(search, lanes)
         engine.go_on()
@@ -271,11 +283,17 @@ class _Engine:
 
     def _train(self, trial: Trial) -> None:
         assert trial.config is not None
+        assert self.search.stored.plan is not None
         rungs = rung_epochs(trial.config.epochs)
         if self.search.stored.strategy == "random":
             rungs = rungs[-1:]
         until = next((rung for rung in rungs if rung > trial.epochs), rungs[-1])
-        self.lanes.submit(trial, until)
+        most_seconds = self.search.stored.plan.search_seconds * SLOWEST / FULL_RUNS
+        self.lanes.submit(trial, until, math.inf if self._has_to_end(trial) else most_seconds)
+
+    def _has_to_end(self, trial: Trial) -> bool:
+        """Return whether it is trained to its end whatever it takes, so that there is a network."""
+        return not self.trials_done and trial.number == min(self.live)
 
     def _end(self, trial: Trial, outcome: Any, error: str = "") -> None:
         costs = trial.costs
@@ -301,7 +319,7 @@ class _Engine:
             for one in (trial, *rivals)
             if one.costs is not None
         ]
-        return goes_on(own, others)
+        return goes_on(own, others, self.search.num_validation)
 
     def _has_time(self) -> bool:
         """Return whether a new trial would end in time; the first one always begins."""
@@ -313,7 +331,7 @@ class _Engine:
 
     def _has_time_for(self, trial: Trial) -> bool:
         assert trial.config is not None
-        if not self.trials_done and trial.number == min(self.live):
+        if self._has_to_end(trial):
             return True
         epoch = trial.seconds / trial.epochs if trial.epochs else self._seconds_of_epoch()
         return epoch * (trial.config.epochs - trial.epochs) <= self.search.seconds_left

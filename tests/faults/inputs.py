@@ -409,7 +409,7 @@ def search_files(folder: Path) -> Case:
         DataOptions.from_dict(facts["options"])
         data_shape(facts["image_size"], 3)
         assert isinstance(facts["source"] + facts["name"] + facts["fingerprint"], str)
-        trials = journal.read_trials(place, stored)
+        trials = journal.read_trials(place)
         best_of(trials)
         for cost in COST_NAMES:
             front(trials, cost)

@@ -15,7 +15,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.search.budget import Limits
 from halfmeg.search.journal import read_trials
 from halfmeg.search.lanes import SearchListener
-from halfmeg.search.record import Trial, read_stored
+from halfmeg.search.record import Trial
 from halfmeg.search.run import describe_search, start
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -67,7 +67,7 @@ def test_a_lost_node_costs_a_search_nothing(tmp_path: Path, monkeypatch, few_dig
         cluster.shutdown()
         signal.signal(signal.SIGTERM, own_handler)
     assert listener.killed
-    trials = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
+    trials = read_trials(tmp_path / "out")
     assert not [trial.error for trial in trials if trial.outcome == "failed"]
     done = [trial for trial in trials if trial.outcome == "done"]
     assert done

@@ -22,7 +22,7 @@ import torch
 from conftest import ROOT, Cli, first_digits
 
 from halfmeg.artifacts.run import Run
-from halfmeg.config import RunConfig
+from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import image_shape
 from halfmeg.networks.memory import measure_memory
@@ -36,11 +36,22 @@ from halfmeg.search.budget import (
     measure_costs,
     parse_amount,
     parse_limits,
+    require_room,
 )
-from halfmeg.search.finish import _configs
+from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, finish
 from halfmeg.search.front import front, pick, read_answers
 from halfmeg.search.journal import read_trials
-from halfmeg.search.record import JOURNAL, Final, Trial, read_stored
+from halfmeg.search.lanes import SearchListener
+from halfmeg.search.page import write_page
+from halfmeg.search.record import (
+    JOURNAL,
+    Clock,
+    Final,
+    Journal,
+    Trial,
+    read_stored,
+    sole_writer,
+)
 from halfmeg.search.run import describe_search, give_time, open_search, start
 from halfmeg.search.schedule import (
     domination_ranks,
@@ -48,9 +59,11 @@ from halfmeg.search.schedule import (
     goes_on,
     make_plan,
     rung_epochs,
+    time_share,
 )
 from halfmeg.search.segment import train_until
 from halfmeg.search.space import SPACE, build_space
+from halfmeg.search.trials import Search
 
 SHAPE = image_shape(32)
 
@@ -101,7 +114,7 @@ def searched(
     settings = {"limits": Limits(params=700), "place": "tiny.py:SPACE", "compare": False} | others
     stored, space = describe_search(data, seconds=seconds, **settings)
     outcome = start(folder, data, stored, space)
-    return outcome, read_trials(folder, read_stored(folder))
+    return outcome, read_trials(folder)
 
 
 # A network's settings
@@ -221,6 +234,10 @@ def test_ones_own_network_declares_its_values(tiny: str) -> None:
         ({"network": "cnn", "epochs": [0.0, 1.0]}, "no share"),
         ({"network": "cnn", "crop": [0.5, 2.5]}, "no share"),
         ({"network": "cnn", "seed": [1, 2]}, "'seed', which is not known"),
+        ({"network": "cnn", "val_fraction": 0.2}, "the search decides it"),
+        ({"netwrok": "cnn", "lr": 0.1}, "did you mean 'network'"),
+        ({"network": "cnn", "optimizer": "sdg"}, "allowed: adam"),
+        ({"network": "cnn", "optimizer": {"sgd": {"lr": 0.1}}, "lr": 0.2}, "gives lr twice"),
         ({"network": "python:Net"}, "stands at the top of no file"),
         ({"network": "residual(width=8)"}, "settings already"),
     ],
@@ -301,6 +318,19 @@ def test_the_widest_that_fits_is_found() -> None:
     assert fits_in(100) is None
 
 
+def test_a_tight_budget_is_filled_by_another_choice() -> None:
+    space, limits = build_space(SPACE), Limits(params=20_000, macs=2_000_000)
+
+    def size(drawn: Any) -> int:
+        costs = measure_costs(space.model(drawn), 10, SHAPE, limits)
+        return costs.params if limits.fits(costs) else 0
+
+    for network in space.networks:
+        drawn = largest_within(space, network, size)
+        assert drawn is not None
+        assert size(drawn) > 10_000
+
+
 # The schedule
 
 
@@ -314,6 +344,15 @@ def test_a_plan_keeps_seeds_until_runs_get_too_short() -> None:
     assert short.seeds * short.num_baselines < 15
     alone = make_plan(60, 1000.0, [])
     assert (alone.epochs, alone.seeds) == (1, 0)
+
+
+def test_what_is_too_large_for_the_time_is_left_out() -> None:
+    assert time_share(3600, 2.0) == 1
+    share = time_share(300, 25.0)  # a large network on 4,000 images of 64 pixels, five minutes
+    assert share == pytest.approx(0.55 * 300 / 5 / 8 / 25)
+    assert make_plan(300, share * 25.0, []).epochs >= 8
+    beside_slow_ones = make_plan(300, share * 25.0, [25.0, 40.0])
+    assert beside_slow_ones.epochs >= 8  # they are given up before runs get that short
 
 
 def test_the_last_comparison_fits_the_time() -> None:
@@ -338,6 +377,10 @@ def test_the_best_third_goes_on_and_the_most_accurate_always() -> None:
     others = [(0.1 * i, 0.1 * i) for i in range(1, 9)]
     assert goes_on((0.9, 0.9), others)
     assert not goes_on((0.35, 0.8), others)
+    near_chance = [(0.104, 1.0), (0.109, 1.0), (0.11, 1.0)]
+    assert not goes_on((0.1, 1.0), near_chance)
+    assert goes_on((0.1, 1.0), near_chance, 576)
+    assert not goes_on((0.1, 1.0), near_chance, 5_000)
 
 
 def test_fronts_are_those_of_the_definition() -> None:
@@ -454,7 +497,7 @@ def test_given_time_a_search_goes_on(
     trials, out = found[2], shutil.copytree(found[0], tmp_path / "out")
     give_time(out, 4)
     start(out, few_digits, *open_search(out, few_digits))
-    more = read_trials(out, read_stored(out))
+    more = read_trials(out)
     assert [t.number for t in more] == list(range(len(more)))
     for before, after in zip(trials, more, strict=False):
         if before.outcome in ("stopped", "running"):  # these may go on
@@ -534,7 +577,7 @@ def test_a_killed_search_goes_on_and_neither_repeats_nor_loses_a_trial(
     assert outcome.code == 0, outcome.err
     after = finished_trials(tmp_path / "out")
     assert {n: after[n] for n in done} == done
-    trials = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
+    trials = read_trials(tmp_path / "out")
     configs = [t.config for t in trials if t.was_trained]
     assert len(set(configs)) == len(configs)
     for trial in trials:
@@ -546,7 +589,7 @@ def test_a_killed_search_goes_on_and_neither_repeats_nor_loses_a_trial(
 
 def finished_trials(folder: Path) -> dict[str, Any]:
     """Return the metrics, as text, of the trials that the journal has as done."""
-    trials = read_trials(folder, read_stored(folder))
+    trials = read_trials(folder)
     return {
         str(t.number): (folder / "trials" / f"{t.number:04}" / "metrics.csv").read_text()
         for t in trials
@@ -579,7 +622,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, tiny: str, pictures: Path
     ]
     os.kill(int(workers[0]), signal.SIGKILL)
     assert running.wait(timeout=240) == 0
-    trials = read_trials(tmp_path / "out", read_stored(tmp_path / "out"))
+    trials = read_trials(tmp_path / "out")
     assert not [t for t in trials if t.outcome == "failed"]
     assert [t for t in trials if t.outcome == "done"]
 
@@ -620,6 +663,77 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
     shipped = cli("export", "out", "--out", "mine", "--allow-loss", "--pick", "ram=40k", "--json")
     assert shipped.code == 0, shipped.err
     assert shipped.json["model"].startswith("tiny.py:Tiny(")
+
+
+NAN = '''
+import torch
+from torch import nn
+
+class Nan(nn.Module):
+    """Diverges at once, or late."""
+
+    def __init__(self, num_classes: int, late: bool = False) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+        self.register_buffer("left", torch.tensor(20 if late else 0))
+
+    def forward(self, x):
+        logits = self.head(x.mean((2, 3)))
+        if not self.training:
+            return logits
+        self.left -= 1
+        return logits if self.left > 0 else logits * float("nan")
+'''
+
+
+@pytest.mark.slow
+def test_what_fails_in_the_last_comparison_is_listed(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    (tmp_path / "nan.py").write_text(NAN)
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored = replace(read_stored(out), seconds=1e4, compare=True, final=None)
+    space = open_search(out, few_digits)[1]
+    journal = Journal(out, stored.seed, stored.strategy)
+    search = Search(out, stored, space, few_digits, journal, Clock(out), SearchListener())
+    baselines = [("nan.py:Nan", BUDGET), ("nan.py:Nan(late=True)", BUDGET), ("logistic", BUDGET)]
+    timed = Timed.of(baselines, found[1].winner.config, few_digits)
+    assert list(timed.failures) == ["nan.py:Nan"]
+    paced = timed.at_pace_of(search)
+    assert paced.seconds.keys() == timed.seconds.keys()
+    final = decide(search, paced)
+    assert final is not None
+    assert (final.seeds, len(final.baselines)) == (5, 2)
+    write_page(search)
+    assert "The last comparison is under way" in (out / "search.html").read_text()
+    outcome = finish(search, final, timed)
+    assert outcome.no_verdict == ""
+    assert len(outcome.verdicts) == 1
+    assert len(outcome.failures) == 1 + 5
+    at_once, *late = outcome.failures.values()
+    assert "not finite" in at_once
+    assert all("the loss became nan" in error for error in late)
+    write_page(search, outcome)
+    assert "Last comparison, nan.py:Nan: " in (out / "search.html").read_text()
+    alone = finish(search, replace(final, folder="alone", baselines=final.baselines[:1]), timed)
+    assert alone.no_verdict == "every other network failed"
+
+
+@pytest.mark.slow
+def test_what_only_reads_changes_nothing(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored = replace(read_stored(out), seconds=300.0, compare=True, baselines=[str(out)])
+    winner = found[1].winner
+    assert choose_baselines(stored, few_digits) == [(winner.config.model, winner.config.budget)]
+    with (out / JOURNAL).open("ab") as file:  # what another process is writing
+        file.write(b'{"op_code": 4, "wor')
+    before = {path: path.read_bytes() for path in out.glob("*.*")}
+    assert read_trials(out) == found[2]
+    with sole_writer(out), pytest.raises(ValueError, match="another process searches in"):
+        give_time(out, 60)
+    assert {path: path.read_bytes() for path in out.glob("*.*")} == before
 
 
 # Bad input
@@ -673,6 +787,14 @@ def test_data_that_nothing_can_be_validated_on_is_one_line(few_digits: DataSplit
         describe_search(one_each, limits=Limits(params=10**6), seconds=60)
 
 
+def test_networks_that_cannot_be_built_say_why(few_digits: DataSplits) -> None:
+    limits = Limits(params=10**5)
+    for values, told in ((["a"], "width='a'"), ([-3], "width=-3")):
+        space = build_space({"network": {"residual": {"width": values}}})
+        with pytest.raises(ValueError, match=f"no network of the space can be taken; .*{told}"):
+            require_room(space, limits, 10, few_digits.image_shape)
+
+
 def test_limits_that_only_together_fit_nothing_are_told(tiny: str, few_digits: DataSplits) -> None:
     stored, space = describe_search(
         few_digits, limits=Limits(params=290, flash=700, ram=10), seconds=60, networks=[tiny]
@@ -684,8 +806,6 @@ def test_limits_that_only_together_fit_nothing_are_told(tiny: str, few_digits: D
 
 @pytest.mark.slow
 def test_a_search_in_use_is_left_alone(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
-    from halfmeg.search.record import sole_writer
-
     searched(tmp_path / "out", few_digits)
     stored, space = open_search(tmp_path / "out", few_digits)
     with (
