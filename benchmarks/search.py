@@ -27,7 +27,7 @@ from halfmeg.data.dataset import DataSplits, hold_out
 from halfmeg.evaluation.evaluate import score
 from halfmeg.files import read_json, write_json
 from halfmeg.search.budget import Limits, parse_limits
-from halfmeg.search.record import read_trials
+from halfmeg.search.journal import read_trials
 from halfmeg.search.run import describe_search, start
 from halfmeg.studies.figures import COLOURS, STYLE, write_figure
 

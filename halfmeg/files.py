@@ -136,8 +136,13 @@ def remove_dead_parts(folder: Path) -> None:
     """Remove what dead processes were writing into a folder; every write into it does so first."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
-            if re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", name):
+            if is_part(name):
                 remove_if_dead(folder / name)
+
+
+def is_part(name: str) -> bool:
+    """Return whether a name is of what a process of this program is, or was, writing."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", name) is not None
 
 
 def holds_nothing(folder: Path) -> bool:

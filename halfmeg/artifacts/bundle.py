@@ -43,6 +43,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.data.decode import FitName
 from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageShape, data_shape
+from halfmeg.errors import one_line
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
 from halfmeg.evaluation.familiarity import Familiarity
@@ -297,8 +298,15 @@ class Bundle:
         if self.is_own:
             graph = self.read_file("model.onnx")
             num_params = sum(tensor.numel() for tensor in self.load_state().values())
-            check_graph(graph, self.image_shape, num_params)
-            result = score(onnx_logits(graph, test.images), test.labels)
+            try:
+                check_graph(graph, self.image_shape, num_params)
+                logits = onnx_logits(graph, test.images)
+            except Exception as error:  # the runtime's errors have no common base
+                path, told = self.folder / "model.onnx", one_line(error, 200)
+                raise ValueError(f"{path} cannot be used: {told}") from None
+            if logits.shape != (len(test), len(self.classes)):
+                raise ValueError(f"{self.folder / 'model.onnx'} gives something else than logits")
+            result = score(logits, test.labels)
         else:
             result = evaluate(self.load_model(), test, self.mean, self.std, precision="fp32")
         return replace(result, left_out=left_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from halfmeg.data.shape import ImageShape
 MAX_NODES = 5_000
 MAX_MAPS = 2_048
 """No tensor holds more than this many numbers for each pixel of an image."""
+
+MAX_REUSE = 8
+"""No image takes more multiply-accumulates than this many for each parameter and pixel; of the
+networks here none takes one."""
 
 
 def open_session(onnx_model: bytes, threads: int = 0) -> Any:
@@ -47,12 +52,17 @@ def check_graph(content: bytes, shape: ImageShape, num_params: int) -> None:
     model = onnx.ModelProto.FromString(content)
     most_numbers = 2 * num_params + 100_000
     _check_nodes(model, num_params, most_numbers)
-    sizes = _sizes(model, shape)
+    shapes = _shapes(model, shape)
     most = max(2 * MAX_MAPS * shape.height * shape.width, most_numbers)
+    work = 0
     for node in model.graph.node:
-        for output in node.output:
-            if output and not 0 <= sizes.get(output, -1) <= most:
-                raise ValueError(f"its node {node.op_type} gives a tensor of unknown or huge size")
+        sizes = [math.prod(shapes.get(output, [-1])) for output in node.output if output]
+        if not all(0 <= size <= most for size in sizes):
+            raise ValueError(f"its node {node.op_type} gives a tensor of unknown or huge size")
+        work += sum(sizes) * _terms(node, shapes)
+    allowed = 2 * MAX_REUSE * (num_params + 100_000) * shape.height * shape.width
+    if work > allowed:
+        raise ValueError(f"it takes {work / 2:.3g} steps for an image; allowed: {allowed / 2:.3g}")
 
 
 def _check_nodes(model: Any, num_params: int, most_numbers: int) -> None:
@@ -77,8 +87,8 @@ def _check_nodes(model: Any, num_params: int, most_numbers: int) -> None:
         raise ValueError(f"it holds {numbers:,} numbers, the network {num_params:,}")
 
 
-def _sizes(model: Any, shape: ImageShape) -> dict[str, int]:
-    """Return the length of each tensor that is computed of two images, where it is known."""
+def _shapes(model: Any, shape: ImageShape) -> dict[str, list[int]]:
+    """Return the shapes of what is read and computed of two images, where they are known."""
     import onnx
 
     graph = model.graph
@@ -89,9 +99,27 @@ def _sizes(model: Any, shape: ImageShape) -> dict[str, int]:
     graph.output[0].type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True).graph
     return {
-        value.name: math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*inferred.value_info, *inferred.output)
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *inferred.value_info, *inferred.output)
         if value.type.HasField("tensor_type")
         and value.type.tensor_type.HasField("shape")
         and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
-    }
+    } | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+
+
+def _terms(node: Any, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return about how many products or values each number that a node gives is the sum of."""
+    of_inputs = [shapes.get(name, []) for name in node.input] or [[]]
+    for attribute in node.attribute:
+        if attribute.name == "kernel_shape" and "Pool" in node.op_type:
+            return int(max(1, math.prod(attribute.ints)))
+    if "Conv" in node.op_type:
+        weight = max(of_inputs[1:], key=len, default=[])
+        outputs = weight[1:2] if "Transpose" in node.op_type else weight[:1]
+        return max(1, math.prod(weight) // max(1, math.prod(outputs)))
+    if "MatMul" in node.op_type or node.op_type == "Gemm":
+        summed = of_inputs[0][-1:] if "MatMul" in node.op_type else of_inputs[0][-2:]
+        return max(summed, default=1)
+    if node.op_type == "Einsum":
+        return max((dim for dims in of_inputs for dim in dims), default=1)
+    return 1

@@ -116,6 +116,10 @@ def compare(
         terms |= {"folds": folds, "seeds": 3 if seeds is None and folds is None else seeds}
     study = compare_until_decided if until_decided else compare_models
     folders = _study_folders(all_data, out, names)
+    if len(folders) > 1:
+        from halfmeg.studies.sets import check_ranking_folder
+
+        check_ranking_folder(folders[0].parent)  # before anything is trained
     results = []
     for loaded, folder in zip(all_data, folders, strict=True):
         with training_display(quiet=as_json, note=None if data else NO_DATA) as display:

@@ -242,12 +242,13 @@ def find_run(
     from halfmeg.search.finish import shipped_run
     from halfmeg.search.front import best_of
     from halfmeg.search.front import pick as pick_trial
-    from halfmeg.search.record import read_stored, read_trials
+    from halfmeg.search.journal import read_trials
+    from halfmeg.search.record import decided, read_stored
 
     path = Path(folder)
     stored: Stored = read_stored(path)
     trials = read_trials(path)
-    chosen = best_of(trials) if stored.final is None else trials[stored.final.trial]
+    chosen = best_of(trials) if stored.final is None else decided(trials, stored.final)
     if pick is not None:
         chosen = pick_trial(trials, pick)
     if chosen is None:

@@ -8,7 +8,8 @@
 | `shape` | channels, height and width of images, and how a user writes them |
 | `hub` | data sets of the Hugging Face hub |
 | `options`, `parts`, `columns`, `scan` | how it is read: parts, columns, every file of a folder |
-| `formats`, `decode`, `source` | files to pixels |
+| `formats`, `unpack` | what is read, and bounds on what a file may hold |
+| `decode`, `source` | files to pixels |
 | `cache` | decoded data, kept on disk |
 | `dataset` | `Dataset`, `DataSplits`, the stratified split |
 | `folds` | all images in folds, for k-fold cross-validation |

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import re
-import tarfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.source import EncodedSource
+from halfmeg.data.unpack import most_unpacked, read_members
 from halfmeg.files import read_limited
 
 MAX_BYTES = 2 * 2**30
-"""No more is read of a file, nor unpacked of one."""
+"""No larger file is read; what one may unpack to is bounded by its size too."""
 
 _IDX_FILE = re.compile(r"(.*)(images|labels)[-.]idx[13]-ubyte(\.gz)?", re.IGNORECASE)
 """As MNIST and those in its form call their files; what stands in front may name a part."""
@@ -55,7 +57,8 @@ def find_arrays(path: Path) -> EncodedSource | None:
         return _idx(path, files) if files else None
     for form, wanted in CIFAR100.items():
         if path.name.startswith(f"cifar-100-{form}") and path.suffix in (".gz", ".tar", ".tgz"):
-            return _cifar100(_read_archive(path, wanted), path)
+            members = read_members(path, wanted)
+            return _cifar100([members[name] for name in wanted], path)
     if path.suffix.lower() == ".npz":
         return _npz(path)
     return _npy(path) if path.suffix.lower() == ".npy" else None
@@ -66,23 +69,6 @@ def _read(path: Path) -> bytes:
         return read_limited(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _read_archive(path: Path, wanted: tuple[str, ...]) -> list[bytes]:
-    contents: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = Path(member.name).name
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is not None and name in wanted and member.size <= MAX_BYTES:
-                    contents[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked: {error}") from None
-    for name in wanted:
-        if name not in contents:
-            raise ValueError(f"{path} has no {name}")
-    return [contents[name] for name in wanted]
 
 
 def _cifar100(contents: list[bytes], path: Path) -> EncodedSource:
@@ -147,17 +133,18 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read an IDX file of unsigned bytes (LeCun, "The MNIST database of handwritten digits")."""
     content = _read(path)
     if path.suffix == ".gz":
+        most = min(MAX_BYTES, most_unpacked(len(content)))
         try:
-            with gzip.open(path) as file:
-                content = file.read(MAX_BYTES + 1)
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                content = file.read(most + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+        if len(content) > most:
+            raise ValueError(f"{path} unpacks to more than {most:,} bytes; nothing is read")
     start = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
-    count = 1
-    for length in shape:
-        count *= length
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + count:
+    is_idx = len(content) >= start and content[:4] == bytes((0, 0, 8, dimensions))
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist()) if is_idx else ()
+    if not is_idx or len(content) != start + math.prod(shape):
         raise ValueError(
             f"{path} is damaged: it is no IDX file of {dimensions} dimension(s) of bytes"
         )
@@ -168,8 +155,9 @@ def _npz(path: Path) -> EncodedSource:
     try:
         with np.load(path, allow_pickle=False) as stored:
             sizes = {name: stored.zip.getinfo(f"{name}.npy").file_size for name in stored.files}
-            if sum(sizes.values()) > MAX_BYTES:
-                raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
+            most = min(MAX_BYTES, most_unpacked(path.stat().st_size))
+            if sum(sizes.values()) > most:
+                raise ValueError(f"it unpacks to more than {most:,} bytes")
             names: dict[str, list[str]] = {}  # of images and labels, by the rest of their names
             for name in sizes:
                 kind, rest = _npz_kind(name)
@@ -206,6 +194,9 @@ def _npy(path: Path) -> EncodedSource:
     if not labels.is_file():
         raise ValueError(f"{path} needs its labels beside it, in {labels.name}")
     try:
+        for file in (path, labels):
+            if file.stat().st_size > MAX_BYTES:
+                raise ValueError(f"{file.name} is larger than {MAX_BYTES:,} bytes")
         pair = (np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False))
     except Exception as error:  # as above
         raise ValueError(f"{path} cannot be read: {error}") from None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from halfmeg.data.dataset import Dataset, DataSplits
-from halfmeg.files import new_folder, read_json, remove_if_dead, write_json
+from halfmeg.files import is_part, new_folder, read_json, remove_if_dead, write_json
 
 PARTS = ("train", "validation", "test")
 KINDS = ("images", "labels", "groups", "sizes")
@@ -192,9 +192,11 @@ def list_cache() -> list[CacheEntry]:
     for path in paths:
         if not path.is_dir() or path.is_symlink():
             continue
-        if (path / HUB_INFO).is_file() and path.name.startswith("hub-"):
+        is_whole = (path / HUB_INFO).is_file() and path.name.startswith("hub-")
+        if is_whole or is_part(path.name):
             size = sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
-            entries.append(CacheEntry(path, "downloaded from the hub", 0, size))
+            name = "downloaded from the hub" if is_whole else None
+            entries.append(CacheEntry(path, name, 0, size))
             continue
         if path.name == MEASURED:
             size = sum(file.lstat().st_size for file in path.iterdir())

@@ -5,12 +5,9 @@ Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import http.client
-import io
 import os
-import tarfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
@@ -24,6 +21,7 @@ from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
 from halfmeg.data.shape import RGB, ImageShape
+from halfmeg.data.unpack import read_members
 from halfmeg.files import make_folder, read_limited
 
 CLASSES = (
@@ -80,8 +78,6 @@ TIMEOUT_SECONDS = 30
 RECORD_BYTES = 1 + 3 * 32 * 32
 LARGEST_FILE_BYTES = 64 * 2**20
 """An official file has 31 MB; no larger one is read into memory."""
-LARGEST_ARCHIVE_BYTES = 256 * 2**20
-"""The official archives hold 185 MB; no more than this is unpacked of one."""
 
 
 def load_cifar10(data_dir: Path, shape: ImageShape, progress: Progress) -> DataSplits:
@@ -103,7 +99,7 @@ def load_cifar10(data_dir: Path, shape: ImageShape, progress: Progress) -> DataS
             _check_md5(path / name, _hash_file(path / name), md5)
 
     def build() -> DataSplits:
-        batches = _read_archive(path, form) if path.is_file() else _read_folder(path, form)
+        batches = read_members(path, form.files) if path.is_file() else _read_folder(path, form)
         return _parse(form, batches, progress)
 
     # The checksums just found stand for the content.
@@ -169,44 +165,6 @@ def _read_folder(folder: Path, form: Form) -> dict[str, bytes]:
             contents[name] = read_limited(folder / name, LARGEST_FILE_BYTES)
         except OSError as error:
             raise ValueError(f"{folder / name} cannot be read: {error.strerror}") from None
-    return contents
-
-
-class _Limited(io.RawIOBase):
-    """A stream that ends with an error where it has given more than an archive holds."""
-
-    def __init__(self, stream: gzip.GzipFile) -> None:
-        self.stream = stream
-        self.left = LARGEST_ARCHIVE_BYTES
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self.left:
-            raise tarfile.ReadError(f"it holds more than {LARGEST_ARCHIVE_BYTES:,} bytes")
-        content = self.stream.read(size)
-        self.left -= len(content)
-        return content
-
-
-def _read_archive(path: Path, form: Form) -> dict[str, bytes]:
-    """Read the batches straight into memory: nothing is unpacked, so no member leaves a folder."""
-    contents: dict[str, bytes] = {}
-    try:
-        with (
-            gzip.open(path) as unpacked,
-            tarfile.open(fileobj=_Limited(unpacked), mode="r|") as archive,
-        ):
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name not in form.files or not member.isreg() or member.issparse():
-                    continue
-                file = archive.extractfile(member)
-                if file is not None and member.size <= LARGEST_FILE_BYTES:
-                    contents[name] = file.read()
-    except Exception as error:  # what a damaged archive raises depends on where the damage is
-        raise ValueError(f"{path} cannot be unpacked: {error}; remove it") from None
-    for name in form.files:
-        if name not in contents:
-            raise ValueError(f"{path} has no {name}; remove it")
     return contents
 
 

@@ -26,6 +26,7 @@ from halfmeg.data.formats import (
     LARGE_PIXELS,
     MAX_FILE_BYTES,
     MIN_SIDE,
+    check_icons,
     is_heic,
     max_pixels,
     read_formats,
@@ -120,7 +121,7 @@ def read_file(path: Path) -> bytes:
         path.stat()  # raises where there is nothing
         raise ValueError("not a regular file")
     with path.open("rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
+        content = file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"larger than {MAX_FILE_BYTES:,} bytes")
     return content
@@ -148,6 +149,7 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not concern the pixels
+            check_icons(content)
             with Image.open(io.BytesIO(content), formats=read_formats()) as opened:
                 size = opened.size
                 allowed = max_pixels(opened)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import logging
+import struct
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,9 @@ MAX_PIXELS = 64 * 10**6
 MAX_COSTLY_PIXELS = 16 * 10**6
 """The same for what takes several copies: transparency, more than 8 bits, some decoders."""
 
+MAX_WEBP_PIXELS = 32 * 10**6
+"""The same for WebP, whose decoder keeps two canvases: 64 million pixels took 1,010 MB."""
+
 LARGE_PIXELS = 4 * 10**6
 """Larger images are decoded one at a time, so that several threads take no more than one."""
 
@@ -36,6 +40,9 @@ _FORMATS = (
 _COSTLY_FORMATS = ("JPEG2000", "HEIF", "AVIF")
 _HEIC_ENDINGS = (".heic", ".heif", ".hif")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+_ICO = b"\0\0\1\0"
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 HEIC_HINT = "HEIC needs pillow-heif: pip install -e '.[heif]'"
 
@@ -68,8 +75,36 @@ def is_heic(path: Path, head: bytes) -> bool:
 def max_pixels(image: Image.Image) -> int:
     """Return how many pixels an opened, not yet decoded image may have."""
     wide = image.mode.startswith("I") or image.mode == "F"
-    costly = wide or image.has_transparency_data or image.format in _COSTLY_FORMATS
-    return MAX_COSTLY_PIXELS if costly else MAX_PIXELS
+    if wide or image.has_transparency_data or image.format in _COSTLY_FORMATS:
+        return MAX_COSTLY_PIXELS
+    return MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+
+
+def check_icons(content: bytes) -> None:
+    """Refuse an ICO file that holds a large image: Pillow decodes one as soon as it is opened.
+
+    The sizes in the file's list of icons, which Pillow tells, are not those of the icons.
+
+    Raises:
+        ValueError: of which the text says how large it is.
+    """
+    if content[:4] != _ICO:
+        return
+    (count,) = struct.unpack_from("<H", content.ljust(6, b"\0"), 4)
+    for entry in range(6, min(6 + 16 * count, len(content) - 15), 16):
+        (start,) = struct.unpack_from("<I", content, entry + 12)
+        head = content[start : start + 24].ljust(24, b"\0")
+        if head[:8] == _PNG:
+            if head[12:16] != b"IHDR":
+                raise ValueError("damaged: an icon does not begin with its size")
+            width, height = struct.unpack_from(">II", head, 16)
+        else:
+            form = "<HH" if head[:4] == b"\x0c\0\0\0" else "<ii"
+            width, height = map(abs, struct.unpack_from(form, head, 4))
+        if width * height > LARGE_PIXELS:
+            raise ValueError(
+                f"an icon of {width}×{height} pixels; allowed: {LARGE_PIXELS:,} in all"
+            )
 
 
 def _silence_decoders() -> None:

@@ -20,6 +20,7 @@ from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of, plain_words
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.source import EncodedSource
+from halfmeg.data.unpack import Room
 from halfmeg.errors import one_line
 from halfmeg.files import parse_json
 
@@ -28,10 +29,11 @@ LABEL_COLUMNS = ("label", "labels")
 BATCH_ROWS = 8
 """Rows that are held at once; few, as each may be as large as an image file may be."""
 
-MAX_EXPANSION = 20
-"""A file may hold this many times its own size of image bytes, and `FREE_BYTES` at least."""
+MOST_WORDS = 32
+"""A column of more different texts names no parts."""
 
-FREE_BYTES = 256 * 2**20
+ROW_BYTES = 600
+"""What a row takes beside its contents."""
 
 _SHARD = re.compile(r"(.*?)-?(\d+)-of-(\d+)$")
 
@@ -153,7 +155,7 @@ def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
 
     @cache
     def words_of(column: str) -> set[str]:  # in all files, since one may hold a part alone
-        return set().union(*(_ends(path, column) for path in files.parts.get("all", [])))
+        return set().union(*(_words(path, column) for path in files.parts.get("all", [])))
 
     tables = {
         part: [_read_file(path, options, words_of) for path in paths]
@@ -243,66 +245,71 @@ def _read_file(path: Path, options: DataOptions, words_of: Callable[[str], set[s
     import pyarrow.parquet as pq
 
     with _as_mistake(path):
-        file = pq.ParquetFile(path)
+        room, file = Room(path), pq.ParquetFile(path)
+        groups = range(file.metadata.num_row_groups)
+        room.require(sum(file.metadata.row_group(i).total_byte_size for i in groups))
+        room.require(ROW_BYTES * file.metadata.num_rows)
         schema = file.schema_arrow
         structs = [f.name.lower() for f in schema if str(f.type).startswith("struct<bytes: ")]
         images = dict.fromkeys((*IMAGE_COLUMNS, *(structs if len(structs) == 1 else ())))
         columns = find_columns(path, schema.names, options, ([*images], LABEL_COLUMNS), words_of)
-        rows = _read_rows(path, file, columns, options)
+        rows = _read_rows(path, file, columns, options, room)
         return _Table(path, rows, _label_names(schema.metadata or {}, columns.label), columns)
 
 
 @contextmanager
 def _as_mistake(path: Path) -> Iterator[None]:
     """Turn what a damaged file makes pyarrow raise into a line that names it."""
-    import pyarrow as pa
-
     try:
         yield
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except Exception as error:  # what a value that cannot be raises depends on its type
+        if type(error) is ValueError:  # one of our own; those of pyarrow are of its kinds
+            raise
         text = one_line(error)
         raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
 
 
-def _ends(path: Path, column: str) -> set[str]:
-    """Return a column's least and greatest text in each row group, as far as the file tells."""
+def _words(path: Path, column: str) -> set[str]:
+    """Return the texts of a column, or the first of many: one that names parts has few.
+
+    The least and greatest stand in the file's metadata too; but where those are damaged, pyarrow
+    ends the process.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     found: set[str] = set()
     with _as_mistake(path):
-        metadata = pq.read_metadata(path)
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            for chunk in map(group.column, range(group.num_columns)):
-                ends = chunk.statistics if chunk.path_in_schema == column else None
-                if ends is not None and ends.has_min_max:
-                    found |= {str(ends.min), str(ends.max)}
+        file = pq.ParquetFile(path)
+        kind = file.schema_arrow.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            return found
+        for batch in file.iter_batches(batch_size=8 * BATCH_ROWS, columns=[column]):
+            found |= {text for text in batch[column].unique().to_pylist() if text is not None}
+            if len(found) > MOST_WORDS:
+                break
     return found
 
 
-def _read_rows(path: Path, file: Any, columns: Columns, options: DataOptions) -> list[_Row]:
+def _read_rows(
+    path: Path, file: Any, columns: Columns, options: DataOptions, room: Room
+) -> list[_Row]:
     names = [n for n in (columns.image, columns.label, columns.group, columns.part) if n]
-    allowed = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
     rows: list[_Row] = []
-    seen: dict[bytes, bytes] = {}
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(dict.fromkeys(names))):
         groups, words = (_texts(batch, name) for name in (columns.group, columns.part))
         pairs = zip(_cells(batch[columns.image]), batch[columns.label].to_pylist(), strict=True)
         for place, (cell, label) in enumerate(pairs):
             where = f"{path.name} row {len(rows)}"
             content, inner = _content(cell, path, columns.image, len(rows))
-            if isinstance(content, bytes):
-                if content not in seen:
-                    allowed -= len(content)
-                content = seen.setdefault(content, content)  # equal ones stand in memory once
-                if allowed < 0:
-                    raise ValueError(f"{path} holds much more than its size; nothing is read")
             if content == b"":
                 where += f" ({columns.image} is null)"
             group = groups[place] if groups else options.path_group(inner)
             part = words[place] if words else ""
-            label = _label(label, path, columns.label, where)
-            rows.append(_Row(where, content, label, group, part))
+            label = room.keep(_label(label, path, columns.label, where))
+            room.take(ROW_BYTES)
+            rows.append(_Row(where, room.keep(content), label, room.keep(group), room.keep(part)))
     return rows
 
 
@@ -352,7 +359,7 @@ def _content(cell: Any, path: Path, column: str, row: int) -> tuple[bytes | Path
         )
     file = path.parent / cell
     # of os, since pathlib's raises where a text is too long for a path
-    if not isfile(file) or not file.resolve().is_relative_to(path.parent.resolve()):
+    if "\0" in cell or not isfile(file) or not file.resolve().is_relative_to(path.parent.resolve()):
         raise ValueError(
             f"{path} row {row}: {column} has no bytes, but the path {cell[:80]!r}, and there is "
             f"no "

@@ -13,6 +13,7 @@ from halfmeg.data.dataset import list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.options import DataOptions
 from halfmeg.data.source import EncodedSource
+from halfmeg.files import read_limited
 
 IMAGE_COLUMNS = ("path", "image", "file", "filename", "file_name", "image_path")
 LABEL_COLUMNS = ("label", "class", "category", "target")
@@ -31,23 +32,24 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
         ValueError: no such columns, a file that does not exist, a row without a class or with more
             cells than there are columns.
     """
-    if path.stat().st_size > MAX_TABLE_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_TABLE_BYTES:,} bytes")
+    text = _read_text(path)
+    first = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        first = text.partition("\n")[0]
-        delimiter = max(DELIMITERS, key=first.count)
-        lines = io.StringIO(text, newline="")
-        reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
-        numbers, rows = [], []
-        for row in reader:
-            numbers.append(reader.line_num)
-            rows.append(row)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be read as CSV: {error}; save it as UTF-8") from None
+        header = next(filter(None, reader), [])
+        numbered = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}") from None
-    names = [name for name in reader.fieldnames or () if name]
+    numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
+    names = [name for name in header if name]
+    place_of = {name: place for place, name in enumerate(header)}
+
+    def cell_of(row: list[str], column: str) -> str:
+        # A row that is filled up to a header of many columns would take much memory.
+        place = place_of[column]
+        return row[place].strip() if place < len(row) else ""
+
     if names and isfile(path.parent / names[0]):  # pathlib's raises where a text is too long
         raise ValueError(
             f"{path} begins with the image {names[0]}; expected: a first line that names the "
@@ -55,11 +57,11 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
         )
     columns = find_columns(
         path, names, options, (IMAGE_COLUMNS, LABEL_COLUMNS),
-        lambda name: {_text(row, name) for row in rows},
+        lambda name: {cell_of(row, name) for row in rows},
     )  # fmt: skip
     if not rows:
         raise ValueError(f"{path} has the columns {list_some(names)}, and no rows of images")
-    words = [_text(row, columns.part) if columns.part else "all" for row in rows]
+    words = [cell_of(row, columns.part) if columns.part else "all" for row in rows]
     part_of = {"all": "all"}
     notes = columns.notes
     if columns.part:
@@ -70,14 +72,14 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
                 "expected: train, validation and test"
             )
         part_of, notes = named, (*notes, divides(columns.part))
-    labels = [unicodedata.normalize("NFC", _text(row, columns.label)) for row in rows]
+    labels = [unicodedata.normalize("NFC", cell_of(row, columns.label)) for row in rows]
     classes = tuple(sorted({y for y, word in zip(labels, words, strict=True) if word in part_of}))
     index = {name: label for label, name in enumerate(classes)}
     parts: dict[str, list[EncodedImage]] = {part: [] for part in part_of.values()}
     passed_over = []
     for number, row, label, word in zip(numbers, rows, labels, words, strict=True):
-        name = _text(row, columns.image)
-        if any(cell.strip() for cell in row.get(None) or ()):
+        name = cell_of(row, columns.image)
+        if any(cell.strip() for cell in row[len(header) :]):
             raise ValueError(
                 f"{path} line {number} has more cells than the first line has columns; "
                 f"put texts that hold {delimiter!r} into quotes"
@@ -93,10 +95,15 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
             file = path.parent / name.replace("\\", "/")  # as Windows writes paths
         if not isfile(file):
             raise ValueError(f"{path} line {number}: {path.parent / name[:200]} does not exist")
-        group = _text(row, columns.group) if columns.group else options.path_group(name).strip()
+        group = cell_of(row, columns.group) if columns.group else options.path_group(name).strip()
         parts[part_of[word]].append(EncodedImage(name, file, index[label], group))
     return EncodedSource(parts, classes, tuple(passed_over), notes)
 
 
-def _text(row: dict[str, str | None], column: str) -> str:
-    return (row[column] or "").strip()
+def _read_text(path: Path) -> str:
+    try:
+        return read_limited(path, MAX_TABLE_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as CSV: {error}; save it as UTF-8") from None

@@ -6,7 +6,7 @@
 | `budget` | limits, and what a network costs before it is trained |
 | `schedule` | how the time is spent: epochs, halving, the last comparison |
 | `segment` | a part of a run, from where it was up to an epoch |
-| `record` | what is kept: `search.json`, the clock, the journal of trials |
+| `record`, `journal` | what is kept: `search.json`, the clock; the journal of trials |
 | `lanes` | where trials are trained: here, or in several processes |
 | `trials` | the engine |
 | `front` | what nothing else beats, and which neighbours are told apart |

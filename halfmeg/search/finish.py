@@ -16,12 +16,13 @@ from halfmeg.networks.table import MODELS
 from halfmeg.places.place import file_name, is_place, short_name
 from halfmeg.search.budget import Limits, measure_costs
 from halfmeg.search.front import best_of
+from halfmeg.search.journal import read_trials
 from halfmeg.search.record import (
     Final,
     Stored,
     Trial,
+    decided,
     is_search,
-    read_trials,
     write_stored,
 )
 from halfmeg.search.schedule import SEEDS, fit_final
@@ -212,7 +213,7 @@ def finish(
         timed: the baselines that there were to choose from.
         listener: is told how it goes.
     """
-    winner = search.journal.trials()[final.trial]
+    winner = decided(search.journal.trials(), final)
     assert winner.config is not None
     if not final.seeds:
         run = finish_trial(search.run_folders(winner.number)[0], search.data)

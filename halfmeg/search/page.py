@@ -27,7 +27,8 @@ from halfmeg.search.front import (
     front,
     read_answers,
 )
-from halfmeg.search.record import Journal, Trial
+from halfmeg.search.journal import Journal
+from halfmeg.search.record import Trial
 from halfmeg.search.trials import Search
 from halfmeg.studies.figures import figure_svg
 from halfmeg.studies.page import build_templates, write_comparison

@@ -1,4 +1,4 @@
-"""What a search keeps: `search.json`, its clock, and Optuna's journal of trials.
+"""What a search keeps: `search.json`, its clock, and its trials, which `journal` reads.
 
 | file of the folder | holds |
 |---|---|
@@ -18,28 +18,29 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Literal, TypedDict
 
 import msgspec
+from msgspec import Meta
 
+from halfmeg.artifacts.facts import Count, StoredSize
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
-from halfmeg.errors import one_line
-from halfmeg.files import HAS_LOCKS, read_json, remove_dead_parts, write_atomically, write_json
+from halfmeg.files import (
+    HAS_LOCKS,
+    read_json,
+    remove_dead_parts,
+    write_json,
+)
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits
 from halfmeg.search.schedule import Plan
 
-if TYPE_CHECKING:
-    import optuna
-
 SEARCH = "search.json"
 JOURNAL = "journal.log"
-STUDY = "search"
 
 Outcome = Literal["running", "done", "stopped", "failed", "over"]
 """Of a trial; `over` is over a limit, or cannot be built, and is never trained."""
@@ -90,11 +91,21 @@ class Trial:
 class Final:
     """The last comparison, once it is decided what is compared."""
 
-    trial: int
-    folder: str
-    seeds: int
+    trial: Count
+    folder: Annotated[str, Meta(pattern=r"^[\w-]+$")]
+    seeds: Count
     baselines: tuple[tuple[str, int], ...]
     tuning_trials: int
+
+
+class StoredData(TypedDict):
+    """What finds the data of a search again."""
+
+    name: str
+    source: str
+    fingerprint: str
+    image_size: StoredSize
+    options: dict[str, str | int]
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ class Stored:
         final: None before the last comparison.
     """
 
-    data: dict[str, Any]
+    data: StoredData
     table: list[tuple[str, str]]
     place: str
     networks: list[str]
@@ -208,152 +219,18 @@ class Clock:
         write_json(self.path, {"spent": self.spent()})
 
 
-class Journal:
-    """The trials of a search, in Optuna's journal.
+def decided(trials: Sequence[Trial], final: Final) -> Trial:
+    """Return the trial whose network is the winner.
 
     Raises:
-        ValueError: Optuna is not installed, or the journal is damaged.
+        ValueError: search.json names one that is not there, or was never trained.
     """
-
-    def __init__(self, folder: Path, seed: int, strategy: str) -> None:
-        path = folder / JOURNAL
-        _cut_torn_line(path)
-        self.study = _open_study(path, create=True)
-        # The draws differ each time it is opened: those before are in the journal.
-        seed = seed + 1000 * len(self.study.trials)
-        samplers = _optuna().samplers
-        self.study.sampler = (
-            samplers.RandomSampler(seed=seed)
-            if strategy == "random"
-            else samplers.TPESampler(seed=seed)
-        )
-
-    def trials(self) -> list[Trial]:
-        """Return all trials, in the order of their numbers."""
-        return _read_trials(self.study)
-
-    def ask(self, values: Mapping[str, Value] | None = None) -> optuna.Trial:
-        """Begin a trial, with the values that are given, or drawn ones."""
-        with _quiet():
-            if values is not None:
-                self.study.enqueue_trial(dict(values))
-            return self.study.ask()
-
-    def open(self, number: int) -> optuna.Trial:
-        """Return a trial that is running."""
-        from optuna import Trial as Live
-
-        return Live(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
-
-    def keep(self, trial: optuna.Trial, **facts: Any) -> None:
-        """Write facts of a trial."""
-        for name, value in facts.items():
-            trial.set_user_attr(name, msgspec.to_builtins(value))
-
-    def tell(
-        self, trial: optuna.Trial, outcome: Outcome, accuracy: float, cost: float, error: str = ""
-    ) -> None:
-        """End a trial.
-
-        What was stopped counts by the accuracy that it had; a failure and what is over a limit by
-        an accuracy of 0.
-        """
-        self.keep(trial, outcome=outcome, **({"error": error} if error else {}))
-        with _quiet():
-            self.study.tell(trial, [accuracy, cost])
+    if final.trial >= len(trials) or trials[final.trial].config is None:
+        raise ValueError(f"{SEARCH} is damaged: it names trial {final.trial} as the winner")
+    return trials[final.trial]
 
 
-def read_trials(folder: Path) -> list[Trial]:
-    """Return the trials of a search that may be under way; nothing is written.
-
-    Raises:
-        ValueError: Optuna is not installed, or the journal is damaged or missing.
-    """
-    if not (folder / JOURNAL).exists():
-        raise ValueError(f"{folder} has no trials yet")
-    return _read_trials(_open_study(folder / JOURNAL))
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise ValueError("a search needs Optuna: pip install -e '.[search]'") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
-def _open_study(path: Path, *, create: bool = False) -> optuna.Study:
-    library = _optuna()
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    try:
-        with _quiet():
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            study: optuna.Study = (
-                library.create_study(
-                    storage=storage, study_name=STUDY, directions=["maximize", "minimize"],
-                    load_if_exists=True,
-                )
-                if create
-                else library.load_study(storage=storage, study_name=STUDY)
-            )  # fmt: skip
-            return study
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(error, 200)}") from None
-
-
-def _read_trials(study: optuna.Study) -> list[Trial]:
-    with _quiet():
-        frozen = study.get_trials(deepcopy=False)
-    return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
-
-
-def suggest(trial: optuna.Trial, name: str, values: Any) -> Value:
-    """Draw a value of a dimension."""
-    if isinstance(values, range):
-        return trial.suggest_int(name, values[0], values[-1], step=values.step)
-    if isinstance(values, tuple):
-        return trial.suggest_float(name, *values, log=values[0] > 0)
-    return trial.suggest_categorical(name, values)  # type: ignore[no-any-return]
-
-
-def _read_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
-    facts = frozen.user_attrs
-    config, costs = facts.get("config"), facts.get("costs")
-    return Trial(
-        number=frozen.number,
-        drawn=dict(facts.get("drawn", frozen.params)),
-        outcome=facts.get("outcome", "running") if frozen.state.is_finished() else "running",
-        config=None if config is None else RunConfig.from_dict(config),
-        costs=None if costs is None else Costs(**costs),
-        reached={int(epochs): float(a) for epochs, a in facts.get("reached", {}).items()},
-        seconds=float(facts.get("seconds", 0.0)),
-        ended=facts.get("ended"),
-        error=str(facts.get("error", "")),
-    )
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop what a crash left of a line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_atomically(path, whole)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out Optuna's remarks on interfaces that may change."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def describe_data(data: DataSplits) -> dict[str, Any]:
+def describe_data(data: DataSplits) -> StoredData:
     """Return what finds data again."""
     return {
         "name": data.name, "source": data.source, "fingerprint": data.fingerprint,

@@ -21,13 +21,14 @@ from halfmeg.search.finish import (
     decide,
     finish,
 )
+from halfmeg.search.journal import Journal
 from halfmeg.search.lanes import SearchListener
 from halfmeg.search.page import write_page
 from halfmeg.search.plan import SHORT_SECONDS, plan_time, threads_of_a_trial, time_baselines
 from halfmeg.search.record import (
     Clock,
-    Journal,
     Stored,
+    StoredData,
     Trial,
     describe_data,
     is_search,
@@ -283,6 +284,6 @@ class _WithPage(SearchListener):
 
 def _identity(stored: Stored) -> Stored:
     """Return what two searches have to share to be one: all but time, plan and the data's place."""
-    data = {key: stored.data[key] for key in ("fingerprint", "image_size")}
+    data: StoredData = {**stored.data, "name": "", "source": "", "options": {}}
     same = replace(stored, data=data, seconds=0.0, leg=1, previous=(), plan=None, final=None)
     return msgspec.convert(msgspec.to_builtins(same), Stored)  # as it is after it was stored

@@ -19,8 +19,9 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits, hold_out
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
+from halfmeg.search.journal import Journal, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
-from halfmeg.search.record import Clock, Journal, Stored, Trial, suggest
+from halfmeg.search.record import Clock, Stored, Trial
 from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
 from halfmeg.search.segment import Reached
 from halfmeg.search.space import Space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,9 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
             raise ValueError("the page needs gradio: pip install -e '.[demo]'") from None
         from starlette.middleware import Middleware
 
+        # Of two lines on one request for a WebSocket this one asks for a library.
+        server_log = logging.getLogger("uvicorn.error")
+        server_log.addFilter(lambda record: "WebSocket library" not in record.getMessage())
         sweeper = Sweeper(folder)
         page = _build_page(bundles, folder, sweeper)
         gate = Middleware(Gate, host=host, sweeper=sweeper, functions=lambda: _functions(page))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.graph import onnx_logits
-from halfmeg.files import scratch_folder
+from halfmeg.artifacts.graph import open_session
+from halfmeg.files import check_json, read_limited, scratch_folder
 from halfmeg.shipping.operations import Float32, UInt8
 from halfmeg.shipping.render import render
+from halfmeg.shipping.verify import run_onnx, verify_onnx
 
 COMPILER = "arm-none-eabi-gcc"
 EMULATOR = "qemu-system-arm"
@@ -24,6 +27,8 @@ FLAGS = (
     "-std=c99", "-O2", "-mthumb", "-ffp-contract=off", "-ffunction-sections", "-fdata-sections",
 )  # fmt: skip
 TIMEOUT_S = 3600
+LAST_WORD = "finished"
+MAX_SENT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Device:
         machine: QEMU's name of it.
         flags: of the compiler, for its processor.
         timer_hz: clock of its timer, in the emulator.
+        uart: address of its first serial port.
         vectors, code, ram, code_length, ram_length: addresses and sizes of its memory.
         clock_mhz: a usual clock of such a processor, for an estimate of time.
     """
@@ -42,6 +48,7 @@ class Device:
     flags: tuple[str, ...]
     timer_hz: int
     clock_mhz: int
+    uart: str = "0x40004000"
     vectors: str = "0x00000000"
     code: str = "0x00000400"
     code_length: str = "0x3FF000"
@@ -59,11 +66,11 @@ DEVICES = {
     ),
     "cortex-m33": Device(
         "mps2-an505", ("-mcpu=cortex-m33", "-mfpu=fpv5-sp-d16", "-mfloat-abi=hard"), 20_000_000,
-        160, "0x10000000", "0x10000400", "0x3FF000", "0x38000000", "0x100000",
+        160, "0x50200000", "0x10000000", "0x10000400", "0x3FF000", "0x38000000", "0x100000",
     ),
     "cortex-m55": Device(
         "mps3-an547", ("-mcpu=cortex-m55", "-mfloat-abi=hard"), 32_000_000,
-        400, "0x00000000", "0x11000000", "0x200000", "0x31000000", "0x100000",
+        400, "0x59303000", "0x00000000", "0x11000000", "0x200000", "0x31000000", "0x100000",
     ),
 }  # fmt: skip
 
@@ -151,7 +158,8 @@ def run_on(device: str, source: str, header: str, name: str, images: UInt8) -> D
         raise ValueError(missing)
     board = DEVICES[device]
     with scratch_folder() as where:
-        facts = {"name": name, "macro": name.upper(), "device": board}
+        macro = name.upper()
+        facts = {"name": name, "macro": macro, "device": board, "last_word": LAST_WORD}
         (where / f"{name}.c").write_text(source)
         (where / f"{name}.h").write_text(header)
         (where / "board.c").write_text(render("device/board.c", **facts))
@@ -167,13 +175,12 @@ def run_on(device: str, source: str, header: str, name: str, images: UInt8) -> D
         _run(
             [
                 EMULATOR, "-machine", board.machine, "-nographic", "-monitor", "none",
-                "-serial", "none", "-icount", "shift=0", "-kernel", "board.elf",
-                "-semihosting-config", "enable=on,target=native",
+                "-serial", "file:sent.bin", "-nic", "none", "-icount", "shift=0", "-no-reboot",
+                "-kernel", "board.elf",
             ],
             where,
         )  # fmt: skip
-        logits = np.fromfile(where / "logits.bin", np.float32).reshape(len(images), -1)
-        ticks = np.fromfile(where / "ticks.bin", np.uint32)
+        logits, ticks = _parse(read_limited(where / "sent.bin", MAX_SENT_BYTES), len(images))
         sizes = _run(["arm-none-eabi-size", f"{name}.o"], where).splitlines()[1].split()
         usage = (where / f"{name}.su").read_text().splitlines()
     text, data, bss = map(int, sizes[:3])
@@ -188,6 +195,26 @@ def run_on(device: str, source: str, header: str, name: str, images: UInt8) -> D
     )
 
 
+@dataclass(frozen=True)
+class _StoredC:
+    """What is read of model.json's `c`; more stands there."""
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+def _parse(sent: bytes, num_images: int) -> tuple[Float32, list[int]]:
+    """Return logits B×K and timer ticks B of what a board has sent.
+
+    Raises:
+        ValueError: it stopped before it had finished.
+    """
+    row, rest = divmod(len(sent) - len(LAST_WORD), num_images)
+    if not sent.endswith(LAST_WORD.encode()) or rest or row < 8 or row % 4:
+        raise ValueError(f"{EMULATOR}: the board stopped before it had finished")
+    words = np.frombuffer(sent[: -len(LAST_WORD)], "<u4").reshape(num_images, -1)
+    return words[:, :-1].view(np.float32).copy(), words[:, -1].tolist()
+
+
 def bench_device(bundle: Bundle, device: str, num_images: int = 2) -> DeviceRun:
     """Run a bundle's C on a device, on random images, and hold it against its int8 ONNX file.
 
@@ -196,14 +223,17 @@ def bench_device(bundle: Bundle, device: str, num_images: int = 2) -> DeviceRun:
     """
     if "c" not in bundle.described:
         raise ValueError(f"{bundle.folder} holds no C; export its run with --target c")
-    name = str(bundle.described["c"]["name"])
-    source, header = ((bundle.folder / "c" / "src" / f"{name}.{kind}").read_text() for kind in "ch")
+    try:
+        name = check_json(bundle.described["c"], _StoredC).name
+    except ValueError as error:
+        raise ValueError(f"{bundle.folder / 'model.json'} is damaged: {error}") from None
+    source, header = (_text(bundle, f"c/src/{name}.{kind}") for kind in "ch")
     size = (num_images, *bundle.image_shape)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator())
     found = run_on(device, source, header, name, images.numpy())
     if find_spec("onnxruntime") is None:
         return found
-    expected = onnx_logits((bundle.folder / "model.int8.onnx").read_bytes(), images).numpy()
+    expected = run_onnx(open_session(verify_onnx(bundle, "model.int8.onnx")))(images).numpy()
     different = int((found.logits != expected).sum())
     if different:
         raise ValueError(f"{different} of {expected.size} logits on {device} are not onnxruntime's")
@@ -213,11 +243,24 @@ def bench_device(bundle: Bundle, device: str, num_images: int = 2) -> DeviceRun:
     )
 
 
+def _text(bundle: Bundle, name: str) -> str:
+    if not bundle.has(name):
+        raise ValueError(f"{bundle.folder} has no {name}")
+    return bundle.read_file(name).decode(errors="replace")
+
+
+def _bound_files() -> None:
+    """Let a process write no file larger than what a board may send."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_SENT_BYTES, MAX_SENT_BYTES))
+
+
 def _run(command: list[str], folder: Path) -> str:
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, preexec_fn=_bound_files if os.name == "posix" else None,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise ValueError(f"{command[0]} has not finished after {TIMEOUT_S} s") from None

@@ -112,7 +112,7 @@ class Gate:
             return
         writes = scope["path"].rstrip("/") in (UPLOAD, ASK, ANSWER)
         with self.sweeper.writing() if writes else contextlib.nullcontext():
-            await self.app(scope, receive, send)
+            await _answer_whole(self.app, scope, receive, send)
 
     def check_origin(self, headers: dict[str, str]) -> None:
         """Raise where the request is for another machine, or from another page."""
@@ -230,6 +230,30 @@ def check_upload(path: object, folder: Path) -> Path:
     if facts.st_size > MAX_UPLOAD_BYTES:
         raise ValueError(f"the upload is larger than {MAX_UPLOAD_BYTES:,} bytes")
     return resolved
+
+
+async def _answer_whole(app: Any, scope: Message, receive: Receive, send: Send) -> None:
+    """Have an app answer; what it raises becomes one line, where a server would print a page.
+
+    As where a browser goes on with a page of yesterday, whose session nobody knows any more.
+    """
+    begun = ended = False
+
+    async def watched(message: Message) -> None:
+        nonlocal begun, ended
+        begun = True
+        ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    try:
+        await app(scope, receive, watched)
+    except Exception as error:  # what the page's library raises is not told
+        told = one_line(error.__cause__ or error, 200)
+        log.warning("halfmeg: a request was not answered: %s", told)
+        if not begun:
+            await _answer(send, Refused(500, "it cannot be answered"))
+        elif not ended:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _answer(send: Send, refused: Refused) -> None:

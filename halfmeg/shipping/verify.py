@@ -76,11 +76,9 @@ def verify_onnx(bundle: Bundle, name: str, *, compare: bool = True) -> bytes:
     except Exception as error:  # the runtime's errors have no common base
         reason = one_line(error, 200)
         raise ValueError(f"{path} cannot be used: {reason}") from None
-    if logits.shape != reference.shape:
-        raise ValueError(
-            f"{path} gives logits of shape {tuple(logits.shape)}, "
-            f"the weights {tuple(reference.shape)}"
-        )
+    shape = (len(images), len(bundle.classes))
+    if logits.shape != shape:
+        raise ValueError(f"{path} gives logits of shape {tuple(logits.shape)}; expected: {shape}")
     if not compare:
         return content
     difference = (logits - reference).abs().max().item()

@@ -31,9 +31,9 @@ from halfmeg.studies.figures import (
     figure_svg,
     write_figure,
 )
-from halfmeg.studies.measure import fingerprint_of
+from halfmeg.studies.measure import COSTS, fingerprint_of, read_costs
 from halfmeg.studies.study import StudyData
-from halfmeg.studies.tables import comparison_tables, write_tables
+from halfmeg.studies.tables import TABLES, comparison_tables, write_tables
 from halfmeg.training.plan import augmentation_of
 
 FIGURE_FILES = {
@@ -65,18 +65,39 @@ def _alternative(figure_name: str, comparison: Comparison) -> str:
 
 def check_page_folder(out: Path) -> None:
     """Raise ValueError where a folder holds files of a page's names, but no page of ours."""
-    names = ("comparison.html", "comparison.md", *FIGURE_FILES.values())
-    taken = [name for name in names if (out / name).exists()]
+    names = ("comparison.json", "comparison.html", "comparison.md", *FIGURE_FILES.values())
+    require_own(out, "comparison.json", {"models", "pairs", "verdicts"}, names)
+    try:
+        read_costs(out)  # they are written before the page
+    except ValueError:
+        raise ValueError(_not_ours(out / COSTS)) from None
+
+
+def require_own(out: Path, mark: str, keys: set[str], names: Sequence[str]) -> None:
+    """Refuse a folder with files that would be overwritten, unless a mark says that they are ours.
+
+    Args:
+        out: the folder.
+        mark: name of a JSON file that is written first.
+        keys: that it has where it is ours.
+        names: of files that would be written, beside those of `tables/`.
+
+    Raises:
+        ValueError: there are such files, and the mark is not ours.
+    """
+    taken = [out / name for name in names if (out / name).exists()]
+    with contextlib.suppress(OSError):
+        taken += sorted(path for path in (out / TABLES).iterdir() if path.name[0] != ".")
     if not taken:
         return
     with contextlib.suppress(OSError, ValueError):
-        if {"models", "pairs", "verdicts"} <= read_json(
-            out / "comparison.json", dict[str, Any], MAX_COMPARISON_BYTES
-        ).keys():
+        if keys <= read_json(out / mark, dict[str, Any], MAX_COMPARISON_BYTES).keys():
             return
-    raise ValueError(
-        f"{out / taken[0]} was not written by halfmeg and is not overwritten; choose another --out"
-    )
+    raise ValueError(_not_ours(taken[0]))
+
+
+def _not_ours(path: Path) -> str:
+    return f"{path} was not written by halfmeg and is not overwritten; choose another --out"
 
 
 def write_comparison(
@@ -112,7 +133,7 @@ def write_comparison(
     page = out / "comparison.html"
     write_atomically(page, render_page(comparison, figures, data).encode())
     write_atomically(out / "comparison.md", render_markdown(comparison, names).encode())
-    write_tables(list(comparison_tables(comparison).values()), out / "tables")
+    write_tables(list(comparison_tables(comparison).values()), out / TABLES)
     return page, out / names["curves"]
 
 

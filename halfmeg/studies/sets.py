@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 from halfmeg.files import make_folder, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import INK, STYLE, figure_svg, in_lines, write_figure
-from halfmeg.studies.page import build_templates
+from halfmeg.studies.page import build_templates, require_own
 from halfmeg.studies.ranking import Ranking, rank_networks
 from halfmeg.studies.stats import LEVEL
-from halfmeg.studies.tables import MISSING, Table, p_text, percent, write_tables
+from halfmeg.studies.tables import MISSING, TABLES, Table, p_text, percent, write_tables
+
+RANKING = "ranking.json"
 
 
 def rank_comparisons(comparisons: Sequence[Comparison]) -> Ranking:
@@ -100,6 +102,11 @@ def ranking_tables(ranking: Ranking) -> dict[str, Table]:
     }
 
 
+def check_ranking_folder(out: Path) -> None:
+    """Raise ValueError where a folder holds files of the page's names, but no page of ours."""
+    require_own(out, RANKING, {"networks", "studies"}, (RANKING, "ranking.html", "ranks.png"))
+
+
 def write_ranking(
     ranking: Ranking, comparisons: Sequence[Comparison], folders: Sequence[Path], out: Path
 ) -> Path:
@@ -110,17 +117,21 @@ def write_ranking(
         comparisons: each with its own page.
         folders: where these pages are, below `out`.
         out: a folder.
+
+    Raises:
+        ValueError: `out` holds files of these names that the program did not write.
     """
     make_folder(out)
+    check_ranking_folder(out)
     figure = ranking_figure(ranking)
     tables = ranking_tables(ranking)
-    write_figure(figure, out / "ranks.png")
-    write_tables(list(tables.values()), out / "tables")
-    write_json(
-        out / "ranking.json",
+    write_json(  # first, as it marks the page as ours
+        out / RANKING,
         ranking.to_dict()
         | {"studies": {c.data: f.name for c, f in zip(comparisons, folders, strict=True)}},
     )
+    write_figure(figure, out / "ranks.png")
+    write_tables(list(tables.values()), out / TABLES)
     text = "Critical-difference diagram; mean ranks: " + ", ".join(
         f"{name} {rank:.2f}"
         for name, rank in zip(ranking.networks, ranking.mean_ranks, strict=True)

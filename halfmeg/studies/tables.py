@@ -16,6 +16,9 @@ from halfmeg.studies.compare import Comparison
 from halfmeg.studies.stats import Interval
 from halfmeg.studies.verdict import PairResult, in_points
 
+TABLES = "tables"
+"""The folder beside a page where its tables stand."""
+
 MISSING = "–"
 
 

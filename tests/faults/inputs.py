@@ -20,7 +20,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from halfmeg.data.cache import load_cached, save_splits
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.decode import decode_image
 from halfmeg.data.load import load_dataset
+from halfmeg.data.unpack import read_members
 from halfmeg.studies.measure import mean_robustness, read_costs
 from halfmeg.studies.page import _environment
 from halfmeg.studies.study import open_runs, run_study
@@ -223,7 +224,7 @@ def cifar_files(folder: Path) -> Case:
         if rng.random() < 0.3:
             path = folder / "archive.tar.gz"
             path.write_bytes(archive(rng))
-            no, _ = refused(lambda: cifar._read_archive(path, form))
+            no, _ = refused(lambda: read_members(path, form.files))
             assert {item.name for item in folder.iterdir()} <= {"archive.tar.gz", "cache"}
         else:
             labels = rng.choice(([3, 4], [3], [-1, 300], None, "ab", [2**70, 1], [[1], [2]]))
@@ -372,6 +373,55 @@ def run_files(folder: Path) -> Case:
         with damaged(rng.choice(paths), rng):
             no, _ = refused(read)
         return "refused" if no else "right"  # another number of the right kind is not noticed
+
+    return case
+
+
+def search_files(folder: Path) -> Case:
+    """What a search is remembered by, as it is read to go on, and to ship a network."""
+    from halfmeg.data.options import DataOptions
+    from halfmeg.data.shape import data_shape
+    from halfmeg.search import journal, record
+    from halfmeg.search.budget import Costs, Limits
+    from halfmeg.search.front import COST_NAMES, best_of, front
+    from halfmeg.search.schedule import Plan
+
+    data = small_data()
+    plan, final = Plan(2, 1, 0, 9.0, 10.0), record.Final(0, "final-1", 1, (("cnn", 9),), 2)
+    place = folder / "search"
+    place.mkdir()
+    record.write_stored(place, record.Stored(
+        record.describe_data(data), [("lr", "1 to 2")], "", [], [], Limits(params=9), 1, 0.2, None,
+        True, 0, "tpe", 60.0, plan=plan, final=final,
+    ))  # fmt: skip
+    trials_of = journal.Journal(place, 0, "tpe")
+    for number in range(3):
+        trial = trials_of.ask()
+        journal.suggest(trial, "lr", (0.1, 1.0))
+        costs, config = asdict(Costs(1000, 9)), small_config(seed=number).to_dict()
+        trials_of.keep(trial, drawn={"lr": 0.5}, costs=costs, config=config, reached={"2": 0.5})
+        trials_of.tell(trial, "done", 0.5, 1000.0)
+    record.Clock(place).save()
+
+    def read() -> None:
+        stored = record.read_stored(place)
+        facts = stored.data
+        DataOptions.from_dict(facts["options"])
+        data_shape(facts["image_size"], 3)
+        assert isinstance(facts["source"] + facts["name"] + facts["fingerprint"], str)
+        trials = journal.read_trials(place)
+        best_of(trials)
+        for cost in COST_NAMES:
+            front(trials, cost)
+        assert stored.final is None or record.decided(trials, stored.final).config
+        assert record.Clock(place).spent() is not None
+
+    read()
+
+    def case(rng: random.Random) -> str:
+        with damaged(place / rng.choice((record.SEARCH, record.JOURNAL, "clock.json")), rng):
+            no, _ = refused(read)
+        return "refused" if no else "right"  # as above
 
     return case
 
@@ -549,6 +599,7 @@ KINDS: dict[str, Callable[[Path], Case]] = {
     "cache": cache,
     "checkpoints": checkpoints,
     "run files": run_files,
+    "search files": search_files,
     "weights and logits": stored_arrays,
     "bundles": bundles,
     "onnx": onnx_files,
@@ -557,6 +608,6 @@ KINDS: dict[str, Callable[[Path], Case]] = {
 
 SHARES = {
     "images": 500, "parquet": 150, "cifar": 120, "weights and logits": 100, "cache": 50,
-    "checkpoints": 30, "run files": 30, "bundles": 10, "onnx": 5, "hub": 5,
+    "checkpoints": 30, "run files": 30, "search files": 30, "bundles": 10, "onnx": 5, "hub": 5,
 }  # fmt: skip
 """Of a thousand cases: fewer where each takes long."""

@@ -33,6 +33,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.data.cache import clear_cache, list_cache, save_splits
 from halfmeg.files import new_folder, read_json, read_limited, scratch_folder, write_atomically
 from halfmeg.studies.pool import Pool
+from halfmeg.studies.sets import check_ranking_folder
 from halfmeg.studies.study import run_study
 from halfmeg.training.fit import fit, resume
 
@@ -411,7 +412,11 @@ def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch, cli) -> No
     assert cli("data", "cache").out.count("left by a stopped process") == 1
     with new_folder(tmp_path / "cache" / "being-written") as living:
         (living / "train_images.npy").touch()
-        assert len(clear_cache()) == 2
+        pulled = tmp_path / "cache" / ".hub-0123-4567.89abcdef.partial"
+        (pulled / "data").mkdir(parents=True)
+        (pulled / "data" / "train-00000-of-00001.parquet").write_bytes(bytes(1000))
+        assert [entry.num_bytes for entry in list_cache() if entry.path == pulled] == [1000]
+        assert len(clear_cache()) == 3
         assert living.exists()
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"mine", "being-written"}
 
@@ -427,13 +432,29 @@ def test_a_study_that_would_leave_runs_out_is_refused(trained: Path, tmp_path: P
     assert (out / "study.json").read_bytes() == before
 
 
-def test_a_report_overwrites_nothing_of_a_users(trained: Path, tmp_path: Path, cli) -> None:
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "comparison.md").write_text("mine")
+@pytest.mark.parametrize(
+    "name", ["comparison.md", "comparison.json", "costs.png", "costs.json", "tables/mine.csv"]
+)
+def test_a_report_overwrites_nothing_of_a_users(
+    trained: Path, tmp_path: Path, cli, name: str
+) -> None:
+    mine = tmp_path / "notes" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"mine": 1}')
     refused = cli("report", str(trained), "--out", "notes")
     assert refused.code == 2
-    assert "comparison.md was not written by halfmeg" in refused.err
-    assert (tmp_path / "notes" / "comparison.md").read_text() == "mine"
+    assert f"{name} was not written by halfmeg" in refused.err
+    assert mine.read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("name", ["ranking.json", "ranking.html", "ranks.png", "tables/mine.csv"])
+def test_a_page_above_several_studies_overwrites_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"networks": 1}')
+    with pytest.raises(ValueError, match=f"{name} was not written by halfmeg"):
+        check_ranking_folder(tmp_path)
+    (tmp_path / "ranking.json").write_text('{"networks": [], "studies": {}}')
+    check_ranking_folder(tmp_path)  # this one is ours
 
 
 WHILE_IT_LOADS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
@@ -21,10 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from inputs import KINDS
+from inputs import KINDS, small_data
 from page_requests import question
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
+from halfmeg.shipping.device import bench_device, missing_tool, run_on
 from halfmeg.shipping.gate import ANSWER, ASK, UPLOAD, Gate, Sweeper, check_upload, is_own_name
 from halfmeg.shipping.predict import open_runner
 
@@ -135,6 +137,38 @@ def test_other_requests_are_refused(tmp_path: Path) -> None:
     assert ask(tmp_path, "PUT", "/") == 404
     assert ask(tmp_path, "POST", "/gradio_api/run/predict", b"{}") == 404
     assert ask(tmp_path, "GET", "/gradio_api/proxy=http://10.0.0.1/") == 403
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2, 3])
+def test_what_the_pages_library_raises_is_one_line(tmp_path: Path, caplog, sent: int) -> None:
+    """As for the stream of a session that nobody knows: the answer has begun by then."""
+    answer: list[Any] = [
+        {"type": "http.response.start", "status": 200, "headers": []},
+        {"type": "http.response.body", "body": b"a", "more_body": True},
+        {"type": "http.response.body", "body": b"b"},
+    ]
+    got: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in answer[:sent]:
+            await send(message)
+        raise RuntimeError("response already started") from KeyError("one\nhalfmeg: two")
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": ANSWER, "headers": [(b"host", b"localhost")]}
+    asyncio.run(Gate(app, "127.0.0.1", Sweeper(tmp_path), dict)(scope, receive, send))
+    assert [message["type"] for message in got].count("http.response.start") == 1
+    assert got[0]["status"] == (200 if sent else 500)
+    assert not got[-1].get("more_body")
+    assert got[-1]["type"] == "http.response.body"
+    (record,) = caplog.records
+    assert record.getMessage().startswith("halfmeg: a request was not answered: ")
+    assert "\n" not in record.getMessage()
 
 
 def test_uploads_are_deleted_as_they_are_answered(tmp_path: Path) -> None:
@@ -346,9 +380,25 @@ def outside() -> onnx.ModelProto:
     return model
 
 
+def laborious() -> onnx.ModelProto:
+    """Four thousand convolutions that share their weights: an hour of work in a file of 4 MB."""
+    convolutions = [
+        helper.make_node("Conv", [f"m{index}", "weight"], [f"m{index + 1}"])
+        for index in range(4_000)
+    ]
+    return graph(
+        helper.make_node("Cast", ["pixels"], ["f"], to=1),
+        helper.make_node("Tile", ["f", "repeats"], ["m0"]),
+        *convolutions,
+        helper.make_node("GlobalAveragePool", ["m4000"], ["logits"]),
+        repeats=np.array([1, 320, 1, 1]), weight=np.zeros((960, 960, 1, 1), np.float32),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
+        (laborious, "steps for an image; allowed"),
         (always_seven, "does not do what the weights do"),
         (endless, "Loop branches or loops"),
         (huge, "unknown or huge size"),
@@ -364,6 +414,80 @@ def test_an_onnx_file_that_means_harm(place: Path, make: Any, told: str) -> None
         open_runner(seal(place, make()))
     assert "\n" not in str(refused.value)
     assert torch.get_num_threads() >= 1
+
+
+def seven_of_eleven() -> onnx.ModelProto:
+    return graph(
+        helper.make_node("Cast", ["pixels"], ["f"], to=1),
+        helper.make_node("ReduceMean", ["f", "axes"], ["m"], keepdims=0),
+        helper.make_node("Unsqueeze", ["m", "one"], ["u"]),
+        helper.make_node("Mul", ["u", "row"], ["logits"]),
+        axes=np.array([1, 2, 3]), one=np.array([1]), row=np.ones((1, 11), np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "make", [seven_of_eleven, endless, laborious, lambda: b"\xff", lambda: b""]
+)
+def test_the_graph_of_a_network_of_ones_own_means_harm(place: Path, make: Any) -> None:
+    """It is all that a bundle has of such a network; there are no weights to compare it with."""
+    described = json.loads((place / "model.json").read_text())
+    (place / "model.json").write_text(json.dumps(described | {"model": "mine.py:Net"}))
+    bundle = seal(place, make())
+    assert bundle.is_own
+    data = small_data()
+    test = dataclasses.replace(data.test, classes=bundle.classes)
+    with pytest.raises(ValueError, match=r"model.onnx (cannot be used|gives)"):
+        open_runner(bundle)
+    with pytest.raises(ValueError, match=r"model.onnx (cannot be used|gives)"):
+        bundle.evaluate(dataclasses.replace(data, test=test))
+
+
+# --- C of a bundle -----------------------------------------------------------------------------
+
+HEADER = """#include <stdint.h>
+#define NET_IMAGE_BYTES 12
+#define NET_CLASSES 2
+void net_classify(const uint8_t *image, float *logits);
+"""
+SOURCE = """#include "net.h"
+static const char command[] = "touch attacked";
+void net_classify(const uint8_t *image, float *logits)
+{
+    uint32_t block[2] = {(uint32_t)command, sizeof command - 1};
+    register uint32_t r0 __asm__("r0") = 0x12; /* SYS_SYSTEM: a command for the host */
+    register void *r1 __asm__("r1") = block;
+    logits[0] = image[0];
+    logits[1] = image[11];
+    %s
+}
+"""
+CALL = '__asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");'
+
+
+@pytest.mark.skipif(missing_tool() is not None, reason=str(missing_tool()))
+def test_c_on_an_emulated_board_reaches_nothing_of_this_machine(tmp_path, monkeypatch) -> None:
+    """An emulator with semihosting would open any file and run any command for it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
+    found = run_on("cortex-m4", SOURCE % "(void)r0, (void)r1;", HEADER, "net", images)
+    assert found.logits.tolist() == [[0, 11], [12, 23]]
+    with monkeypatch.context() as patched:
+        patched.setattr("halfmeg.files.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(ValueError, match="stopped before it had finished"):
+            run_on("cortex-m4", SOURCE % CALL, HEADER, "net", images)
+    assert list(tmp_path.rglob("sent.bin"))
+    assert not list(tmp_path.rglob("attacked"))
+    with pytest.raises(ValueError, match="stopped before it had finished"):
+        run_on("cortex-m4", SOURCE % "*(volatile int *)0xFFFFFFF0 = 0;", HEADER, "net", images)
+
+
+@pytest.mark.parametrize("described", [5, {}, {"name": 3}, {"name": "../net"}, {"name": "other"}])
+def test_c_that_a_bundle_describes_wrongly(place: Path, described: Any) -> None:
+    path = place / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"c": described}))
+    with pytest.raises(ValueError, match=r"model.json is damaged|has no c/src/other.c"):
+        bench_device(Bundle.open(place), "cortex-m4")
 
 
 # --- a hub -------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from test_search import TINY
 
 from halfmeg.artifacts.run import Run
 from halfmeg.search.budget import Limits
+from halfmeg.search.journal import read_trials
 from halfmeg.search.lanes import SearchListener
-from halfmeg.search.record import Trial, read_trials
+from halfmeg.search.record import Trial
 from halfmeg.search.run import describe_search, start
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

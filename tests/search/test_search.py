@@ -40,16 +40,15 @@ from halfmeg.search.budget import (
 )
 from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, finish
 from halfmeg.search.front import front, pick, read_answers
+from halfmeg.search.journal import Journal, read_trials
 from halfmeg.search.lanes import SearchListener
 from halfmeg.search.page import write_page
 from halfmeg.search.record import (
     JOURNAL,
     Clock,
     Final,
-    Journal,
     Trial,
     read_stored,
-    read_trials,
     sole_writer,
 )
 from halfmeg.search.run import describe_search, give_time, open_search, start
