@@ -215,7 +215,8 @@ def test_gpu_names_what_is_wrong(tmp_path: Path) -> None:
 
 def test_budgets(tmp_path: Path) -> None:
     out = tmp_path / "accuracy.png"
-    runs = [f"results/{name}" for name in ("record", "budgets/record-50000", "resnet-shared-85")]
+    names = ("budgets/record-500000", "budgets/record-50000", "resnet-shared-85")
+    runs = [f"results/{name}" for name in names]
     runs += [f"results/common-terms/cnn-seed-{seed}" for seed in range(5)]
     outcome = benchmark("budgets", *runs, "--out", str(out), cwd=ROOT)
     assert outcome.code == 0, outcome.err
@@ -233,7 +234,7 @@ def test_budgets(tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
     twice = benchmark("budgets", runs[0], runs[0], "--out", str(out), cwd=ROOT)
     assert twice.code == 2
-    assert "results/record repeats seed 0 at 475,240 parameters" in twice.err
+    assert "results/budgets/record-500000 repeats seed 0 at 475,240 parameters" in twice.err
 
 
 def test_growth(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "48b8f32e17ed8420";
+const CACHE = PREFIX + "c6bb246e06db97ca";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {

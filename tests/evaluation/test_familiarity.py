@@ -33,6 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("familiar")
     write(folder, SMALL)
     config = small_config(model=f"{folder}/net.py:Net", epochs=1, batch_size=100, val_fraction=0.2)
+    config = replace(config, precision="fp32")  # as a bundle computes its threshold
     return fit(config, first_digits(400), folder / "run")
 
 
