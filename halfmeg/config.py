@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 import msgspec
 
+from halfmeg.errors import did_you_mean
 from halfmeg.files import MAX_JSON_BYTES, parse_json, read_limited
 from halfmeg.places.place import hand_over, is_place
 
@@ -234,7 +235,10 @@ class RunConfig:
         """
         unknown = sorted(set(values) - set(_TYPES))
         if unknown:
-            raise ValueError(f"unknown setting {unknown[0]!r} in a stored config")
+            hint = did_you_mean(unknown[0], _TYPES)
+            raise ValueError(
+                f"unknown setting {unknown[0]!r}; {hint}allowed: {', '.join(sorted(_TYPES))}"
+            )
         own = values.get("optimizer")
         if not (isinstance(own, str) and is_place(own)):
             return msgspec.convert(dict(values), cls)

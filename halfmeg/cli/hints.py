@@ -22,6 +22,7 @@ def check_train_words(recipe: str, settings: Sequence[str], data: str | None = N
     others = [text for text in settings if "=" in text]
     wrong = [word for word in given if word not in recipes[:1]]
     for word in wrong:
+        _check_place(word)
         if word in MODELS:
             option = [] if data is None else [f"--data {data}"]
             _say("train", f"{word} is a network", name, [f"model={word}", *others, *option])
@@ -45,6 +46,7 @@ def check_network_words(command: str, names: Sequence[str], settings: Sequence[s
             continue
         if word in RECIPES:
             _say(command, f"{word} is a recipe", *_words(others, settings, f"--recipe {word}"))
+        _check_place(word)
         if Path(word).exists() and ":" not in word:
             _say(command, f"{word} is data", *_words(others, settings, f"--data {word}"))
 
@@ -59,9 +61,16 @@ def option_hint(option: str, command: str) -> str:
     known = {field.name for settings in (RunConfig, DataOptions) for field in fields(settings)}
     if (command, key) == ("check", "data"):
         return f"write: halfmeg data check {value or 'SOURCE'}"
+    if (command, key) == ("train", "recipe"):
+        return f"the recipe stands first: halfmeg train {value or 'RECIPE'}"
     if command not in ("train", "compare", "plan") or key not in known:
         return ""
     return f"settings have no dashes: write {key}={value or 'VALUE'}"
+
+
+def _check_place(word: str) -> None:
+    if word.endswith(".py") and Path(word).is_file():
+        raise ValueError(f"{word} is a file of Python; name what it holds: {word}:NAME")
 
 
 def _words(names: Sequence[str], settings: Sequence[str], option: str) -> tuple[str, list[str]]:

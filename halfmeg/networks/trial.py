@@ -192,7 +192,10 @@ class _Trial:
         before = {key: value.clone() for key, value in self.model.state_dict().items()}
         with torch.no_grad(), evaluating(self.model):
             torch.manual_seed(1)
+            images = self.images.clone()
             logits = self.logits(self.model, self.images, "evaluation")
+            if not torch.equal(self.images, images):
+                raise self.fault("changes the images that it is given; let it work on a copy")
             torch.manual_seed(2)
             again = self.logits(self.model, self.images, "evaluation")
             if not torch.equal(logits, again):

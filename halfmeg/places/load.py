@@ -128,9 +128,10 @@ def call(place: str, function: Any, /, **offered: Any) -> Any:
             parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD,
         )  # fmt: skip
         if needed and (parameter not in named or parameter.name not in offered):
+            given = f"{', '.join(offered)} alone" if offered else "no arguments"
             raise ValueError(
                 f"{place} needs the argument {parameter.name!r}; give it a default, "
-                f"since it is called with {', '.join(offered)} alone"
+                f"since it is called with {given}"
             )
     names = {parameter.name for parameter in named}
     with running(place, "raises when it is called"):

@@ -105,7 +105,7 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
     """Copy a bundle's weights into a network of the same kind; a head of other classes is left.
 
     Raises:
-        ValueError: no bundle, or one of another network.
+        ValueError: no bundle, or one of another network or of other sizes throughout.
     """
     bundle = Bundle.open(config.init)
     if bundle.model != short_name(config.model):
@@ -125,6 +125,11 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
         for name, value in stored.items()
         if name in own and own[name].shape == value.shape
     }
+    if not any(value.ndim > 1 for value in fitting.values()):
+        raise ValueError(
+            f"init={config.init} holds no weights that fit {config.model} as it is now; leave init "
+            f"out, or build the network as it was"
+        )
     model.load_state_dict(own | fitting)
 
 

@@ -215,6 +215,10 @@ MISTAKES = {
     "unknown recipe": (["train", "comon"], ["'comon'", "did you mean 'common'"]),
     "bad value": (["train", "common", "lr=-1"], ["lr=-1", "(0, 1000]"]),
     "unknown setting": (["train", "common", "speed=9"], ["'speed'", "batch_size"]),
+    "recipe as an option": (
+        ["train", "--recipe", "mine.py:recipe"],
+        ["--recipe", "halfmeg train mine.py:recipe"],
+    ),
     "unknown option": (["train", "common", "--fast"], ["--fast", "--data-dir"]),
     "no number": (["compare", "cnn", "--seeds", "many"], ["--seeds", "'many'", "integer"]),
     "missing path": (["train", "common", "--data", "nowhere"], ["'nowhere'", "digits, cifar10"]),

@@ -101,6 +101,7 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
                                 "return self.head(x.flatten(1) * self.mask)"),
                         ["built again", "register_buffer"]),
     "draws": (network(HEAD, "return self.head(F.dropout(x.flatten(1)))"), ["draws at evaluation"]),
+    "changes its images": (network(HEAD, "x.mul_(0.5); " + RUN), ["changes the images"]),
     "draws otherwise": (network(HEAD, "return self.head(x.flatten(1)) + random.random()"),
                         ["draws at evaluation"]),
     "looks at others": (network(HEAD, "return self.head((x - x.mean(0)).flatten(1))"),

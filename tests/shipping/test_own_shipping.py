@@ -105,6 +105,15 @@ def test_training_starts_from_its_weights(
     )
 
 
+def test_training_does_not_start_from_weights_none_of_which_fit(
+    bundle: Bundle, few_digits: DataSplits, tmp_path: Path
+) -> None:
+    write(tmp_path, ODD_ORDER.replace("8", "6"))
+    config = small_config(model="net.py:Net", init="bundle", epochs=1)
+    with pytest.raises(ValueError, match=r"init=bundle holds no weights that fit net\.py:Net"):
+        fit(config, few_digits, "again")
+
+
 def test_a_forged_bundle_loads_no_place(bundle: Bundle, tmp_path: Path) -> None:
     described = json.loads((bundle.folder / "model.json").read_text())
     write(tmp_path, "raise SystemExit('this must not run')", "evil.py")

@@ -139,6 +139,10 @@ def short(model="net.py:Net"):
 
 def wrong():
     return {"epochs": 1}
+
+
+def needs_an_argument(lr):
+    return short()
 """
 
 
@@ -154,6 +158,10 @@ def test_a_recipe_of_ones_own(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     done = cli("train", "mine.py:wrong")
     assert done.code == 2
     assert done.is_one_line("mine.py:wrong returns a dict", "RunConfig")
+    assert cli("train", "mine.py").is_one_line("mine.py is a file of Python", "mine.py:NAME")
+    assert cli("compare", "net.py", "cnn").is_one_line("net.py is a file of Python", "net.py:NAME")
+    done = cli("train", "mine.py:needs_an_argument")
+    assert done.is_one_line("needs the argument 'lr'", "it is called with no arguments")
 
 
 @pytest.mark.slow
@@ -180,7 +188,7 @@ def test_a_recipe_from_json(cli: Cli, tmp_path: Path) -> None:
     for text, part in {
         "{": "is no JSON", "[]": "holds no settings", '{"model": "cnn"}': "epochs",
         '{"model": "cnn", "epochs": "3"}': "$.epochs",
-        '{"model": "cnn", "epoch": 3}': "unknown setting 'epoch'",
+        '{"model": "cnn", "epoch": 3}': "unknown setting 'epoch'; did you mean 'epochs'?",
     }.items():  # fmt: skip
         (tmp_path / "bad.json").write_text(text)
         done = cli("train", "bad.json")
