@@ -4,6 +4,7 @@ The public names are imported when they are first used, so that a command that n
 does not wait for torch.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from halfmeg.training.recipes import build_recipe
 
 __version__ = "0.1.0"
+
+# onnxruntime tells its makers how it is used, from its import on, unless it is told not to.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Run",

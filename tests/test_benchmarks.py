@@ -67,7 +67,7 @@ def test_throughput_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None
 def test_kernels(tmp_path: Path) -> None:
     outcome = benchmark(
         "kernels", "--models", "gated", "--batch-size", "2", "--rounds", "1", "--json",
-        cwd=tmp_path,
+        "--precision", "fp32", cwd=tmp_path,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     (row,) = outcome.json["rows"]

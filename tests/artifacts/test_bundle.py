@@ -219,8 +219,8 @@ def test_the_bundled_network_is_in_the_budget() -> None:
 
 
 @pytest.mark.slow
-def test_the_bundled_network_gives_its_stated_accuracy(cli: Cli, cifar_jpeg: Path) -> None:
-    found = cli("evaluate", "record", "--data", str(cifar_jpeg), "--json")
+def test_the_bundled_network_gives_its_stated_accuracy(cli: Cli, cifar_original: Path) -> None:
+    found = cli("evaluate", "record", "--data", str(cifar_original), "--json")
     assert found.json["accuracy"] == Bundle.open(BUNDLED).accuracy["test_accuracy"]
 
 

@@ -179,7 +179,9 @@ def test_a_bundle_goes_up_and_comes_down(hub, outcomes) -> None:
     (found, folder), (_, repos) = outcomes, hub
     assert found["pushed"].code == 0, found["pushed"].err
     assert f"commit/{COMMIT}" in found["pushed"].out
-    assert set(repos["me/mine"]) == {"model.json", "model.safetensors"}
+    assert set(repos["me/mine"]) == {
+        "model.json", "model.safetensors", "model.onnx", "model.int8.onnx",
+    }  # fmt: skip
     assert found["pulled"].code == 0, found["pulled"].err
     assert found["pulled"].json["params"] == 475_240
     assert sorted(path.name for path in (folder / "again").iterdir()) == sorted(repos["me/mine"])

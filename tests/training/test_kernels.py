@@ -152,7 +152,11 @@ def test_the_same_config_gives_the_same_bits_again(
     tmp_path: Path, few_digits: DataSplits, cache: Path, network: str
 ) -> None:
     plain, one, two = (
-        fit(config_of(model=network, kernels=name), few_digits, tmp_path / f"run-{number}")
+        fit(
+            config_of(model=network, kernels=name, precision="fp32"),
+            few_digits,
+            tmp_path / f"run-{number}",
+        )
         for number, name in enumerate(("default", "auto", "auto"))
     )
     assert plain.chosen() is None
