@@ -45,7 +45,7 @@ DIFFICULTY, TASTE = 1.5, 0.7
 """Deviations of the image's effect on all networks, and on one, in logits."""
 
 MEASURED_DIFFICULTY = 2.5
-"""At which images and the rest vary as in `results/published-terms`: 0.10 and 0.11 at 71%."""
+"""At which images and the rest vary as they did on CIFAR-10 (JPEG): 0.10 and 0.11 at 71%."""
 
 NUM_CLASSES = 10
 
