@@ -80,7 +80,9 @@ def running(place: str, doing: str = "raises on import") -> Iterator[None]:
     try:
         with redirect_stdout(sys.stderr):
             yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, or a kind of its own
         raise ValueError(f"{place} {doing}: {describe(error, place)}") from None
     finally:
         sys.dont_write_bytecode = writes_nothing

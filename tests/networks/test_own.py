@@ -69,6 +69,8 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
     "no Python": ("class Net(:\n    pass", ["net.py:Net is no Python", "line 1"]),
     "not text": ("\0", ["net.py:Net is no Python"]),
     "raises on import": ("x = 1\ny = x / 0", ["raises on import", "ZeroDivisionError", "(line 2)"]),
+    "raises a kind of its own on import": (
+        "class Odd(BaseException): pass\nraise Odd", ["raises on import", "Odd"]),
     "leaves on import": ("import sys\nsys.exit(3)", ["raises on import", "SystemExit"]),
     "misses a module": ("import nosuchmodule", ["raises on import", "nosuchmodule"]),
     "another name": (network(HEAD, RUN).replace("Net", "Nett"), ["no 'Net'", "'Nett'?"]),
