@@ -184,7 +184,7 @@ class RunConfig:
             if not separator:
                 raise ValueError(f"{text!r} is not a setting; write key=value, as in lr=0.001")
             if key not in _TYPES:
-                raise ValueError(f"{key!r} is no setting; allowed: {', '.join(sorted(_TYPES))}")
+                raise ValueError(f"{key!r} is no setting; {_instead_of(key)}")
             changes[key] = _parse(key, value, _TYPES[key])
         return dataclasses.replace(self, **changes)
 
@@ -235,10 +235,7 @@ class RunConfig:
         """
         unknown = sorted(set(values) - set(_TYPES))
         if unknown:
-            hint = did_you_mean(unknown[0], _TYPES)
-            raise ValueError(
-                f"unknown setting {unknown[0]!r}; {hint}allowed: {', '.join(sorted(_TYPES))}"
-            )
+            raise ValueError(f"unknown setting {unknown[0]!r}; {_instead_of(unknown[0])}")
         own = values.get("optimizer")
         if not (isinstance(own, str) and is_place(own)):
             return msgspec.convert(dict(values), cls)
@@ -251,6 +248,11 @@ PLACES = ("model", "loss", "augment", "optimizer")
 """Settings that may name Python of the user's own."""
 
 _TYPES: dict[str, Any] = typing.get_type_hints(RunConfig)
+
+
+def _instead_of(key: str) -> str:
+    return f"{did_you_mean(key, _TYPES)}allowed: {', '.join(sorted(_TYPES))}"
+
 
 # name, lowest, highest, whether the lowest itself is allowed
 _RANGES: tuple[tuple[str, float, float, bool], ...] = (

@@ -87,7 +87,7 @@ def trained(tmp_path_factory) -> Run:
 def quick(tmp_path_factory) -> Run:
     """A run of few layers, which exports sooner."""
     folder = tmp_path_factory.mktemp("quick") / "run"
-    return fit(small_config(batch_size=32, precision="fp32"), first_digits(600), folder)
+    return fit(small_config(batch_size=32), first_digits(600), folder)
 
 
 @pytest.fixture
