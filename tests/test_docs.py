@@ -118,6 +118,14 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_no_two_commands_of_readme_write_the_same_folder() -> None:
+    """An output that exists is refused, so who follows the page would be stopped."""
+    text = (ROOT / "README.md").read_text()
+    outs = re.findall(r"^(?:    |\$ )halfmeg .*--out (\S+)", text, flags=re.MULTILINE)
+    assert len(outs) > 2
+    assert len(outs) == len(set(outs))
+
+
 def test_every_headline_links_to_its_run() -> None:
     text = (ROOT / "README.md").read_text()
     section = text[text.index("## What it has measured") :]
