@@ -165,6 +165,15 @@ def test_recipes_state_how_many_settings_were_tried_for_them() -> None:
     }
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_states_the_accuracy_that_results_have(name: str) -> None:
+    _, _, measured = (RECIPES[name].__doc__ or "").partition("Measured ")
+    found = re.findall(r"\d\d\.\d\d%", measured)
+    assert found, name
+    page = (ROOT / "results" / "README.md").read_text()
+    assert all(percent in page for percent in found), found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_trials_that_pages_name_exist(page: Path) -> None:
     for numbers in re.findall(r"\btrials? ([\d ,;toand]*\d)", page.read_text()):

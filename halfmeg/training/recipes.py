@@ -17,7 +17,8 @@ def study_compare(model: str = "cnn") -> RunConfig:
     """The published comparison's terms: 25 epochs of Adam, no augmentation.
 
     Trains on all training images and draws the test curve, as published; the last epoch counts.
-    Published on the original CIFAR-10: cnn 74.2%, resnet 73.8%.
+    Published on the original CIFAR-10: cnn 74.2%, resnet 73.8%. Measured there: 73.58%, 74.05% (the
+    mean of 3 seeds).
     """
     return RunConfig(
         recipe="study-compare",
@@ -38,7 +39,7 @@ def study_shared() -> RunConfig:
 
     Published: learning rate 0.005 falling by 0.1 to 0.000005, so three drops, batch 512, and the
     names of the augmentations. Not published, chosen here: the epochs of the drops and the
-    strengths of the augmentations.
+    strengths of the augmentations. Measured on CIFAR-10 (JPEG): 82.03% (n = 1 seed).
     """
     return RunConfig(
         recipe="study-shared",
@@ -67,6 +68,7 @@ def common(model: str = "cnn") -> RunConfig:
     """One good recipe for every network: 15 epochs of one-cycle Muon, crop and flip.
 
     Its optimizer was ahead on a validation split with three networks (docs/experiments.md).
+    Measured on CIFAR-10 (JPEG): resnet32 87.29% (the mean of 3 seeds), cnn 78.29% (of 5).
     """
     return RunConfig(
         recipe="common",
@@ -90,6 +92,7 @@ def shared_85() -> RunConfig:
     """A better road to 85% for `resnet-shared`: 100 epochs of one-cycle SGD, crop, flip, cutout.
 
     Trains on all training images; nothing but the last epoch's weights is evaluated, once.
+    Measured on CIFAR-10 (JPEG): 86.74% (n = 1 seed).
     """
     return RunConfig(
         recipe="shared-85",
@@ -112,7 +115,10 @@ def shared_85() -> RunConfig:
 
 
 def he_2015() -> RunConfig:
-    """The terms of He et al. 2015, section 4.2, as most repeat them: 200 epochs of SGD in steps."""
+    """The terms of He et al. 2015, section 4.2, as most repeat them: 200 epochs of SGD in steps.
+
+    Measured on CIFAR-10 (JPEG): resnet32 87.38% after 100 epochs (n = 1 seed).
+    """
     return RunConfig(
         recipe="he-2015",
         model="resnet32",
@@ -133,6 +139,8 @@ def sprint() -> RunConfig:
 
     After Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU": whitening, label
     smoothing of 0.2, a crop of 2, alternating flip, a rate that falls in a straight line.
+    Measured on the original CIFAR-10: 89.08% in 46.3 s on two cores with bfloat16 (the mean of 5
+    seeds).
     """
     return RunConfig(
         recipe="sprint",
@@ -163,7 +171,8 @@ def sprint() -> RunConfig:
 def record() -> RunConfig:
     """The most accurate network under the budget: 250 epochs of Muon, most on smaller images.
 
-    90.2% of CIFAR-10 (JPEG) after 106 minutes on two cores with bfloat16 (n = 1 seed).
+    Measured on CIFAR-10 (JPEG): 90.17% after 106 minutes on two cores with bfloat16; on the
+    original one: 92.42% after 100 epochs (n = 1 seed each).
     """
     return RunConfig(
         recipe="record",
