@@ -145,6 +145,17 @@ def test_idx_files_of_the_test_part_alone_are_evaluated(tmp_path: Path) -> None:
     assert (len(data.train), len(data.test)) == (0, 40)
 
 
+def assert_is_read_packed_too(folder: Path) -> None:
+    """A folder of CIFAR-100 is the images of this file, and so is its archive."""
+    data = load_dataset(str(folder))
+    assert data.classes == ("apple", "baby", "bear", "bed")
+    assert np.array_equal(data.test.images.permute(0, 2, 3, 1), PIXELS[30:])
+    packed = folder.with_name(f"{folder.name}.tar.gz")
+    with tarfile.open(packed, "w:gz") as archive:
+        archive.add(folder, folder.name)
+    assert load_dataset(str(packed)).fingerprint == data.fingerprint
+
+
 def test_cifar100_as_folder_and_as_archive(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
@@ -155,13 +166,7 @@ def test_cifar100_as_folder_and_as_archive(tmp_path: Path) -> None:
     (folder / "train.bin").write_bytes(records[:30].tobytes())
     (folder / "test.bin").write_bytes(records[30:].tobytes())
     (folder / "fine_label_names.txt").write_text("apple\nbaby\nbear\nbed\n")
-    data = load_dataset(str(folder))
-    assert data.classes == ("apple", "baby", "bear", "bed")
-    assert np.array_equal(data.test.images.permute(0, 2, 3, 1), PIXELS[30:])
-    with tarfile.open(tmp_path / "cifar-100-binary.tar.gz", "w:gz") as archive:
-        archive.add(folder, "cifar-100-binary")
-    again = load_dataset(str(tmp_path / "cifar-100-binary.tar.gz"))
-    assert again.fingerprint == data.fingerprint
+    assert_is_read_packed_too(folder)
 
 
 def python2(value: object) -> bytes:
@@ -179,13 +184,7 @@ def test_cifar100_in_its_python_form_runs_nothing(tmp_path: Path) -> None:
         (folder / name).write_bytes(python2(batch))
     names = [b"apple", b"baby", b"bear", b"bed"]
     (folder / "meta").write_bytes(python2({b"fine_label_names": names}))
-    data = load_dataset(str(folder))
-    assert data.classes == ("apple", "baby", "bear", "bed")
-    assert np.array_equal(data.test.images.permute(0, 2, 3, 1), PIXELS[30:])
-    with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as archive:
-        archive.add(folder, "cifar-100-python")
-    again = load_dataset(str(tmp_path / "cifar-100-python.tar.gz"))
-    assert again.fingerprint == data.fingerprint
+    assert_is_read_packed_too(folder)
     ran = tmp_path / "ran"
     for name, content in (("meta", [1]), ("meta", Path), ("test", {b"data": chw}), ("train", Path)):
         kept_content = (folder / name).read_bytes()

@@ -15,7 +15,6 @@ from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.data.dataset import Dataset
-from halfmeg.shipping import program
 from halfmeg.shipping.executorch import ExecutorchFiles, build_executorch
 from halfmeg.shipping.verify import LOGIT_TOLERANCE
 
@@ -107,17 +106,6 @@ def test_what_was_proved_is_said_in_a_line() -> None:
     )
     made = ExecutorchFiles(b"", b"", 1.2e-5, 0.001, 1_000, ("aten::erf",), "ExecuTorch 1.5.1")
     assert made.proof_text.endswith("in ExecuTorch 1.5.1; aten::erf by portable kernels")
-
-
-def test_without_the_exporter_a_line_says_what_to_install(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(program, "find_spec", lambda name: None)
-    outcome = cli("export", "record", "--target", "executorch", "--data", "digits", "--out", "b")
-    assert outcome.code == 2
-    assert outcome.is_one_line(
-        "--target executorch needs executorch", "pip install -e '.[executorch]'"
-    )
 
 
 @needs_executorch

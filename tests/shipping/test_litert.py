@@ -16,7 +16,6 @@ from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.data.dataset import Dataset
-from halfmeg.shipping import program
 from halfmeg.shipping.litert import LitertFile, Micro, build_litert, run_micro
 
 needs_litert = pytest.mark.skipif(
@@ -81,15 +80,6 @@ def test_runs_on_tflite_micro_is_said_only_where_it_agrees() -> None:
     assert text(None, "tflite-micro is not installed") == (
         f"{start}; not run on TFLite Micro: tflite-micro is not installed"
     )
-
-
-def test_without_the_converter_a_line_says_what_to_install(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(program, "find_spec", lambda name: None)
-    outcome = cli("export", "record", "--target", "litert", "--data", "digits", "--out", "b")
-    assert outcome.code == 2
-    assert outcome.is_one_line("--target litert needs litert_torch", "pip install -e '.[litert]'")
 
 
 @needs_litert

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Cli
 
 from halfmeg.artifacts.bundle import FILES, TARGET_FILE
+from halfmeg.shipping import program
 from halfmeg.shipping.targets import TARGETS
 
 CARD = (ROOT / "halfmeg" / "shipping" / "templates" / "card.md").read_text()
@@ -24,3 +25,17 @@ def test_a_bundle_takes_its_files_and_the_card_names_them(name: str) -> None:
     assert path in FILES or TARGET_FILE.fullmatch(path) or TARGET_FILE.fullmatch(f"{path}x")
     assert f'{{% if "{name}" in facts %}}' in CARD
     assert f"`{path}`" in CARD
+
+
+@pytest.mark.parametrize(
+    ("target", "package"), [("litert", "litert_torch"), ("executorch", "executorch")]
+)
+def test_without_the_converter_a_line_says_what_to_install(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, target: str, package: str
+) -> None:
+    monkeypatch.setattr(program, "find_spec", lambda name: None)
+    outcome = cli("export", "record", "--target", target, "--data", "digits", "--out", "b")
+    assert outcome.code == 2
+    assert outcome.is_one_line(
+        f"--target {target} needs {package}", f"pip install -e '.[{target}]'"
+    )
