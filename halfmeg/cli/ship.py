@@ -92,7 +92,7 @@ def export(
         f"same accuracy ({proof.n:,} {proof.images} images)"
     )
     exact = "all logits those of the integers" if proof.int8_exact else (
-        "made by onnxruntime, as an operator has no form in integers")  # fmt: skip
+        f"made by onnxruntime, as {bundle.described['why_no_integers']}")  # fmt: skip
     print_line(f"model.int8.onnx  {loses(proof.int8_loss)} on them; {exact}")
     if "finetuning" in bundle.described:
         print_line(f"                 {bundle.described['finetuning']['text']}")

@@ -365,13 +365,6 @@ class Lowering:
         moved = F.pad(self_.index.double(), pad, mode)  # torch has it for floats only
         return Value(self_.node, moved.long())
 
-    def upsample(self, self_: Value, output_size: Any, scale_factors: Any = None) -> Value:
-        """Repeat the nearest value."""
-        sizes = None if output_size is None else list(output_size)
-        factors = None if sizes else list(scale_factors)
-        moved = F.interpolate(self_.index.double(), sizes, factors)
-        return Value(self_.node, moved.long())
-
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
     "conv2d": Lowering.conv2d,
@@ -389,5 +382,4 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "cat": Lowering.cat,
     "pad": Lowering.pad,
     "constant_pad_nd": Lowering.pad,
-    "upsample_nearest2d": Lowering.upsample,
 }

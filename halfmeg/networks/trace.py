@@ -27,6 +27,7 @@ MOVES = {
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "repeat_interleave",
     "swapaxes", "mT", "adjoint", "unsafe_split", "unsafe_chunk", "view_as", "squeeze_copy",
 }  # fmt: skip
+MOVES_OF_FLOATS = {"upsample_nearest2d", "_upsample_nearest_exact2d"}
 UNCHANGED = {
     "to", "_to_copy", "type_as", "dropout", "feature_dropout", "alpha_dropout", "lift_fresh_copy",
     "detach", "contiguous", "clone",
@@ -107,22 +108,36 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], leaves: set[str
         (args, kwargs), lambda a: given.append(a) if isinstance(a, Value) else None
     )
     target: Any = node.target
+    if target is operator.getitem and args[1] >= len(args[0]):
+        return _places(node, leaves)
     if target is operator.getitem or not given:
         return target(*args, **kwargs)
     kind = target._schema.name.removeprefix("aten::")
+    if kind == "_assert_tensor_metadata":  # stands before `to`, and gives nothing
+        return None
     constants = [a.name for a in node.all_input_nodes if isinstance(values[a], Tensor)]
     lowering = Lowering(_name(node, leaves), str(target), ",".join(constants) or node.name)
     if kind in OPERATORS:
         return OPERATORS[kind](lowering, **_bind(target, args, kwargs))
     if kind in UNCHANGED:
+        if not node.meta["val"].is_floating_point():
+            raise lowering.unknown("numbers that are not floats")
         return args[0]
-    if kind in MOVES:
-        return _move(target, args, kwargs)
+    if kind in MOVES or kind in MOVES_OF_FLOATS:
+        return _move(target, args, kwargs, torch.float64 if kind in MOVES_OF_FLOATS else torch.long)
     if kind in ARITHMETIC and len(given) == 2:
         return lowering.arithmetic(kind, target, args, kwargs)
     if kind in ARITHMETIC or kind in FUNCTIONS:
         return lowering.constant_or_function(kind, target, args, kwargs, kind in CLAMPS)
     raise lowering.unknown()
+
+
+def _places(node: torch.fx.Node, leaves: set[str]) -> None:
+    """Take the places of maxima, which torch.export writes also where nobody asks for them."""
+    if node.users:
+        (source,) = node.all_input_nodes
+        lowering = Lowering(_name(source, leaves), str(source.target), "")
+        raise lowering.unknown("the places of its maxima")
 
 
 def _name(node: torch.fx.Node, leaves: set[str]) -> str:
@@ -144,20 +159,22 @@ def _bind(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
     return bound
 
 
-def _move(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operator that only moves values on their places."""
+def _move(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype = torch.long
+) -> Any:
+    """Run an operator that only moves values on their places, as numbers of a type it takes."""
     nodes = []
 
     def places(argument: Any) -> Any:
         if not isinstance(argument, Value):
             return argument
         nodes.append(argument.node)
-        return argument.index
+        return argument.index.to(dtype)
 
     moved = target(
         *torch.fx.node.map_aggregate(args, places),
         **torch.fx.node.map_aggregate(kwargs, places),
     )
     if isinstance(moved, Tensor):
-        return Value(nodes[0], moved)
-    return tuple(Value(nodes[0], part) for part in moved)
+        return Value(nodes[0], moved.long())
+    return tuple(Value(nodes[0], part.long()) for part in moved)

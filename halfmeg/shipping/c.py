@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmeg.networks.graph import Shape, axis_maps, even_steps
-from halfmeg.shipping.c_constants import Constants, number, quoted, structure
+from halfmeg.shipping.c_constants import TAKEN, Constants, number, quoted, structure
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import (
     QUOTIENT_BITS,
@@ -52,9 +52,10 @@ PROBABILITY_TABLE = np.rint(32767 * np.exp(-np.arange(256) / PROBABILITY_STEPS))
 
 
 def c_name(name: str) -> str:
-    """Return a network's name as an identifier of C."""
+    """Return a network's name as an identifier of C, which nothing beside it is called by."""
     found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
-    return found if found and not found[0].isdigit() else f"net_{found}"
+    is_free = found and not found[0].isdigit() and found not in TAKEN
+    return found if is_free else f"net_{found}"
 
 
 def write_c(

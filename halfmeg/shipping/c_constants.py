@@ -1,4 +1,4 @@
-"""Arrays and structures of numbers, and texts, as C."""
+"""Arrays and structures of numbers, and texts, as C; names that are taken there."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ C_TYPES = {
     "int32": "int32_t",
     "float32": "float",
 }
+
+TAKEN = {
+    # files and folders beside it
+    "main", "entry", "proof", "src", "examples", "zephyr",
+    # targets of make and CMake
+    "all", "clean", "classify", "edit_cache", "help", "install", "package", "rebuild_cache", "test",
+    # headers, whose place NAME.h would take
+    "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits",
+    "locale", "math", "setjmp", "signal", "stdalign", "stdarg", "stdatomic", "stdbool", "stddef",
+    "stdint", "stdio", "stdlib", "stdnoreturn", "string", "strings", "tgmath", "threads", "time",
+    "uchar", "wchar", "wctype", "arduino", "arm_mve", "wasm_simd128",
+}  # fmt: skip
+"""Names that the files and the targets of a build have already."""
 
 
 class Constants:

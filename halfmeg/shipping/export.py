@@ -21,6 +21,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits, hold_out
 from halfmeg.data.decode import FitName
 from halfmeg.data.shape import ImageShape, data_shape
+from halfmeg.errors import one_line
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.evaluation.familiarity import Familiarity
@@ -132,11 +133,13 @@ def export(
     onnx_model = to_onnx(model, mean, std, run.image_shape)
     integers: IntegerGraph | None = None
     tuned: Finetuning | None = None
+    why_no_integers = ""
     try:
         integers = quantize(model, mean, std, calibration)
         if finetune:
             integers, tuned = _finetune(run, training, held_out)
-    except ValueError:
+    except ValueError as error:
+        why_no_integers = one_line(error, 200)
         if finetune or any(TARGETS[target].of_integers for target in targets):
             raise
         int8_model = quantize_by_library(onnx_model, calibration)
@@ -169,6 +172,8 @@ def export(
         "temperature_origin": origin,
         "familiarity": familiarity.to_dict() if familiarity else None,
     }
+    if why_no_integers:
+        facts["why_no_integers"] = why_no_integers
     if tuned is not None:
         facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python

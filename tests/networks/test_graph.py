@@ -156,6 +156,8 @@ def functional(function: Callable[[Tensor], Tensor]) -> nn.Module:
         (lambda x: F.prelu(x, torch.full((4,), 0.1)), "aten.prelu (prelu) has no int8 form: a dif"),
         (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "aten.upsample_bilinear2d"),
         (lambda x: F.adaptive_avg_pool2d(x, 3), "8×8 in 3×3 windows of equal size"),
+        (lambda x: x.flatten(2).max(2)[1][..., None, None].float(), "the places of its maxima"),
+        (lambda x: x.int() + 0.5, "aten.to.dtype (to) has no int8 form: numbers that are not"),
         (lambda x: x if x.sum() > 0 else -x, "Module cannot be traced"),
     ],
 )  # fmt: skip
@@ -166,6 +168,29 @@ def test_an_operator_without_a_form_is_named(
         trace(functional(function), 8)
     assert named in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.AdaptiveMaxPool2d(1),
+        nn.AdaptiveMaxPool2d((4, 2)),
+        lambda x: x.flatten(2).max(2)[0][..., None, None],
+        nn.Upsample(scale_factor=2),
+        lambda x: F.interpolate(x, size=(11, 20)).tanh(),
+        lambda x: F.interpolate(x, scale_factor=(1.5, 2.3)).relu(),
+        lambda x: F.interpolate(x, size=(5, 20), mode="nearest-exact"),
+        lambda x: x.double().sigmoid().float(),
+    ],
+)  # fmt: skip
+def test_maxima_and_repeated_values_without_their_places(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    """torch.export writes the places of maxima too where nobody asks for them."""
+    torch.manual_seed(0)
+    model = functional(function)
+    images = torch.randn(3, 3, 8, 8)
+    assert torch.allclose(trace(model, 8).logits(images), model(images), atol=1e-5)
 
 
 def test_maps_that_separate_are_found() -> None:

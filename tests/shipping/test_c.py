@@ -180,6 +180,8 @@ def test_names_and_labels_are_valid_c() -> None:
     assert [c_name(name) for name in ("resnet-linear", "3x3", "größe", "___", "Ab c")] == [
         "resnet_linear", "net_3x3", "gr_e", "net_", "ab_c",
     ]  # fmt: skip
+    taken = ("Main", "Entry", "classify", "Stdio", "clean", "src")
+    assert all(c_name(name) == f"net_{name.lower()}" for name in taken)
     graph = integers("anything")
     labels = ['a "b"', "back\\slash", "new\nline", "ä", "??/"]
     text = write_c(graph, "net", labels)["net.c"]
@@ -189,6 +191,25 @@ def test_names_and_labels_are_valid_c() -> None:
     assert r'"\303\244"' in text
     assert r'"\077\077/"' in text
     assert text.isascii()
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["Main", "Stdint", "Classify"])
+def test_a_network_may_have_the_name_of_what_lies_beside_it(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()).eval()
+    images = pixels(2, 8)
+    graph = quantize(model, MEAN, STD, images)
+    logits = run(graph, images.numpy())
+    source = build_c(Answered(graph, name, ["a", "b", "c", "d"], 1.0, images.numpy(), logits))
+    assert source.proof is not None
+    for path, content in source.files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    subprocess.run(["make", f"CC={shutil.which('gcc')}"], cwd=tmp_path, check=True)
+    assert (tmp_path / source.name).is_file()
+    if shutil.which("cmake"):
+        subprocess.run(["cmake", "-B", "built", "."], cwd=tmp_path, check=True)
 
 
 @needs_gcc

@@ -83,6 +83,28 @@ def test_a_bundle_needs_no_python_of_the_users(
     assert done.is_one_line("teacher=bundle holds a network of one's own")
 
 
+def test_an_operator_without_a_form_in_integers_is_named(
+    cli: Cli, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime quantizes then; what stands in the way of C is said where that is seen."""
+    grouped = network(
+        "self.conv = nn.Conv2d(3, 8, 3, 2, 1)\nself.norm = nn.GroupNorm(2, 8)\n"
+        "self.head = nn.Linear(8, num_classes)",
+        "return self.head(F.relu(self.norm(self.conv(x))).mean((2, 3)))",
+    )
+    write(tmp_path, grouped)
+    monkeypatch.chdir(tmp_path)
+    cli("train", "common", "model=net.py:Net", "epochs=1", "--data", str(pictures), "--out", "run")
+    done = cli("export", "run", "--out", "bundle", "--allow-loss")
+    why = "aten.group_norm (norm) has no int8 form"
+    assert f"made by onnxruntime, as {why}" in done.out
+    card = (tmp_path / "bundle" / "README.md").read_text().replace("\\", "")
+    assert f"made by onnxruntime's quantizer, as {why}; there is no C of it." in card
+    done = cli("export", "run", "--out", "c", "--allow-loss", "--target", "c")
+    assert done.code == 2
+    assert done.is_one_line(why)
+
+
 @pytest.mark.slow
 def test_each_of_its_graphs_is_timed(bundle: Bundle) -> None:
     for row in bench(bundle, threads=[1], rounds=1, runtimes=["onnxruntime", "onnxruntime int8"]):

@@ -188,6 +188,11 @@ def test_both_builds_give_the_oracles_logits(name: str) -> None:
     assert network["code"]["simd"] != network["code"]["plain"]
 
 
+@needs_clang
+def test_a_network_may_be_called_as_a_file_of_the_page() -> None:
+    assert set(web.compile_builds(integers("anything"), "Entry", ["a"] * 5)) == set(web.BUILDS)
+
+
 def read_network(html: str) -> Any:
     return json.loads(html.split('id="network">')[1].split("</script>")[0])
 
