@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Outcome
+from conftest import ROOT, Cli, Outcome
 
 from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS
@@ -116,6 +116,22 @@ def test_finetune_int8_goes_on_from_its_results(tmp_path: Path, pictures: Path) 
     other = measured(2, "--image-size", "16")
     assert other.code == 2
     assert "is of other data or epochs" in other.err
+
+
+def test_finetune_int8_takes_runs_that_exist(tmp_path: Path, pictures: Path, cli: Cli) -> None:
+    trained = cli("train", "common", "model=logistic", "epochs=1", "--data", str(pictures),
+                  "--out", str(tmp_path / "run"))  # fmt: skip
+    assert trained.code == 0, trained.err
+    command = ("finetune_int8", "--data", str(pictures), "--out", "int8.json", "--runs")
+    outcome = benchmark(*command, "run", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    (row,) = json.loads((tmp_path / "int8.json").read_text())["runs"]
+    assert (row["network"], row["seed"]) == ("logistic", 0)
+    assert row["finetuned_validation_loss"] <= row["plain_validation_loss"]
+    outcome = benchmark(*command, "nowhere", cwd=tmp_path)
+    assert outcome.code == 2
+    assert "nowhere" in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_sprint(tmp_path: Path, pictures: Path) -> None:
