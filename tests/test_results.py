@@ -251,7 +251,7 @@ def test_the_ranks_on_the_four_sets_come_out_again() -> None:
 
 
 def test_the_other_verdicts_in_readme_are_those_stored() -> None:
-    common = stored_verdicts("common-terms")
+    common = stored_verdicts("common-original")
     assert_row_states(headline("by better settings"), common["resnet-linear", "cnn"])
     (pair,) = stored_verdicts("finetune").values()
     assert_row_states(headline("50 images a class"), pair)

@@ -168,6 +168,8 @@ def bench(
     if device is not None:
         _bench_device(Bundle.open(bundle), device, mhz, as_json)
         return
+    if mhz is not None:
+        raise ValueError(f"--mhz {mhz} is the clock of a device; name one, as --device cortex-m7")
     try:
         counts = [int(text) for text in threads.split(",")]
     except ValueError:

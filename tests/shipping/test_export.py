@@ -199,6 +199,7 @@ def test_the_commands(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     assert cli("evaluate", "bundle").is_one_line("add --data")
     assert cli("bench", "bundle", "--threads", "0").is_one_line("threads='0'")
     assert cli("bench", "bundle", "--rounds", "0").is_one_line("rounds=0")
+    assert cli("bench", "bundle", "--mhz", "100").is_one_line("--mhz 100", "--device")
     assert cli("export", "nowhere", "--out", "b").is_one_line("nowhere is no run folder")
     (tmp_path / "run" / "result.json").unlink()
     assert cli("export", "run", "--out", "b").is_one_line("has not finished")
