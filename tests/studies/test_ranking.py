@@ -168,6 +168,9 @@ def test_two_data_sets_make_a_page_each_and_one_above(
     assert 'href="digits/comparison.html"' in text
     assert (page.parent / "colours" / "comparison.html").exists()
     assert (page.parent / "tables" / "ranks.csv").exists()
+    more = cli(*arguments, "--seeds", "3")
+    assert more.code == 0, more.err
+    assert more.out.count("This study was read with 2 seeds before") == 2
     twice = cli("compare", "cnn", "logistic", "--data", "digits", "--data", "digits")
     assert twice.code == 2
     assert "data digits is named twice" in twice.err

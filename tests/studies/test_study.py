@@ -22,6 +22,7 @@ from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS
 from halfmeg.studies.compare import compare, compare_runs
 from halfmeg.studies.figures import accuracy_curve
 from halfmeg.studies.measure import measure_robustness
+from halfmeg.studies.page import read_before
 from halfmeg.studies.power import SeedsNeeded
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.sequential import compare_until_decided
@@ -598,3 +599,7 @@ def test_a_study_until_decided_goes_on_where_it_was(
     again = go_on()
     assert again.to_dict()["verdicts"] == found.to_dict()["verdicts"]
     assert again.stopped == found.stopped
+    assert read_before(again) is None
+    more = compare(names, few_digits, seeds=4, out=out, config=config)
+    said = read_before(more)
+    assert said is not None and "read with 4 seeds, which its plan of looks has not counted" in said
