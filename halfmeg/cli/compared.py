@@ -42,7 +42,7 @@ def write_and_print_sets(
     results: list[Comparison], folders: list[Path], data: list[StudyData], as_json: bool
 ) -> None:
     """Write a page for each data set and one above them; exit with 1 where a run failed."""
-    from halfmeg.studies.page import write_comparison
+    from halfmeg.studies.page import read_before, write_comparison
     from halfmeg.studies.sets import rank_comparisons, write_ranking
 
     ranking = rank_comparisons(results)
@@ -55,6 +55,10 @@ def write_and_print_sets(
     else:
         for result in results:
             print_line(f"{result.data}: {result.ranking}")
+            if result.stopped:
+                print_line(f"  the study {result.stopped}")
+            if again := read_before(result):
+                print_line(f"  {again}")
         print_line(ranking.verdict)
         print_line(f"page    {page}")
     for result in results:

@@ -138,9 +138,8 @@ def _wrapped_headers(table: TextTable, width: int) -> list[str]:
 
 def format_range(interval: Interval) -> str:
     """Write an interval of shares in percent."""
-    if interval.lo is None or interval.hi is None:
-        return "–"
-    return f"{100 * interval.lo:.1f} to {100 * interval.hi:.1f}%"
+    ends = interval.in_percent(1)
+    return "–" if ends is None else f"{ends}%"
 
 
 def memory_or_reason(model: nn.Module, image_size: ImageSize) -> Memory | str:

@@ -255,8 +255,8 @@ def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
     if reading.planned:
         yield (
             f"Planned to be read with {_and([str(n) for n in reading.planned])} seeds until every "
-            f"pair is decided; each look is at {100 * reading.level:g}%, so that all together are "
-            "at 5%."
+            f"pair is decided; each look is at {100 * reading.level:g}%, so that these together "
+            "are at 5%."
         )
     if comparison.stopped:
         yield f"The study {comparison.stopped}."
@@ -282,8 +282,16 @@ def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
 
 
 def read_before(comparison: Comparison) -> str | None:
-    """Say that a study was read with fewer seeds, which no plan has counted; None where not."""
-    looks = comparison.reading.unplanned_looks(max(len(m.runs) for m in comparison.models))
+    """Say that a study was read with numbers of seeds that no plan has counted; None where not."""
+    now = max(len(m.runs) for m in comparison.models)
+    looks = comparison.reading.unplanned_looks(now)
+    planned = comparison.reading.planned
+    if planned and now not in planned:
+        numbers = _and([str(n) for n in (*looks, now)])
+        return (
+            f"This study is read with {numbers} seeds, which its plan of looks has not counted, so "
+            "verdicts may be false more often than stated"
+        )
     if not looks:
         return None
     return (

@@ -42,7 +42,9 @@ class Ranking:
         accuracies: mean test accuracy, data sets × networks.
         mean_ranks: 1 is the best.
         p_friedman: that the networks do not differ (Friedman 1937); None for two networks.
-        critical_difference: of mean ranks, by Nemenyi's test of all pairs at 5%.
+        critical_difference: of mean ranks, at 5%: by Nemenyi's test of all pairs, and of two
+            networks by the sign test, which is exact. None where so few data sets cannot tell the
+            first of all from the last of all.
         pairs: each network with each later one.
     """
 
@@ -51,17 +53,18 @@ class Ranking:
     accuracies: tuple[tuple[float, ...], ...]
     mean_ranks: tuple[float, ...]
     p_friedman: float | None
-    critical_difference: float
+    critical_difference: float | None
     pairs: tuple[RankedPair, ...]
 
     @property
     def letters(self) -> tuple[str, ...]:
         """Networks that share a letter are nearer in mean rank than the critical difference."""
+        least = math.inf if self.critical_difference is None else self.critical_difference
         apart = [
             (i, j)
             for i, first in enumerate(self.mean_ranks)
             for j, second in enumerate(self.mean_ranks)
-            if i < j and second - first >= self.critical_difference
+            if i < j and second - first >= least - 1e-9  # ranks are rounded
         ]
         return tuple(compact_letters(len(self.networks), apart))
 
@@ -74,10 +77,12 @@ class Ranking:
         )
         sets = f"{len(self.data)} data sets"
         if len(set(self.letters)) == 1:
-            return (
-                f"Over {sets} no two networks are told apart: mean ranks {ranks}; "
-                f"a pair would have to be {self.critical_difference:.2f} apart"
+            enough = (
+                "so few data sets cannot tell any apart"
+                if self.critical_difference is None
+                else f"a pair would have to be {self.critical_difference:.2f} apart"
             )
+            return f"Over {sets} no two networks are told apart: mean ranks {ranks}; {enough}"
         return f"Mean ranks over {sets}: {ranks}; those that share a letter are not told apart"
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,10 +132,6 @@ def rank_networks(
     ranks = stats.rankdata(-accuracies, axis=1).mean(0)
     order = sorted(range(num_networks), key=lambda i: (ranks[i], i))
     sorted_accuracies = accuracies[:, order]
-    # The range of M ranks that differ by chance alone, each with variance M (M + 1) / 12.
-    critical = critical_value(LEVEL, num_networks, MANY) * math.sqrt(
-        num_networks * (num_networks + 1) / (6 * num_sets)
-    )
     indices = [(i, j) for i in range(num_networks) for j in range(i + 1, num_networks)]
     differences = [sorted_accuracies[:, i] - sorted_accuracies[:, j] for i, j in indices]
     p_values = [float(stats.wilcoxon(d).pvalue) if d.any() else 1.0 for d in differences]
@@ -146,9 +147,29 @@ def rank_networks(
         accuracies=tuple(tuple(float(v) for v in row) for row in sorted_accuracies),
         mean_ranks=tuple(mean_ranks),
         p_friedman=friedman,
-        critical_difference=critical,
+        critical_difference=_critical_difference(num_networks, num_sets),
         pairs=tuple(
             RankedPair(names[i], names[j], mean_ranks[i] - mean_ranks[j], float(p))
             for (i, j), p in zip(indices, adjusted, strict=True)
         ),
     )
+
+
+def _critical_difference(num_networks: int, num_sets: int) -> float | None:
+    """Return the difference of mean ranks that tells two networks apart; None: none does.
+
+    Nemenyi's test takes ranks as normal. Of two networks they are a count of wins, for which that
+    is far off: each of four data sets won would do, which chance brings in 12.5% of studies.
+    """
+    from scipy import stats
+
+    if num_networks == 2:
+        for wins in range(num_sets // 2 + 1, num_sets + 1):
+            if 2 * stats.binom.sf(wins - 1, num_sets, 0.5) <= LEVEL:
+                return (2 * wins - num_sets) / num_sets
+        return None
+    # The range of M ranks that differ by chance alone, each with variance M (M + 1) / 12.
+    critical = critical_value(LEVEL, num_networks, MANY) * math.sqrt(
+        num_networks * (num_networks + 1) / (6 * num_sets)
+    )
+    return critical if critical <= num_networks - 1 else None

@@ -75,8 +75,9 @@ def ranking_figure(ranking: Ranking) -> Figure:
                     solid_capstyle="round",
                 )  # fmt: skip
         width = ranking.critical_difference
-        axes.plot([1, 1 + width], [0.75, 0.75], color=INK, lw=1, marker="|")
-        axes.text(1 + width / 2, 0.84, f"critical difference {width:.2f}", ha="center")
+        if width is not None:
+            axes.plot([1, 1 + width], [0.75, 0.75], color=INK, lw=1, marker="|")
+            axes.text(1 + width / 2, 0.84, f"critical difference {width:.2f}", ha="center")
         axes.set_xlim(-0.4, count + 1.4)
         axes.set_ylim(-0.63 - pitch * max(1, len(left)), 1.2)
     return figure

@@ -36,6 +36,19 @@ class Interval:
         """Return the fields as JSON types."""
         return {"mean": self.mean, "lo": self.lo, "hi": self.hi}
 
+    def in_percent(self, digits: int) -> str | None:
+        """Write the ends as "71.0 to 72.5", or None where there are none.
+
+        With more digits where they would look the same: no interval is of no width.
+        """
+        if self.lo is None or self.hi is None:
+            return None
+        for places in range(digits, digits + 6):
+            lo, hi = (f"{100 * end:.{places}f}" for end in (self.lo, self.hi))
+            if lo != hi:
+                break
+        return f"{lo} to {hi}"
+
 
 def wilson_interval(num_right: int, n: int) -> Interval:
     """Return the share of right answers with its 95% interval over images (Wilson 1927).

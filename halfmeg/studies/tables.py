@@ -108,9 +108,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
 
 
 def _range(interval: Interval, unit: str) -> str:
-    if interval.lo is None or interval.hi is None:
-        return f"one {unit}"
-    return f"{percent(interval.lo, 2)} to {percent(interval.hi, 2)}"
+    return interval.in_percent(2) or f"one {unit}"
 
 
 def _results(comparison: Comparison) -> Table:

@@ -22,6 +22,9 @@ from halfmeg.studies.stats import (
     paired_tests,
 )
 
+MOST_DIGITS = 6
+"""Digits of points behind which no two numbers are told apart."""
+
 SEEN_DIFFERENCE = 0.005
 """The difference for which the number of seeds is planned: half a point."""
 
@@ -178,7 +181,8 @@ def in_points(
     """Write shares as points with so many digits, or with as many as keep them off a border.
 
     A bound of 0.0003 is not written as 0.0, nor one of 0.0098 as 1.0 where 0.01 is the margin:
-    the words beside it would contradict it.
+    the words beside it would contradict it. Nor are the last two, the ends of an interval, written
+    alike where they differ.
     """
 
     def written(share: float) -> str:
@@ -192,7 +196,10 @@ def in_points(
                 break
         return text
 
-    return [written(share) for share in shares]
+    texts = [written(share) for share in shares]
+    if digits < MOST_DIGITS and shares[-1] != shares[-2] and texts[-1] == texts[-2]:
+        return in_points(shares, *borders, digits=digits + 1, sign=sign)
+    return texts
 
 
 def _margin(margin: float) -> str:

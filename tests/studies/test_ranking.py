@@ -90,6 +90,46 @@ def test_ties_and_two_networks() -> None:
         rank_networks(["a", "b"], ["x"], np.zeros((1, 2)))
 
 
+def test_two_networks_are_told_apart_in_no_more_than_5_percent_by_chance() -> None:
+    """Exactly, over all ways that chance may share out the wins; the normal one made 12.5%."""
+    from scipy import stats
+
+    for sets in range(2, 40):
+        names = [f"set{i}" for i in range(sets)]
+        found = [
+            rank_networks(["a", "b"], names, np.array([[0.6, 0.5]] * w + [[0.5, 0.6]] * (sets - w)))
+            for w in range(sets + 1)
+        ]
+        apart = [set(f.letters) == {"a", "b"} for f in found]
+        chance = stats.binom.pmf(np.arange(sets + 1), sets, 0.5)
+        assert chance[apart].sum() <= 0.05
+        assert any(apart) == (sets >= 6)
+        assert (found[0].critical_difference is None) == (sets < 6)
+
+
+@pytest.mark.parametrize(("networks", "sets"), [(3, 3), (3, 11), (4, 22), (5, 4), (5, 21)])
+def test_nemenyis_test_keeps_near_its_level(networks: int, sets: int) -> None:
+    found = rank_networks(
+        [str(i) for i in range(networks)], [str(i) for i in range(sets)],
+        np.random.default_rng(0).random((sets, networks)),
+    )  # fmt: skip
+    assert found.critical_difference is not None
+    draws = np.random.default_rng(1).random((20_000, sets, networks))
+    ranks = (draws.argsort(2).argsort(2) + 1).mean(1)
+    assert (np.ptp(ranks, axis=1) >= found.critical_difference - 1e-9).mean() < 0.065
+
+
+def test_too_few_data_sets_are_named() -> None:
+    """Where even first on all of them against last on all of them is not enough."""
+    for networks in (2, 3, 5):
+        table = np.array([np.arange(networks) / 10] * 2)
+        names = [f"net{i}" for i in range(networks)]
+        found = rank_networks(names, ["x", "y"], table)
+        assert found.critical_difference is None
+        assert found.verdict.endswith("so few data sets cannot tell any apart")
+        assert "critical difference" not in figure_svg(ranking_figure(found))
+
+
 def test_the_diagram_is_drawn_and_the_tables_hold_all() -> None:
     found, _ = ranking()
     svg = figure_svg(ranking_figure(found))
@@ -128,6 +168,9 @@ def test_two_data_sets_make_a_page_each_and_one_above(
     assert 'href="digits/comparison.html"' in text
     assert (page.parent / "colours" / "comparison.html").exists()
     assert (page.parent / "tables" / "ranks.csv").exists()
+    more = cli(*arguments, "--seeds", "3")
+    assert more.code == 0, more.err
+    assert more.out.count("This study was read with 2 seeds before") == 2
     twice = cli("compare", "cnn", "logistic", "--data", "digits", "--data", "digits")
     assert twice.code == 2
     assert "data digits is named twice" in twice.err

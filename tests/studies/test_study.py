@@ -22,10 +22,11 @@ from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS
 from halfmeg.studies.compare import compare, compare_runs
 from halfmeg.studies.figures import accuracy_curve
 from halfmeg.studies.measure import measure_robustness
+from halfmeg.studies.page import read_before
 from halfmeg.studies.power import SeedsNeeded
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.sequential import compare_until_decided
-from halfmeg.studies.stats import paired_tests
+from halfmeg.studies.stats import Interval, paired_tests
 from halfmeg.studies.study import make_configs, open_runs, run_study
 from halfmeg.studies.tables import p_text
 from halfmeg.studies.verdict import PairResult, in_points
@@ -350,6 +351,25 @@ def test_no_number_is_written_on_the_wrong_side_of_a_border() -> None:
         "+0.1",
     ]
     assert in_points([0.0098, 0.01, -0.00996], 0.01) == ["0.98", "1.0", "-0.996"]
+
+
+def test_no_interval_is_written_with_two_equal_ends() -> None:
+    """On many images: 6.0 to 6.0 points, 100.0 to 100.0%."""
+    assert in_points([0.06, 0.05998, 0.06002]) == ["6.000", "5.998", "6.002"]
+    assert in_points([0.06, 0.0598, 0.0603]) == ["6.00", "5.98", "6.03"]
+    assert in_points([0.06, 0.059, 0.061]) == ["6.0", "5.9", "6.1"]
+    assert Interval(1.0, 0.99972, 1.0).in_percent(1) == "99.97 to 100.00"
+    assert Interval(0.5, 0.4, 0.6).in_percent(1) == "40.0 to 60.0"
+    assert Interval(0.5, None, None).in_percent(1) is None
+    rows = np.zeros((3, 1_000_000))
+    rows[:, :60_000] = 1
+    found = paired_tests([rows], 2)[0]
+    pair = replace(paired([0.1, 0.2]), test=found, num_images=1_000_000, needed=None)
+    lo, hi = re.findall(r"interval (\S+) to ([^;]+);", pair.verdict)[0]
+    assert lo != hi, pair.verdict
+
+
+def test_no_p_value_is_written_on_the_wrong_side_of_the_level() -> None:
     assert p_text(0.0496, 0.05) == "0.0496"
     assert p_text(0.04996, 0.05) == "0.04996"
     assert p_text(0.052, 0.05) == "0.052"
@@ -598,3 +618,7 @@ def test_a_study_until_decided_goes_on_where_it_was(
     again = go_on()
     assert again.to_dict()["verdicts"] == found.to_dict()["verdicts"]
     assert again.stopped == found.stopped
+    assert read_before(again) is None
+    more = compare(names, few_digits, seeds=4, out=out, config=config)
+    said = read_before(more)
+    assert said is not None and "read with 4 seeds, which its plan of looks has not counted" in said
