@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from itertools import product
 from pathlib import Path
 from statistics import mean, median, variance
 from typing import Any
@@ -267,6 +268,24 @@ def test_the_variances_that_a_plan_assumes_are_those_of_the_five_networks() -> N
     assert median(test.seeds for test in tests) ** 0.5 == pytest.approx(TYPICAL.seeds**0.5, rel=0.1)
     assert median(chance.images for chance in chances) == pytest.approx(TYPICAL.images, rel=0.1)
     assert median(chance.rest for chance in chances) == pytest.approx(TYPICAL.rest, rel=0.1)
+
+
+@pytest.mark.parametrize("data", ["eurosat", "cifar10"])
+def test_what_8_bits_lose_is_that_of_its_runs(data: str) -> None:
+    """Means over seeds with the upper end of their 95% interval (Student's t), in points."""
+    stored = json.loads((RESULTS / f"finetune-int8-{data}.json").read_text())
+    page = (ROOT / "docs" / "ship.md").read_text()
+    for network in {run["network"] for run in stored["runs"]}:
+        runs = [run for run in stored["runs"] if run["network"] == network]
+        assert sorted(run["seed"] for run in runs) == [0, 1, 2, 3, 4]
+        cells = []
+        for form, part in product(("plain", "finetuned"), ("validation", "test")):
+            losses = [100 * run[f"{form}_{part}_loss"] for run in runs]
+            middle = mean(losses)
+            upper = middle + stats.t.ppf(0.975, 4) * math.sqrt(variance(losses) / 5)
+            cells.append(f"{middle:.2f} ({upper:.2f})")
+        accuracy_cell = f"{100 * mean(run['float_accuracy'] for run in runs):.2f}%"
+        assert " | ".join([f"`{network}`", accuracy_cell, *cells]) in page
 
 
 def simulated() -> dict[tuple[int, int], list[tuple[dict[str, float], dict[str, float]]]]:
