@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -90,21 +91,27 @@ def test_ties_and_two_networks() -> None:
         rank_networks(["a", "b"], ["x"], np.zeros((1, 2)))
 
 
+def with_wins(sets: int, wins: int) -> Ranking:
+    """Rank two networks, of which the first wins on so many data sets."""
+    by = 0.1 + np.arange(sets) / 1000  # differences that are equal make Wilcoxon's test slow
+    table = np.stack([0.5 + by * (np.arange(sets) < wins), 0.5 + by / 2], 1)
+    return rank_networks(["a", "b"], [f"set{i}" for i in range(sets)], table)
+
+
 def test_two_networks_are_told_apart_in_no_more_than_5_percent_by_chance() -> None:
     """Exactly, over all ways that chance may share out the wins; the normal one made 12.5%."""
     from scipy import stats
 
     for sets in range(2, 40):
-        names = [f"set{i}" for i in range(sets)]
-        found = [
-            rank_networks(["a", "b"], names, np.array([[0.6, 0.5]] * w + [[0.5, 0.6]] * (sets - w)))
-            for w in range(sets + 1)
-        ]
-        apart = [set(f.letters) == {"a", "b"} for f in found]
-        chance = stats.binom.pmf(np.arange(sets + 1), sets, 0.5)
-        assert chance[apart].sum() <= 0.05
-        assert any(apart) == (sets >= 6)
-        assert (found[0].critical_difference is None) == (sets < 6)
+        found = with_wins(sets, sets)
+        assert (set(found.letters) == {"a", "b"}) == (sets >= 6)
+        wins = np.arange(sets + 1)
+        least = math.inf if found.critical_difference is None else found.critical_difference
+        apart = abs(2 * wins - sets) / sets >= least - 1e-9
+        assert stats.binom.pmf(wins[apart], sets, 0.5).sum() <= 0.05
+    assert [set(with_wins(9, wins).letters) == {"a", "b"} for wins in range(10)] == [
+        wins in (0, 1, 8, 9) for wins in range(10)
+    ]
 
 
 @pytest.mark.parametrize(("networks", "sets"), [(3, 3), (3, 11), (4, 22), (5, 4), (5, 21)])
