@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,19 @@ def record(code: str, folder: Path, log: Path) -> list[Operation]:
     return list(parse(log, str(folder)))
 
 
+def whole_calls(lines: Iterable[str]) -> Iterator[str]:
+    """Join the two lines of a call that another thread's came between, where the second stands."""
+    begun: dict[str, str] = {}
+    for line in lines:
+        thread, _, rest = line.partition(" ")
+        if line.rstrip().endswith("<unfinished ...>"):
+            begun[thread] = line.rstrip().removesuffix("<unfinished ...>").rstrip()
+        elif resumed := re.match(r" *<\.\.\. \w+ resumed>(.*)", rest):
+            yield begun.pop(thread) + resumed[1]
+        else:
+            yield line
+
+
 def parse(log: Path, folder: str) -> Iterator[Operation]:
     """Yield the operations below a folder from strace's log."""
 
@@ -48,7 +61,7 @@ def parse(log: Path, folder: str) -> Iterator[Operation]:
         return [bytes.fromhex(t.replace("\\x", "")) for t in re.findall(r'"((?:\\x..)*)"', line)]
 
     with log.open() as lines:
-        for line in lines:
+        for line in whole_calls(lines):
             match = re.match(r"\d+ +(\w+)\((.*)\) += (-?\d+)(.*)$", line.rstrip("\n"))
             if not match or int(match[3]) < 0:
                 continue

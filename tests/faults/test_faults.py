@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from inputs import KINDS, make_study, small_config, small_data
 from kills import KILLED
+from powercut import Disk, record
 from tally import InputTally, Job, Results
 
 import halfmeg
@@ -106,6 +107,33 @@ def test_many_kills(kind: str) -> None:
 
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace")
+
+
+WRITE_IN_THREADS = """
+import pathlib, sys, threading
+
+def write(name):
+    with open(name, "wb", buffering=0) as file:
+        for number in range(100):
+            file.write(b"%d," % number)
+    pathlib.Path(name).rename(name + " done")
+
+threads = [threading.Thread(target=write, args=(f"{FOLDER}/{n}",)) for n in "abcd"]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+@needs_strace
+def test_a_log_of_threads_is_read_whole(tmp_path: Path) -> None:
+    folder, log = tmp_path / "disk", tmp_path / "log"
+    folder.mkdir()
+    disk = Disk.of(folder)
+    for operation in record(f"FOLDER = {str(folder)!r}{WRITE_IN_THREADS}", folder, log):
+        disk.apply(operation)
+    assert "<unfinished ...>" in log.read_text()  # the threads came between each other
+    assert len(disk.names) == 4
+    assert disk.content() == Disk.of(folder).content()
 
 
 @pytest.mark.slow
