@@ -17,7 +17,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.places.place import is_place
 from halfmeg.places.source import read_source
 from halfmeg.training.compiling import worth_compiling
-from halfmeg.training.kernels import Ways, choose_kernels
+from halfmeg.training.kernels import Ways, choose_kernels, right_kernels
 from halfmeg.training.plan import Plan
 
 
@@ -38,22 +38,23 @@ def chosen_by(
     Raises:
         ValueError: the folder says what was chosen, but is damaged.
     """
-    config = run.config
+    config, shape = run.config, run.data.image_shape
+    shapes = [shape.scaled_to(size) for size in sorted({e.size for e in plan.epochs})]
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    right = right_kernels(model, shapes, dtype) if on_cpu else {}
+    chosen = Chosen(kernels=right, compile=config.compile is True)
     if config.kernels != "auto" and config.compile != "auto":
-        return Chosen(compile=config.compile is True)
+        return chosen
     if (stored := run.chosen()) is not None:
         return stored
-    shape = run.data.image_shape
     batch_size = min(batch_size, max(b.stop - b.start for b in plan.epochs[0].batches))
-    chosen = Chosen(compile=config.compile is True)
     if config.kernels == "auto":
         ways: Ways = {}
         note = "a GPU's library chooses for itself"
-        if next(model.parameters()).device.type == "cpu":
-            shapes = [shape.scaled_to(size) for size in sorted({e.size for e in plan.epochs})]
+        if on_cpu:
             ways = choose_kernels(model, shapes, batch_size, dtype)
             note = _describe(ways)
-        chosen = replace(chosen, kernels=ways, notes=(f"kernels=auto: {note}",))
+        chosen = replace(chosen, kernels=right | ways, notes=(f"kernels=auto: {note}",))
     if config.compile == "auto":
         on, why = worth_compiling(model, shape, batch_size, dtype, plan, _facts_of(run))
         chosen = replace(

@@ -254,7 +254,7 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     own_batch = ranks.num_own(config.batch_size)
     chosen = ranks.first(lambda: chosen_by(run, model, plan, own_batch, dtype))
     wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
-    network = with_kernels(compiled(wrapped, device, on=chosen.compile), chosen.kernels)
+    network = compiled(with_kernels(wrapped, chosen.kernels), device, on=chosen.compile)
     optimizer = optimizer_of(config, model.parameters(), dtype)
     selection = build_selection(config.hard_share, len(data.train), device, ranks)
     state = State(

@@ -27,6 +27,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.mix import Mixture
+from halfmeg.networks.convolutions import Convolution
 from halfmeg.networks.trial import try_stack
 from halfmeg.places.place import is_place
 from halfmeg.training.batches import Batch
@@ -270,7 +271,9 @@ class Stack:
 class _Products(TorchFunctionMode):
     """Convolutions and linear layers in `dtype`, BatchNorm in float32.
 
-    That is what autocast does, which does not reach through vmap (torch 2.13).
+    That is what autocast does, which does not reach through vmap (torch 2.13). The networks'
+    convolutions become one with a group for each, so dilated ones stay in float32 on a processor
+    (`Convolution.has_wrong_gradient`).
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -279,11 +282,18 @@ class _Products(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in (F.conv2d, F.linear):
+        if func is F.conv2d and _stays_in_float32(*args, **(kwargs or {})):
+            args = tuple(a.float() if isinstance(a, Tensor) else a for a in args)
+        elif func in (F.conv2d, F.linear):
             args = tuple(a.to(self.dtype) if isinstance(a, Tensor) else a for a in args)
         elif func is F.batch_norm:
             args = (args[0].float(), *args[1:])
         return func(*args, **(kwargs or {}))
+
+
+def _stays_in_float32(input: Tensor, *args: Any, **kwargs: Any) -> bool:
+    layer = Convolution.of(input, *args, **kwargs)
+    return input.device.type == "cpu" and layer is not None and layer.dilation != (1, 1)
 
 
 def _share(tensors: Sequence[Tensors]) -> Tensors:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +29,12 @@ from halfmeg.config import RunConfig
 from halfmeg.data.cache import clear_cache, list_cache
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import ImageShape, image_shape
-from halfmeg.evaluation.precision import has_bf16_hardware
+from halfmeg.evaluation.precision import autocast, has_bf16_hardware
 from halfmeg.networks.convolutions import Convolution
 from halfmeg.networks.table import build_model
 from halfmeg.training import compiling, kernels
 from halfmeg.training.compiling import StepTimes, judge, time_steps, worth_compiling
-from halfmeg.training.kernels import choose_kernels, fastest, with_kernels
+from halfmeg.training.kernels import choose_kernels, fastest, right_kernels, with_kernels
 from halfmeg.training.listen import SilentListener
 from halfmeg.training.measured import remember
 from halfmeg.training.plan import Plan
@@ -131,7 +133,7 @@ def test_the_network_computes_the_same_within_rounding() -> None:
     model = build_model("gated", 10, 32, 12_000).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(4, 3, 32, 32).contiguous(memory_format=CL)
-    found = kernels._find_convolutions(model, [image_shape(32)], 4, torch.float32)
+    found = kernels._find_layers(model, [image_shape(32)], 4, torch.float32)
     ways = {layer.name: layer.ways()[-1] for layer in found}
     assert "phases" in ways.values()
     labels = torch.arange(4)
@@ -146,6 +148,85 @@ def test_the_network_computes_the_same_within_rounding() -> None:
     assert with_kernels(model, {}) is model  # what is off does nothing
     with torch.no_grad():  # evaluation is as ever, to the last bit
         assert torch.equal(with_kernels(model, ways)(images), model(images))
+
+
+OWN = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Own(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.LayerNorm(16)
+        self.filters = nn.Parameter(torch.randn(16, 1, 3, 3) / 3)
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = F.relu(F.conv2d(x, self.filters, padding="same", dilation=(2, 2), groups=16))
+        return self.head(x.mean((2, 3)))
+"""
+
+
+def gradients_of(
+    model: nn.Module, forward: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(32, 3, 32, 32, generator=generator).contiguous(memory_format=CL)
+    model.zero_grad()
+    with autocast(torch.device("cpu"), dtype):
+        logits = forward(images.to(dtype))
+    F.cross_entropy(logits.float(), torch.arange(32) % 10).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
+@pytest.mark.parametrize(
+    ("kind", "is_compiled"),
+    [("gated", False), ("own", False), pytest.param("own", True, marks=pytest.mark.slow)],
+)
+def test_gradients_in_bfloat16_are_those_in_float32(
+    kind: str, is_compiled: bool, tmp_path: Path
+) -> None:
+    """Torch's own are garbage for dilated filters, and nothing for the shifts of LayerNorm."""
+    torch.manual_seed(0)
+    if kind == "gated":
+        model = build_model("gated", 10, 32, 12_000)
+    else:
+        (tmp_path / "own.py").write_text(OWN)
+        model = build_model(f"{tmp_path / 'own.py'}:Own", 10, 32)
+    model.train().to(memory_format=CL)  # type: ignore[call-overload]
+    assert right_kernels(model, [image_shape(32)], torch.float32) == {}
+    ways = right_kernels(model, [image_shape(32)], torch.bfloat16)
+    assert ways.pop("LayerNorm, bfloat16") == "float32"
+    assert {*ways.values()} == {"conv float32"}
+    ways = right_kernels(model, [image_shape(32)], torch.bfloat16)
+    expected = gradients_of(model, model, torch.float32)
+    forward = with_kernels(model, ways)
+    with fresh_cache() if is_compiled else contextlib.nullcontext():
+        forward = compiling.compiled(forward, torch.device("cpu"), on=is_compiled)
+        gradients = gradients_of(model, forward, torch.bfloat16)
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() < 0.05 * expected[name].norm(), name
+
+
+def test_a_run_in_bfloat16_gets_the_right_gradients_and_the_same_bits_again(
+    tmp_path: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    config = config_of(model=f"{tmp_path / 'own.py'}:Own", precision="bf16")
+    exact = fit(replace(config, precision="fp32"), few_digits, tmp_path / "exact")
+    one, two = (fit(config, few_digits, tmp_path / name) for name in ("one", "two"))
+    assert one.chosen() is None  # nothing was measured
+    assert same_weights(one, two)
+    for mine, theirs in zip(one.read_metrics(), exact.read_metrics(), strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.01)
+    weights, expected = weights_of(one), weights_of(exact)
+    for name, value in expected.items():
+        assert (weights[name] - value).norm() < 0.05 * value.norm(), name
 
 
 def test_the_same_config_gives_the_same_bits_again(

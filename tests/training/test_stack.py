@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_config
+from safetensors.torch import load_file
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
@@ -92,6 +93,38 @@ def test_a_stack_of_networks_trains_in_bfloat16(tmp_path: Path, few_digits) -> N
     assert not study.failures
     for run in study.runs:
         assert losses(run)[-1] < losses(run)[0]
+
+
+DILATED = """
+from torch import nn
+
+class Dilated(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.conv(self.stem(x).relu()).relu().mean((2, 3)))
+"""
+
+
+def test_a_dilated_convolution_in_a_stack_gets_its_gradient(tmp_path: Path, few_digits) -> None:
+    """The networks' own become one with a group for each; in bfloat16 torch's gradient is wrong."""
+    (tmp_path / "net.py").write_text(DILATED)
+    exact, rounded = (
+        seeds(2, model=f"{tmp_path / 'net.py'}:Dilated", precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+    for configs, name in ((exact, "exact"), (rounded, "rounded")):
+        assert train_stack(tasks(configs, tmp_path / name), few_digits) == [None, None]
+    for seed in range(2):
+        one, two = (Run.open(tmp_path / name / f"seed-{seed}") for name in ("exact", "rounded"))
+        assert losses(two) == pytest.approx(losses(one), rel=0.01)
+        weights = load_file(two.folder / "weights.safetensors")
+        for name, value in load_file(one.folder / "weights.safetensors").items():
+            assert (weights[name] - value).norm() < 0.02 * value.norm(), name
 
 
 class InterruptAfter(SilentListener):
