@@ -28,7 +28,7 @@ from halfmeg.data.shape import image_shape
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.table import MODELS, build_model
-from halfmeg.training.kernels import choose_kernels, with_kernels
+from halfmeg.training.kernels import choose_kernels, right_kernels, with_kernels
 from halfmeg.training.measured import clock
 from halfmeg.training.process import keep_freed_memory
 
@@ -42,13 +42,16 @@ def measure(name: str, precision: str, batch_size: int, rounds: int) -> dict[str
     model = build_model(name, 10, SIZE).train()
     use_channels_last(model)
     started = now()
-    ways = choose_kernels(model, [image_shape(SIZE)], batch_size, dtype)
+    right = right_kernels(model, [image_shape(SIZE)], dtype)
+    ways = right | choose_kernels(model, [image_shape(SIZE)], batch_size, dtype)
     choosing = now() - started
     images = torch.randn(batch_size, 3, SIZE, SIZE).to(dtype, memory_format=torch.channels_last)
     labels = torch.arange(batch_size) % 10
     twin = copy.deepcopy(model)
     optimizers = [torch.optim.Adam(m.parameters(), fused=True) for m in (model, twin)]
-    networks: list[Callable[[Tensor], Tensor]] = [model, with_kernels(twin, ways)]
+    networks: list[Callable[[Tensor], Tensor]] = [
+        with_kernels(model, right), with_kernels(twin, ways),
+    ]  # fmt: skip
     seconds: list[list[float]] = [[], []]
     for number in range(1 + rounds):
         for times, network, optimizer in zip(seconds, networks, optimizers, strict=True):
