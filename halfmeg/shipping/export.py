@@ -38,7 +38,7 @@ from halfmeg.shipping.integer import run as run_integers
 from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
 from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
-from halfmeg.shipping.proof import Proof, prove
+from halfmeg.shipping.proof import Proof, lost, prove
 from halfmeg.shipping.quantize import measure_ranges, quantize
 from halfmeg.shipping.render import render
 from halfmeg.shipping.targets import TARGETS, Source
@@ -312,7 +312,7 @@ def _finetune(
 
     def loss_of(integers: IntegerGraph) -> float:
         logits = torch.from_numpy(run_integers(integers, images.numpy()))
-        return accuracy - score(logits, labels).accuracy
+        return lost(accuracy, score(logits, labels).accuracy)
 
     return finetune_graph(graph, ranges, training, loss_of, seed=run.config.seed)
 

@@ -130,6 +130,11 @@ def test_a_bundle_is_proved_on_validation_images(
     assert "export" in purposes, "the reading of the test set is logged"
 
 
+def test_a_loss_of_exactly_what_is_allowed_is_no_more() -> None:
+    assert 0.9242 - 0.9222 > 0.002
+    assert Proof("validation", 5_000, 0.0, 0.9242, 0.9242, 0.9222, True).int8_loss == 0.002
+
+
 def test_int8_that_loses_too_much_stops(
     quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
