@@ -77,34 +77,15 @@ def test_an_accuracy_in_readme_is_that_of_its_runs(words: str, pattern: str) -> 
     assert f"[{accuracy(pattern):.1f}%]" in headline(words)
 
 
-def widest_interval(pattern: str, num_images: int) -> str:
-    """Return the interval of other seeds on other images, of runs whose answers are not kept.
-
-    Some share of p(1 - p) is the chance of the images themselves; the widest of all is taken.
-    """
-    runs = RESULTS.glob(f"{pattern}/result.json")
-    accuracies = [json.loads(path.read_text())["test_accuracy"] for path in runs]
-    p, over_seeds = mean(accuracies), variance(accuracies) / len(accuracies)
-    half = 0.0
-    for share in np.linspace(0, 1, 101):
-        total = over_seeds + share * p * (1 - p) / num_images
-        dof = (len(accuracies) - 1) * (total / over_seeds) ** 2
-        half = max(half, float(stats.t.isf(0.025, dof)) * math.sqrt(total))
-    return f"{100 * (p - half):.1f} to {100 * (p + half):.1f}"
-
-
-@pytest.mark.parametrize(
-    ("pattern", "num_images", "digits"),
-    [
-        ("finetune/from-the-bundle/*", 5_000, 1),
-        ("finetune/from-random-weights/*", 5_000, 1),
-    ],
-)
-def test_an_interval_without_answers_is_the_widest(
-    pattern: str, num_images: int, digits: int
-) -> None:
-    stated = f"{accuracy(pattern):.{digits}f}%, {widest_interval(pattern, num_images)} ¹"
-    assert stated in (RESULTS / "README.md").read_text().replace("*", "")
+def test_what_a_trained_start_brings_is_that_of_its_study() -> None:
+    stored = json.loads((RESULTS / "finetune" / "comparison.json").read_text())
+    page = (RESULTS / "README.md").read_text()
+    for model in stored["models"]:
+        mean_, lo, hi = (100 * model["test_accuracy"][key] for key in ("mean", "lo", "hi"))
+        each = ", ".join(f"{100 * share:.2f}" for share in model["per_seed"].values())
+        assert f"| {mean_:.2f}%, {lo:.1f} to {hi:.1f} | {each} |" in page
+        folder = re.sub(r".*\((.*)\)", r"\1", model["name"]).replace(" ", "-")
+        assert mean_ == pytest.approx(accuracy(f"finetune/{folder}/*"))
 
 
 def test_the_sprints_interval_in_readme_is_that_of_its_study() -> None:
