@@ -51,7 +51,7 @@ def export(
     """
     from halfmeg.artifacts.bundle import Bundle, is_bundle
     from halfmeg.artifacts.run import Run
-    from halfmeg.cli.progress import load, load_again
+    from halfmeg.cli.progress import load, load_own
     from halfmeg.cli.search import find_run
     from halfmeg.search.record import is_search
     from halfmeg.shipping.export import copy_bundle
@@ -79,7 +79,7 @@ def export(
         return
     else:
         opened = Run.open(run)
-        loaded = load_again(opened, data, data_dir, quiet=as_json)
+        loaded = load_own(opened, data, data_dir, quiet=as_json)
     bundle, proof = export_run(
         opened, loaded, out, allow_loss=allow_loss, targets=target or (), finetune=finetune
     )

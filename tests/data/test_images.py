@@ -129,6 +129,39 @@ def test_a_run_knows_its_images_and_evaluate_leaves_them_out(cli: Cli, tmp_path:
     assert cli("evaluate", "run", "--data", "only").is_one_line("all 6 images of only were trained")
 
 
+def test_a_run_leaves_out_images_that_came_later(cli: Cli, tmp_path: Path) -> None:
+    folder = make(tmp_path / "photos", {"train/b": 20, "train/c": 20, "test/b": 6, "test/c": 6})
+    settings = ("common", *QUICK[::2], "epochs=2", "keep_checkpoints=0", "--data", "photos")
+    assert cli("train", *settings, "--out", "run").code == 0
+    run = Run.open(tmp_path / "run")
+    before = run.result()
+    assert before is not None
+    make(folder, {"train/a": 5, "train/c": 5, "test/b": 5}, start=1000, name="0-{}.png")
+
+    (run.folder / "result.json").unlink()  # as if it had been stopped after an epoch
+    run.checkpoints()[-1].unlink()
+    resumed = cli("resume", "run")
+    assert "15 image(s) of photos came after run; left out" in resumed.err
+    after = Run.open(run.folder).result()
+    assert after is not None
+    assert after["test_loss"] == before["test_loss"]
+    assert cli("export", "run", "--out", "bundle").code == 0
+
+
+def test_data_that_a_run_is_not_of_is_told_with_a_remedy(cli: Cli, tmp_path: Path) -> None:
+    folder = make(tmp_path / "photos", {"a": 20, "b": 20})
+    assert cli("train", "common", *QUICK, "--data", "photos", "--out", "run").code == 0
+    (folder / "a" / "0.png").rename(folder / "a" / "zz.png")
+    for line in (("resume", "run"), ("export", "run", "--out", "bundle")):
+        renamed = cli(*line)
+        assert renamed.is_one_line(
+            "run was trained on other data than photos", "some are renamed", "with --data"
+        )
+    (folder / "a" / "zz.png").unlink()
+    gone = cli("resume", "run")
+    assert gone.is_one_line("1 of its 40 images are gone; name its own with --data, or train anew")
+
+
 @pytest.mark.parametrize(
     ("train", "other"),
     [("train", "valid"), ("Train", "Test"), ("training", "testing"), ("train", "dev")],
