@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Cli
 from PIL import Image
-from test_images import QUICK, make, table
+from test_images import QUICK, make, picture, table
 
 from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions
@@ -159,6 +159,31 @@ def test_a_class_without_an_image_is_said(cli: Cli, tmp_path: Path) -> None:
     checked = cli("data", "check", "p")
     assert f"note: {told}" in checked.out
     assert "raw/1.cr2: no image format" in checked.out
+
+
+def test_behind_a_dot_there_may_be_no_ending(tmp_path: Path) -> None:
+    folder = make(tmp_path / "p", {"a": 8, "b": 8})
+    for index, name in enumerate(("IMG.1234", "2024.01.05", "x.png?w=300", "y.jpg_large")):
+        (folder / "a" / f"{index}.png").rename(folder / "a" / name)
+    (folder / "b" / "7.bak.1").write_text("no image")
+    (folder / "b" / "7.3gp").write_text("no image")
+    report = inspect_data(str(folder))
+    assert report.train + report.test == 16
+    assert {item.path: item.reason for item in report.passed_over} == {
+        "b/7.bak.1": "without an ending, and no image",
+        "b/7.3gp": "no image format that is read (.3gp)",
+    }
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_images_that_are_called_otherwise_are_said(tmp_path: Path, kind: str) -> None:
+    folder = make(tmp_path / "p", {"a": 8, "b": 8})
+    (folder / "c").mkdir()
+    picture(99).save(folder / "c" / "photo.txt", kind)
+    reason = "an image by its first bytes, but called .txt: rename it"
+    assert [item.reason for item in inspect_data(str(folder)).passed_over] == [reason]
+    with pytest.raises(ValueError, match=f"class 'c' of p has no training images .*{reason}"):
+        load_dataset(str(folder))
 
 
 def test_images_without_a_class_are_named_with_what_to_do(tmp_path: Path) -> None:
