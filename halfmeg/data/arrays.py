@@ -244,6 +244,7 @@ def _checked(
         raise ValueError(
             f"{path} has {len(images)} images and labels of type {labels.dtype} and shape "
             f"{labels.shape}; expected: a class index or a name for each image"
+            + ("; of a column for each class, store labels.argmax(1)" if labels.ndim == 2 else "")
         )
     if labels.dtype.kind in "US":
         return np.ascontiguousarray(images), [str(name) for name in labels.astype(str)]

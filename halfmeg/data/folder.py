@@ -198,7 +198,12 @@ def _no_classes(root: Path, below: Path, scan: Scan) -> str:
     return (
         f"{folder} has no sub-folders{table_hint(scan.passed_over)}; expected: one folder of "
         f"images for each class, as in {folder}/train/CLASS/image.png"
+        f"{_told(summarize_passed_over(scan.passed_over))}"
     )
+
+
+def _told(line: str) -> str:
+    return f"; {line}" if line else ""
 
 
 def _no_images(root: Path, below: Path, scan: Scan) -> str:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from os.path import isfile
 from pathlib import Path
@@ -18,7 +18,7 @@ from halfmeg.data.decode import EncodedImage
 from halfmeg.data.formats import MAX_FILE_BYTES
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of, plain_words
-from halfmeg.data.scan import PassedOver
+from halfmeg.data.scan import PassedOver, scan_folder
 from halfmeg.data.source import EncodedSource
 from halfmeg.data.unpack import Room
 from halfmeg.errors import one_line
@@ -34,6 +34,8 @@ MOST_WORDS = 32
 
 ROW_BYTES = 600
 """What a row takes beside its contents."""
+
+ENDINGS = (".parquet", ".pq", ".parq")
 
 _SHARD = re.compile(r"(.*?)-?(\d+)-of-(\d+)$")
 
@@ -62,7 +64,8 @@ def find_parquet(path: Path) -> ParquetFiles | None:
         ValueError: shards are missing, or there are several configurations.
     """
     if path.is_file():
-        return ParquetFiles({"all": [path]}) if _is_parquet(path) else None
+        is_table = _is_parquet(path) or _begins_as_parquet(path)
+        return ParquetFiles({"all": [path]}) if is_table else None
     files = _files_of(path) or _files_of(path / "data")
     if not files:
         found = {folder.name: _files_of(folder) for folder in _sub_folders(path)}
@@ -87,8 +90,31 @@ def find_parquet(path: Path) -> ParquetFiles | None:
     return ParquetFiles(parts, [PassedOver(str(file.relative_to(path)), reason) for file in left])
 
 
+def beside_tables(path: Path, files: ParquetFiles) -> list[PassedOver]:
+    """Return what else lies below the folder of `find_parquet`'s files."""
+    known = {str(file.relative_to(path)) for part in files.parts.values() for file in part}
+    known |= {item.path for item in files.passed_over}
+    scan = scan_folder(path)
+    others = [PassedOver(str(image), "beside the tables") for image in scan.images]
+    others += [
+        replace(item, reason="beside the tables") if _is_parquet(path / item.path) else item
+        for item in scan.passed_over
+        if item.path not in known
+    ]
+    return others
+
+
 def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet" and not path.name.startswith(".")
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+
+
+def _begins_as_parquet(path: Path) -> bool:
+    """Return whether a file of another ending, such as pandas' .parquet.gzip, is Parquet too."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False
 
 
 def _sub_folders(folder: Path) -> list[Path]:

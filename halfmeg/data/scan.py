@@ -139,6 +139,8 @@ def table_hint(passed_over: Iterable[PassedOver]) -> str:
         path = Path(item.path)
         if path.suffix.lower() in (".csv", ".tsv", ".npz", ".npy"):
             return f" (to take classes from {path}, name that file)"
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return f" (to read {path}, name its folder)"
         if "-ubyte" in path.name:
             return f" (to read {path}, name its folder)"
     return ""

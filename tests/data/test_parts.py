@@ -415,3 +415,85 @@ def test_true_and_false_are_names_of_classes(tmp_path: Path) -> None:
 def test_the_rows_of_a_table_have_no_file_ending(tmp_path: Path) -> None:
     table(tmp_path / "a.parquet", sorted([0, 1] * 30))
     assert inspect_data(str(tmp_path / "a.parquet")).giveaways == ()
+
+
+@pytest.mark.parametrize("name", ["t.pq", "t.PARQ", "t.parquet.gzip"])
+def test_parquet_by_other_endings(tmp_path: Path, name: str) -> None:
+    path = table(tmp_path / name, LABELS)
+    assert len(load_dataset(str(path)).train)
+    if name != "t.parquet.gzip":  # in a folder, by its ending alone
+        assert len(load_dataset(str(tmp_path)).train)
+
+
+def test_what_lies_beside_tables_is_listed(tmp_path: Path) -> None:
+    table(tmp_path / "p" / "train.parquet", LABELS)
+    table(tmp_path / "p" / "test.parquet", LABELS, start=50)
+    table(tmp_path / "p" / "old" / "train.parquet", LABELS, start=90)
+    make(tmp_path / "p", {"cat": 2}, start=200)
+    (tmp_path / "p" / "README.md").write_text("text")
+    report = inspect_data(str(tmp_path / "p"))
+    assert (report.train, report.test, report.files) == (20, 20, 44)
+    assert {item.path: item.reason for item in report.passed_over} == {
+        "cat/0.png": "beside the tables", "cat/1.png": "beside the tables",
+        "old/train.parquet": "beside the tables",
+        "README.md": "no image format that is read (.md)",
+    }  # fmt: skip
+    assert load_dataset(str(tmp_path / "p")).notes[0].startswith("4 files passed over: ")
+
+
+@pytest.mark.parametrize("name", ["is_valid", "isTest", "Fold"])
+def test_a_column_that_may_divide_is_said(tmp_path: Path, name: str) -> None:
+    told = f"the column {name} is not used; to divide the images, write train and test into it"
+    marks = ["0", "1"] * 10
+    assert load_dataset(csv_of(tmp_path, f"path,label,{name}", CLASSES, marks)).notes == (told,)
+    table(tmp_path / "t" / "x.parquet", LABELS, **{name: [True, False] * 10})
+    assert load_dataset(str(tmp_path / "t")).notes == (told,)
+    parts = ["train"] * 14 + ["test"] * 6  # another column divides
+    both = csv_of(tmp_path, f"path,label,{name},phase", CLASSES, marks, parts)
+    assert load_dataset(both).notes == ("the column phase divides the images",)
+
+
+def test_a_column_for_each_class_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    told = "name another with --label-column; one column has to hold each row's class"
+    marks = ["0", "1"] * 10, ["1", "0"] * 10
+    with pytest.raises(ValueError, match=told):
+        load_dataset(csv_of(tmp_path, "path,a,b", *marks))
+    pixels = np.zeros((20, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.eye(2)[LABELS])
+    with pytest.raises(ValueError, match=r"store labels\.argmax\(1\)"):
+        load_dataset(str(tmp_path / "a.npz"))
+
+
+def test_a_csv_of_excel_and_utf16_without_its_mark(tmp_path: Path) -> None:
+    path = Path(csv_of(tmp_path, "path,label", CLASSES))
+    expected, text = load_dataset(str(path)).fingerprint, path.read_text()
+    for separator in ",;":
+        path.write_text(f"sep={separator}\n" + text.replace(",", separator))
+        assert load_dataset(str(path)).fingerprint == expected
+    for encoding in ("utf-16-le", "utf-16-be"):
+        path.write_text(text, encoding=encoding)
+        with pytest.raises(ValueError, match="it is UTF-16 or no text; save it as UTF-8"):
+            load_dataset(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("t.csv.gz", "unpack it, and name the file"), ("p.tar.gz", "unpack it, and name the folder"),
+     ("a.jpg", "`halfmeg predict` takes images")],
+)  # fmt: skip
+def test_a_file_that_is_no_source_is_told_with_what_to_do(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    (tmp_path / name).write_bytes(b"text")
+    with pytest.raises(ValueError, match=f"is a file; .*; {told}"):
+        load_dataset(str(tmp_path / name))
+
+
+def test_a_folder_of_other_files_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "shard-0.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has no sub-folders.*1 no image format.*\(\.tar\)"):
+        load_dataset(str(tmp_path / "p"))
+    table(tmp_path / "deep" / "a" / "b" / "x.parquet", LABELS)
+    with pytest.raises(ValueError, match=r"to read a/b/x\.parquet, name its folder"):
+        load_dataset(str(tmp_path / "deep"))
