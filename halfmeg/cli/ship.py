@@ -124,11 +124,12 @@ def predict(
     Each answer is given as soon as it is known. Exits with 1 when an image could not be read.
     """
     from halfmeg.artifacts.bundle import BUNDLED, open_network
-    from halfmeg.cli.answers import write_answers
+    from halfmeg.cli.answers import form_of, write_answers
     from halfmeg.cli.progress import progress_bars
     from halfmeg.data.scan import find_images, summarize_passed_over
     from halfmeg.shipping.predict import predict as predict_images
 
+    form = form_of(out, "json" if as_json else "csv" if as_csv else None)  # before all else
     opened = open_network(bundle or BUNDLED)
     paths, passed_over = find_images(images)
     if passed_over:
@@ -140,7 +141,6 @@ def predict(
         f"{len(opened.classes)} classes, {measured['test_accuracy']:.1%} of the test images of "
         f"{measured['data']}"
     )
-    form = "json" if as_json else "csv" if as_csv else None
     with progress_bars(quiet=out is None) as progress:
         failed = write_answers(
             answers, len(paths), out, form, min(top, len(opened.classes)), progress

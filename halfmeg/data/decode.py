@@ -330,6 +330,8 @@ def _scaled_gray(image: Image.Image) -> tuple[Image.Image, str]:
     levels = (np.arange(2**bits) * (255 / (2**bits - 1))).round().astype(np.uint8)
     gray = Image.fromarray(levels[values])
     note = f"hold gray of {bits} bits in more, and are scaled so" if bits < 16 else ""
+    if bits == 16 and high < 2**14:
+        note = "use 14 of 16 bits of gray or fewer, and stay as dark; store the full range"
     return gray.convert("RGB"), note
 
 

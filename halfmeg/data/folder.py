@@ -10,6 +10,7 @@ from halfmeg.data.dataset import list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts, part_of
 from halfmeg.data.scan import (
+    RESULT,
     PassedOver,
     Scan,
     objects_hint,
@@ -125,11 +126,13 @@ def _require_no_inner_parts(inner: dict[str, set[str]], path: Path) -> None:
 def _empty_classes(scan: Scan, folders: dict[str, Path], classes: tuple[str, ...]) -> list[str]:
     """Say which folders lie where those of classes do, and have no image."""
     parents = set(folders.values())
+    results = [Path(item.path) for item in scan.passed_over if item.reason == RESULT]
+    of_results = {folder for result in results for folder in result.parents}
     empty = sorted(
         str(folder)
         for folder in scan.folders
         if folder.parent in parents
-        and folder not in parents
+        and folder not in parents | of_results
         and _class_name(folder.name) not in classes
     )
     if not empty:

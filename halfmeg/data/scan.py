@@ -20,8 +20,10 @@ SYSTEM_FOLDERS = frozenset(
 )
 """What operating systems, archives and network storage leave beside a user's files."""
 
+RESULT = "in a result of halfmeg"
+
 _OWN_FILES = (("config.json", "environment.json"), ("model.json", "model.safetensors"))
-_OWN_PAGES = frozenset(("study.json", "comparison.json", "comparison.html"))
+_OWN_PAGES = frozenset(("study.json", "comparison.json", "comparison.html", "search.json"))
 _MAX_HEAD = 32
 _ENDING = re.compile(r"\.(?=\d*[a-z])[a-z0-9]+~?")
 """What may be an ending; behind other dots, as in `IMG.1234` and `a.jpg?w=300`, stands none."""
@@ -184,12 +186,12 @@ def _unwanted(entry: os.DirEntry[str], below: Path, root: Path) -> str | None:
         if len(below.parts) >= 2:
             return "link to a folder"
     if is_result(Path(entry.path)):
-        return "in a result of halfmeg"
+        return RESULT
     return None
 
 
 def is_result(folder: Path) -> bool:
-    """Return whether a folder is a run, a bundle, a study or a page that this program wrote."""
+    """Return whether a folder is a run, bundle, study, search or page that this program wrote."""
     try:
         names = set(os.listdir(folder))
     except OSError:

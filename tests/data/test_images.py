@@ -339,6 +339,13 @@ def test_results_of_halfmeg_are_no_class(tmp_path: Path, cli: Cli) -> None:
     assert set(report.classes) == {"cat", "dog"}
     assert {i.reason for i in report.passed_over} == {"in a result of halfmeg"}
     assert Run.open(tmp_path / "one").data.fingerprint == report.fingerprint
+    assert report.notes == ()
+
+    (tmp_path / "found").mkdir()  # as a search leaves it
+    (tmp_path / "found" / "search.json").write_text("{}")
+    picture(1).save(tmp_path / "found" / "figure.png")
+    (tmp_path / "found" / "trials").mkdir()
+    assert set(load_dataset(str(tmp_path)).classes) == {"cat", "dog"}
 
 
 def test_the_same_image_under_two_labels_or_in_two_parts_is_a_problem(tmp_path: Path) -> None:
@@ -483,6 +490,13 @@ def test_twelve_bits_in_sixteen_are_said(tmp_path: Path) -> None:
     for _ in range(2):  # decoded, then from the cache
         (note,) = load_dataset(str(root)).notes
         assert note == "1 image(s) hold gray of 12 bits in more, and are scaled so"
+
+
+def test_fourteen_bits_in_sixteen_are_said() -> None:
+    ramp = np.linspace(0, 2**14 - 1, 4096).reshape(64, 64).round().astype(np.uint16)
+    image = decode_image(encoded(Image.fromarray(ramp)), 64)
+    assert image.note.startswith("use 14 of 16 bits of gray or fewer, and stay as dark; store")
+    assert image.pixels.max() == 64
 
 
 def wide_png(pixels: np.ndarray) -> bytes:
@@ -739,6 +753,7 @@ def test_predict_keeps_what_is_finished(tmp_path: Path, cli: Cli) -> None:
     ]  # fmt: skip
     again = cli("predict", "photos", "--out", "answers.csv")
     assert "answers.csv exists already and is not overwritten" in again.err
+    assert again.is_one_line("choose another --out")
     assert "neither .csv nor .json" in cli("predict", "photos", "--out", "answers.txt").err
 
 
