@@ -6,6 +6,7 @@ import gzip
 import io
 import math
 import re
+import unicodedata
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +216,8 @@ def _source(
         (n for _, labels in checked.values() for n in labels if isinstance(n, int)), default=-1
     )
     classes = class_names(highest + 1, names)
+    if texts and highest >= 0:
+        raise ValueError(f"{path} has labels of texts in one part and numbers in another")
     if highest >= len(classes):
         raise ValueError(f"{path}: label {highest} has no name; there are {len(classes)} names")
     encoded = {
@@ -247,10 +250,22 @@ def _checked(
             + ("; of a column for each class, store labels.argmax(1)" if labels.ndim == 2 else "")
         )
     if labels.dtype.kind in "US":
-        return np.ascontiguousarray(images), [str(name) for name in labels.astype(str)]
+        return np.ascontiguousarray(images), [*_names(labels, path)]
     if len(labels) and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
         raise ValueError(
             f"{path} has labels from {labels.min()} to {labels.max()}; "
             f"allowed: 0 to {MAX_CLASSES - 1:,}"
         )
     return np.ascontiguousarray(images), [int(label) for label in labels]
+
+
+def _names(labels: np.ndarray, path: Path) -> list[str]:
+    """Return labels of texts, or of bytes in UTF-8, as class names."""
+    try:
+        texts = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} has labels of bytes that are no UTF-8: {error}") from None
+    names = [unicodedata.normalize("NFC", str(name)).strip() for name in texts]
+    if "" in names:
+        raise ValueError(f"{path}: the label of image {names.index('')} is empty")
+    return names

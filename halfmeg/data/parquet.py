@@ -37,7 +37,7 @@ ROW_BYTES = 600
 
 ENDINGS = (".parquet", ".pq", ".parq")
 
-_SHARD = re.compile(r"(.*?)-?(\d+)-of-(\d+)$")
+_SHARD = re.compile(r"(.*?)-?(\d+)-of-(\d+)(?:-[0-9a-f]+)?$")  # older ones end in a hash
 
 
 @dataclass

@@ -850,8 +850,10 @@ def test_several_tables_are_told_apart(tmp_path: Path) -> None:
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     for shard in (1, 2, 4):
         table(tmp_path / f"train-{shard:05}-of-00005.parquet", [0, 1])
-    with pytest.raises(ValueError, match="missing are 0, 3, counted from 0"):
-        load_dataset(str(tmp_path))
+        table(tmp_path / "hashes" / f"train-{shard:05}-of-00005-a09b74b3ef9c3b56.parquet", [0, 1])
+    for folder in (tmp_path, tmp_path / "hashes"):
+        with pytest.raises(ValueError, match="missing are 0, 3, counted from 0"):
+            load_dataset(str(folder))
 
 
 def test_parquet_columns_of_other_kinds(tmp_path: Path) -> None:
