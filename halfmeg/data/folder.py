@@ -28,8 +28,8 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
     """List the images of a folder by class; the classes are its sub-folders, in sorted order.
 
     Sub-folders may be parts instead (`halfmeg.data.parts`), each with a folder for each class.
-    Names that differ in their Unicode form alone are one class. A folder without anything that
-    could be an image is none.
+    Names that differ in their Unicode form or in spaces around them alone are one class. A folder
+    without anything that could be an image is none.
 
     Args:
         path: the folder.
@@ -56,7 +56,7 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
         if unknown := sorted(images.keys() - label_of.keys()):
             raise ValueError(
                 f"{path} has {part} images of a class without training images: {unknown[0]}; "
-                f"allowed: {list_some(classes)}"
+                f"allowed: {list_some(classes)}; rename its folder, or move it away"
             )
         parts[part] = [
             EncodedImage(str(image), path / image, label_of[name], group_of(str(image)))
@@ -110,8 +110,14 @@ def _find_part_folders(scan: Scan, inner: dict[str, set[str]], path: Path) -> di
 
 
 def _require_no_inner_parts(inner: dict[str, set[str]], path: Path) -> None:
-    """Raise where the parts lie within the folders that seem to be classes."""
+    """Raise where parts, or the classes once more, lie within what seem to be classes."""
     for top, names in sorted(inner.items()):
+        twice = sorted(names & (inner.keys() - {top}))
+        if len(twice) >= LEAST_CLASSES or (twice and part_of(top)):
+            raise ValueError(
+                f"{path} has the folders {list_some(twice, 3)}, and so has {path / top}; move one "
+                f"of them away, or name {path / top}"
+            )
         parts = find_parts(names, str(path / top)) or {}
         if parts and len(inner) == 1:
             raise ValueError(f"{path} has one folder, which holds parts; name {path / top}")
@@ -179,7 +185,8 @@ def _by_class(images: list[Path], folder: Path) -> dict[str, list[Path]]:
 
 
 def _class_name(folder: str) -> str:
-    return unicodedata.normalize("NFC", folder)  # "é" is one letter on Linux, two on a Mac
+    name = unicodedata.normalize("NFC", folder)  # "é" is one letter on Linux, two on a Mac
+    return name.strip() or name
 
 
 def _unreadable_classes(scan: Scan, folder: Path) -> set[str]:

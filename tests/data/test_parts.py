@@ -161,6 +161,22 @@ def test_a_class_without_an_image_is_said(cli: Cli, tmp_path: Path) -> None:
     assert "raw/1.cr2: no image format" in checked.out
 
 
+@pytest.mark.parametrize("outer", ["train", "backup"])
+def test_classes_within_a_folder_beside_them_are_an_error(tmp_path: Path, outer: str) -> None:
+    make(tmp_path / "p", {"a": 3, "b": 3, f"{outer}/a": 3, f"{outer}/b": 3})
+    with pytest.raises(ValueError, match=f"has the folders a, b, and so has .*p/{outer}; move"):
+        load_dataset(str(tmp_path / "p"))
+
+
+def test_spaces_around_a_folders_name_make_no_class(tmp_path: Path) -> None:
+    make(tmp_path / "p", {"train/Cat": 4, "train/Dog ": 4, "test/Cat ": 2, "test/Dog": 2})
+    data = load_dataset(str(tmp_path / "p"))
+    assert (data.classes, len(data.train), len(data.test)) == (("Cat", "Dog"), 8, 4)
+    make(tmp_path / "p", {"test/cat": 2}, start=50)
+    with pytest.raises(ValueError, match="images: cat; allowed: Cat, Dog; rename its folder, or"):
+        load_dataset(str(tmp_path / "p"))
+
+
 def test_behind_a_dot_there_may_be_no_ending(tmp_path: Path) -> None:
     folder = make(tmp_path / "p", {"a": 8, "b": 8})
     for index, name in enumerate(("IMG.1234", "2024.01.05", "x.png?w=300", "y.jpg_large")):
