@@ -357,6 +357,21 @@ def test_the_same_image_under_two_labels_or_in_two_parts_is_a_problem(tmp_path: 
     assert "1 test image(s) stand in the training part too: train/b/2.png" in problems
 
 
+def test_one_image_in_training_and_validation_is_told_by_its_parts(tmp_path: Path) -> None:
+    parts = ("train", "valid", "test")
+    root = make(tmp_path, {f"{part}/{c}": 6 for part in parts for c in "ab"})
+    for name in ("4", "5"):
+        shutil.copy(root / "train" / "a" / f"{name}.png", root / "valid" / "a" / f"{name}.png")
+    shutil.copy(root / "valid" / "a" / "0.png", root / "test" / "a" / "0.png")
+    told = [line.partition(":")[0] for line in inspect_data(str(root)).problems]
+    assert told == [
+        "2 validation image(s) stand in the training part too",
+        "1 test image(s) stand in the validation part too",
+    ]
+    (note,) = load_dataset(str(root)).notes
+    assert note.startswith("2 validation image(s) have the pixels of a training image; ")
+
+
 def test_nearly_the_same_image_is_listed(tmp_path: Path, cli: Cli) -> None:
     root = make(tmp_path / "photos", {"train/a": 20, "train/b": 20, "test/a": 5, "test/b": 5})
     image = Image.open(root / "train/a/3.png")
