@@ -168,7 +168,7 @@ def _npz(path: Path) -> EncodedSource:
             used = [pair for pair in names.values() if all(pair)]
             pairs = {images: (stored[images], stored[labels]) for images, labels in used}
     except Exception as error:  # what a damaged archive raises depends on where the damage is
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from None
     if not pairs:
         raise ValueError(
             f"{path} has the arrays {list_some(sizes, 20)}; expected: images and labels, or "
@@ -177,6 +177,13 @@ def _npz(path: Path) -> EncodedSource:
     source = _source(_by_part(pairs, path), path, None)
     left = [name for name in sizes if not any(name in pair for pair in used)]
     return replace(source, passed_over=tuple(PassedOver(n, "no pair of arrays") for n in left))
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with an array; NumPy's own text would advise to run what is in it."""
+    if "pickle" in str(error):
+        return "it is damaged, or holds Python objects; store arrays of numbers and texts"
+    return str(error)
 
 
 def _npz_kind(name: str) -> tuple[int | None, str]:
@@ -200,7 +207,7 @@ def _npy(path: Path) -> EncodedSource:
                 raise ValueError(f"{file.name} is larger than {MAX_BYTES:,} bytes")
         pair = (np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False))
     except Exception as error:  # as above
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from None
     return _source({"all": pair}, path, None)
 
 

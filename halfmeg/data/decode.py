@@ -24,6 +24,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from halfmeg.data.formats import (
     HEIC_HINT,
     LARGE_PIXELS,
+    LFS_HEAD,
+    LFS_HINT,
     MAX_FILE_BYTES,
     MIN_SIDE,
     check_icons,
@@ -162,6 +164,8 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
     except UnidentifiedImageError:
         if is_heic(Path(), content[:12]):
             raise ValueError(HEIC_HINT) from None
+        if content.startswith(LFS_HEAD):
+            raise ValueError(LFS_HINT) from None
         raise ValueError(
             "cannot identify image file; JPEG, PNG and most other formats can be read"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -185,7 +186,9 @@ def _by_class(images: list[Path], folder: Path) -> dict[str, list[Path]]:
 
 
 def _class_name(folder: str) -> str:
-    name = unicodedata.normalize("NFC", folder)  # "é" is one letter on Linux, two on a Mac
+    # Bytes that are no UTF-8, as old archives leave them, become escapes: JSON cannot hold them.
+    text = os.fsencode(folder).decode(errors="backslashreplace")
+    name = unicodedata.normalize("NFC", text)  # "é" is one letter on Linux, two on a Mac
     return name.strip() or name
 
 

@@ -98,6 +98,7 @@ def load_dataset(
     """
     options = options or DataOptions()
     shape = data_shape(image_size, options.channels)
+    _require_text(source)
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
         splits = _load_named(source, Path(data_dir), shape, progress)
@@ -265,6 +266,18 @@ def _check_groups(encoded: EncodedSource, options: DataOptions) -> None:
             f"group={options.group!r} matches no path and is no column; "
             f"the first image is {images[0].name}"
         )
+
+
+def _require_text(source: str) -> None:
+    """Raise where a name holds bytes that are no UTF-8: what is made of it could not be read back.
+
+    Raises:
+        ValueError: it does.
+    """
+    try:
+        f"{source} {_name(source)}".encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of {source} is no UTF-8; rename it") from None
 
 
 def _require_classes(data: DataSplits, encoded: EncodedSource | None, source: str) -> None:

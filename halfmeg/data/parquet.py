@@ -15,7 +15,7 @@ from typing import Any
 from halfmeg.data.columns import Columns, divides, find_columns, no_part, parts_by_word
 from halfmeg.data.dataset import MAX_CLASSES, class_names, list_some
 from halfmeg.data.decode import EncodedImage
-from halfmeg.data.formats import MAX_FILE_BYTES
+from halfmeg.data.formats import LFS_HEAD, LFS_HINT, MAX_FILE_BYTES
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of, plain_words
 from halfmeg.data.scan import PassedOver, scan_folder
@@ -64,7 +64,8 @@ def find_parquet(path: Path) -> ParquetFiles | None:
         ValueError: shards are missing, or there are several configurations.
     """
     if path.is_file():
-        is_table = _is_parquet(path) or _begins_as_parquet(path)
+        # Pandas writes .parquet.gzip, and others what they like.
+        is_table = _is_parquet(path) or _begins_with(path, b"PAR1")
         return ParquetFiles({"all": [path]}) if is_table else None
     files = _files_of(path) or _files_of(path / "data")
     if not files:
@@ -108,11 +109,10 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
 
 
-def _begins_as_parquet(path: Path) -> bool:
-    """Return whether a file of another ending, such as pandas' .parquet.gzip, is Parquet too."""
+def _begins_with(path: Path, head: bytes) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(4) == b"PAR1"
+            return file.read(len(head)) == head
     except OSError:
         return False
 
@@ -131,8 +131,10 @@ def _files_of(folder: Path) -> dict[Path, str]:
             stem = re.sub(r"-?\d+-of-\d+.*", "", path.stem.lower())
             first = re.split(r"[^a-z]", stem, maxsplit=1)[0]
             files[path] = first if part_of(first) else " ".join(plain_words(stem))
-        elif path.is_dir() and part_of(path.name):
-            files |= {p: path.name.lower() for p in sorted(path.iterdir()) if _is_parquet(p)}
+        elif path.is_dir():  # Spark writes a folder called train.parquet
+            word = (path.stem if _is_parquet(path) else path.name).lower()
+            inner = sorted(path.iterdir()) if part_of(word) else []
+            files |= {p: word for p in inner if _is_parquet(p) and p.is_file()}
     return files
 
 
@@ -291,7 +293,7 @@ def _as_mistake(path: Path) -> Iterator[None]:
     except Exception as error:  # what a value that cannot be raises depends on its type
         if type(error) is ValueError:  # one of our own; those of pyarrow are of its kinds
             raise
-        text = one_line(error)
+        text = LFS_HINT if _begins_with(path, LFS_HEAD) else one_line(error)
         raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
 
 

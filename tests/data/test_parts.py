@@ -5,6 +5,7 @@ Each test is named after its case in docs/data.md; `test_images.py` has the othe
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from conftest import Cli
 from PIL import Image
 from test_images import QUICK, make, picture, table
 
+from halfmeg.artifacts.run import Run
 from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of
@@ -513,3 +515,41 @@ def test_a_folder_of_other_files_says_what_it_holds(tmp_path: Path) -> None:
     table(tmp_path / "deep" / "a" / "b" / "x.parquet", LABELS)
     with pytest.raises(ValueError, match=r"to read a/b/x\.parquet, name its folder"):
         load_dataset(str(tmp_path / "deep"))
+
+
+def test_names_that_are_no_utf8(tmp_path: Path, cli: Cli) -> None:
+    folder = make(tmp_path / "p", {"a": 12, "b": 12})
+    (folder / "b").rename(folder / os.fsdecode(b"caf\xe9"))  # as an old archive leaves it
+    (folder / "a" / "0.png").rename(folder / "a" / os.fsdecode(b"\xff.png"))
+    assert cli("train", "common", *QUICK, "--data", "p", "--out", "run").code == 0
+    assert Run.open(tmp_path / "run").data.classes == ("a", r"caf\xe9")
+    assert cli("evaluate", "run").code == 0
+    assert cli("predict", "p", "--bundle", "run", "--json").code == 0
+    other = os.fsdecode(b"\xe9")
+    told = cli("train", "common", *QUICK, "--data", "p", "--out", other)
+    assert told.is_one_line("its name is no UTF-8; choose another")
+    folder.rename(tmp_path / other)
+    assert cli("train", "common", "--data", other).is_one_line("is no UTF-8; rename it")
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    told = "a pointer of Git LFS, not the file itself; run git lfs pull"
+    folder = make(tmp_path / "p", {"a": 6, "b": 6})
+    (folder / "a" / "0.png").write_bytes(pointer)
+    with pytest.raises(ValueError, match=f"a/0.png: {told}"):
+        load_dataset(str(folder))
+    (tmp_path / "t.parquet").write_bytes(pointer)
+    with pytest.raises(ValueError, match=told):
+        load_dataset(str(tmp_path / "t.parquet"))
+    (tmp_path / "t.npz").write_bytes(pointer)
+    with pytest.raises(ValueError, match="it is damaged, or holds Python objects; store arrays"):
+        load_dataset(str(tmp_path / "t.npz"))
+
+
+def test_folders_that_spark_calls_as_parts(tmp_path: Path) -> None:
+    for part, count in (("train", 20), ("test", 6)):
+        table(tmp_path / "t" / f"{part}.parquet" / "part-0.snappy.parquet", LABELS[:count])
+        (tmp_path / "t" / f"{part}.parquet" / "other.parquet").mkdir()
+    data = load_dataset(str(tmp_path / "t"))
+    assert (len(data.train), len(data.test)) == (20, 6)
