@@ -57,12 +57,22 @@ def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, so that a power cut leaves what is then written there.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be made, or its name is no UTF-8.
     """
+    _require_text(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         _flush(path.parent)
+
+
+def _require_text(folder: Path) -> None:
+    """Raise where a name holds bytes that are no UTF-8: some libraries cannot write there."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        told = "its name is no UTF-8; choose another"
+        raise OSError(errno.EILSEQ, told, str(folder)) from None
 
 
 def write_json(path: Path, value: object) -> None:
@@ -83,6 +93,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         FileExistsError: `target` exists, or another process was faster.
         OSError: the disk is full or the folder cannot be written; it names a file or the folder.
     """
+    _require_text(target)
     make_folder(target.parent)
     remove_dead_parts(target.parent)
     part = _part_name(target)

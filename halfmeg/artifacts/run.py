@@ -37,7 +37,14 @@ from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
 from halfmeg.artifacts.metrics import MetricsRow, metrics_to_bytes, read_metrics
 from halfmeg.artifacts.readings import read_log, warn_if_read_only
 from halfmeg.artifacts.rebuild import rebuild
-from halfmeg.artifacts.seen import HELD_OUT, TRAINED_ON, ids_to_bytes, read_ids, unseen
+from halfmeg.artifacts.seen import (
+    HELD_OUT,
+    TRAINED_ON,
+    ids_to_bytes,
+    only_known,
+    read_ids,
+    unseen,
+)
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
 from halfmeg.artifacts.weights import (
     logits_to_bytes,
@@ -276,6 +283,32 @@ class Run:
             ValueError: the file is damaged.
         """
         return read_ids(self.folder / TRAINED_ON)
+
+    def own_data(self, data: DataSplits) -> DataSplits:
+        """Return what the run was trained and tested on, out of a source that may have grown.
+
+        Raises:
+            ValueError: the source is another, or images have changed, moved or gone.
+        """
+        if data.fingerprint == self.data.fingerprint:
+            return data
+        told = f"{self.folder} was trained on other data than {data.name}"
+        remedy = "name its own with --data, or train anew"
+        trained_on, held_out = self.trained_on(), read_ids(self.folder / HELD_OUT)
+        if trained_on is None or held_out is None:
+            raise ValueError(f"{told}; {remedy}")
+        known = np.union1d(trained_on, held_out)
+        there = np.concatenate([part.ids for part in data.parts.values()])
+        gone = int((~np.isin(known, there)).sum())
+        if gone:
+            raise ValueError(f"{told}: {gone:,} of its {len(known):,} images are gone; {remedy}")
+        own = only_known(data, self.data.classes, trained_on, held_out)
+        if own is None or own.fingerprint != self.data.fingerprint:
+            raise ValueError(
+                f"{told}: its images are there, but some are renamed, copied, or in another class "
+                f"or part; {remedy}"
+            )
+        return own
 
     def check_accuracy(self, accuracy: float) -> None:
         """Compare what the weights give on the run's own test images with what the run says.

@@ -7,12 +7,13 @@ numbers sorted, in little-endian order, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.files import read_limited
 
 TRAINED_ON = "trained_on.u64"
@@ -73,3 +74,29 @@ def unseen(
             "an accuracy on them would say nothing about new ones"
         )
     return test.subset(torch.from_numpy(np.flatnonzero(~seen))), int(seen.sum())
+
+
+def only_known(
+    data: DataSplits, classes: tuple[str, ...], trained_on: np.ndarray, held_out: np.ndarray
+) -> DataSplits | None:
+    """Return a source without the images that a run does not know, as before they came.
+
+    Args:
+        data: all there is now.
+        classes: those of the run.
+        trained_on: sorted ids, uint64 B, of its training and validation images.
+        held_out: of its test images.
+
+    Returns:
+        The source with the run's class names; None where no part, or another class, is left.
+    """
+    parts: dict[str, Dataset] = {}
+    for name, part in data.parts.items():
+        known = np.isin(part.ids, held_out if name == "test" else trained_on)
+        parts[name] = part.subset(torch.from_numpy(np.flatnonzero(known)))
+        present = {data.classes[label] for label in set(parts[name].labels.tolist())}
+        if not present or not present <= set(classes):
+            return None
+    parts = {name: part.renamed(classes) for name, part in parts.items()}
+    splits = build_splits(data.name, parts["train"], parts["test"], parts.get("validation"))
+    return replace(splits, source=data.source, divided=data.divided, options=data.options)

@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     from halfmeg.shipping.predict import Prediction
 
 
+def form_of(out: str | None, form: str | None) -> str | None:
+    """Return "csv", "json" or None for lines to read: as asked for, or by the ending of `out`.
+
+    Raises:
+        ValueError: the file exists, or is neither CSV nor JSON.
+    """
+    if out is not None and form is None:
+        form = Path(out).suffix.lower().removeprefix(".")
+        if form not in ("csv", "json"):
+            raise ValueError(f"--out {out} is neither .csv nor .json; add --csv or --json")
+    if out is not None and Path(out).exists():
+        raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
+    return form
+
+
 def write_answers(
     predictions: Iterable[Prediction],
     count: int,
@@ -36,13 +51,10 @@ def write_answers(
         progress: told how many are done.
 
     Raises:
-        ValueError: the file exists, or is neither CSV nor JSON.
+        ValueError: as `form_of` does.
         OSError: it cannot be written.
     """
-    if out is not None and form is None:
-        form = Path(out).suffix.lower().removeprefix(".")
-        if form not in ("csv", "json"):
-            raise ValueError(f"--out {out} is neither .csv nor .json; add --csv or --json")
+    form = form_of(out, form)
     failed = 0
     notes: Counter[str] = Counter()
     with _opened(out) as file, _writer(form, top, file) as write:
@@ -65,8 +77,6 @@ def _opened(out: str | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
-    if Path(out).exists():
-        raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
     with Path(out).open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         yield file
 

@@ -54,11 +54,21 @@ def load_again(run: Run, data: str | None, data_dir: str, *, quiet: bool) -> Dat
     )
 
 
+def load_own(run: Run, data: str | None, data_dir: str, *, quiet: bool) -> DataSplits:
+    """Load what a run was trained and tested on; images that came later are left out, and said."""
+    loaded = load_again(run, data, data_dir, quiet=quiet)
+    own = run.own_data(loaded)
+    newer = sum(map(len, loaded.parts.values())) - sum(map(len, own.parts.values()))
+    if newer:
+        print_error(f"halfmeg: {newer:,} image(s) of {own.name} came after {run.folder}; left out")
+    return own
+
+
 def load_study(run: Run, data: str | None, data_dir: str, *, quiet: bool) -> StudyData:
     """Load again what the study of a run is of: its data, or all folds of it."""
     fold = run.options.fold
     if not fold:
-        return load_again(run, data, data_dir, quiet=quiet)
+        return load_own(run, data, data_dir, quiet=quiet)
     whole = load(
         data or run.data.source, data_dir, run.data.image_size, quiet=quiet,
         options=replace(run.options, fold=""),

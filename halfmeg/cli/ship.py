@@ -51,7 +51,7 @@ def export(
     """
     from halfmeg.artifacts.bundle import Bundle, is_bundle
     from halfmeg.artifacts.run import Run
-    from halfmeg.cli.progress import load, load_again
+    from halfmeg.cli.progress import load, load_own
     from halfmeg.cli.search import find_run
     from halfmeg.search.record import is_search
     from halfmeg.shipping.export import copy_bundle
@@ -79,7 +79,7 @@ def export(
         return
     else:
         opened = Run.open(run)
-        loaded = load_again(opened, data, data_dir, quiet=as_json)
+        loaded = load_own(opened, data, data_dir, quiet=as_json)
     bundle, proof = export_run(
         opened, loaded, out, allow_loss=allow_loss, targets=target or (), finetune=finetune
     )
@@ -124,11 +124,12 @@ def predict(
     Each answer is given as soon as it is known. Exits with 1 when an image could not be read.
     """
     from halfmeg.artifacts.bundle import BUNDLED, open_network
-    from halfmeg.cli.answers import write_answers
+    from halfmeg.cli.answers import form_of, write_answers
     from halfmeg.cli.progress import progress_bars
     from halfmeg.data.scan import find_images, summarize_passed_over
     from halfmeg.shipping.predict import predict as predict_images
 
+    form = form_of(out, "json" if as_json else "csv" if as_csv else None)  # before all else
     opened = open_network(bundle or BUNDLED)
     paths, passed_over = find_images(images)
     if passed_over:
@@ -140,7 +141,6 @@ def predict(
         f"{len(opened.classes)} classes, {measured['test_accuracy']:.1%} of the test images of "
         f"{measured['data']}"
     )
-    form = "json" if as_json else "csv" if as_csv else None
     with progress_bars(quiet=out is None) as progress:
         failed = write_answers(
             answers, len(paths), out, form, min(top, len(opened.classes)), progress

@@ -182,13 +182,13 @@ def resume(
 ) -> None:
     """Continue a run that was stopped or killed."""
     from halfmeg.artifacts.run import Run
-    from halfmeg.cli.progress import load_again, training_display
+    from halfmeg.cli.progress import load_own, training_display
     from halfmeg.training.fit import resume as resume_run
 
     run = Run.open(folder)
+    loaded = load_own(run, data, data_dir, quiet=as_json)
     if run.result() is not None:
         print_error(f"halfmeg: {folder} has finished already; nothing is trained")
-    loaded = load_again(run, data, data_dir, quiet=as_json)
     with training_display(quiet=as_json) as listener:
         run = resume_run(folder, loaded, listener=listener(run.config))
     _print_result(run, as_json)

@@ -6,6 +6,7 @@ import gzip
 import io
 import math
 import re
+import unicodedata
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +168,7 @@ def _npz(path: Path) -> EncodedSource:
             used = [pair for pair in names.values() if all(pair)]
             pairs = {images: (stored[images], stored[labels]) for images, labels in used}
     except Exception as error:  # what a damaged archive raises depends on where the damage is
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from None
     if not pairs:
         raise ValueError(
             f"{path} has the arrays {list_some(sizes, 20)}; expected: images and labels, or "
@@ -176,6 +177,13 @@ def _npz(path: Path) -> EncodedSource:
     source = _source(_by_part(pairs, path), path, None)
     left = [name for name in sizes if not any(name in pair for pair in used)]
     return replace(source, passed_over=tuple(PassedOver(n, "no pair of arrays") for n in left))
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with an array; NumPy's own text would advise to run what is in it."""
+    if "pickle" in str(error):
+        return "it is damaged, or holds Python objects; store arrays of numbers and texts"
+    return str(error)
 
 
 def _npz_kind(name: str) -> tuple[int | None, str]:
@@ -199,7 +207,7 @@ def _npy(path: Path) -> EncodedSource:
                 raise ValueError(f"{file.name} is larger than {MAX_BYTES:,} bytes")
         pair = (np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False))
     except Exception as error:  # as above
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from None
     return _source({"all": pair}, path, None)
 
 
@@ -215,6 +223,8 @@ def _source(
         (n for _, labels in checked.values() for n in labels if isinstance(n, int)), default=-1
     )
     classes = class_names(highest + 1, names)
+    if texts and highest >= 0:
+        raise ValueError(f"{path} has labels of texts in one part and numbers in another")
     if highest >= len(classes):
         raise ValueError(f"{path}: label {highest} has no name; there are {len(classes)} names")
     encoded = {
@@ -244,12 +254,25 @@ def _checked(
         raise ValueError(
             f"{path} has {len(images)} images and labels of type {labels.dtype} and shape "
             f"{labels.shape}; expected: a class index or a name for each image"
+            + ("; of a column for each class, store labels.argmax(1)" if labels.ndim == 2 else "")
         )
     if labels.dtype.kind in "US":
-        return np.ascontiguousarray(images), [str(name) for name in labels.astype(str)]
+        return np.ascontiguousarray(images), [*_names(labels, path)]
     if len(labels) and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
         raise ValueError(
             f"{path} has labels from {labels.min()} to {labels.max()}; "
             f"allowed: 0 to {MAX_CLASSES - 1:,}"
         )
     return np.ascontiguousarray(images), [int(label) for label in labels]
+
+
+def _names(labels: np.ndarray, path: Path) -> list[str]:
+    """Return labels of texts, or of bytes in UTF-8, as class names."""
+    try:
+        texts = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} has labels of bytes that are no UTF-8: {error}") from None
+    names = [unicodedata.normalize("NFC", str(name)).strip() for name in texts]
+    if "" in names:
+        raise ValueError(f"{path}: the label of image {names.index('')} is empty")
+    return names

@@ -25,6 +25,9 @@ GIVEAWAY_FOLDS = 5
 GIVEAWAY_MARGIN = 0.25
 """What tells this share of images more than a constant answer does is worth a line."""
 
+TWICE = (("test", "train"), ("validation", "train"), ("test", "validation"))
+"""Parts of which one image is in both, the one that is to judge the network first."""
+
 MOST_SIZES = 8
 CHUNK = 256
 
@@ -211,21 +214,25 @@ def _exact_problems(
 ) -> list[str]:
     """Name the images whose very pixels stand under two labels or in two parts."""
     ids = np.concatenate([dataset.ids for dataset in data.parts.values()])
-    leaks, contradictions = [], []
+    leaks: dict[tuple[str, str], list[str]] = {pair: [] for pair in TWICE}
+    contradictions = []
     for same in exact_duplicates(ids):
         shown = " = ".join(names[index] for index in same[:3])
         own_parts = [parts[index] for index in same]
         if len({labels[index] for index in same}) > 1:
             contradictions.append(shown)
-        if len(set(own_parts)) > 1:
-            leaks += [shown] * max(1, own_parts.count("test"))
+        for pair in TWICE:
+            if set(pair) <= set(own_parts):
+                leaks[pair] += [shown] * own_parts.count(pair[0])
     problems = []
     if contradictions:
         shown = list_some(dict.fromkeys(contradictions), 3)
         problems.append(f"{len(contradictions)} image(s) stand under two labels: {shown}")
-    if leaks:
-        shown = list_some(dict.fromkeys(leaks), 3)
-        problems.append(f"{len(leaks)} test image(s) stand in the training part too: {shown}")
+    for (part, other), found in leaks.items():
+        if found:
+            called = "training" if other == "train" else other
+            shown = list_some(dict.fromkeys(found), 3)
+            problems.append(f"{len(found)} {part} image(s) stand in the {called} part too: {shown}")
     return problems
 
 

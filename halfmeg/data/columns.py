@@ -8,7 +8,7 @@ from pathlib import Path
 
 from halfmeg.data.dataset import list_some
 from halfmeg.data.options import DataOptions
-from halfmeg.data.parts import find_parts, part_of
+from halfmeg.data.parts import find_parts, part_of, plain_words
 from halfmeg.data.scan import PassedOver
 
 PART_COLUMNS = ("split", "part", "subset")
@@ -59,7 +59,13 @@ def find_columns(
     part = next((n for word in PART_COLUMNS for n in names if n.strip().lower() == word), None)
     others = [name for name in names if name not in (image, label, group)]
     part = part or next((name for name in others if _are_parts(words_of(name))), None)
-    notes = tuple(note for note in (image_note, label_note) if note)
+    unused = [] if part else [name for name in others if _may_divide(name)]
+    part_note = (
+        f"the column {unused[0]} is not used; to divide the images, write train and test into it"
+        if unused
+        else ""
+    )
+    notes = tuple(note for note in (image_note, label_note, part_note) if note)
     return Columns(image, label, group, part, notes)
 
 
@@ -74,6 +80,7 @@ def _find(
         raise ValueError(
             f"{path} has the columns {list_some(names, 20) or 'none'}; expected: "
             f"{wanted or ' or '.join(usual)}; name another with --{kind}-column"
+            + ("; one column has to hold each row's class" if kind == "label" else "")
         )
     first, *rest = found
     if first in rest:
@@ -84,6 +91,12 @@ def _find(
         f"{kind}s are read from the column {first}, not from {list_some(rest)}; "
         f"--{kind}-column names another"
     )
+
+
+def _may_divide(name: str) -> bool:
+    """Return whether a column is called as one that divides: `is_valid`, `test`, `fold`."""
+    word = "".join(plain_words(name)).removeprefix("is")
+    return part_of(word) is not None or word in ("fold", "kfold")
 
 
 def _are_parts(words: Collection[str]) -> bool:

@@ -197,10 +197,14 @@ def missing_classes(data: DataSplits) -> tuple[str, ...]:
 
 
 def copied_images(data: DataSplits) -> tuple[str, ...]:
-    """Say how many test images have the very pixels of a training image."""
-    count = int(np.isin(data.test.ids, data.train.ids).sum())
-    told = "test image(s) have the pixels of a training image; `halfmeg data check` names them"
-    return (f"{count:,} {told}",) if count else ()
+    """Say how many test and validation images have the very pixels of a training image."""
+    lines = []
+    for part, own in reversed(data.parts.items()):
+        count = int(np.isin(own.ids, data.train.ids).sum()) if part != "train" else 0
+        if count:
+            told = "image(s) have the pixels of a training image; `halfmeg data check` names them"
+            lines.append(f"{count:,} {part} {told}")
+    return tuple(lines)
 
 
 def alike_classes(classes: Sequence[str]) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from halfmeg.data.formats import (
     HEIC_HINT,
     LARGE_PIXELS,
+    LFS_HEAD,
+    LFS_HINT,
     MAX_FILE_BYTES,
     MIN_SIDE,
     check_icons,
@@ -162,6 +164,8 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
     except UnidentifiedImageError:
         if is_heic(Path(), content[:12]):
             raise ValueError(HEIC_HINT) from None
+        if content.startswith(LFS_HEAD):
+            raise ValueError(LFS_HINT) from None
         raise ValueError(
             "cannot identify image file; JPEG, PNG and most other formats can be read"
         ) from None
@@ -330,6 +334,8 @@ def _scaled_gray(image: Image.Image) -> tuple[Image.Image, str]:
     levels = (np.arange(2**bits) * (255 / (2**bits - 1))).round().astype(np.uint8)
     gray = Image.fromarray(levels[values])
     note = f"hold gray of {bits} bits in more, and are scaled so" if bits < 16 else ""
+    if bits == 16 and high < 2**14:
+        note = "use 14 of 16 bits of gray or fewer, and stay as dark; store the full range"
     return gray.convert("RGB"), note
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from halfmeg.data.dataset import list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts, part_of
 from halfmeg.data.scan import (
+    RESULT,
     PassedOver,
     Scan,
     objects_hint,
@@ -27,8 +29,8 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
     """List the images of a folder by class; the classes are its sub-folders, in sorted order.
 
     Sub-folders may be parts instead (`halfmeg.data.parts`), each with a folder for each class.
-    Names that differ in their Unicode form alone are one class. A folder without anything that
-    could be an image is none.
+    Names that differ in their Unicode form or in spaces around them alone are one class. A folder
+    without anything that could be an image is none.
 
     Args:
         path: the folder.
@@ -55,7 +57,7 @@ def read_folder(path: Path, group_of: Callable[[str], str]) -> EncodedSource:
         if unknown := sorted(images.keys() - label_of.keys()):
             raise ValueError(
                 f"{path} has {part} images of a class without training images: {unknown[0]}; "
-                f"allowed: {list_some(classes)}"
+                f"allowed: {list_some(classes)}; rename its folder, or move it away"
             )
         parts[part] = [
             EncodedImage(str(image), path / image, label_of[name], group_of(str(image)))
@@ -109,8 +111,14 @@ def _find_part_folders(scan: Scan, inner: dict[str, set[str]], path: Path) -> di
 
 
 def _require_no_inner_parts(inner: dict[str, set[str]], path: Path) -> None:
-    """Raise where the parts lie within the folders that seem to be classes."""
+    """Raise where parts, or the classes once more, lie within what seem to be classes."""
     for top, names in sorted(inner.items()):
+        twice = sorted(names & (inner.keys() - {top}))
+        if len(twice) >= LEAST_CLASSES or (twice and part_of(top)):
+            raise ValueError(
+                f"{path} has the folders {list_some(twice, 3)}, and so has {path / top}; move one "
+                f"of them away, or name {path / top}"
+            )
         parts = find_parts(names, str(path / top)) or {}
         if parts and len(inner) == 1:
             raise ValueError(f"{path} has one folder, which holds parts; name {path / top}")
@@ -125,11 +133,13 @@ def _require_no_inner_parts(inner: dict[str, set[str]], path: Path) -> None:
 def _empty_classes(scan: Scan, folders: dict[str, Path], classes: tuple[str, ...]) -> list[str]:
     """Say which folders lie where those of classes do, and have no image."""
     parents = set(folders.values())
+    results = [Path(item.path) for item in scan.passed_over if item.reason == RESULT]
+    of_results = {folder for result in results for folder in result.parents}
     empty = sorted(
         str(folder)
         for folder in scan.folders
         if folder.parent in parents
-        and folder not in parents
+        and folder not in parents | of_results
         and _class_name(folder.name) not in classes
     )
     if not empty:
@@ -176,7 +186,10 @@ def _by_class(images: list[Path], folder: Path) -> dict[str, list[Path]]:
 
 
 def _class_name(folder: str) -> str:
-    return unicodedata.normalize("NFC", folder)  # "é" is one letter on Linux, two on a Mac
+    # Bytes that are no UTF-8, as old archives leave them, become escapes: JSON cannot hold them.
+    text = os.fsencode(folder).decode(errors="backslashreplace")
+    name = unicodedata.normalize("NFC", text)  # "é" is one letter on Linux, two on a Mac
+    return name.strip() or name
 
 
 def _unreadable_classes(scan: Scan, folder: Path) -> set[str]:
@@ -198,7 +211,12 @@ def _no_classes(root: Path, below: Path, scan: Scan) -> str:
     return (
         f"{folder} has no sub-folders{table_hint(scan.passed_over)}; expected: one folder of "
         f"images for each class, as in {folder}/train/CLASS/image.png"
+        f"{_told(summarize_passed_over(scan.passed_over))}"
     )
+
+
+def _told(line: str) -> str:
+    return f"; {line}" if line else ""
 
 
 def _no_images(root: Path, below: Path, scan: Scan) -> str:

@@ -44,6 +44,9 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _ICO = b"\0\0\1\0"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
+LFS_HEAD = b"version https://git-lfs"
+LFS_HINT = "a pointer of Git LFS, not the file itself; run git lfs pull"
+
 HEIC_HINT = "HEIC needs pillow-heif: pip install -e '.[heif]'"
 
 

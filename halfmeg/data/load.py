@@ -26,9 +26,10 @@ from halfmeg.data.decode import Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
 from halfmeg.data.folds import Folds, parse_fold
+from halfmeg.data.formats import image_endings
 from halfmeg.data.hub import find_on_hub, is_hub_source
 from halfmeg.data.options import DataOptions
-from halfmeg.data.parquet import find_parquet, read_parquet
+from halfmeg.data.parquet import beside_tables, find_parquet, read_parquet
 from halfmeg.data.scan import objects_hint, summarize_passed_over, table_hint
 from halfmeg.data.shape import ImageShape, ImageSize, data_shape
 from halfmeg.data.source import (
@@ -60,7 +61,8 @@ NAMED = {
     "digits": Named(lambda data_dir, shape, progress: load_digits(shape), 8),
     "cifar10": Named(load_cifar10, 32),
 }
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+SINGLE = (".gz", ".bz2", ".xz", ".zst")
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *SINGLE)
 
 
 def load_dataset(
@@ -96,6 +98,7 @@ def load_dataset(
     """
     options = options or DataOptions()
     shape = data_shape(image_size, options.channels)
+    _require_text(source)
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
         splits = _load_named(source, Path(data_dir), shape, progress)
@@ -217,15 +220,17 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     arrays = find_arrays(path) if files is None else None
     if files is not None:
         encoded = read_parquet(files, options)
+        if path.is_dir():
+            beside = beside_tables(path, files)
+            encoded = dataclasses.replace(encoded, passed_over=(*encoded.passed_over, *beside))
     elif arrays is not None:
         encoded = arrays
     elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         encoded = read_table(path, options)
     elif path.is_file():
-        is_archive = path.name.lower().endswith(ARCHIVES)
         raise ValueError(
             f"{source} is a file; expected: a folder of images, or a .parquet, .csv or .npz file"
-            + ("; unpack it, and name the folder" if is_archive else "")
+            f"{_file_hint(path)}"
         )
     else:
         encoded = read_folder(path, options.path_group)
@@ -236,6 +241,17 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
             f"allowed: {MAX_CLASSES:,}; a measured number is no class"
         )
     return encoded
+
+
+def _file_hint(path: Path) -> str:
+    """Say what to do with a file that is no source, or ""."""
+    name = path.name.lower()
+    if name.endswith(ARCHIVES):
+        is_one_file = name.endswith(SINGLE) and ".tar." not in name
+        return f"; unpack it, and name the {'file' if is_one_file else 'folder'}"
+    if path.suffix.lower() in image_endings():
+        return "; `halfmeg predict` takes images"
+    return ""
 
 
 def _check_groups(encoded: EncodedSource, options: DataOptions) -> None:
@@ -250,6 +266,18 @@ def _check_groups(encoded: EncodedSource, options: DataOptions) -> None:
             f"group={options.group!r} matches no path and is no column; "
             f"the first image is {images[0].name}"
         )
+
+
+def _require_text(source: str) -> None:
+    """Raise where a name holds bytes that are no UTF-8: what is made of it could not be read back.
+
+    Raises:
+        ValueError: it does.
+    """
+    try:
+        f"{source} {_name(source)}".encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of {source} is no UTF-8; rename it") from None
 
 
 def _require_classes(data: DataSplits, encoded: EncodedSource | None, source: str) -> None:

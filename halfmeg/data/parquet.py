@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from os.path import isfile
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any
 from halfmeg.data.columns import Columns, divides, find_columns, no_part, parts_by_word
 from halfmeg.data.dataset import MAX_CLASSES, class_names, list_some
 from halfmeg.data.decode import EncodedImage
-from halfmeg.data.formats import MAX_FILE_BYTES
+from halfmeg.data.formats import LFS_HEAD, LFS_HINT, MAX_FILE_BYTES
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of, plain_words
-from halfmeg.data.scan import PassedOver
+from halfmeg.data.scan import PassedOver, scan_folder
 from halfmeg.data.source import EncodedSource
 from halfmeg.data.unpack import Room
 from halfmeg.errors import one_line
@@ -35,7 +35,9 @@ MOST_WORDS = 32
 ROW_BYTES = 600
 """What a row takes beside its contents."""
 
-_SHARD = re.compile(r"(.*?)-?(\d+)-of-(\d+)$")
+ENDINGS = (".parquet", ".pq", ".parq")
+
+_SHARD = re.compile(r"(.*?)-?(\d+)-of-(\d+)(?:-[0-9a-f]+)?$")  # older ones end in a hash
 
 
 @dataclass
@@ -62,7 +64,9 @@ def find_parquet(path: Path) -> ParquetFiles | None:
         ValueError: shards are missing, or there are several configurations.
     """
     if path.is_file():
-        return ParquetFiles({"all": [path]}) if _is_parquet(path) else None
+        # Pandas writes .parquet.gzip, and others what they like.
+        is_table = _is_parquet(path) or _begins_with(path, b"PAR1")
+        return ParquetFiles({"all": [path]}) if is_table else None
     files = _files_of(path) or _files_of(path / "data")
     if not files:
         found = {folder.name: _files_of(folder) for folder in _sub_folders(path)}
@@ -87,8 +91,30 @@ def find_parquet(path: Path) -> ParquetFiles | None:
     return ParquetFiles(parts, [PassedOver(str(file.relative_to(path)), reason) for file in left])
 
 
+def beside_tables(path: Path, files: ParquetFiles) -> list[PassedOver]:
+    """Return what else lies below the folder of `find_parquet`'s files."""
+    known = {str(file.relative_to(path)) for part in files.parts.values() for file in part}
+    known |= {item.path for item in files.passed_over}
+    scan = scan_folder(path)
+    others = [PassedOver(str(image), "beside the tables") for image in scan.images]
+    others += [
+        replace(item, reason="beside the tables") if _is_parquet(path / item.path) else item
+        for item in scan.passed_over
+        if item.path not in known
+    ]
+    return others
+
+
 def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet" and not path.name.startswith(".")
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+
+
+def _begins_with(path: Path, head: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(head)) == head
+    except OSError:
+        return False
 
 
 def _sub_folders(folder: Path) -> list[Path]:
@@ -105,8 +131,10 @@ def _files_of(folder: Path) -> dict[Path, str]:
             stem = re.sub(r"-?\d+-of-\d+.*", "", path.stem.lower())
             first = re.split(r"[^a-z]", stem, maxsplit=1)[0]
             files[path] = first if part_of(first) else " ".join(plain_words(stem))
-        elif path.is_dir() and part_of(path.name):
-            files |= {p: path.name.lower() for p in sorted(path.iterdir()) if _is_parquet(p)}
+        elif path.is_dir():  # Spark writes a folder called train.parquet
+            word = (path.stem if _is_parquet(path) else path.name).lower()
+            inner = sorted(path.iterdir()) if part_of(word) else []
+            files |= {p: word for p in inner if _is_parquet(p) and p.is_file()}
     return files
 
 
@@ -265,7 +293,7 @@ def _as_mistake(path: Path) -> Iterator[None]:
     except Exception as error:  # what a value that cannot be raises depends on its type
         if type(error) is ValueError:  # one of our own; those of pyarrow are of its kinds
             raise
-        text = one_line(error)
+        text = LFS_HINT if _begins_with(path, LFS_HEAD) else one_line(error)
         raise ValueError(f"{path} cannot be read as Parquet of images: {text}") from None
 
 

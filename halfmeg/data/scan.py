@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -19,9 +20,15 @@ SYSTEM_FOLDERS = frozenset(
 )
 """What operating systems, archives and network storage leave beside a user's files."""
 
+RESULT = "in a result of halfmeg"
+
 _OWN_FILES = (("config.json", "environment.json"), ("model.json", "model.safetensors"))
-_OWN_PAGES = frozenset(("study.json", "comparison.json", "comparison.html"))
+_OWN_PAGES = frozenset(("study.json", "comparison.json", "comparison.html", "search.json"))
 _MAX_HEAD = 32
+_ENDING = re.compile(r"\.(?=\d*[a-z])[a-z0-9]+~?")
+"""What may be an ending; behind other dots, as in `IMG.1234` and `a.jpg?w=300`, stands none."""
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")  # TIFF's is that of raw files too
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,10 @@ class Scan:
 def scan_folder(root: Path) -> Scan:
     """Look at every file below a folder.
 
-    An image is known by its ending, and without one by its first bytes. Passed over are hidden
-    files and those of the system, results of this program, links to folders below the first
-    level, broken links, and what cannot be opened.
+    An image is known by its ending, and without one by its first bytes; one that is called
+    otherwise, as `a.txt`, is not taken for one, but told apart from other files. Passed over are
+    hidden files and those of the system, results of this program, links to folders below the
+    first level, broken links, and what cannot be opened.
 
     Raises:
         ValueError: the folder itself cannot be opened.
@@ -133,6 +141,8 @@ def table_hint(passed_over: Iterable[PassedOver]) -> str:
         path = Path(item.path)
         if path.suffix.lower() in (".csv", ".tsv", ".npz", ".npy"):
             return f" (to take classes from {path}, name that file)"
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return f" (to read {path}, name its folder)"
         if "-ubyte" in path.name:
             return f" (to read {path}, name its folder)"
     return ""
@@ -176,12 +186,12 @@ def _unwanted(entry: os.DirEntry[str], below: Path, root: Path) -> str | None:
         if len(below.parts) >= 2:
             return "link to a folder"
     if is_result(Path(entry.path)):
-        return "in a result of halfmeg"
+        return RESULT
     return None
 
 
 def is_result(folder: Path) -> bool:
-    """Return whether a folder is a run, a bundle, a study or a page that this program wrote."""
+    """Return whether a folder is a run, bundle, study, search or page that this program wrote."""
     try:
         names = set(os.listdir(folder))
     except OSError:
@@ -201,13 +211,18 @@ def _no_image(file: Path, path: Path) -> PassedOver | None:
     ending = file.suffix.lower()
     if ending in image_endings():
         return None
-    if ending and not is_heic(file, b""):
-        return PassedOver(str(path), f"no image format that is read ({ending})")
+    is_other = _ENDING.fullmatch(ending) is not None and not is_heic(file, b"")
     try:
         with file.open("rb") as opened:
             head = opened.read(_MAX_HEAD)
     except OSError as error:
-        return PassedOver(str(path), f"cannot be opened ({error.strerror})", is_image=True)
+        reason = f"cannot be opened ({error.strerror})"
+        return PassedOver(str(path), reason, is_image=not is_other)
+    if is_other:
+        if head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+            reason = f"an image by its first bytes, but called {ending}: rename it"
+            return PassedOver(str(path), reason, is_image=True)
+        return PassedOver(str(path), f"no image format that is read ({ending})")
     if is_heic(file, head):  # with its extra the ending is known
         readable = "HEIF" in read_formats()
         return None if readable else PassedOver(str(path), HEIC_HINT, is_image=True)

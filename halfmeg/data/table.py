@@ -37,7 +37,10 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
     delimiter = max(DELIMITERS, key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
-        header = next(filter(None, reader), [])
+        lines = filter(None, reader)
+        header = next(lines, [])
+        if header[:1] == ["sep="]:  # Excel's line that names the delimiter
+            header = next(lines, [])
         numbered = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}") from None
@@ -94,7 +97,10 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
         if not isfile(file):
             file = path.parent / name.replace("\\", "/")  # as Windows writes paths
         if not isfile(file):
-            raise ValueError(f"{path} line {number}: {path.parent / name[:200]} does not exist")
+            raise ValueError(
+                f"{path} line {number}: {path.parent / name[:200]} does not exist; paths start at "
+                f"the table's folder"
+            )
         group = cell_of(row, columns.group) if columns.group else options.path_group(name).strip()
         parts[part_of[word]].append(EncodedImage(name, file, index[label], group))
     return EncodedSource(parts, classes, tuple(passed_over), notes)
@@ -102,8 +108,11 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
 
 def _read_text(path: Path) -> str:
     try:
-        return read_limited(path, MAX_TABLE_BYTES).decode("utf-8-sig")
+        text = read_limited(path, MAX_TABLE_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}; save it as UTF-8") from None
+    if "\0" in text.partition("\n")[0]:  # UTF-16 without its mark is UTF-8 too
+        raise ValueError(f"{path} cannot be read as CSV: it is UTF-16 or no text; save it as UTF-8")
+    return text

@@ -205,7 +205,10 @@ def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
     folder = Path(folder)
     stored = read_stored(folder)
     if data.fingerprint != stored.data["fingerprint"]:
-        raise ValueError(f"{folder} searched on other data than {data.name} is now")
+        raise ValueError(
+            f"{folder} searched on other data than {data.name} is now; name its own with --data, "
+            "or search anew"
+        )
     table = load_space(stored.place) if stored.place else SPACE
     space = build_space(table, stored.networks, stored.settings)
     if space.rows() != [tuple(row) for row in stored.table]:

@@ -125,7 +125,9 @@ def export(
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
     run = _Trained.of(source)
     if data.fingerprint != run.data["fingerprint"]:
-        raise ValueError(f"{run.folder} was trained on other data than {data.name}")
+        raise ValueError(
+            f"{run.folder} was trained on other data than {data.name}; name its own with --data"
+        )
     _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
     held_out, training, kind = _proof_images(run.config, data)

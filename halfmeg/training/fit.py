@@ -124,7 +124,8 @@ def open_to_resume(
     if data.fingerprint != run.data.fingerprint:
         raise ValueError(
             f"the data has the fingerprint {data.fingerprint}, "
-            f"but {folder} was trained on {run.data.fingerprint} ({run.data.name})"
+            f"but {folder} was trained on {run.data.fingerprint} ({run.data.name}); "
+            "`Run.own_data` leaves out images that came later"
         )
     if run.result() is not None:
         return run, None, []

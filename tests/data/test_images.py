@@ -129,6 +129,39 @@ def test_a_run_knows_its_images_and_evaluate_leaves_them_out(cli: Cli, tmp_path:
     assert cli("evaluate", "run", "--data", "only").is_one_line("all 6 images of only were trained")
 
 
+def test_a_run_leaves_out_images_that_came_later(cli: Cli, tmp_path: Path) -> None:
+    folder = make(tmp_path / "photos", {"train/b": 20, "train/c": 20, "test/b": 6, "test/c": 6})
+    settings = ("common", *QUICK[::2], "epochs=2", "keep_checkpoints=0", "--data", "photos")
+    assert cli("train", *settings, "--out", "run").code == 0
+    run = Run.open(tmp_path / "run")
+    before = run.result()
+    assert before is not None
+    make(folder, {"train/a": 5, "train/c": 5, "test/b": 5}, start=1000, name="0-{}.png")
+
+    (run.folder / "result.json").unlink()  # as if it had been stopped after an epoch
+    run.checkpoints()[-1].unlink()
+    resumed = cli("resume", "run")
+    assert "15 image(s) of photos came after run; left out" in resumed.err
+    after = Run.open(run.folder).result()
+    assert after is not None
+    assert after["test_loss"] == before["test_loss"]
+    assert cli("export", "run", "--out", "bundle").code == 0
+
+
+def test_data_that_a_run_is_not_of_is_told_with_a_remedy(cli: Cli, tmp_path: Path) -> None:
+    folder = make(tmp_path / "photos", {"a": 20, "b": 20})
+    assert cli("train", "common", *QUICK, "--data", "photos", "--out", "run").code == 0
+    (folder / "a" / "0.png").rename(folder / "a" / "zz.png")
+    for line in (("resume", "run"), ("export", "run", "--out", "bundle")):
+        renamed = cli(*line)
+        assert renamed.is_one_line(
+            "run was trained on other data than photos", "some are renamed", "with --data"
+        )
+    (folder / "a" / "zz.png").unlink()
+    gone = cli("resume", "run")
+    assert gone.is_one_line("1 of its 40 images are gone; name its own with --data, or train anew")
+
+
 @pytest.mark.parametrize(
     ("train", "other"),
     [("train", "valid"), ("Train", "Test"), ("training", "testing"), ("train", "dev")],
@@ -306,6 +339,13 @@ def test_results_of_halfmeg_are_no_class(tmp_path: Path, cli: Cli) -> None:
     assert set(report.classes) == {"cat", "dog"}
     assert {i.reason for i in report.passed_over} == {"in a result of halfmeg"}
     assert Run.open(tmp_path / "one").data.fingerprint == report.fingerprint
+    assert report.notes == ()
+
+    (tmp_path / "found").mkdir()  # as a search leaves it
+    (tmp_path / "found" / "search.json").write_text("{}")
+    picture(1).save(tmp_path / "found" / "figure.png")
+    (tmp_path / "found" / "trials").mkdir()
+    assert set(load_dataset(str(tmp_path)).classes) == {"cat", "dog"}
 
 
 def test_the_same_image_under_two_labels_or_in_two_parts_is_a_problem(tmp_path: Path) -> None:
@@ -315,6 +355,21 @@ def test_the_same_image_under_two_labels_or_in_two_parts_is_a_problem(tmp_path: 
     problems = "\n".join(inspect_data(str(root)).problems)
     assert "1 image(s) stand under two labels: train/a/1.png = train/b/other.png" in problems
     assert "1 test image(s) stand in the training part too: train/b/2.png" in problems
+
+
+def test_one_image_in_training_and_validation_is_told_by_its_parts(tmp_path: Path) -> None:
+    parts = ("train", "valid", "test")
+    root = make(tmp_path, {f"{part}/{c}": 6 for part in parts for c in "ab"})
+    for name in ("4", "5"):
+        shutil.copy(root / "train" / "a" / f"{name}.png", root / "valid" / "a" / f"{name}.png")
+    shutil.copy(root / "valid" / "a" / "0.png", root / "test" / "a" / "0.png")
+    told = [line.partition(":")[0] for line in inspect_data(str(root)).problems]
+    assert told == [
+        "2 validation image(s) stand in the training part too",
+        "1 test image(s) stand in the validation part too",
+    ]
+    (note,) = load_dataset(str(root)).notes
+    assert note.startswith("2 validation image(s) have the pixels of a training image; ")
 
 
 def test_nearly_the_same_image_is_listed(tmp_path: Path, cli: Cli) -> None:
@@ -450,6 +505,13 @@ def test_twelve_bits_in_sixteen_are_said(tmp_path: Path) -> None:
     for _ in range(2):  # decoded, then from the cache
         (note,) = load_dataset(str(root)).notes
         assert note == "1 image(s) hold gray of 12 bits in more, and are scaled so"
+
+
+def test_fourteen_bits_in_sixteen_are_said() -> None:
+    ramp = np.linspace(0, 2**14 - 1, 4096).reshape(64, 64).round().astype(np.uint16)
+    image = decode_image(encoded(Image.fromarray(ramp)), 64)
+    assert image.note.startswith("use 14 of 16 bits of gray or fewer, and stay as dark; store")
+    assert image.pixels.max() == 64
 
 
 def wide_png(pixels: np.ndarray) -> bytes:
@@ -706,6 +768,7 @@ def test_predict_keeps_what_is_finished(tmp_path: Path, cli: Cli) -> None:
     ]  # fmt: skip
     again = cli("predict", "photos", "--out", "answers.csv")
     assert "answers.csv exists already and is not overwritten" in again.err
+    assert again.is_one_line("choose another --out")
     assert "neither .csv nor .json" in cli("predict", "photos", "--out", "answers.txt").err
 
 
@@ -802,8 +865,10 @@ def test_several_tables_are_told_apart(tmp_path: Path) -> None:
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     for shard in (1, 2, 4):
         table(tmp_path / f"train-{shard:05}-of-00005.parquet", [0, 1])
-    with pytest.raises(ValueError, match="missing are 0, 3, counted from 0"):
-        load_dataset(str(tmp_path))
+        table(tmp_path / "hashes" / f"train-{shard:05}-of-00005-a09b74b3ef9c3b56.parquet", [0, 1])
+    for folder in (tmp_path, tmp_path / "hashes"):
+        with pytest.raises(ValueError, match="missing are 0, 3, counted from 0"):
+            load_dataset(str(folder))
 
 
 def test_parquet_columns_of_other_kinds(tmp_path: Path) -> None:

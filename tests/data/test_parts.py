@@ -5,6 +5,7 @@ Each test is named after its case in docs/data.md; `test_images.py` has the othe
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Cli
 from PIL import Image
-from test_images import QUICK, make, table
+from test_images import QUICK, make, picture, table
 
+from halfmeg.artifacts.run import Run
 from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of
@@ -159,6 +161,47 @@ def test_a_class_without_an_image_is_said(cli: Cli, tmp_path: Path) -> None:
     checked = cli("data", "check", "p")
     assert f"note: {told}" in checked.out
     assert "raw/1.cr2: no image format" in checked.out
+
+
+@pytest.mark.parametrize("outer", ["train", "backup"])
+def test_classes_within_a_folder_beside_them_are_an_error(tmp_path: Path, outer: str) -> None:
+    make(tmp_path / "p", {"a": 3, "b": 3, f"{outer}/a": 3, f"{outer}/b": 3})
+    with pytest.raises(ValueError, match=f"has the folders a, b, and so has .*p/{outer}; move"):
+        load_dataset(str(tmp_path / "p"))
+
+
+def test_spaces_around_a_folders_name_make_no_class(tmp_path: Path) -> None:
+    make(tmp_path / "p", {"train/Cat": 4, "train/Dog ": 4, "test/Cat ": 2, "test/Dog": 2})
+    data = load_dataset(str(tmp_path / "p"))
+    assert (data.classes, len(data.train), len(data.test)) == (("Cat", "Dog"), 8, 4)
+    make(tmp_path / "p", {"test/cat": 2}, start=50)
+    with pytest.raises(ValueError, match="images: cat; allowed: Cat, Dog; rename its folder, or"):
+        load_dataset(str(tmp_path / "p"))
+
+
+def test_behind_a_dot_there_may_be_no_ending(tmp_path: Path) -> None:
+    folder = make(tmp_path / "p", {"a": 8, "b": 8})
+    for index, name in enumerate(("IMG.1234", "2024.01.05", "x.png?w=300", "y.jpg_large")):
+        (folder / "a" / f"{index}.png").rename(folder / "a" / name)
+    (folder / "b" / "7.bak.1").write_text("no image")
+    (folder / "b" / "7.3gp").write_text("no image")
+    report = inspect_data(str(folder))
+    assert report.train + report.test == 16
+    assert {item.path: item.reason for item in report.passed_over} == {
+        "b/7.bak.1": "without an ending, and no image",
+        "b/7.3gp": "no image format that is read (.3gp)",
+    }
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_images_that_are_called_otherwise_are_said(tmp_path: Path, kind: str) -> None:
+    folder = make(tmp_path / "p", {"a": 8, "b": 8})
+    (folder / "c").mkdir()
+    picture(99).save(folder / "c" / "photo.txt", kind)
+    reason = "an image by its first bytes, but called .txt: rename it"
+    assert [item.reason for item in inspect_data(str(folder)).passed_over] == [reason]
+    with pytest.raises(ValueError, match=f"class 'c' of p has no training images .*{reason}"):
+        load_dataset(str(folder))
 
 
 def test_images_without_a_class_are_named_with_what_to_do(tmp_path: Path) -> None:
@@ -390,3 +433,123 @@ def test_true_and_false_are_names_of_classes(tmp_path: Path) -> None:
 def test_the_rows_of_a_table_have_no_file_ending(tmp_path: Path) -> None:
     table(tmp_path / "a.parquet", sorted([0, 1] * 30))
     assert inspect_data(str(tmp_path / "a.parquet")).giveaways == ()
+
+
+@pytest.mark.parametrize("name", ["t.pq", "t.PARQ", "t.parquet.gzip"])
+def test_parquet_by_other_endings(tmp_path: Path, name: str) -> None:
+    path = table(tmp_path / name, LABELS)
+    assert len(load_dataset(str(path)).train)
+    if name != "t.parquet.gzip":  # in a folder, by its ending alone
+        assert len(load_dataset(str(tmp_path)).train)
+
+
+def test_what_lies_beside_tables_is_listed(tmp_path: Path) -> None:
+    table(tmp_path / "p" / "train.parquet", LABELS)
+    table(tmp_path / "p" / "test.parquet", LABELS, start=50)
+    table(tmp_path / "p" / "old" / "train.parquet", LABELS, start=90)
+    make(tmp_path / "p", {"cat": 2}, start=200)
+    (tmp_path / "p" / "README.md").write_text("text")
+    report = inspect_data(str(tmp_path / "p"))
+    assert (report.train, report.test, report.files) == (20, 20, 44)
+    assert {item.path: item.reason for item in report.passed_over} == {
+        "cat/0.png": "beside the tables", "cat/1.png": "beside the tables",
+        "old/train.parquet": "beside the tables",
+        "README.md": "no image format that is read (.md)",
+    }  # fmt: skip
+    assert load_dataset(str(tmp_path / "p")).notes[0].startswith("4 files passed over: ")
+
+
+@pytest.mark.parametrize("name", ["is_valid", "isTest", "Fold"])
+def test_a_column_that_may_divide_is_said(tmp_path: Path, name: str) -> None:
+    told = f"the column {name} is not used; to divide the images, write train and test into it"
+    marks = ["0", "1"] * 10
+    assert load_dataset(csv_of(tmp_path, f"path,label,{name}", CLASSES, marks)).notes == (told,)
+    table(tmp_path / "t" / "x.parquet", LABELS, **{name: [True, False] * 10})
+    assert load_dataset(str(tmp_path / "t")).notes == (told,)
+    parts = ["train"] * 14 + ["test"] * 6  # another column divides
+    both = csv_of(tmp_path, f"path,label,{name},phase", CLASSES, marks, parts)
+    assert load_dataset(both).notes == ("the column phase divides the images",)
+
+
+def test_a_column_for_each_class_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    told = "name another with --label-column; one column has to hold each row's class"
+    marks = ["0", "1"] * 10, ["1", "0"] * 10
+    with pytest.raises(ValueError, match=told):
+        load_dataset(csv_of(tmp_path, "path,a,b", *marks))
+    pixels = np.zeros((20, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.eye(2)[LABELS])
+    with pytest.raises(ValueError, match=r"store labels\.argmax\(1\)"):
+        load_dataset(str(tmp_path / "a.npz"))
+
+
+def test_a_csv_of_excel_and_utf16_without_its_mark(tmp_path: Path) -> None:
+    path = Path(csv_of(tmp_path, "path,label", CLASSES))
+    expected, text = load_dataset(str(path)).fingerprint, path.read_text()
+    for separator in ",;":
+        path.write_text(f"sep={separator}\n" + text.replace(",", separator))
+        assert load_dataset(str(path)).fingerprint == expected
+    for encoding in ("utf-16-le", "utf-16-be"):
+        path.write_text(text, encoding=encoding)
+        with pytest.raises(ValueError, match="it is UTF-16 or no text; save it as UTF-8"):
+            load_dataset(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("t.csv.gz", "unpack it, and name the file"), ("p.tar.gz", "unpack it, and name the folder"),
+     ("a.jpg", "`halfmeg predict` takes images")],
+)  # fmt: skip
+def test_a_file_that_is_no_source_is_told_with_what_to_do(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    (tmp_path / name).write_bytes(b"text")
+    with pytest.raises(ValueError, match=f"is a file; .*; {told}"):
+        load_dataset(str(tmp_path / name))
+
+
+def test_a_folder_of_other_files_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "shard-0.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has no sub-folders.*1 no image format.*\(\.tar\)"):
+        load_dataset(str(tmp_path / "p"))
+    table(tmp_path / "deep" / "a" / "b" / "x.parquet", LABELS)
+    with pytest.raises(ValueError, match=r"to read a/b/x\.parquet, name its folder"):
+        load_dataset(str(tmp_path / "deep"))
+
+
+def test_names_that_are_no_utf8(tmp_path: Path, cli: Cli) -> None:
+    folder = make(tmp_path / "p", {"a": 12, "b": 12})
+    (folder / "b").rename(folder / os.fsdecode(b"caf\xe9"))  # as an old archive leaves it
+    (folder / "a" / "0.png").rename(folder / "a" / os.fsdecode(b"\xff.png"))
+    assert cli("train", "common", *QUICK, "--data", "p", "--out", "run").code == 0
+    assert Run.open(tmp_path / "run").data.classes == ("a", r"caf\xe9")
+    assert cli("evaluate", "run").code == 0
+    assert cli("predict", "p", "--bundle", "run", "--json").code == 0
+    other = os.fsdecode(b"\xe9")
+    told = cli("train", "common", *QUICK, "--data", "p", "--out", other)
+    assert told.is_one_line("its name is no UTF-8; choose another")
+    folder.rename(tmp_path / other)
+    assert cli("train", "common", "--data", other).is_one_line("is no UTF-8; rename it")
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    told = "a pointer of Git LFS, not the file itself; run git lfs pull"
+    folder = make(tmp_path / "p", {"a": 6, "b": 6})
+    (folder / "a" / "0.png").write_bytes(pointer)
+    with pytest.raises(ValueError, match=f"a/0.png: {told}"):
+        load_dataset(str(folder))
+    (tmp_path / "t.parquet").write_bytes(pointer)
+    with pytest.raises(ValueError, match=told):
+        load_dataset(str(tmp_path / "t.parquet"))
+    (tmp_path / "t.npz").write_bytes(pointer)
+    with pytest.raises(ValueError, match="it is damaged, or holds Python objects; store arrays"):
+        load_dataset(str(tmp_path / "t.npz"))
+
+
+def test_folders_that_spark_calls_as_parts(tmp_path: Path) -> None:
+    for part, count in (("train", 20), ("test", 6)):
+        table(tmp_path / "t" / f"{part}.parquet" / "part-0.snappy.parquet", LABELS[:count])
+        (tmp_path / "t" / f"{part}.parquet" / "other.parquet").mkdir()
+    data = load_dataset(str(tmp_path / "t"))
+    assert (len(data.train), len(data.test)) == (20, 6)

@@ -222,6 +222,26 @@ def test_npz_and_npy(tmp_path: Path) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 10, 10)
 
 
+def test_names_in_arrays_are_those_of_other_sources(tmp_path: Path) -> None:
+    names = np.array(["caf\u00e9", "cafe\u0301", "tea ", "tea"])[LABELS]
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=names)
+    assert load_dataset(str(tmp_path / "a.npz")).classes == ("caf\u00e9", "tea")
+    np.savez(tmp_path / "b.npz", images=PIXELS, labels=np.char.encode(names, "utf-8"))
+    assert load_dataset(str(tmp_path / "b.npz")).classes == ("caf\u00e9", "tea")
+    for labels, told in (
+        (np.char.encode(names, "utf-16"), r"b.npz has labels of bytes that are no UTF-8"),
+        (np.array(["tea", " "] * 20), r"b.npz: the label of image 1 is empty"),
+    ):
+        np.savez(tmp_path / "b.npz", images=PIXELS, labels=labels)
+        with pytest.raises(ValueError, match=told):
+            load_dataset(str(tmp_path / "b.npz"))
+    np.savez(
+        tmp_path / "c.npz", x_train=PIXELS, y_train=names, x_test=PIXELS[:4], y_test=[0, 1, 0, 1]
+    )
+    with pytest.raises(ValueError, match=r"labels of texts in one part and numbers in another"):
+        load_dataset(str(tmp_path / "c.npz"))
+
+
 @pytest.mark.parametrize(
     "names", ["x_train y_train x_dev y_dev", "X_train Y_train X_valid Y_valid",
               "train_images train_labels testing_images testing_labels",
