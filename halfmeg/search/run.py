@@ -40,6 +40,7 @@ from halfmeg.search.space import SPACE, Space, build_space, load_space
 from halfmeg.search.trials import Search, run_trials
 from halfmeg.studies.cluster import Cluster
 from halfmeg.studies.workers import StudyListener
+from halfmeg.training.job import check
 from halfmeg.training.stopping import TrainingInterruptedError
 
 FEW_IMAGES = 10_000
@@ -169,6 +170,7 @@ def start(
         stored = before
     else:
         require_room(space, stored.limits, len(data.classes), data.image_shape)
+        _require_run(space, stored, data)
     baselines = choose_baselines(stored, data)
     if cluster is not None:
         with Cluster(cluster, data) as nodes:
@@ -194,6 +196,27 @@ def start(
             raise TrainingInterruptedError(told, number) from None
         finally:
             search.clock.save()
+
+
+def _require_run(space: Space, stored: Stored, data: DataSplits) -> None:
+    """Check that the recipe that a search begins with fits the data, with one network at least.
+
+    Raises:
+        ValueError: it does not; the message says why.
+    """
+    told = ""
+    for network in space.networks:
+        try:
+            config = space.config(
+                space.scaled(network, 0), most_epochs=1, side=data.image_shape.shortest,
+                val_fraction=stored.val_fraction,
+            )  # fmt: skip
+            check(config, data)
+        except ValueError as error:
+            told = str(error)
+        else:
+            return
+    raise ValueError(f"no network of the space can be trained; {told}")
 
 
 def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:

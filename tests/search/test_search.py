@@ -61,7 +61,7 @@ from halfmeg.search.schedule import (
     time_share,
 )
 from halfmeg.search.segment import train_until
-from halfmeg.search.space import SPACE, build_space
+from halfmeg.search.space import ALLOWED, SPACE, build_space
 from halfmeg.search.trials import Search
 
 SHAPE = image_shape(32)
@@ -245,6 +245,20 @@ def test_a_wrong_space_is_one_line(table: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=re.escape(told)) as caught:
         build_space(table)
     assert "\n" not in str(caught.value)
+
+
+def test_a_value_of_a_wrong_type_says_what_is_taken() -> None:
+    own = ("loss", "augment", "teacher")  # these take any text
+    for name in set(ALLOWED) - {"network", *own}:
+        values = [["fast"], "fast"]
+        if isinstance(getattr(RunConfig(model="cnn", epochs=1), name), int):
+            values += [[1, 2.5], -0.5]
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name}=.* in the space") as caught:
+                build_space({"network": "cnn", name: value})
+            assert re.search("takes|allowed: |no share", str(caught.value)), caught.value
+    with pytest.raises(ValueError, match="milestones is not for a search"):
+        build_space(SPACE, settings=["schedule=step", "milestones=3,6"])
 
 
 # The budget
@@ -784,6 +798,18 @@ def test_data_that_nothing_can_be_validated_on_is_one_line(few_digits: DataSplit
     one_each = replace(few_digits, train=few_digits.train.subset(firsts))
     with pytest.raises(ValueError, match="a search needs validation images"):
         describe_search(one_each, limits=Limits(params=10**6), seconds=60)
+
+
+def test_a_recipe_that_nothing_can_be_trained_with_leaves_no_folder(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    for settings in (["loss=fast"], ["crop=32", "crop_mode=reflect"], ["small_size=40"]):
+        stored, space = describe_search(
+            few_digits, limits=Limits(params=10**5), seconds=60, settings=settings
+        )
+        with pytest.raises(ValueError, match="no network of the space can be trained; "):
+            start(tmp_path / "out", few_digits, stored, space)
+        assert not (tmp_path / "out").exists()
 
 
 def test_networks_that_cannot_be_built_say_why(few_digits: DataSplits) -> None:
