@@ -19,6 +19,7 @@ from halfmeg.search.finish import (
     Timed,
     choose_baselines,
     decide,
+    fill_up,
     finish,
 )
 from halfmeg.search.journal import Journal
@@ -268,7 +269,7 @@ def _run(
     if search.stored.final is None:
         plan = search.stored.plan
         with threads_of_a_trial(search):
-            timed = time_baselines(search, baselines)
+            timed = time_baselines(search, fill_up(search, baselines))
             if plan is None or not plan.total_seconds:
                 plan_time(search, timed)
         if search.stored.seconds >= SHORT_SECONDS:

@@ -38,7 +38,7 @@ from halfmeg.search.budget import (
     parse_limits,
     require_room,
 )
-from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, finish
+from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fill_up, finish
 from halfmeg.search.front import front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials
 from halfmeg.search.lanes import SearchListener
@@ -676,6 +676,37 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
     shipped = cli("export", "out", "--out", "mine", "--allow-loss", "--pick", "ram=40k", "--json")
     assert shipped.code == 0, shipped.err
     assert shipped.json["model"].startswith("tiny.py:Tiny(")
+
+
+def test_where_too_few_networks_fit_the_widest_of_the_space_are_compared(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    limits = Limits(params=20_000, ram=6_000)
+    stored, space = describe_search(few_digits, limits=limits, seconds=300)
+    assert choose_baselines(stored, few_digits) == []
+    journal = Journal(tmp_path, stored.seed, stored.strategy)
+    search = Search(tmp_path, stored, space, few_digits, journal, Clock(tmp_path), SearchListener())
+    filled = fill_up(search, [("mlp", 9_000)])
+    assert filled[0] == ("mlp", 9_000)
+    widest = [space.model(drawn) for drawn in search.starts()]
+    assert filled[1:] == [(model, BUDGET) for model in widest[:2]]
+    for model, budget in filled[1:]:
+        costs = measure_costs(model, 10, few_digits.image_shape, limits, budget=budget)
+        assert limits.fits(costs)
+    for given in ({"baselines": []}, {"compare": False}, {"seconds": 60.0}):
+        search.stored = replace(stored, **given)
+        assert fill_up(search, []) == []
+
+
+def test_a_named_network_over_a_limit_of_ram_keeps_that_of_flash(few_digits: DataSplits) -> None:
+    limits = Limits(flash=30_000, ram=6_000)
+    described = describe_search(
+        few_digits, limits=limits, seconds=300, baselines=["record", "resnet8"]
+    )
+    (name, budget), other = choose_baselines(described[0], few_digits)
+    assert (name, other) == ("record", ("resnet8", BUDGET))
+    costs = measure_costs(name, 10, few_digits.image_shape, limits, budget=budget)
+    assert 20_000 < costs.flash <= 30_000 and costs.ram > 6_000
 
 
 NAN = '''
