@@ -79,7 +79,7 @@ def describe_search(
         baselines: what the winner is compared with at the end; None for those that fit.
         compare: whether it is.
         seed: of the draws.
-        strategy: `tpe`, or `random` without halving.
+        strategy: `tpe`, or `random`: without halving, and nothing chosen to begin with.
 
     Raises:
         ValueError: a fault in any of these, or data that nothing can be validated on.

@@ -503,6 +503,32 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
         open_search(out, first_digits(201))
 
 
+def test_one_seed_is_no_plural_on_the_page(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored, space = open_search(out, few_digits)
+    journal = Journal(out, stored.seed, stored.strategy)
+    for seeds, told in ((1, "cnn, 1 seed each."), (5, "cnn, 5 seeds each.")):
+        final = Final(found[1].winner.number, "final-1", seeds, (("cnn", BUDGET),), 9)
+        changed = replace(stored, final=final)
+        write_page(Search(out, changed, space, few_digits, journal, Clock(out), SearchListener()))
+        assert told in (out / "search.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_random_search_begins_with_nothing_chosen_and_stops_nothing(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    _, trials = searched(tmp_path / "out", few_digits, strategy="random")
+    chosen = {d.name: d.first() for d in open_search(tmp_path / "out", few_digits)[1].dimensions}
+    trained = [t for t in trials if t.was_trained and t.config is not None]
+    assert trained
+    assert all(t.config.lr != chosen["lr"] for t in trained)
+    assert all(set(t.reached) == {t.config.epochs} for t in trained)
+    assert not [t for t in trials if t.outcome == "stopped"]
+
+
 @pytest.mark.slow
 def test_given_time_a_search_goes_on(
     tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
