@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from halfmeg.search.budget import (
 from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fill_up, finish
 from halfmeg.search.front import front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials
-from halfmeg.search.lanes import SearchListener
+from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.page import write_page
 from halfmeg.search.record import (
     JOURNAL,
@@ -664,6 +666,33 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, tiny: str, pictures: Path
     trials = read_trials(tmp_path / "out")
     assert not [t for t in trials if t.outcome == "failed"]
     assert [t for t in trials if t.outcome == "done"]
+
+
+@pytest.mark.slow
+def test_a_trial_for_workers_that_were_killed_meanwhile_is_trained_by_others(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    space = build_space(SPACE, [tiny], ["epochs=2"])
+    drawn = space.scaled(tiny, 0)
+    config = space.config(drawn, most_epochs=2, side=32, val_fraction=0.2)
+    trials = [Trial(number, drawn, "running", config) for number in range(2)]
+    with Lanes(
+        few_digits, 2, None, lambda number: [tmp_path / f"{number}"], Clock(tmp_path),
+        SearchListener(),
+    ) as lanes:  # fmt: skip
+        lanes.submit(trials[0], 2, 60.0)
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        (first,) = lanes.waiting
+        assert isinstance(first.exception(60), BrokenProcessPool)
+        lanes.submit(trials[1], 2, 60.0)
+        found = {}
+        while lanes.are_busy:
+            found.update(lanes.wait())
+    assert {number: (r.epochs, r.error) for number, r in found.items()} == {
+        0: (2, None), 1: (2, None),
+    }  # fmt: skip
 
 
 def test_a_baseline_of_one_size_is_compared_without_smaller_images(few_digits) -> None:
