@@ -4,12 +4,13 @@
     python benchmarks/search.py eurosat --data ../shared/data/eurosat --hours 1 --out DIR
     python benchmarks/search.py clothing --data ../shared/data/clothing --hours 1 --out DIR
 
-Searchers: `halfmeg`, whole; `random`, halfmeg's own space drawn at random and without halving; and
+Searchers: `halfmeg`; `random`, halfmeg's own space drawn at random and without halving; and
 `kerastuner`, KerasTuner's Hyperband over small plain CNNs on the torch backend (the extra
-`kerastuner`). All choose by the same validation images under the same limits. `DIR/search.json`
-holds for each the best validation accuracy after each trial, and what it reached on test images,
-read once; `DIR/search.png` draws it. One that is killed goes on when it is started again: with
-`timeout 3600` in front and one of `--searchers` behind, hours are run one by one.
+`kerastuner`). All choose by the same validation images under the same limits, and have all of the
+hours for it; with `--compare` halfmeg's hold its last comparison too. `DIR/search.json` holds for
+each the hours that it took, the best validation accuracy after each trial, and what it reached on
+test images, read once; `DIR/search.png` draws it. One that is killed goes on when it is started
+again: with `timeout 3600` in front and one of `--searchers` behind, hours are run one by one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from halfmeg.evaluation.evaluate import score
 from halfmeg.files import read_json, write_json
 from halfmeg.search.budget import Limits, parse_limits
 from halfmeg.search.journal import read_trials
+from halfmeg.search.record import Clock
 from halfmeg.search.run import describe_search, start
 from halfmeg.studies.figures import COLOURS, STYLE, write_figure
 
@@ -44,13 +46,13 @@ MOST_EPOCHS = 81
 
 
 def search_ours(
-    name: str, task: str, data: DataSplits, hours: float, folder: Path
+    name: str, task: str, data: DataSplits, hours: float, folder: Path, *, compare: bool
 ) -> dict[str, Any]:
     """Search with halfmeg; `random` draws at random, stops nothing early and compares nothing."""
     limits, baselines = TASKS[task]
     stored, space = describe_search(
         data, limits=parse_limits(**limits), seconds=3600 * hours, baselines=baselines,
-        compare=name == "halfmeg", strategy="tpe" if name == "halfmeg" else "random",
+        compare=compare and name == "halfmeg", strategy="tpe" if name == "halfmeg" else "random",
     )  # fmt: skip
     outcome = start(folder, data, stored, space)
     result = outcome.run.result() or {}
@@ -63,7 +65,7 @@ def search_ours(
         curve.append([(trial.ended or 0.0) / 3600, best])
     assert outcome.winner.config is not None
     return {
-        "model": outcome.winner.config.model, "curve": curve,
+        "model": outcome.winner.config.model, "hours": Clock(folder).before / 3600, "curve": curve,
         "test_accuracy": result.get("test_accuracy"), "verdicts": outcome.verdicts,
     }  # fmt: skip
 
@@ -151,7 +153,10 @@ def search_kerastuner(task: str, data: DataSplits, hours: float, folder: Path) -
 
     logits = model.predict(prepared(data.test.images), verbose=0)
     test = score(torch.from_numpy(np.array(logits)), data.test.labels)
-    return {"model": "plain CNN", "curve": curve, "test_accuracy": test.accuracy, "verdicts": []}
+    return {
+        "model": "plain CNN", "hours": curve[-1][0], "curve": curve,
+        "test_accuracy": test.accuracy, "verdicts": [],
+    }  # fmt: skip
 
 
 def over_limit(limits: Limits, params: int, macs: int, ram: int) -> bool:
@@ -181,6 +186,9 @@ def main() -> None:
     parser = build_parser(__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--hours", type=float, default=1.0, help="of each searcher")
+    parser.add_argument(
+        "--compare", action="store_true", help="let halfmeg compare its winner within its hours"
+    )
     parser.add_argument("--searchers", nargs="+", default=SEARCHERS, choices=SEARCHERS)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -197,7 +205,9 @@ def main() -> None:
         if name == "kerastuner":
             found[name] = search_kerastuner(args.task, data, args.hours, folder)
         else:
-            found[name] = search_ours(name, args.task, data, args.hours, folder)
+            found[name] = search_ours(
+                name, args.task, data, args.hours, folder, compare=args.compare
+            )
         write_json(path, found)
         accuracy = found[name]["test_accuracy"] or 0.0
         print(f"{name:<12} {found[name]['model']}: {accuracy:.2%} of the test images")

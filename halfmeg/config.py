@@ -306,6 +306,23 @@ def _type_name(annotation: Any) -> str:
     }.get(annotation, " or ".join(_literal_values(annotation)))  # fmt: skip
 
 
+def is_of_type(key: str, value: Any) -> bool:
+    """Return whether a value is of a setting's type, be it out of range or an unknown name."""
+    annotation = _TYPES[key]
+    if isinstance(value, str):
+        return annotation is str or bool(_literal_values(annotation))
+    try:
+        msgspec.convert(value, annotation)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def describe_type(key: str) -> str:
+    """Return what a setting takes, for a message."""
+    return f"{key} takes {_type_name(_TYPES[key])}"
+
+
 def _parse(key: str, text: str, annotation: Any) -> Any:
     try:
         if annotation == CompileName and text.lower() == "auto":
@@ -317,7 +334,5 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
         if annotation in (int, float):
             return annotation(text)
     except (ValueError, KeyError):
-        raise ValueError(
-            f"{key}={text!r} is not allowed; {key} takes {_type_name(annotation)}"
-        ) from None
+        raise ValueError(f"{key}={text!r} is not allowed; {describe_type(key)}") from None
     return text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from halfmeg.artifacts.run import Run
@@ -92,6 +93,18 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
     return [baseline for baseline in found if baseline is not None][:NUM_BASELINES]
 
 
+def fill_up(search: Search, baselines: Sequence[Baseline]) -> list[Baseline]:
+    """Add to fewer than three, of which the user named none, what the search begins with.
+
+    That is the widest network of each of the space that fits: what one takes without a search.
+    """
+    stored = search.stored
+    if not stored.compare or stored.seconds < SHORTEST_SECONDS or stored.baselines is not None:
+        return list(baselines)
+    widest = ((search.space.model(drawn), BUDGET) for drawn in search.starts())
+    return list(dict.fromkeys([*baselines, *islice(widest, NUM_BASELINES - len(baselines))]))
+
+
 def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
     """Return a network that the user named, also one over a limit, or that of a run or search."""
     if is_search(text):
@@ -103,7 +116,8 @@ def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
         config = Run.open(text).config
         return config.model, config.budget
     if not is_place(text) and text in MODELS and MODELS[text].scalable:
-        return _within(text, limits, data) or (text, BUDGET)
+        weights = Limits(params=limits.params, flash=limits.flash)  # these a budget can always keep
+        return _within(text, limits, data) or _within(text, weights, data) or (text, BUDGET)
     measure_costs(text, len(data.classes), data.image_shape, Limits())  # raises for an unknown one
     return text, BUDGET
 
@@ -217,7 +231,7 @@ def finish(
     assert winner.config is not None
     if not final.seeds:
         run = finish_trial(search.run_folders(winner.number)[0], search.data)
-        why = _why_alone(search.stored, timed)
+        why = _why_alone(search.stored, winner.config, timed)
         return Outcome(winner, run, failures=timed.failures, no_verdict=why)
     study = run_study(
         list(_configs(winner.config, final, search.data)), search.data,
@@ -227,7 +241,7 @@ def finish(
     return _outcome(search.folder, search.data, winner, study, timed.failures)
 
 
-def _why_alone(stored: Stored, timed: Timed) -> str:
+def _why_alone(stored: Stored, winner: RunConfig, timed: Timed) -> str:
     if not stored.compare:
         return "--no-compare was given"
     if stored.seconds < SHORTEST_SECONDS:
@@ -235,6 +249,8 @@ def _why_alone(stored: Stored, timed: Timed) -> str:
     if not timed.seconds:
         which = "could be trained" if timed.failures else "is within the limits"
         return f"no network to compare with {which}"
+    if all(model == winner.model for model, _ in timed.seconds):
+        return "what it would be compared with is the winner itself"
     return "the time that was left was too short"
 
 

@@ -123,7 +123,7 @@ class Stored:
         baselines: named by the user; None: those that fit.
         compare: whether there is a last comparison.
         seed: of the draws.
-        strategy: `tpe` with halving, or `random`, both without.
+        strategy: `tpe` with halving, or `random`: neither, and nothing chosen to begin with.
         seconds: all the time there is.
         leg: how often it was given time.
         previous: the trials that won before it was given more.

@@ -19,6 +19,7 @@ from halfmeg.search.finish import (
     Timed,
     choose_baselines,
     decide,
+    fill_up,
     finish,
 )
 from halfmeg.search.journal import Journal
@@ -40,6 +41,7 @@ from halfmeg.search.space import SPACE, Space, build_space, load_space
 from halfmeg.search.trials import Search, run_trials
 from halfmeg.studies.cluster import Cluster
 from halfmeg.studies.workers import StudyListener
+from halfmeg.training.job import check
 from halfmeg.training.stopping import TrainingInterruptedError
 
 FEW_IMAGES = 10_000
@@ -77,7 +79,7 @@ def describe_search(
         baselines: what the winner is compared with at the end; None for those that fit.
         compare: whether it is.
         seed: of the draws.
-        strategy: `tpe`, or `random` without halving.
+        strategy: `tpe`, or `random`: without halving, and nothing chosen to begin with.
 
     Raises:
         ValueError: a fault in any of these, or data that nothing can be validated on.
@@ -169,6 +171,7 @@ def start(
         stored = before
     else:
         require_room(space, stored.limits, len(data.classes), data.image_shape)
+        _require_run(space, stored, data)
     baselines = choose_baselines(stored, data)
     if cluster is not None:
         with Cluster(cluster, data) as nodes:
@@ -194,6 +197,27 @@ def start(
             raise TrainingInterruptedError(told, number) from None
         finally:
             search.clock.save()
+
+
+def _require_run(space: Space, stored: Stored, data: DataSplits) -> None:
+    """Check that the recipe that a search begins with fits the data, with one network at least.
+
+    Raises:
+        ValueError: it does not; the message says why.
+    """
+    told = ""
+    for network in space.networks:
+        try:
+            config = space.config(
+                space.scaled(network, 0), most_epochs=1, side=data.image_shape.shortest,
+                val_fraction=stored.val_fraction,
+            )  # fmt: skip
+            check(config, data)
+        except ValueError as error:
+            told = str(error)
+        else:
+            return
+    raise ValueError(f"no network of the space can be trained; {told}")
 
 
 def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
@@ -248,7 +272,7 @@ def _run(
     if search.stored.final is None:
         plan = search.stored.plan
         with threads_of_a_trial(search):
-            timed = time_baselines(search, baselines)
+            timed = time_baselines(search, fill_up(search, baselines))
             if plan is None or not plan.total_seconds:
                 plan_time(search, timed)
         if search.stored.seconds >= SHORT_SECONDS:

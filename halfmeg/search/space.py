@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from halfmeg.config import RunConfig
+from halfmeg.config import RunConfig, describe_type, is_of_type
 from halfmeg.errors import did_you_mean
 from halfmeg.networks.table import FAMILIES, find_entry
 from halfmeg.places.load import load, takes
@@ -260,6 +260,10 @@ def _with_given(
     given = RunConfig(model="cnn", epochs=1).override(settings)
     for key in (text.partition("=")[0] for text in settings):
         value, before = getattr(given, key), found.get(key)
+        if isinstance(value, tuple):
+            raise ValueError(
+                f"{key} is not for a search, whose runs differ in epochs; choose another schedule"
+            )
         nested = before.get(value) if isinstance(before, Mapping) else None
         found = {
             name: values if name == NETWORK else _without(key, values)
@@ -362,6 +366,8 @@ def _check_settings(space: Space) -> None:
             if not (low and value <= 1):
                 raise ValueError(f"{name}={value} in the space is no share; allowed: 0 to 1")
             continue
+        if not is_of_type(name, value):
+            raise ValueError(f"{name}={value!r} in the space is not allowed; {describe_type(name)}")
         others: dict[str, dict[str, Any]] = {
             "alternate": {"hflip": True},
             "head_lr": {"optimizer": "muon"},
@@ -372,7 +378,7 @@ def _check_settings(space: Space) -> None:
                 named: dict[str, Any] = {name: value}
                 replace(RunConfig.from_dict(base | needs), **named)
             RunConfig.from_dict(base | needs | {name: value})
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{name}={value!r} in the space: {error}") from None
 
 

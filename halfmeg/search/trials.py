@@ -342,7 +342,9 @@ class _Engine:
         return float(np.median(known)) if known else 0.0
 
     def _untried_starts(self) -> Iterator[dict[str, Value]]:
-        """Yield what to begin with, of networks that no trial had yet."""
+        """Yield what to begin with, of networks that no trial had yet; at random nothing."""
+        if self.search.stored.strategy == "random":
+            return
         tried = {trial.drawn.get("network") for trial in self.trials.values() if trial.config}
         for drawn in self.search.starts():
             if drawn["network"] not in tried:

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self, TypeVar, final
@@ -51,8 +52,16 @@ class Pool:
         self._open.close()
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """Call a function of a module, with the data in front of its arguments, in a process."""
-        return self.executor.submit(_work, function, args)
+        """Call a function of a module, with the data in front of its arguments, in a process.
+
+        The future raises `BrokenProcessPool` where a process was killed, be it before this call.
+        """
+        try:
+            return self.executor.submit(_work, function, args)
+        except BrokenProcessPool as broken:
+            lost: Future[T] = Future()
+            lost.set_exception(broken)
+            return lost
 
     def restart(self) -> None:
         """Start new processes after one was killed, which ends all of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,10 @@ from halfmeg.search.budget import (
     parse_limits,
     require_room,
 )
-from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, finish
+from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fill_up, finish
 from halfmeg.search.front import front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials
-from halfmeg.search.lanes import SearchListener
+from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.page import write_page
 from halfmeg.search.record import (
     JOURNAL,
@@ -60,8 +62,8 @@ from halfmeg.search.schedule import (
     rung_epochs,
     time_share,
 )
-from halfmeg.search.segment import train_until
-from halfmeg.search.space import SPACE, build_space
+from halfmeg.search.segment import time_epoch, train_until
+from halfmeg.search.space import ALLOWED, SPACE, build_space
 from halfmeg.search.trials import Search
 
 SHAPE = image_shape(32)
@@ -245,6 +247,20 @@ def test_a_wrong_space_is_one_line(table: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=re.escape(told)) as caught:
         build_space(table)
     assert "\n" not in str(caught.value)
+
+
+def test_a_value_of_a_wrong_type_says_what_is_taken() -> None:
+    own = ("loss", "augment", "teacher")  # these take any text
+    for name in set(ALLOWED) - {"network", *own}:
+        values = [["fast"], "fast"]
+        if isinstance(getattr(RunConfig(model="cnn", epochs=1), name), int):
+            values += [[1, 2.5], -0.5]
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name}=.* in the space") as caught:
+                build_space({"network": "cnn", name: value})
+            assert re.search("takes|allowed: |no share", str(caught.value)), caught.value
+    with pytest.raises(ValueError, match="milestones is not for a search"):
+        build_space(SPACE, settings=["schedule=step", "milestones=3,6"])
 
 
 # The budget
@@ -489,6 +505,32 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
         open_search(out, first_digits(201))
 
 
+def test_one_seed_is_no_plural_on_the_page(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored, space = open_search(out, few_digits)
+    journal = Journal(out, stored.seed, stored.strategy)
+    for seeds, told in ((1, "cnn, 1 seed each."), (5, "cnn, 5 seeds each.")):
+        final = Final(found[1].winner.number, "final-1", seeds, (("cnn", BUDGET),), 9)
+        changed = replace(stored, final=final)
+        write_page(Search(out, changed, space, few_digits, journal, Clock(out), SearchListener()))
+        assert told in (out / "search.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_random_search_begins_with_nothing_chosen_and_stops_nothing(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    _, trials = searched(tmp_path / "out", few_digits, strategy="random")
+    chosen = {d.name: d.first() for d in open_search(tmp_path / "out", few_digits)[1].dimensions}
+    trained = [t for t in trials if t.was_trained and t.config is not None]
+    assert trained
+    assert all(t.config.lr != chosen["lr"] for t in trained)
+    assert all(set(t.reached) == {t.config.epochs} for t in trained)
+    assert not [t for t in trials if t.outcome == "stopped"]
+
+
 @pytest.mark.slow
 def test_given_time_a_search_goes_on(
     tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
@@ -626,6 +668,33 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, tiny: str, pictures: Path
     assert [t for t in trials if t.outcome == "done"]
 
 
+@pytest.mark.slow
+def test_a_trial_for_workers_that_were_killed_meanwhile_is_trained_by_others(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    space = build_space(SPACE, [tiny], ["epochs=2"])
+    drawn = space.scaled(tiny, 0)
+    config = space.config(drawn, most_epochs=2, side=32, val_fraction=0.2)
+    trials = [Trial(number, drawn, "running", config) for number in range(2)]
+    with Lanes(
+        few_digits, 2, None, lambda number: [tmp_path / f"{number}"], Clock(tmp_path),
+        SearchListener(),
+    ) as lanes:  # fmt: skip
+        lanes.submit(trials[0], 2, 60.0)
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        (first,) = lanes.waiting
+        assert isinstance(first.exception(60), BrokenProcessPool)
+        lanes.submit(trials[1], 2, 60.0)
+        found = {}
+        while lanes.are_busy:
+            found.update(lanes.wait())
+    assert {number: (r.epochs, r.error) for number, r in found.items()} == {
+        0: (2, None), 1: (2, None),
+    }  # fmt: skip
+
+
 def test_a_baseline_of_one_size_is_compared_without_smaller_images(few_digits) -> None:
     winner = RunConfig(model="resnet20", epochs=2, small_size=24, val_fraction=0.2)
     final = Final(0, "final-1", 2, (("cnn", 500_000), ("resnet8", 500_000)), 9)
@@ -664,6 +733,37 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
     assert shipped.json["model"].startswith("tiny.py:Tiny(")
 
 
+def test_where_too_few_networks_fit_the_widest_of_the_space_are_compared(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    limits = Limits(params=20_000, ram=6_000)
+    stored, space = describe_search(few_digits, limits=limits, seconds=300)
+    assert choose_baselines(stored, few_digits) == []
+    journal = Journal(tmp_path, stored.seed, stored.strategy)
+    search = Search(tmp_path, stored, space, few_digits, journal, Clock(tmp_path), SearchListener())
+    filled = fill_up(search, [("mlp", 9_000)])
+    assert filled[0] == ("mlp", 9_000)
+    widest = [space.model(drawn) for drawn in search.starts()]
+    assert filled[1:] == [(model, BUDGET) for model in widest[:2]]
+    for model, budget in filled[1:]:
+        costs = measure_costs(model, 10, few_digits.image_shape, limits, budget=budget)
+        assert limits.fits(costs)
+    for given in ({"baselines": []}, {"compare": False}, {"seconds": 60.0}):
+        search.stored = replace(stored, **given)
+        assert fill_up(search, []) == []
+
+
+def test_a_named_network_over_a_limit_of_ram_keeps_that_of_flash(few_digits: DataSplits) -> None:
+    limits = Limits(flash=30_000, ram=6_000)
+    described = describe_search(
+        few_digits, limits=limits, seconds=300, baselines=["record", "resnet8"]
+    )
+    (name, budget), other = choose_baselines(described[0], few_digits)
+    assert (name, other) == ("record", ("resnet8", BUDGET))
+    costs = measure_costs(name, 10, few_digits.image_shape, limits, budget=budget)
+    assert 20_000 < costs.flash <= 30_000 and costs.ram > 6_000
+
+
 NAN = '''
 import torch
 from torch import nn
@@ -683,6 +783,35 @@ class Nan(nn.Module):
         self.left -= 1
         return logits if self.left > 0 else logits * float("nan")
 '''
+
+
+NAP = '''
+import time
+from torch import nn
+
+class Nap(nn.Module):
+    """Is slow in steps 5 to 8, as where another program runs for a moment."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head, self.steps = nn.Linear(3, num_classes), 0
+
+    def forward(self, x):
+        self.steps += self.training
+        time.sleep(0.3 * (self.training and 5 <= self.steps <= 8))
+        return self.head(x.mean((2, 3)))
+'''
+
+
+def test_what_else_runs_for_a_moment_does_not_make_a_network_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> None:
+    (tmp_path / "nap.py").write_text(NAP)
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    seconds = time_epoch(RunConfig(model="nap.py:Nap", epochs=1, batch_size=32), few_digits)
+    assert time.monotonic() - started > 1.2  # the moment was within it
+    assert seconds < 1
 
 
 @pytest.mark.slow
@@ -784,6 +913,18 @@ def test_data_that_nothing_can_be_validated_on_is_one_line(few_digits: DataSplit
     one_each = replace(few_digits, train=few_digits.train.subset(firsts))
     with pytest.raises(ValueError, match="a search needs validation images"):
         describe_search(one_each, limits=Limits(params=10**6), seconds=60)
+
+
+def test_a_recipe_that_nothing_can_be_trained_with_leaves_no_folder(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    for settings in (["loss=fast"], ["crop=32", "crop_mode=reflect"], ["small_size=40"]):
+        stored, space = describe_search(
+            few_digits, limits=Limits(params=10**5), seconds=60, settings=settings
+        )
+        with pytest.raises(ValueError, match="no network of the space can be trained; "):
+            start(tmp_path / "out", few_digits, stored, space)
+        assert not (tmp_path / "out").exists()
 
 
 def test_networks_that_cannot_be_built_say_why(few_digits: DataSplits) -> None:
