@@ -25,7 +25,7 @@ from msgspec import Meta
 
 from halfmeg.data.cache import HUB_INFO, cache_folder
 from halfmeg.data.decode import Progress
-from halfmeg.data.parquet import ParquetFiles, find_parquet
+from halfmeg.data.parquet_files import ParquetFiles, find_parquet
 from halfmeg.files import new_folder, parse_json, read_json, scratch_folder, write_json
 
 PREFIX = "hf:"

@@ -29,7 +29,8 @@ from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.data.formats import image_endings
 from halfmeg.data.hub import find_on_hub, is_hub_source
 from halfmeg.data.options import DataOptions
-from halfmeg.data.parquet import beside_tables, find_parquet, read_parquet
+from halfmeg.data.parquet import read_parquet
+from halfmeg.data.parquet_files import beside_tables, find_parquet
 from halfmeg.data.scan import objects_hint, summarize_passed_over, table_hint
 from halfmeg.data.shape import ImageShape, ImageSize, data_shape
 from halfmeg.data.source import (

@@ -55,6 +55,7 @@ SPACE: dict[str, Any] = {
 
 NETWORK = "network"
 SHARES = ("epochs", "crop", "cutout", "small_size")
+NEEDS: dict[str, dict[str, Any]] = {"alternate": {"hflip": True}, "head_lr": {"optimizer": "muon"}}
 RESERVED = (
     "recipe", "model", "budget", "seed", "init", "val_fraction", "monitor", "tuning_trials",
     "device", "threads", "keep_checkpoints", "kernels", "compile", "sync_bn",
@@ -214,9 +215,7 @@ def load_space(place: str) -> dict[str, Any]:
 
 
 def build_space(
-    table: Mapping[str, Any],
-    networks: Sequence[str] = (),
-    settings: Sequence[str] = (),
+    table: Mapping[str, Any], networks: Sequence[str] = (), settings: Sequence[str] = ()
 ) -> Space:
     """Check a table and return its space.
 
@@ -261,9 +260,7 @@ def _with_given(
     for key in (text.partition("=")[0] for text in settings):
         value, before = getattr(given, key), found.get(key)
         if isinstance(value, tuple):
-            raise ValueError(
-                f"{key} is not for a search, whose runs differ in epochs; choose another schedule"
-            )
+            raise ValueError(f"{key} suits no search: epochs differ; choose another schedule")
         nested = before.get(value) if isinstance(before, Mapping) else None
         found = {
             name: values if name == NETWORK else _without(key, values)
@@ -362,17 +359,12 @@ def _check_settings(space: Space) -> None:
     ]  # fmt: skip
     for name, value in tried:
         if name in SHARES and isinstance(value, float):
-            low = value > 0 if name == "epochs" else value >= 0
-            if not (low and value <= 1):
+            if not (0 < value <= 1 or (value == 0 and name != "epochs")):
                 raise ValueError(f"{name}={value} in the space is no share; allowed: 0 to 1")
             continue
         if not is_of_type(name, value):
             raise ValueError(f"{name}={value!r} in the space is not allowed; {describe_type(name)}")
-        others: dict[str, dict[str, Any]] = {
-            "alternate": {"hflip": True},
-            "head_lr": {"optimizer": "muon"},
-        }
-        needs = others.get(name, {}) | ({"milestones": [1]} if value == "step" else {})
+        needs = NEEDS.get(name, {}) | ({"milestones": [1]} if value == "step" else {})
         try:
             if isinstance(value, str):  # says what is allowed
                 named: dict[str, Any] = {name: value}

@@ -960,6 +960,7 @@ def test_a_table_of_repeated_content_is_small(tmp_path: Path) -> None:
             writer.write_table(pa.table({"img": images, "label": [0, 1] * 100}, schema))
     code = (
         "import re, sys\nfrom halfmeg.data.parquet import *\n"
+        "from halfmeg.data.parquet_files import find_parquet\n"
         "s = read_parquet(find_parquet(Path(sys.argv[1])), DataOptions())\n"
         "status = open('/proc/self/status').read()\n"
         "print(len(s.parts['all']), *re.findall(r'VmHWM:\\s+(\\d+)', status))"
