@@ -67,7 +67,7 @@ def test_every_figure_in_results_is_shown() -> None:
 @pytest.mark.parametrize(
     ("words", "pattern"),
     [
-        ("`resnet32`", "common-terms-he/resnet32-seed-?"),
+        ("`resnet32`", "common-he/resnet32-seed-?"),
         ("`record`", "record"),
         ("100,000 parameters", "budgets/record-100000"),
         ("`sprint`", "sprint/sprint-seed-?"),
@@ -144,8 +144,8 @@ def test_the_verdict_on_the_published_terms_comes_out_again(cli: Cli) -> None:
 
 @pytest.mark.slow
 def test_the_verdicts_by_one_recipe_come_out_again(cli: Cli) -> None:
-    found = verdicts(cli, "common-terms", "common-terms-he")
-    assert_same(found, stored_verdicts("common-terms"))
+    found = verdicts(cli, "common", "common-he")
+    assert_same(found, stored_verdicts("common"))
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_the_ranks_on_the_four_sets_come_out_again() -> None:
 
 
 def test_the_other_verdicts_in_readme_are_those_stored() -> None:
-    common = stored_verdicts("common-original")
+    common = stored_verdicts("common")
     assert_row_states(headline("by better settings"), common["resnet-linear", "cnn"])
     (pair,) = stored_verdicts("finetune").values()
     assert_row_states(headline("50 images a class"), pair)
@@ -241,12 +241,12 @@ def test_the_other_verdicts_in_readme_are_those_stored() -> None:
 
 @pytest.mark.slow
 def test_the_variances_that_a_plan_assumes_are_those_of_the_five_networks() -> None:
-    """The middle of the ten pairs by one recipe."""
-    runs = open_runs([str(RESULTS / "common-terms"), str(RESULTS / "common-terms-he")])
+    """The middle of the ten pairs by one recipe, and of the seeds the most, to be cautious."""
+    runs = open_runs([str(RESULTS / "common"), str(RESULTS / "common-he")])
     tests = [pair.test for pair in compare_runs(runs).pairs if isinstance(pair.test, PairedTest)]
     chances = [test.chance for test in tests if test.chance is not None]
     assert len(chances) == 10
-    assert median(test.seeds for test in tests) ** 0.5 == pytest.approx(TYPICAL.seeds**0.5, rel=0.1)
+    assert max(test.seeds for test in tests) ** 0.5 == pytest.approx(TYPICAL.seeds**0.5, rel=0.1)
     assert median(chance.images for chance in chances) == pytest.approx(TYPICAL.images, rel=0.1)
     assert median(chance.rest for chance in chances) == pytest.approx(TYPICAL.rest, rel=0.1)
 

@@ -100,7 +100,7 @@ def make_plan(
         )
     if num_networks < 2:
         raise ValueError("a plan compares two networks or more; name another")
-    chance, origin = TYPICAL, "typical of networks of 85% on CIFAR-10"
+    chance, origin = TYPICAL, "typical of networks of 82 to 90% on CIFAR-10"
     if pilot is not None:
         chance = chance_of(pilot)
         seeds = max(pair.num_seeds for pair in pilot.pairs)

@@ -68,7 +68,7 @@ def common(model: str = "cnn") -> RunConfig:
     """One good recipe for every network: 15 epochs of one-cycle Muon, crop and flip.
 
     Its optimizer was ahead on a validation split with three networks (docs/experiments.md).
-    Measured on CIFAR-10 (JPEG): resnet32 87.29% (the mean of 3 seeds), cnn 78.29% (of 5).
+    Measured on CIFAR-10: resnet32 90.49%, cnn 81.87% (means of 5 seeds).
     """
     return RunConfig(
         recipe="common",
