@@ -260,7 +260,7 @@ def _with_given(
     for key in (text.partition("=")[0] for text in settings):
         value, before = getattr(given, key), found.get(key)
         if isinstance(value, tuple):
-            raise ValueError(f"{key} suits no search: epochs differ; choose another schedule")
+            raise ValueError(f"{key} is not for a search: epochs differ; choose another schedule")
         nested = before.get(value) if isinstance(before, Mapping) else None
         found = {
             name: values if name == NETWORK else _without(key, values)

@@ -265,6 +265,7 @@ def test_damaged_metadata_of_a_table_ends_no_process(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom halfmeg.data.options import DataOptions\n"
         "import halfmeg.data.parquet as p, pyarrow.parquet as pq\n"
+        "from halfmeg.data.parquet_files import find_parquet\n"
         "def no(*_): raise AssertionError('the metadata of a chunk is asked for')\n"
         "class Group:\n"
         "    def __init__(self, inner): self.total_byte_size = inner.total_byte_size\n"
@@ -277,7 +278,7 @@ def test_damaged_metadata_of_a_table_ends_no_process(tmp_path: Path) -> None:
         "inner = pq.ParquetFile.metadata.fget\n"
         "pq.ParquetFile.metadata = property(lambda self: Meta(inner(self)))\n"
         "pq.read_metadata = no\n"
-        "source = p.read_parquet(p.find_parquet(p.Path(sys.argv[1])), DataOptions())\n"
+        "source = p.read_parquet(find_parquet(p.Path(sys.argv[1])), DataOptions())\n"
         "print(sorted(source.parts))"
     )
     done = subprocess.run(

@@ -113,11 +113,13 @@ WRITE_IN_THREADS = """
 import pathlib, sys, threading
 
 def write(name):
+    together.wait()
     with open(name, "wb", buffering=0) as file:
-        for number in range(100):
+        for number in range(500):
             file.write(b"%d," % number)
     pathlib.Path(name).rename(name + " done")
 
+together = threading.Barrier(4)
 threads = [threading.Thread(target=write, args=(f"{FOLDER}/{n}",)) for n in "abcd"]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
