@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from halfmeg.data.dataset import Dataset, stratified_split
+from halfmeg.data.dataset import Dataset
 from halfmeg.data.load import load_dataset
+from halfmeg.data.split import stratified_split
 
 
 def draw(images: Dataset, count: int) -> Dataset:

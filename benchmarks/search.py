@@ -24,7 +24,8 @@ from typing import Any
 
 from arguments import build_parser, open_data
 
-from halfmeg.data.dataset import DataSplits, hold_out
+from halfmeg.data.dataset import DataSplits
+from halfmeg.data.split import hold_out
 from halfmeg.evaluation.evaluate import score
 from halfmeg.files import read_json, write_json
 from halfmeg.search.budget import Limits, parse_limits

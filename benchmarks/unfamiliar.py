@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.data.augment import normalize
-from halfmeg.data.dataset import Dataset, hold_out
+from halfmeg.data.dataset import Dataset
 from halfmeg.data.load import load_dataset
+from halfmeg.data.split import hold_out
 from halfmeg.evaluation.familiarity import KEPT, MAX_IMAGES, energy, log_distance
 
 

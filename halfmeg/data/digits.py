@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from halfmeg.data.dataset import Dataset, DataSplits, build_splits, stratified_split
+from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.shape import ImageShape
+from halfmeg.data.split import stratified_split
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from halfmeg.data.dataset import Dataset, DataSplits, channel_statistics
+from halfmeg.data.split import units_of
 
 
 def parse_fold(text: str) -> tuple[int, int]:
@@ -115,28 +116,10 @@ def _joined(data: DataSplits) -> Dataset:
     )
 
 
-def _units(images: Dataset) -> np.ndarray:
-    """Return int64 B, equal where images stay together, in the order of what they show."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    keys, ids = np.unique(images.ids, return_inverse=True)
-    if images.groups is None:
-        return ids.astype(np.int64)
-    names, groups = np.unique(images.groups.numpy(), return_inverse=True)
-    # Images of the same pixels may be of several groups, which then stay together too.
-    nodes = len(keys) + len(names)
-    edges = (np.ones(len(ids)), (ids, len(keys) + groups))
-    _, unit = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)
-    first = np.full(unit.max() + 1, len(keys))
-    np.minimum.at(first, unit[ids], ids)  # the least hash in each
-    return np.asarray(first[unit[ids]], dtype=np.int64)
-
-
 def _members(images: Dataset, count: int) -> Tensor:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    units = _units(images)
+    units = units_of(images)
     most = len(np.unique(units))
     if not 2 <= count <= most:
         what = "images" if images.groups is None else "groups"

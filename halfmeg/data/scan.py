@@ -116,6 +116,26 @@ def find_images(patterns: Iterable[str]) -> tuple[list[Path], list[PassedOver]]:
     return list(found), passed_over
 
 
+def unnamed_images(files: Iterable[Path], root: Path) -> list[PassedOver]:
+    """Return the images that stand beside others and are not among them.
+
+    Args:
+        files: images that a table names.
+        root: the table's folder, below which paths are told where they can be.
+    """
+    named = {os.path.normpath(file) for file in files}
+    found: list[PassedOver] = []
+    for folder in sorted({os.path.dirname(file) or "." for file in named}):
+        for entry in sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else ():
+            file = os.path.normpath(os.path.join(folder, entry))
+            if entry.startswith(".") or file in named or os.path.isdir(file):
+                continue
+            if _no_image(Path(file), Path(file)) is None:
+                path = os.path.relpath(file, root)
+                found.append(PassedOver(path, "named by no row"))
+    return found
+
+
 def summarize_passed_over(passed_over: Iterable[PassedOver]) -> str:
     """Return "12 files passed over: 8 hidden, 4 …", or "" for none."""
     counts: Counter[str] = Counter()

@@ -11,16 +11,11 @@ import numpy as np
 import torch
 
 from halfmeg.data.cache import find_cached, keep_cached
-from halfmeg.data.dataset import (
-    Dataset,
-    DataSplits,
-    alike_classes,
-    build_splits,
-    split_by_content,
-)
+from halfmeg.data.dataset import Dataset, DataSplits, alike_classes, build_splits
 from halfmeg.data.decode import EncodedImage, FitName, Progress, decode_images
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.shape import ImageShape
+from halfmeg.data.split import split_by_content
 
 TEST_FRACTION = 0.2
 """About this share of a source without a test part is held out, by a hash of the content."""

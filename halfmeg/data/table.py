@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import unicodedata
@@ -12,6 +13,7 @@ from halfmeg.data.columns import divides, find_columns, no_part, parts_by_word
 from halfmeg.data.dataset import list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.options import DataOptions
+from halfmeg.data.scan import unnamed_images
 from halfmeg.data.source import EncodedSource
 from halfmeg.files import read_limited
 
@@ -25,8 +27,8 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
     """Read a CSV file with a row for each image: its path, its class, perhaps its part and group.
 
     Paths start at the table's own folder. Columns are found by their usual names, or as `options`
-    say; one with the names of parts, such as `split`, divides the images. Rows of no part are
-    passed over.
+    say; one with the names of parts, such as `split`, divides the images. Passed over are rows of
+    no part, and images that no row names beside those that one does.
 
     Raises:
         ValueError: no such columns, a file that does not exist, a row without a class or with more
@@ -79,9 +81,13 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
     classes = tuple(sorted({y for y, word in zip(labels, words, strict=True) if word in part_of}))
     index = {name: label for label, name in enumerate(classes)}
     parts: dict[str, list[EncodedImage]] = {part: [] for part in part_of.values()}
-    passed_over = []
+    passed_over, files = [], []
     for number, row, label, word in zip(numbers, rows, labels, words, strict=True):
         name = cell_of(row, columns.image)
+        file = path.parent / name
+        if not isfile(file):
+            file = path.parent / name.replace("\\", "/")  # as Windows writes paths
+        files.append(file)
         if any(cell.strip() for cell in row[len(header) :]):
             raise ValueError(
                 f"{path} line {number} has more cells than the first line has columns; "
@@ -93,9 +99,6 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
         if not label or not name:
             empty = columns.label if name else columns.image
             raise ValueError(f"{path} line {number}: {empty} is empty")
-        file = path.parent / name
-        if not isfile(file):
-            file = path.parent / name.replace("\\", "/")  # as Windows writes paths
         if not isfile(file):
             raise ValueError(
                 f"{path} line {number}: {path.parent / name[:200]} does not exist; paths start at "
@@ -103,12 +106,15 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
             )
         group = cell_of(row, columns.group) if columns.group else options.path_group(name).strip()
         parts[part_of[word]].append(EncodedImage(name, file, index[label], group))
+    passed_over += unnamed_images(filter(isfile, files), path.parent)
     return EncodedSource(parts, classes, tuple(passed_over), notes)
 
 
 def _read_text(path: Path) -> str:
     try:
-        text = read_limited(path, MAX_TABLE_BYTES).decode("utf-8-sig")
+        content = read_limited(path, MAX_TABLE_BYTES)
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

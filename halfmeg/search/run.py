@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from halfmeg.data.dataset import DataSplits, hold_out, require_trainable
+from halfmeg.data.dataset import DataSplits, require_trainable
+from halfmeg.data.split import hold_out
 from halfmeg.files import holds_nothing, make_folder
 from halfmeg.search.budget import Limits, require_room
 from halfmeg.search.finish import (

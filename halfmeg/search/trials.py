@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits, hold_out
+from halfmeg.data.dataset import DataSplits
+from halfmeg.data.split import hold_out
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
 from halfmeg.search.journal import Journal, suggest

@@ -18,9 +18,10 @@ from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
 from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.config import RunConfig
-from halfmeg.data.dataset import Dataset, DataSplits, hold_out
+from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.data.decode import FitName
 from halfmeg.data.shape import ImageShape, data_shape
+from halfmeg.data.split import hold_out
 from halfmeg.errors import one_line
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits, hold_out
+from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import ImageSize, image_shape
+from halfmeg.data.split import hold_out
 from halfmeg.files import scratch_folder
 from halfmeg.networks.table import MODELS
 from halfmeg.studies.plan import time_training

@@ -17,7 +17,8 @@ from halfmeg.artifacts.weights import OTHER_VERSION
 from halfmeg.artifacts.writer import Writer
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize
-from halfmeg.data.dataset import Dataset, DataSplits, hold_out
+from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.data.split import hold_out
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.files import check_json

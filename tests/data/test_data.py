@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmeg.data.dataset import Dataset, channel_statistics, fingerprint, stratified_split
+from halfmeg.data.dataset import Dataset, channel_statistics, fingerprint
 from halfmeg.data.decode import decode_image
 from halfmeg.data.load import inspect_data, load_dataset
+from halfmeg.data.split import stratified_split
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> Image.Image:

@@ -19,6 +19,7 @@ import tempfile
 import time
 import unicodedata
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,13 @@ from conftest import Cli
 from PIL import Image, ImageOps
 
 from halfmeg.artifacts.run import Run
-from halfmeg.data.dataset import hold_out, split_by_content
 from halfmeg.data.decode import decode_image
 from halfmeg.data.duplicates import near_duplicates
 from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.scan import scan_folder
 from halfmeg.data.shape import image_shape
+from halfmeg.data.split import hold_out, split_by_content
 
 QUICK = ("model=cnn", "epochs=1", "batch_size=64")
 
@@ -420,6 +421,26 @@ def test_near_duplicates_of_flat_and_of_no_images() -> None:
     flat = torch.full((5, 3, 32, 32), 7, dtype=torch.uint8)
     assert near_duplicates([flat]) == []
     assert near_duplicates([flat[:0]]) == []
+
+
+def test_copies_stay_on_one_side_of_the_validation_split(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    make(root / "train", {"a": 20, "b": 20})
+    make(root / "test", {"a": 2, "b": 2}, start=900)
+    alone = load_dataset(str(root))
+    for file in sorted((root / "train").glob("*/*.png")):
+        shutil.copy(file, file.with_name(f"again_{file.name}"))
+    data = load_dataset(str(root))
+    indices, val = hold_out(data, 0.2, seed=0)
+    assert not set(data.train.ids[indices].tolist()) & set(val.ids.tolist())
+    assert sorted(val.labels.tolist()) == [0] * 8 + [1] * 8  # each with its copy
+    assert set(val.ids.tolist()) == set(hold_out(alone, 0.2, seed=0)[1].ids.tolist())
+    # two groups that share a picture are one
+    groups = torch.arange(len(data.train)) // 2
+    grouped = replace(data, train=replace(data.train, groups=groups))
+    indices, val = hold_out(grouped, 0.2, seed=0)
+    assert not set(data.train.ids[indices].tolist()) & set(val.ids.tolist())
+    assert not set(groups[indices].tolist()) & set(val.groups.tolist())
 
 
 def test_groups_stay_on_one_side_of_every_split(tmp_path: Path, cli: Cli) -> None:

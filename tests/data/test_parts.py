@@ -6,6 +6,7 @@ Each test is named after its case in docs/data.md; `test_images.py` has the othe
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -347,8 +348,26 @@ def test_a_csv_of_windows_and_one_without_a_header(tmp_path: Path) -> None:
     path.write_text("path,label\n")
     with pytest.raises(ValueError, match="has the columns path, label, and no rows of images"):
         load_dataset(str(path))
-    with pytest.raises(ValueError, match="save it as UTF-8"):
-        load_dataset(csv_of(tmp_path, "path,label", CLASSES, encoding="utf-16"))
+    plain = load_dataset(csv_of(tmp_path, "path,label", CLASSES)).fingerprint
+    text = path.read_text()
+    for encoding in ("utf-16", "utf-8-sig"):
+        path.write_text(text, encoding=encoding)
+        assert load_dataset(str(path)).fingerprint == plain
+
+
+def test_images_that_no_row_names_are_listed(tmp_path: Path, cli: Cli) -> None:
+    path = Path(csv_of(tmp_path, "path,label", CLASSES))
+    (tmp_path / "img" / "notes.txt").write_text("no image")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("img/left.png", "elsewhere/right.png"):
+        shutil.copy(tmp_path / "img" / "0.png", tmp_path / name)
+    told = cli("data", "check", str(path)).out
+    assert "img/left.png" in told and "named by no row" in told
+    assert "notes.txt" not in told and "right.png" not in told  # no image; in no named folder
+    listed = cli("data", "check", str(path), "--json").json["passed_over"]
+    assert [(item["path"], item["reason"]) for item in listed] == [
+        ("img/left.png", "named by no row")
+    ]
 
 
 def test_dialects_of_csv(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from conftest import FEW, first_digits, small_config, with_tests
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.data.augment import normalize
-from halfmeg.data.dataset import DataSplits, stratified_split
+from halfmeg.data.dataset import DataSplits
+from halfmeg.data.split import stratified_split
 from halfmeg.evaluation.precision import has_bf16_hardware
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.table import build_model
