@@ -1,6 +1,6 @@
 """What `kernels=auto` gains: a step of training with the fastest way of each convolution.
 
-    python benchmarks/kernels.py [--models mobilenetv2 gated] [--rounds 6] [--json]
+    python benchmarks/kernels.py [--models mobilenetv2 gated convmixer] [--rounds 6] [--json]
 
 Both train the same network on the same random images of 32×32, in turn, round by round; stated is
 the ratio of each round, of their medians, and which convolutions run another way. What is measured
@@ -28,7 +28,8 @@ from halfmeg.data.shape import image_shape
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.table import MODELS, build_model
-from halfmeg.training.kernels import choose_kernels, right_kernels, with_kernels
+from halfmeg.networks.ways import right_kernels, with_kernels
+from halfmeg.training.kernels import choose_kernels
 from halfmeg.training.measured import clock
 from halfmeg.training.process import keep_freed_memory
 
@@ -84,7 +85,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--models", nargs="+", default=["mobilenetv2", "gated"], choices=list(MODELS)
+        "--models",
+        nargs="+",
+        default=["mobilenetv2", "gated", "convmixer"],
+        choices=list(MODELS),
     )
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--batch-size", type=int, default=64)

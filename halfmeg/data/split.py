@@ -42,7 +42,9 @@ def _drawn(images: Dataset, fraction: float, seed: int) -> tuple[Tensor, Tensor]
     units = units_of(images)
     distinct, firsts, places = np.unique(units, return_index=True, return_inverse=True)
     if images.groups is not None:
-        apart = len(np.unique(images.groups.numpy())) == len(distinct)  # no two groups share an image
+        apart = len(np.unique(images.groups.numpy())) == len(
+            distinct
+        )  # no two groups share an image
         groups = images.groups if apart else torch.from_numpy(units)
         return _grouped_split(images.labels, groups, fraction, seed)
     if len(distinct) == len(images):

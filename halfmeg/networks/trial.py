@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.macs import measure_macs
-from halfmeg.networks.own import build_own
+from halfmeg.networks.own import build_own, use_channels_last
 from halfmeg.networks.protocol import evaluating
+from halfmeg.networks.ways import right_kernels, with_kernels
 from halfmeg.places.load import describe
 from halfmeg.places.place import PlaceWarning
 from halfmeg.places.source import read_source
@@ -111,7 +112,7 @@ class _Trial:
     def fault(self, text: str) -> ValueError:
         return ValueError(f"{self.place} {text}")
 
-    def logits(self, model: nn.Module, images: Tensor, mode: str) -> Tensor:
+    def logits(self, model: Callable[[Tensor], Any], images: Tensor, mode: str) -> Tensor:
         """Run the network and look at what comes back."""
         shape = "×".join(map(str, images.shape))
         try:
@@ -160,8 +161,17 @@ class _Trial:
         mode = "training" if dtype == torch.float32 else "training in bfloat16"
         model = copy.deepcopy(self.model).train()
         labels = torch.arange(BATCH) % self.num_classes
+        images = self.images.to(dtype)
+        if dtype != torch.float32:  # as a run computes it
+            use_channels_last(model)
+            images = images.contiguous(memory_format=torch.channels_last)
+
+        def forward(images: Tensor) -> Any:
+            shapes = [image_shape(self.image_size)]
+            return with_kernels(model, right_kernels(model, shapes, dtype))(images)
+
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-            logits = self.logits(model, self.images.to(dtype), mode)
+            logits = self.logits(forward, images, mode)
         if not logits.requires_grad:
             raise self.fault("gives logits that no gradient comes back from")
         loss = F.cross_entropy(logits.float(), labels)

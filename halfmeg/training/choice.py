@@ -14,10 +14,11 @@ from torch import nn
 
 from halfmeg.artifacts.chosen import Chosen
 from halfmeg.artifacts.run import Run
+from halfmeg.networks.ways import Ways, right_kernels
 from halfmeg.places.place import is_place
 from halfmeg.places.source import read_source
 from halfmeg.training.compiling import worth_compiling
-from halfmeg.training.kernels import Ways, choose_kernels, right_kernels
+from halfmeg.training.kernels import choose_kernels
 from halfmeg.training.plan import Plan
 
 

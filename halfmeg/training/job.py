@@ -26,13 +26,13 @@ from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.protocol import preparation
 from halfmeg.networks.table import build_model, find_entry, other_sizes
 from halfmeg.networks.trial import try_out
+from halfmeg.networks.ways import with_kernels
 from halfmeg.places.place import is_place, short_name
 from halfmeg.training.batches import Batch, Batches
 from halfmeg.training.choice import chosen_by
 from halfmeg.training.compiling import check_compiler, compiled
 from halfmeg.training.distill import open_teacher
 from halfmeg.training.distributed import Ranks
-from halfmeg.training.kernels import with_kernels
 from halfmeg.training.loss import Loss, build_loss
 from halfmeg.training.optim import (
     Schedule,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfmeg.networks.convolutions import Convolution
+from halfmeg.networks.trial import try_out
 
 CL = torch.channels_last
 SHAPES: dict[str, dict[str, Any]] = {
@@ -16,6 +18,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "not square": {"shape": (4, 8, (3, 5), (11, 14)), "padding": (2, 6), "dilation": (2, 3)},
     "no padding": {"shape": (6, 4, (3, 3), (13, 12)), "dilation": 4, "groups": 2},
     "rows only": {"shape": (3, 3, (3, 1), (10, 7)), "padding": (2, 0), "dilation": (2, 1)},
+    "large": {"shape": (6, 6, (7, 5), (32, 67)), "padding": (3, 1), "groups": 6},
+    "small map": {"shape": (5, 5, (5, 5), (7, 9)), "padding": 2, "groups": 5},
+    "wide border": {"shape": (4, 4, (5, 6), (13, 40)), "padding": (6, 0), "groups": 4},
+    "large grids": {
+        "shape": (4, 4, (5, 5), (31, 45)),
+        "padding": (2, 4),
+        "dilation": (1, 2),
+        "groups": 4,
+    },
     "grouped": {"shape": (8, 12, (3, 3), (9, 9)), "padding": 1, "stride": 2, "groups": 4},
 }
 
@@ -48,6 +59,8 @@ def test_each_way_gives_the_same_output_and_gradients(
     gradients = torch.autograd.grad(expected, tensors, weights)
     assert ("phases" in layer.ways()) == ("dilation" in rest)
     assert ("other order" in layer.ways()) == ("groups" in rest)
+    with_bands = {"gated", "large", "small map", "wide border", "large grids"}
+    assert layer.ways()[-1].endswith("bands") == (kind in with_bands)
     for way in layer.ways():
         y = layer.compute(way, *tensors)
         assert y.shape == expected.shape
@@ -63,7 +76,9 @@ def test_in_bfloat16_each_way_has_a_form_in_float32_of_the_same_type() -> None:
         layer = Convolution.of(x, weight, **rest)
         assert layer is not None
         ways = layer.ways()
-        assert ways == ["conv float32", "phases", "other order float32", "phases float32"]
+        assert ways == [
+            "conv float32", "phases", "other order float32", "phases float32", "phases bands",
+        ]  # fmt: skip
         outputs = {way: layer.compute(way, x, weight, None) for way in ways}
     exact = F.conv2d(x, weight, **rest)
     for way, y in outputs.items():
@@ -119,6 +134,32 @@ def test_a_dilated_grouped_one_in_bfloat16_gets_its_gradient(
             (gradient,) = torch.autograd.grad(y.sum(), weight)
             assert (gradient - expected).norm() < 0.01 * expected.norm(), way
         assert (y - exact).norm() < 0.01 * exact.norm(), way
+
+
+def test_a_network_of_ones_own_is_tried_out_with_the_gradients_that_training_has(
+    tmp_path: Path,
+) -> None:
+    for number in range(3):
+        file = tmp_path / f"own{number}.py"
+        file.write_text(
+            """
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.dilated = nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=16)
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = self.stem(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return self.head(self.dilated(x).mean((2, 3)))
+"""
+        )
+        fill_free_memory(torch.nan)
+        try_out(f"{file}:Own", 10, 32, 500_000, torch.bfloat16)  # would name a gradient
 
 
 def test_padding_by_name_is_what_torch_makes_of_it() -> None:

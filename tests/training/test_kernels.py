@@ -32,9 +32,10 @@ from halfmeg.data.shape import ImageShape, image_shape
 from halfmeg.evaluation.precision import autocast, has_bf16_hardware
 from halfmeg.networks.convolutions import Convolution
 from halfmeg.networks.table import build_model
+from halfmeg.networks.ways import layers_of, right_kernels, with_kernels
 from halfmeg.training import compiling, kernels
 from halfmeg.training.compiling import StepTimes, judge, time_steps, worth_compiling
-from halfmeg.training.kernels import choose_kernels, fastest, right_kernels, with_kernels
+from halfmeg.training.kernels import choose_kernels, fastest
 from halfmeg.training.listen import SilentListener
 from halfmeg.training.measured import remember
 from halfmeg.training.plan import Plan
@@ -133,9 +134,9 @@ def test_the_network_computes_the_same_within_rounding() -> None:
     model = build_model("gated", 10, 32, 12_000).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(4, 3, 32, 32).contiguous(memory_format=CL)
-    found = kernels._find_layers(model, [image_shape(32)], 4, torch.float32)
+    found = layers_of(model, [image_shape(32)], 4, torch.float32)
     ways = {layer.name: layer.ways()[-1] for layer in found}
-    assert "phases" in ways.values()
+    assert {"phases bands", "bands"} <= {*ways.values()}
     labels = torch.arange(4)
     results = []
     for forward in (model, with_kernels(model, ways)):
