@@ -8,7 +8,6 @@ filters are large (docs/performance.md).
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, final
 
 import torch
@@ -108,7 +107,6 @@ def _matrices(weight: Tensor, tile: Pair, dtype: torch.dtype) -> Tensor:
     return matrices.view(channels, height * width, count)
 
 
-@lru_cache(maxsize=64)
 def _places(kernel: Pair, tile: Pair) -> Tensor:
     """Return taps×positions: where in a flat matrix each tap of the filter stands."""
     width, count = tile[1] + kernel[1] - 1, tile[0] * tile[1]

@@ -16,7 +16,7 @@ from halfmeg.networks.gated import GatedNet
 from halfmeg.networks.he2015 import BasicBlock
 from halfmeg.networks.layers import Conv2d
 from halfmeg.networks.sandler2018 import InvertedResidual
-from halfmeg.networks.whitened import WhitenedNet
+from halfmeg.networks.whitened import WhitenedNet, WhitenedResNet
 
 
 def whitened(
@@ -34,6 +34,24 @@ def whitened(
     return WhitenedNet(
         filters, (width1, width2, width3), depth, num_classes,
         residual=shortcut, bn_momentum=0.1, in_channels=in_channels, shrink=shrink,
+    )  # fmt: skip
+
+
+def whitened_residual(
+    num_classes: int,
+    filters: Literal[6, 8, 12] = 12,
+    width: Annotated[int, range(8, 41, 8)] = 32,
+    growth: Annotated[int, range(8, 49, 8)] = 32,
+    depth1: Literal[1, 2, 3] = 1,
+    depth2: Literal[1, 2, 3] = 2,
+    depth3: Literal[1, 2, 3] = 2,
+    shrink: Literal[1, 2] = 1,
+    in_channels: int = 3,
+) -> WhitenedResNet:
+    """Build three residual stages behind a whitening layer; each has `growth` channels more."""
+    return WhitenedResNet(
+        filters, (width, width + growth, width + 2 * growth), (depth1, depth2, depth3),
+        num_classes, in_channels=in_channels, shrink=shrink,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
 from halfmeg.errors import did_you_mean, one_line
 from halfmeg.networks.banbury2021 import resnet8
-from halfmeg.networks.families import depthwise_gated, mobile, residual, whitened
+from halfmeg.networks.families import depthwise_gated, mobile, residual, whitened, whitened_residual
 from halfmeg.networks.floors import logistic, mlp
 from halfmeg.networks.gated import gated
 from halfmeg.networks.hassani2021 import cct2
@@ -167,6 +167,7 @@ MODELS: dict[str, ModelEntry] = {
 
 FAMILIES: dict[str, ModelEntry] = {
     "whitened": ModelEntry(whitened, "of the kind of record"),
+    "whitened-residual": ModelEntry(whitened_residual, "residual, behind a whitening layer"),
     "residual": ModelEntry(residual, "He et al. 2015"),
     "mobile": ModelEntry(mobile, "inverted residuals of Sandler et al. 2018"),
     "depthwise-gated": ModelEntry(depthwise_gated, "of the kind of gated, with BatchNorm"),

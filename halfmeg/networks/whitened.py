@@ -49,9 +49,7 @@ class PoolStage(nn.Module):
                 layers.append(nn.SiLU())
         self.rest = nn.Sequential(*layers)
         self.gate = SqueezeExcite(channels) if residual else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # passes its input on at first
-                nn.init.dirac_(module.weight[: module.in_channels])
+        _pass_on(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map B×C×H×W to B×channels×(H/2)×(W/2)."""
@@ -60,6 +58,44 @@ class PoolStage(nn.Module):
         x = F.silu(self.bn1(self.pool(self.conv1(x))))
         y = self.rest(x)
         return F.silu(y if self.gate is None else x + self.gate(y))
+
+
+@final
+class Whitening(nn.Conv2d):
+    """A first layer that is computed from the training images and stays as it is.
+
+    With nothing to train in front of it, the largest map needs no gradient: a tenth of a step.
+
+    Args:
+        in_channels: of the images.
+        filters: those of the largest variance, of the 4 that there are for each channel of the
+            images; all where there are fewer.
+    """
+
+    def __init__(self, in_channels: int, filters: int) -> None:
+        kept = min(filters, in_channels * WHITENING_KERNEL**2)
+        super().__init__(in_channels, 2 * kept, WHITENING_KERNEL)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Set it to the whitening filters of images N×C×H×W.
+
+        The filters are the eigenvectors of the covariance of the patches that the layer sees,
+        divided by the root of their eigenvalues; each stands there with both signs, since an
+        activation follows (Jordan 2024, section 3.1).
+        """
+        kernel = WHITENING_KERNEL
+        patches = images.unfold(2, kernel, 1).unfold(3, kernel, 1)  # N×C×h×w×k×k
+        length = images.shape[1] * kernel**2
+        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, length).double()
+        values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))  # the smallest first
+        kept = self.out_channels // 2
+        values, vectors = values[-kept:], vectors[:, -kept:]
+        filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T
+        both = torch.cat([filters, -filters])
+        self.weight.copy_(both.reshape(self.weight.shape))
+        self.bias.zero_()  # type: ignore[union-attr]
 
 
 @final
@@ -92,10 +128,8 @@ class WhitenedNet(nn.Module):
     ) -> None:
         super().__init__()
         self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
-        channels = 2 * min(filters, in_channels * WHITENING_KERNEL**2)
-        self.whitening = nn.Conv2d(in_channels, channels, WHITENING_KERNEL)
-        # with nothing to train in front of it, the largest map needs no gradient: a tenth of a step
-        self.whitening.requires_grad_(False)
+        self.whitening = Whitening(in_channels, filters)
+        channels = self.whitening.out_channels
         stages = []
         for width in widths:
             stages.append(
@@ -105,25 +139,9 @@ class WhitenedNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(channels, num_classes, bias=False)
 
-    @torch.no_grad()
     def prepare(self, images: Tensor) -> None:
-        """Set the first layer to the whitening filters of normalized images N×C×H×W.
-
-        The filters are the eigenvectors of the covariance of the patches that the layer sees,
-        divided by the root of their eigenvalues; each stands there with both signs, since an
-        activation follows (Jordan 2024, section 3.1).
-        """
-        kernel, images = WHITENING_KERNEL, self.shrink(images)
-        patches = images.unfold(2, kernel, 1).unfold(3, kernel, 1)  # N×C×h×w×k×k
-        length = images.shape[1] * kernel**2
-        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, length).double()
-        values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))  # the smallest first
-        kept = self.whitening.out_channels // 2
-        values, vectors = values[-kept:], vectors[:, -kept:]
-        filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T
-        both = torch.cat([filters, -filters])
-        self.whitening.weight.copy_(both.reshape(self.whitening.weight.shape))
-        self.whitening.bias.zero_()  # type: ignore[union-attr]
+        """Set the first layer to the whitening filters of normalized images N×C×H×W."""
+        self.whitening.fit(self.shrink(images))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images B×C×H×W to logits B×num_classes."""
@@ -133,6 +151,93 @@ class WhitenedNet(nn.Module):
     def last_map(self) -> nn.Module:
         """Return the last layer whose map is finer than a few positions."""
         return self.stages[-2]
+
+
+@final
+class GatedBasicBlock(nn.Module):
+    """Two convolutions and a squeeze-and-excite gate beside a shortcut without parameters.
+
+    As the block of He et al. 2015 with option A, but that the shortcut averages where theirs takes
+    every second pixel, and the activation is SiLU. The convolutions pass their input on at first.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.gate = SqueezeExcite(out_channels)
+        self.stride = stride
+        self.new_channels = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B×C×H×W to B×out_channels×(H/stride)×(W/stride), rounded up."""
+        y = F.silu(self.bn1(self.conv1(x)))
+        y = self.gate(self.bn2(self.conv2(y)))
+        if self.stride > 1:
+            height, width = x.shape[-2:]
+            x = F.avg_pool2d(F.pad(x, (0, width % 2, 0, height % 2)), self.stride)
+        if self.new_channels:
+            x = F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        return F.silu(y + x)
+
+
+@final
+class WhitenedResNet(nn.Module):
+    """Residual stages at the images' size, half of it, and so on, behind a whitening layer.
+
+    Args:
+        filters: whitening filters, as of `Whitening`.
+        widths: channels of the stages, none fewer than before.
+        depths: blocks in each.
+        num_classes: length of the logits.
+        in_channels: of the images.
+        shrink: side of the squares of pixels that are averaged first.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        shrink: int = 1,
+    ) -> None:
+        super().__init__()
+        self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
+        self.whitening = Whitening(in_channels, filters)
+        channels = widths[0]
+        self.stem = Conv2d(self.whitening.out_channels, channels, 3, padding=1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(channels)
+        blocks = []
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            for index in range(depth):
+                stride = 2 if stage and not index else 1
+                blocks.append(GatedBasicBlock(channels, width, stride))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, num_classes, bias=False)
+        _pass_on(self)
+
+    def prepare(self, images: Tensor) -> None:
+        """Set the first layer to the whitening filters of normalized images N×C×H×W."""
+        self.whitening.fit(self.shrink(images))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalized images B×C×H×W to logits B×num_classes."""
+        x = F.pad(self.shrink(x), (0, 1, 0, 1))  # so that the map keeps the images' size
+        x = F.silu(self.stem_bn(self.stem(F.silu(self.whitening(x)))))
+        return self.head(self.blocks(x).amax((2, 3))) * HEAD_SCALE  # type: ignore[no-any-return]
+
+
+def _pass_on(module: nn.Module) -> None:
+    """Let the convolutions of a network pass their input on at first, as far as they can."""
+    for layer in module.modules():
+        if isinstance(layer, Conv2d):
+            nn.init.dirac_(layer.weight[: layer.in_channels])
 
 
 def sprint(num_classes: int, budget: int, in_channels: int = 3) -> WhitenedNet:

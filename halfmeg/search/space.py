@@ -30,7 +30,7 @@ from halfmeg.places.place import check_in_file, is_place
 from halfmeg.places.settings import Value, declared_values, split_settings, with_settings
 
 SPACE: dict[str, Any] = {
-    "network": {"whitened": {}, "residual": {}, "mobile": {}, "depthwise-gated": {}},
+    "network": {name: {} for name in FAMILIES},
     "optimizer": {
         "muon": {"lr": (0.01, 0.15)},
         "sgd": {"lr": (0.02, 0.5)},

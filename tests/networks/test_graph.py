@@ -20,7 +20,7 @@ from halfmeg.data.shape import image_shape
 from halfmeg.networks.graph import Conv, Gather, Graph, MaxPool, axis_maps
 from halfmeg.networks.memory import memory_of, plan_arena
 from halfmeg.networks.simplify import border_classes, simplify, steps
-from halfmeg.networks.table import MODELS
+from halfmeg.networks.table import MODELS, build_model
 from halfmeg.networks.trace import trace
 from halfmeg.shipping.onnx import to_onnx
 
@@ -93,6 +93,15 @@ def test_a_folded_graph_computes_what_the_network_does(name: str) -> None:
     pixels = torch.randint(0, 256, (3, 3, size, size))
     found, expected = folded(name).logits(pixels.double()).float(), float_logits(model, pixels)
     assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_maps_of_odd_size_are_halved_as_the_network_does() -> None:
+    model = build_model("whitened-residual(width=8,growth=8,depth2=1,depth3=1)", 10, (26, 21))
+    model.train()(torch.randn(8, 3, 26, 21))
+    pixels = torch.randint(0, 256, (3, 3, 26, 21))
+    graph = simplify(trace(model.eval(), (26, 21)), MEAN, STD)
+    expected = float_logits(model, pixels)
+    assert torch.allclose(graph.logits(pixels.double()).float(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_normalization_and_batchnorm_leave_no_pass_of_their_own() -> None:

@@ -15,8 +15,9 @@ from halfmeg.networks.he2015 import (
 from halfmeg.networks.layers import Conv2d, SqueezeExcite, UnitBatchNorm2d
 from halfmeg.networks.protocol import body_parameters
 from halfmeg.networks.study import ResBlock
+from halfmeg.networks.summary import count_macs
 from halfmeg.networks.table import MODELS, build_model
-from halfmeg.networks.whitened import PoolStage, WhitenedNet
+from halfmeg.networks.whitened import PoolStage, WhitenedNet, WhitenedResNet
 
 PUBLISHED = {  # name: (body parameters as published, all parameters)
     "cnn": (65_568, 81_578),
@@ -244,6 +245,33 @@ def test_parameters_of_sprint_and_record() -> None:
         record += width * hidden + hidden + hidden * width + width
         before = width
     assert count(build_model("record")) == record
+
+
+def test_a_whitened_residual_network_passes_images_on_at_first() -> None:
+    widths, depths = (32, 64, 96), (1, 2, 2)
+    model = build_model("whitened-residual()").eval()
+    assert isinstance(model, WhitenedResNet)
+    before, params = 24, (24 * 3 * 2 * 2 + 24) + 96 * 10
+    macs = 32**2 * 24 * 3 * 2 * 2 + 96 * 10
+    convolutions = [(24, 32, 32)]
+    before = 32
+    for width, depth, side in zip(widths, depths, (32, 16, 8), strict=True):
+        for _ in range(depth):
+            convolutions += [(before, width, side), (width, width, side)]
+            hidden = max(8, width // 8)
+            params += 2 * width * hidden + hidden + width
+            macs += 2 * width * hidden
+            before = width
+    params += sum(9 * a * b + 2 * b for a, b, _ in convolutions)
+    macs += sum(9 * a * b * side**2 for a, b, side in convolutions)
+    assert count(model) == params == 468_808
+    assert count_macs(model) == macs
+    x = torch.rand(2, 32, 9, 7)
+    first, halving = model.blocks[0], model.blocks[1]
+    with torch.no_grad():
+        assert torch.equal(first.conv2(first.conv1(x)), x)
+        assert torch.equal(halving.conv1(x)[:, :32], x[:, :, ::2, ::2])
+        assert halving(x).shape == (2, 64, 5, 4)  # as many as the convolution has
 
 
 @pytest.mark.parametrize("name", ["sprint", "record"])
