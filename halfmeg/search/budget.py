@@ -70,6 +70,10 @@ class Costs:
     tflite_micro: int | None = None
 
 
+LEAST_SHARE = 0.5
+"""Of a limit, below which costs are not told apart by a search."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a network may cost at most; None for no limit.
@@ -109,9 +113,14 @@ class Limits:
         return all(value <= 0 for value in self.excess(costs).values())
 
     def share(self, costs: Costs) -> float:
-        """Return the cost that a search keeps small: the largest share of a limit."""
+        """Return the cost that a search keeps small: the largest share of a limit.
+
+        Below half of each limit costs count alike: a search is for the best within the limits. With
+        all costs told apart it drew cheap networks most of the time (docs/experiments.md).
+        """
         over = self.excess(costs)
-        return 1 + max(over.values()) if over else costs.params / BUDGET
+        share = 1 + max(over.values()) if over else costs.params / BUDGET
+        return max(LEAST_SHARE, share)
 
 
 def parse_limits(chip: str | None = None, **texts: str | None) -> Limits:

@@ -32,6 +32,7 @@ from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.table import FAMILIES, build_model
 from halfmeg.places.settings import declared_values, split_settings, with_settings
 from halfmeg.search.budget import (
+    Costs,
     Limits,
     describe_limit,
     largest_within,
@@ -305,6 +306,14 @@ def test_what_has_no_form_in_c_is_over_a_limit_of_ram() -> None:
     assert "im2col" in costs.no_c
     assert not Limits(ram=10**9).fits(costs)
     assert Limits(params=20_000).fits(costs)
+
+
+def test_costs_count_from_half_of_the_limit_that_binds() -> None:
+    limits = Limits(params=1000, macs=10_000)
+    assert limits.share(Costs(800, 1)) == pytest.approx(0.8)
+    assert limits.share(Costs(1, 9000)) == pytest.approx(0.9)
+    assert limits.share(Costs(10, 10)) == limits.share(Costs(500, 5000)) == 0.5
+    assert Limits().share(Costs(400_000, 1)) == pytest.approx(0.8)
 
 
 def test_without_a_limit_it_is_the_half_million() -> None:
