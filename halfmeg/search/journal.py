@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 STUDY = "search"
 MAX_JOURNAL_BYTES = 256 * 2**20
 
+FRONT_EVERY = 4
+"""One trial of so many seeks networks that are cheaper, too."""
+
 
 class Journal:
     """The trials of a search, in Optuna's journal.
@@ -40,12 +43,8 @@ class Journal:
         self.study = _open_study(self.path, create=True)
         # The draws differ each time it is opened: those before are in the journal.
         seed = seed + 1000 * len(self.study.trials)
-        samplers = _optuna().samplers
-        self.study.sampler = (
-            samplers.RandomSampler(seed=seed)
-            if strategy == "random"
-            else samplers.TPESampler(seed=seed)
-        )
+        random = _optuna().samplers.RandomSampler(seed=seed)
+        self.study.sampler = random if strategy == "random" else _build_sampler(seed)
 
     def trials(self) -> list[Trial]:
         """Return all trials, in the order of their numbers.
@@ -74,16 +73,26 @@ class Journal:
             trial.set_user_attr(name, msgspec.to_builtins(value))
 
     def tell(
-        self, trial: optuna.Trial, outcome: Outcome, accuracy: float, cost: float, error: str = ""
-    ) -> None:
+        self, trial: optuna.Trial, outcome: Outcome, values: tuple[float, float] | None,
+        error: str = "",
+    ) -> None:  # fmt: skip
         """End a trial.
 
-        What was stopped counts by the accuracy that it had; a failure and what is over a limit by
-        an accuracy of 0.
+        Args:
+            trial: which.
+            outcome: of it.
+            values: accuracy and cost, that the next are drawn by. What was stopped counts by the
+                accuracy that it had; a failure and what is over a limit by an accuracy of 0. None
+                where nothing was learned.
+            error: why it failed or was not trained.
         """
         self.keep(trial, outcome=outcome, **({"error": error} if error else {}))
+        failed = _optuna().trial.TrialState.FAIL
         with _quiet():
-            self.study.tell(trial, [accuracy, cost])
+            if values is None:
+                self.study.tell(trial, state=failed)
+            else:
+                self.study.tell(trial, list(values))
 
 
 def read_trials(folder: Path) -> list[Trial]:
@@ -106,6 +115,48 @@ def _optuna() -> Any:
         raise ValueError("a search needs Optuna: pip install -e '.[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+def seeks_front(number: int) -> bool:
+    """Return whether a trial is drawn and judged by its cost too, and not by accuracy alone."""
+    return number % FRONT_EVERY == FRONT_EVERY - 1
+
+
+def _build_sampler(seed: int) -> optuna.samplers.BaseSampler:
+    library = _optuna()
+
+    class Sampler(library.samplers.TPESampler):  # type: ignore[misc, name-defined]
+        """Draws by accuracy and cost where a trial seeks the front, else by accuracy alone."""
+
+        def __init__(self) -> None:
+            super().__init__(seed=seed)
+            self.of_accuracy = library.samplers.TPESampler(seed=seed + 1)
+            self.known = -1
+            self.alone: Any = None
+
+        def sample_independent(self, study: Any, trial: Any, *parameter: Any) -> Any:
+            if seeks_front(trial.number):
+                return super().sample_independent(study, trial, *parameter)
+            return self.of_accuracy.sample_independent(self.by_accuracy(study), trial, *parameter)
+
+        def by_accuracy(self, study: Any) -> Any:
+            """Return a study of the same trials that knows nothing of their costs."""
+            states = (library.trial.TrialState.COMPLETE,)
+            trials = study.get_trials(deepcopy=False, states=states)
+            if len(trials) != self.known:
+                self.known = len(trials)
+                with _quiet():
+                    self.alone = library.create_study(direction="maximize")
+                    self.alone.add_trials(
+                        library.trial.create_trial(
+                            value=trial.values[0], params=trial.params,
+                            distributions=trial.distributions, constraints=trial.constraints,
+                        )
+                        for trial in trials
+                    )  # fmt: skip
+            return self.alone
+
+    return Sampler()
 
 
 def _open_study(path: Path, *, create: bool = False) -> optuna.Study:

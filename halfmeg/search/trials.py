@@ -20,7 +20,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.data.split import hold_out
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
-from halfmeg.search.journal import Journal, suggest
+from halfmeg.search.journal import Journal, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.record import Clock, Stored, Trial
 from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
@@ -270,7 +270,7 @@ class _Engine:
             return None
         for other in self.trials.values():
             if other.config == config and other.outcome != "over":
-                self._end(trial, "over", error=f"the same as trial {other.number}")
+                self._end(trial, "over", error=f"the same as trial {other.number}", told=False)
                 return None
         costs = search.costs(config.model, whole=True)
         trial = replace(trial, config=config, costs=costs)
@@ -296,13 +296,13 @@ class _Engine:
         """Return whether it is trained to its end whatever it takes, so that there is a network."""
         return not self.trials_done and trial.number == min(self.live)
 
-    def _end(self, trial: Trial, outcome: Any, error: str = "") -> None:
+    def _end(self, trial: Trial, outcome: Any, error: str = "", *, told: bool = True) -> None:
         costs = trial.costs
         cost = 1e3 if costs is None else self.search.limits.share(costs)
         accuracy = (trial.accuracy or 0.0) if outcome in ("done", "stopped") else 0.0
         live = self.live.pop(trial.number)
         self.journal.keep(live, ended=self.search.clock.spent())
-        self.journal.tell(live, outcome, accuracy, cost, error)
+        self.journal.tell(live, outcome, (accuracy, cost) if told else None, error)
         trial = replace(trial, outcome=outcome, error=error)
         self.trials[trial.number] = trial
         if outcome != "over":
@@ -315,8 +315,9 @@ class _Engine:
             if other.number != trial.number and other.config is not None
             and other.config.epochs == trial.config.epochs and trial.epochs in other.reached
         ]  # fmt: skip
+        share = self.search.limits.share if seeks_front(trial.number) else lambda _: 0.0
         own, *others = [
-            (one.reached[trial.epochs], self.search.limits.share(one.costs))
+            (one.reached[trial.epochs], share(one.costs))
             for one in (trial, *rivals)
             if one.costs is not None
         ]

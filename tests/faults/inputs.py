@@ -400,7 +400,7 @@ def search_files(folder: Path) -> Case:
         journal.suggest(trial, "lr", (0.1, 1.0))
         costs, config = asdict(Costs(1000, 9)), small_config(seed=number).to_dict()
         trials_of.keep(trial, drawn={"lr": 0.5}, costs=costs, config=config, reached={"2": 0.5})
-        trials_of.tell(trial, "done", 0.5, 1000.0)
+        trials_of.tell(trial, "done", (0.5, 1000.0))
     record.Clock(place).save()
 
     def read() -> None:

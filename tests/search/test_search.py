@@ -30,7 +30,7 @@ from halfmeg.data.shape import image_shape
 from halfmeg.networks.memory import measure_memory
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.table import FAMILIES, build_model
-from halfmeg.places.settings import declared_values, split_settings, with_settings
+from halfmeg.places.settings import Value, declared_values, split_settings, with_settings
 from halfmeg.search.budget import (
     Costs,
     Limits,
@@ -43,7 +43,7 @@ from halfmeg.search.budget import (
 )
 from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fill_up, finish
 from halfmeg.search.front import front, pick, read_answers
-from halfmeg.search.journal import Journal, read_trials
+from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.page import write_page
 from halfmeg.search.record import (
@@ -512,6 +512,25 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
         searched(out, few_digits, limits=Limits(params=900))
     with pytest.raises(ValueError, match="searched on other data"):
         open_search(out, first_digits(201))
+
+
+def test_most_trials_are_drawn_by_accuracy_alone_and_a_repeat_is_no_failure(tmp_path: Path) -> None:
+    """By accuracy and cost together, cheap networks were drawn most of the time."""
+    journal = Journal(tmp_path, 1, "tpe")
+    drawn: dict[bool, list[Value]] = {True: [], False: []}
+    for number in range(80):
+        trial = journal.ask()
+        network = suggest(trial, "network", ["cheap", "poor", "good"])
+        suggest(trial, f"{network}.width", range(1, 9))
+        drawn[seeks_front(number)].append(network)
+        accuracy, cost = {"cheap": (0.7, 0.5), "poor": (0.5, 0.7), "good": (0.9, 0.9)}[network]
+        seen = number > 40 and network == "good"
+        journal.tell(trial, "over" if seen else "done", None if seen else (accuracy, cost))
+    assert len(drawn[True]) == 20
+    assert "cheap" in drawn[True][10:]
+    assert drawn[False][30:].count("good") >= 24
+    told = [trial.outcome for trial in Journal(tmp_path, 1, "tpe").trials()]
+    assert told.count("done") + told.count("over") == 80
 
 
 def test_one_seed_is_no_plural_on_the_page(
