@@ -5,10 +5,8 @@
 | `conv` | torch's convolution as it is called | everywhere |
 | `other order` | the same, in the other order of memory and back | grouped |
 | `phases` | a dilated one as one that is not, on the grids that it looks at | dilated, stride 1 |
-| `bands` | matrix products for each channel (`networks.bands`) | depthwise of 5×5 on, stride 1 |
-| `phases bands` | both | such that are dilated |
 
-The others have a form in float32 too, for runs in bfloat16: `conv float32`. Grouped and dilated
+Each has a form in float32 too, for runs in bfloat16: `conv float32`. Grouped and dilated
 convolutions are those for which oneDNN may have slow kernels only, and where they are both, one
 that is wrong (docs/performance.md).
 """
@@ -17,19 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halfmeg.networks.bands import Pair, depthwise
+Pair = tuple[int, int]
 
 FLOAT32 = " float32"
-
-LEAST_BANDS = 5
-"""Rows and columns of a filter from which matrix products may pay; at 3×3 they never did."""
 
 
 @final
@@ -109,16 +103,12 @@ class Convolution:
         if self.groups > 1:
             found.append("other order")
         strided, dilated = self.stride != (1, 1), self.dilation != (1, 1)
-        padding = None if strided else self._whole_padding()
-        if dilated and padding is not None:
+        if dilated and not strided and self._whole_padding() is not None:
             found.append("phases")
         if self.bfloat16 and (self.groups > 1 or dilated):
             found += [way + FLOAT32 for way in found]
-        is_depthwise = self.groups == self.in_channels == self.out_channels
-        if is_depthwise and padding is not None and min(self.kernel) >= LEAST_BANDS:
-            found.append("phases bands" if dilated else "bands")
         if self.has_wrong_gradient:  # float32 is right in each way, and so is bfloat16 undilated
-            found = [way for way in found if way.endswith(FLOAT32) or way.startswith("phases")]
+            found = [way for way in found if way.endswith(FLOAT32) or way == "phases"]
             found.sort(key=lambda way: way != "conv" + FLOAT32)
         return found
 
@@ -158,35 +148,7 @@ def _other_order(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | N
     )
 
 
-def _bands(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    padding = layer._whole_padding()
-    assert padding is not None
-    y = _depthwise(layer, x, weight, bias, padding)
-    return y if layer.channels_last else y.contiguous()
-
-
-def _depthwise(
-    layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair
-) -> Tensor:
-    y = depthwise(x.to(torch.bfloat16) if layer.bfloat16 else x, weight, padding)
-    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
-
-
 def _phases(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair) -> Tensor:
-        return F.conv2d(images, weight, bias, 1, padding, 1, layer.groups)
-
-    return _in_phases(layer, x, weight, bias, convolve)
-
-
-def _phases_bands(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _in_phases(layer, x, weight, bias, partial(_depthwise, layer))
-
-
-def _in_phases(
-    layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None,
-    convolve: Callable[[Tensor, Tensor, Tensor | None, Pair], Tensor],
-) -> Tensor:  # fmt: skip
     """Convolve each of the grids of every d-th row and column, which stand as images in a batch.
 
     They are the positions that a filter of dilation d looks at together (Yu and Koltun 2016,
@@ -201,7 +163,7 @@ def _in_phases(
         x = F.pad(x, (0, w * dw - W, 0, h * dh - H))
     grids = x.permute(0, 2, 3, 1).reshape(B, h, dh, w, dw, C).permute(0, 2, 4, 1, 3, 5)
     images = grids.reshape(B * dh * dw, h, w, C).permute(0, 3, 1, 2)
-    y = convolve(images, weight, bias, padding).permute(0, 2, 3, 1)
+    y = F.conv2d(images, weight, bias, 1, padding, 1, layer.groups).permute(0, 2, 3, 1)
     _, h, w, C = y.shape
     y = y.reshape(B, dh, dw, h, w, C).permute(0, 3, 1, 4, 2, 5).reshape(B, h * dh, w * dw, C)
     height, width = (
@@ -216,8 +178,6 @@ _WAYS: dict[str, Callable[[Convolution, Tensor, Tensor, Tensor | None], Tensor]]
     "conv": _conv,
     "other order": _other_order,
     "phases": _phases,
-    "bands": _bands,
-    "phases bands": _phases_bands,
 }
 
 

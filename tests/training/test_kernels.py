@@ -136,7 +136,7 @@ def test_the_network_computes_the_same_within_rounding() -> None:
     images = torch.randn(4, 3, 32, 32).contiguous(memory_format=CL)
     found = layers_of(model, [image_shape(32)], 4, torch.float32)
     ways = {layer.name: layer.ways()[-1] for layer in found}
-    assert {"phases bands", "bands"} <= {*ways.values()}
+    assert "phases" in ways.values()
     labels = torch.arange(4)
     results = []
     for forward in (model, with_kernels(model, ways)):
