@@ -19,7 +19,7 @@ PAGES = [
     *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md"),
 ]  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-NUM_TRIALS = 105
+NUM_TRIALS = 139
 
 
 def prose(page: Path) -> str:

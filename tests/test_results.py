@@ -69,7 +69,7 @@ def test_every_figure_in_results_is_shown() -> None:
     [
         ("`resnet32`", "common-he/resnet32-seed-?"),
         ("`record`", "record"),
-        ("100,000 parameters", "budgets/record-100000"),
+        ("`whitened-residual()`", "record-residual"),
         ("`sprint`", "sprint/sprint-seed-?"),
     ],
 )

@@ -164,7 +164,7 @@ def sprint() -> RunConfig:
         small_share=0.34,
         hard_share=0.55,
         val_fraction=0.0,
-        tuning_trials=71,
+        tuning_trials=98,
     )
 
 
@@ -195,7 +195,7 @@ def record() -> RunConfig:
         small_size=24,
         small_share=0.6,
         val_fraction=0.02,
-        tuning_trials=13,
+        tuning_trials=18,
     )
 
 
