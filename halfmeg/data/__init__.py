@@ -12,7 +12,8 @@
 | `formats`, `unpack` | what is read, and bounds on what a file may hold |
 | `decode`, `source` | files to pixels |
 | `cache` | decoded data, kept on disk |
-| `dataset` | `Dataset`, `DataSplits`, the stratified split |
+| `dataset` | `Dataset`, `DataSplits` |
+| `split` | what is trained on and what is held out |
 | `folds` | all images in folds, for k-fold cross-validation |
 | `check`, `duplicates`, `page` | what is wrong with a source, in words and as a page |
 | `augment`, `trivial`, `mix`, `corrupt` | pure functions on batches of images |

@@ -4,6 +4,7 @@
 |---|---|
 | `layers` | layers that several families share |
 | `convolutions` | a convolution computed in other ways |
+| `ways` | layers computed so while a network trains, whatever code calls them |
 | `study` | the four networks of the published study |
 | `he2015` | ResNet-20, ResNet-32 and ResNet-56, and public checkpoints of them |
 | `banbury2021` | ResNet-8 of MLPerf Tiny |
@@ -14,7 +15,7 @@
 | `hassani2021` | CCT-2, a small vision transformer |
 | `families` | networks whose widths, depths and resolution are settings |
 | `floors` | logistic regression and a perceptron |
-| `whitened` | `sprint` and `record` |
+| `whitened` | `sprint` and `record`, and residual stages behind a whitening layer |
 | `protocol` | what a network may say about itself, and what holds where it does not |
 | `own` | a network of the user's own, built from its place |
 | `example` | a network to start from, which `halfmeg new network` writes |
