@@ -797,12 +797,12 @@ import torch
 from torch import nn
 
 class Nan(nn.Module):
-    """Diverges at once, or late."""
+    """Diverges at once, or after so many steps."""
 
-    def __init__(self, num_classes: int, late: bool = False) -> None:
+    def __init__(self, num_classes: int, late: int = 0) -> None:
         super().__init__()
         self.head = nn.Linear(3, num_classes)
-        self.register_buffer("left", torch.tensor(20 if late else 0))
+        self.register_buffer("left", torch.tensor(late))
 
     def forward(self, x):
         logits = self.head(x.mean((2, 3)))
@@ -852,13 +852,20 @@ def test_what_fails_in_the_last_comparison_is_listed(
     space = open_search(out, few_digits)[1]
     journal = Journal(out, stored.seed, stored.strategy)
     search = Search(out, stored, space, few_digits, journal, Clock(out), SearchListener())
-    baselines = [("nan.py:Nan", BUDGET), ("nan.py:Nan(late=True)", BUDGET), ("logistic", BUDGET)]
-    timed = Timed.of(baselines, found[1].winner.config, few_digits)
+    done = [trial for trial in found[2] if trial.outcome == "done" and trial.config]
+    longest = max(done, key=lambda trial: trial.config.epochs if trial.config else 0)
+    config = longest.config
+    assert config is not None
+    last = config.epochs * max(1, int(0.8 * len(few_digits.train)) // config.batch_size)
+    late = f"nan.py:Nan(late={last})"  # beyond the few steps that are timed
+    baselines = [("nan.py:Nan", BUDGET), (late, BUDGET), ("logistic", BUDGET)]
+    timed = Timed.of(baselines, config, few_digits)
     assert list(timed.failures) == ["nan.py:Nan"]
     paced = timed.at_pace_of(search)
     assert paced.seconds.keys() == timed.seconds.keys()
     final = decide(search, paced)
     assert final is not None
+    final = replace(final, trial=longest.number)
     assert (final.seeds, len(final.baselines)) == (5, 2)
     write_page(search)
     assert "The last comparison is under way" in (out / "search.html").read_text()
