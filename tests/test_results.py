@@ -69,7 +69,6 @@ def test_every_figure_in_results_is_shown() -> None:
     [
         ("`resnet32`", "common-he/resnet32-seed-?"),
         ("`record`", "record"),
-        ("`whitened-residual()`", "record-residual"),
         ("`sprint`", "sprint/sprint-seed-?"),
     ],
 )

@@ -30,7 +30,7 @@ def whitened(
     shrink: Literal[1, 2] = 1,
     in_channels: int = 3,
 ) -> WhitenedNet:
-    """Build a network of the kind of `record`, which its defaults give."""
+    """Build stages that pool early behind a whitening layer, as those of `sprint`."""
     return WhitenedNet(
         filters, (width1, width2, width3), depth, num_classes,
         residual=shortcut, bn_momentum=0.1, in_channels=in_channels, shrink=shrink,
@@ -48,7 +48,7 @@ def whitened_residual(
     shrink: Literal[1, 2] = 1,
     in_channels: int = 3,
 ) -> WhitenedResNet:
-    """Build three residual stages behind a whitening layer; each has `growth` channels more."""
+    """Build a network of the kind of `record`; each stage has `growth` channels more."""
     return WhitenedResNet(
         filters, (width, width + growth, width + 2 * growth), (depth1, depth2, depth3),
         num_classes, in_channels=in_channels, shrink=shrink,

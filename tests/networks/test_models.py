@@ -145,7 +145,7 @@ def test_the_same_seed_builds_the_same_network(name: str) -> None:
         (("cnn", 10, 15), ["image_size=15", "16 or more"]),
         (("resnet", 10, (64, 8)), ["image_size=64x8", "9 or more"]),
         (("resnet20", 10, 4), ["image_size=4", "8 or more"]),
-        (("record", 10, 8), ["image_size=8", "9 or more"]),
+        (("sprint", 10, 8), ["image_size=8", "9 or more"]),
     ],
 )
 def test_mistakes_name_the_value(arguments: tuple[str, int, int], parts: list[str]) -> None:
@@ -232,24 +232,24 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def test_parameters_of_sprint_and_record() -> None:
+def test_parameters_of_early_pooling() -> None:
     """By hand: whitening, convolutions, two numbers for each BatchNorm channel, gates, head."""
     sprint = (16 * 3 * 2 * 2 + 16) + 9 * (16 * 32 + 32 * 32 + 32 * 128 + 128 * 128 * 3)
     assert count(build_model("sprint")) == sprint + 2 * 2 * (32 + 128 + 128) + 128 * 10
     whole = WhitenedNet(12, (32, 128, 128), 2, 10, residual=False, bn_momentum=0.4)
     assert count(whole) == 498_104  # the reference's own count at these widths
-    widths, before, record = (32, 88, 104), 24, (24 * 3 * 2 * 2 + 24) + 104 * 10
+    widths, before, gated = (32, 88, 104), 24, (24 * 3 * 2 * 2 + 24) + 104 * 10
     for width in widths:
         hidden = max(8, width // 8)
-        record += 9 * (before * width + 2 * width * width) + 3 * 2 * width
-        record += width * hidden + hidden + hidden * width + width
+        gated += 9 * (before * width + 2 * width * width) + 3 * 2 * width
+        gated += width * hidden + hidden + hidden * width + width
         before = width
-    assert count(build_model("record")) == record
+    assert count(build_model("whitened()")) == gated
 
 
-def test_a_whitened_residual_network_passes_images_on_at_first() -> None:
+def test_record_passes_images_on_at_first() -> None:
     widths, depths = (32, 64, 96), (1, 2, 2)
-    model = build_model("whitened-residual()").eval()
+    model = build_model("record").eval()
     assert isinstance(model, WhitenedResNet)
     before, params = 24, (24 * 3 * 2 * 2 + 24) + 96 * 10
     macs = 32**2 * 24 * 3 * 2 * 2 + 96 * 10
@@ -264,7 +264,7 @@ def test_a_whitened_residual_network_passes_images_on_at_first() -> None:
             before = width
     params += sum(9 * a * b + 2 * b for a, b, _ in convolutions)
     macs += sum(9 * a * b * side**2 for a, b, side in convolutions)
-    assert count(model) == params == 468_808
+    assert count(model) == params == 468_808 == count(build_model("whitened-residual()"))
     assert count_macs(model) == macs
     x = torch.rand(2, 32, 9, 7)
     first, halving = model.blocks[0], model.blocks[1]
@@ -290,7 +290,7 @@ def test_a_budget_that_nothing_fits_or_that_does_not_apply_is_refused() -> None:
 
 def test_whitening_makes_the_patches_white() -> None:
     model = build_model("record")
-    assert isinstance(model, WhitenedNet)
+    assert isinstance(model, WhitenedResNet)
     noise = torch.randn(64, 3, 33, 33)
     images = noise[:, :, 1:, 1:] + noise[:, :, 1:, :-1] + 0.3 * noise[:, :, :-1, 1:]  # correlated
     model.prepare(images)
