@@ -62,12 +62,12 @@ TINIEST = (
 STEPS: dict[str, tuple[float, list[tuple[str, tuple[str, ...], int]]]] = {
     # name: minutes, and its recipes with their settings and the most seeds worth their time
     "sprint": (2, [("sprint", (), 5)]),
-    "record": (8, [("record", (), 3)]),
-    "record-longer": (8, [("record", ("epochs=500",), 1)]),
-    "record-mixed": (8, [("record", ("epochs=500", "mixup=0.2", "cutmix=1"), 1)]),
+    "record": (8, [("record", ("epochs=200",), 3)]),
+    "record-varied": (8, [("record", ("epochs=400", "lr=0.05", "trivial_augment=true"), 1)]),
+    "record-mixed": (8, [("record", ("epochs=400", "lr=0.05", "mixup=0.2", "cutmix=1"), 1)]),
     "tiniest": (6, [("common", TINIEST, 3)]),
-    "small": (6, [("record", ("budget=100000", "epochs=500"), 5)]),
-    "smallest": (4, [("record", ("budget=50000", "epochs=500"), 3)]),
+    "small": (6, [("record", ("budget=100000", "epochs=400"), 5)]),
+    "mlperf": (4, [("record", ("model=whitened-residual(width=8,growth=16)", "epochs=400"), 3)]),
     "comparison": (5, [("study-compare", (f"model={m}",), 5) for m in ("cnn", "resnet-linear")]),
     "common": (6, [("common", (f"model={m}",), 5) for m in ("resnet20", "resnet32")]),
     "speeds": (3, []),

@@ -187,7 +187,7 @@ def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
 
 @pytest.mark.campaign
 def test_gpu_times_every_network(tmp_path: Path) -> None:
-    assert benchmark(*GPU, "--steps", "speeds", cwd=tmp_path).code == 0
+    assert benchmark(*GPU, "--steps", "speeds", "--minutes", "speeds=60", cwd=tmp_path).code == 0
     found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())["speeds"]
     assert set(found["alone"]) == set(MODELS)
     assert set(found["stacked"]) | set(found["failures"]) >= set(MODELS)

@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "c6bb246e06db97ca";
+const CACHE = PREFIX + "4e019d6d6c8c558a";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {

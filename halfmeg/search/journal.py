@@ -129,10 +129,26 @@ def _build_sampler(seed: int) -> optuna.samplers.BaseSampler:
         """Draws by accuracy and cost where a trial seeks the front, else by accuracy alone."""
 
         def __init__(self) -> None:
-            super().__init__(seed=seed)
-            self.of_accuracy = library.samplers.TPESampler(seed=seed + 1)
+            # Settings together: each by itself is near those that did well, all at once are not.
+            together = {"multivariate": True, "group": True, "warn_independent_sampling": False}
+            super().__init__(seed=seed, **together)
+            self.of_accuracy = library.samplers.TPESampler(
+                seed=seed + 1,
+                constant_liar=False,
+                **together,  # its study has no running trials
+            )
             self.known = -1
             self.alone: Any = None
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+            if seeks_front(trial.number):
+                return super().infer_relative_search_space(study, trial)
+            return self.of_accuracy.infer_relative_search_space(self.by_accuracy(study), trial)
+
+        def sample_relative(self, study: Any, trial: Any, space: Any) -> Any:
+            if seeks_front(trial.number):
+                return super().sample_relative(study, trial, space)
+            return self.of_accuracy.sample_relative(self.by_accuracy(study), trial, space)
 
         def sample_independent(self, study: Any, trial: Any, *parameter: Any) -> Any:
             if seeks_front(trial.number):
@@ -156,7 +172,8 @@ def _build_sampler(seed: int) -> optuna.samplers.BaseSampler:
                     )  # fmt: skip
             return self.alone
 
-    return Sampler()
+    with _quiet():
+        return Sampler()
 
 
 def _open_study(path: Path, *, create: bool = False) -> optuna.Study:

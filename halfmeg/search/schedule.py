@@ -1,8 +1,9 @@
 """How a search spends its time: the epochs of a run, successive halving, the last comparison.
 
 All here is arithmetic on seconds that were measured. Halving is the stopping form of ASHA (Li et
-al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): at a ninth and at a third of its
-epochs a run goes on only if it is among the best third of those that have come as far.
+al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): at a third of its epochs a run
+goes on only if it is among the best third of those that have come as far. There is no earlier look:
+at a ninth, where a one-cycle schedule is near its highest rate, accuracy says nothing of the end.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 REDUCTION = 3
-RUNGS = (1 / 9, 1 / 3, 1.0)
+RUNGS = (1 / 3, 1.0)
 """Shares of a run's epochs after which it is looked at."""
 
 FULL_RUNS = 5

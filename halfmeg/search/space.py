@@ -36,7 +36,7 @@ SPACE: dict[str, Any] = {
         "sgd": {"lr": (0.02, 0.5)},
         "adamw": {"lr": (0.001, 0.02)},
     },
-    "epochs": [1.0, 0.5],
+    "epochs": 1.0,
     "batch_size": [128, 64, 256],
     "schedule": "onecycle",
     "weight_decay": [5e-4, 0.0, 5e-3],
