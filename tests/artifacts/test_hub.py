@@ -183,7 +183,7 @@ def test_a_bundle_goes_up_and_comes_down(hub, outcomes) -> None:
         "model.json", "model.safetensors", "model.onnx", "model.int8.onnx",
     }  # fmt: skip
     assert found["pulled"].code == 0, found["pulled"].err
-    assert found["pulled"].json["params"] == 475_240
+    assert found["pulled"].json["params"] == 468_808
     assert sorted(path.name for path in (folder / "again").iterdir()) == sorted(repos["me/mine"])
     assert Bundle.open(folder / "again").described == Bundle.open(BUNDLED).described
     assert found["twice"].is_one_line("again exists already and is not overwritten")

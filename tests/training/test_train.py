@@ -461,9 +461,9 @@ def test_compiled_training_is_the_same_within_rounding(tmp_path, few_digits) -> 
 
 def test_small_images_that_do_not_fit_are_refused(tmp_path, few_digits) -> None:
     for model, setting in (
-        ("record", {"small_size": 8}),
-        ("record", {"small_size": 40}),
-        ("record", {"small_size": 16, "first_size": 8}),
+        ("sprint", {"small_size": 8}),
+        ("sprint", {"small_size": 40}),
+        ("sprint", {"small_size": 16, "first_size": 8}),
         ("cnn", {"small_size": 24}),
     ):
         name, size = list(setting.items())[-1]
