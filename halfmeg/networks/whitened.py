@@ -19,6 +19,9 @@ WHITENING_KERNEL = 2
 
 WHITENING_EPSILON = 5e-4
 
+RELATIVE_NOISE = 1e-9
+"""Of the largest variance: what varies less is rounding."""
+
 HEAD_SCALE = 1 / 9  # of Jordan 2024: the first logits are small
 
 
@@ -93,7 +96,11 @@ class Whitening(nn.Conv2d):
         values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))  # the smallest first
         kept = self.out_channels // 2
         values, vectors = values[-kept:], vectors[:, -kept:]
-        filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T
+        # Gray images vary in a third of the directions; filters of the others would see rounding
+        # alone, which BatchNorm makes as loud as the rest. Those that vary are repeated instead.
+        varying = (values > values[-1] * RELATIVE_NOISE).nonzero().flatten()
+        index = varying[torch.arange(kept) % len(varying)] if len(varying) else torch.arange(kept)
+        filters = (vectors[:, index] / (values[index] + WHITENING_EPSILON).sqrt()).T
         both = torch.cat([filters, -filters])
         self.weight.copy_(both.reshape(self.weight.shape))
         self.bias.zero_()  # type: ignore[union-attr]

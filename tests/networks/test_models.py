@@ -312,6 +312,16 @@ def test_whitening_makes_the_patches_white() -> None:
     assert torch.equal(fewer.whitening.weight[8:], -model.whitening.weight[4:12])
 
 
+def test_whitening_of_gray_images_sees_what_varies_and_no_rounding() -> None:
+    model = build_model("record")
+    assert isinstance(model, WhitenedResNet)
+    gray = torch.randn(64, 1, 32, 32).expand(-1, 3, -1, -1)
+    model.prepare(gray)
+    with torch.no_grad():
+        responses = model.whitening(gray).transpose(0, 1).flatten(1)
+    assert torch.allclose(responses.std(1), torch.ones(24), atol=0.05)
+
+
 @pytest.mark.parametrize(
     "block",
     [
