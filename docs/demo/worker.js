@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "4e019d6d6c8c558a";
+const CACHE = PREFIX + "3c597c38504b7591";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {

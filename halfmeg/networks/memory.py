@@ -8,8 +8,10 @@ max-pool goes into the convolution before it where its scales are positive, as t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,12 +48,15 @@ class Plan:
     Attributes:
         offsets: of each step's result, in bytes; logits in float32 stand elsewhere.
         scratch: offset of the patch that each step unrolls its input in; None where it needs none.
+        joined: whether each step is one with the next: a convolution whose values are added up as
+            soon as they are there, and stand nowhere themselves.
         live_bytes: at each step, of all maps that are needed at that moment and its patch.
         arena_bytes: size of the arena.
     """
 
     offsets: tuple[int, ...]
     scratch: tuple[int | None, ...]
+    joined: tuple[bool, ...]
     live_bytes: tuple[int, ...]
     arena_bytes: int
 
@@ -165,10 +170,12 @@ def _constant_bytes(step: Step) -> int:
 def plan_arena(passes: tuple[Step, ...]) -> Plan:
     """Return a plan in which no two maps that are needed at the same time overlap.
 
-    A step that works value by value writes over an input that nobody reads later. The rest is
-    placed greedily, in several orders, of which the best is taken.
+    A step that works value by value writes over an input that nobody reads later: a residual block
+    adds its last convolution to the map of its shortcut, and so needs two maps instead of three.
+    The rest is placed greedily, in several orders, of which the best is taken.
     """
-    buffers, owner = _buffers(passes)
+    joined = _joined(passes)
+    buffers, owner = _buffers(passes, joined)
     best: tuple[int, dict[int, int]] | None = None
     for order in _ORDERS:
         placed = place(sorted(buffers, key=order))
@@ -180,7 +187,7 @@ def plan_arena(passes: tuple[Step, ...]) -> Plan:
     live = tuple(sum(b.size for b in buffers if b.first <= i <= b.last) for i in range(len(passes)))
     offsets = tuple(places[owner[i]] if i in owner else 0 for i in range(len(passes)))
     scratch = tuple(places.get(-1 - i) for i in range(len(passes)))
-    return Plan(offsets, scratch, live, top)
+    return Plan(offsets, scratch, joined, live, top)
 
 
 _ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
@@ -191,20 +198,41 @@ _ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
 )
 
 
-def _buffers(passes: tuple[Step, ...]) -> tuple[list[Buffer], dict[int, int]]:
+def _joined(passes: tuple[Step, ...]) -> tuple[bool, ...]:
+    """Return which steps are one with the next."""
+    readers = Counter(source for step in passes for source in step.inputs)
+    found = [
+        isinstance(step.node, Conv) and not step.node.is_depthwise and step.pool is None
+        and isinstance(ahead.node, Combine) and len(ahead.inputs) == 2
+        and step.result in ahead.inputs and readers[step.result] == 1
+        and step.result.shape == ahead.node.shape
+        and not (ahead is passes[-1] and ahead.can_give_logits)
+        for step, ahead in pairwise(passes)
+    ]  # fmt: skip
+    return (*found, False)
+
+
+def _buffers(
+    passes: tuple[Step, ...], joined: tuple[bool, ...]
+) -> tuple[list[Buffer], dict[int, int]]:
     """Return all buffers, and the key of each step's."""
     index = {step.result: i for i, step in enumerate(passes)}
-    last = {source: i for i, step in enumerate(passes) for source in step.inputs}
+    last = {source: i + joined[i] for i, step in enumerate(passes) for source in step.inputs}
     owner: dict[int, int] = {}
     spans: dict[int, list[int]] = {}  # key: size, first, last
     for i, step in enumerate(passes):
+        if joined[i]:
+            continue
         if i == len(passes) - 1 and step.can_give_logits:
             break
+        # what the convolution reads, it reads until the last value is added
+        taken = passes[i - 1].inputs if i and joined[i - 1] else ()
         size = aligned(math.prod(step.result.shape), ALIGNMENT)
         until = last.get(step.result, i)
         reused = next(
             (owner[index[source]] for source in step.inputs
-             if source in index and last[source] == i and _overwrites(step, source)),
+             if index.get(source) in owner and source not in taken and last[source] == i
+             and _overwrites(step, source)),
             None,
         )  # fmt: skip
         if reused is None:
@@ -215,7 +243,7 @@ def _buffers(passes: tuple[Step, ...]) -> tuple[list[Buffer], dict[int, int]]:
     found = [Buffer(key, *span) for key, span in spans.items()]
     for i, step in enumerate(passes):
         if size := scratch_bytes(step):
-            found.append(Buffer(-1 - i, aligned(size, ALIGNMENT), i, i))
+            found.append(Buffer(-1 - i, aligned(size, ALIGNMENT), i, i + joined[i]))
     return found, owner
 
 

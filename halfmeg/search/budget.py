@@ -39,9 +39,9 @@ TIME_UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3}
 """Of a latency, in milliseconds."""
 
 INSTRUCTIONS_PER_MAC = {
-    "cortex-m3": 3.59, "cortex-m4": 1.88, "cortex-m7": 1.82, "cortex-m33": 1.70, "cortex-m55": 0.68,
+    "cortex-m3": 3.59, "cortex-m4": 2.04, "cortex-m7": 1.96, "cortex-m33": 1.70, "cortex-m55": 0.68,
 }  # fmt: skip
-"""The most that docs/ship.md counts of the C form in QEMU; of M3, M33 and M55 that of `record`."""
+"""The most that docs/ship.md counts in QEMU of convolutions in C; of M3, M33 and M55 `record`'s."""
 
 NARROW = 1 / 8
 """Of the way from a network's smallest width to its largest."""

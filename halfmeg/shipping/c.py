@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmeg.networks.graph import Shape, axis_maps, even_steps
-from halfmeg.shipping.c_constants import TAKEN, Constants, number, quoted, structure
+from halfmeg.shipping.c_constants import TAKEN, Constants, Fields, number, quoted, structure
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import (
     QUOTIENT_BITS,
@@ -38,8 +39,9 @@ from halfmeg.shipping.operations import (
 from halfmeg.shipping.render import render
 
 KERNELS = {
-    "positions": (), "convolve": ("positions",), "depthwise": ("positions",), "broadcast": (),
-    "combine": ("broadcast",), "multiply": ("broadcast",), "pool": (), "maximum": ("pool",),
+    "broadcast": (), "sum": ("broadcast",), "positions": (),
+    "convolve": ("broadcast", "sum", "positions"), "depthwise": ("positions",),
+    "combine": ("broadcast", "sum"), "multiply": ("broadcast",), "pool": (), "maximum": ("pool",),
     "average": ("pool",), "lookup": (), "concatenate": (), "take": (), "gather": (), "walk": (),
     "finish": (), "normalize": ("finish",), "share": ("finish",), "matrices": ("finish",),
 }  # fmt: skip
@@ -117,7 +119,10 @@ class _Writer:
         return "\n".join(texts)
 
     def write(self, index: int, operation: Operation) -> None:
-        """Add an operation."""
+        """Add an operation, or none where the one before has added it too."""
+        joined = self.graph.plan.joined
+        if index and joined[index - 1]:
+            return
         sources = [self.place(source) for source in operation.inputs]
         shapes = [self.graph.shape_of(source) for source in operation.inputs]
         result = self.place(index + 1)
@@ -133,7 +138,13 @@ class _Writer:
                     scratch = self.graph.plan.scratch[index]
                     assert scratch is not None
                     patch = f"memory.values + {scratch // 2}"
-                    self.call("convolve", "convolve", structure_name, sources[0], ends, patch)
+                    added = ("0", "0")
+                    if joined[index]:
+                        ends = f"{self.place(index + 2)}, 0"
+                        added = self.joined_sum(index + 1)
+                    self.call(
+                        "convolve", "convolve", structure_name, sources[0], ends, patch, *added
+                    )
             case Combination():
                 self.combination(index, operation, shapes)
                 second = sources[1] if len(sources) > 1 else "0"
@@ -189,7 +200,7 @@ class _Writer:
             filters = filters.T  # one tap of all channels after another
         else:
             filters = np.pad(filters, ((0, 0), (0, -filters.shape[1] % 4)))
-        fields: dict[str, str | int | np.float32] = {
+        fields: Fields = {
             "weight": self.constants.add(f"weight_{index}", filters, operation.weight_key),
             "bias": self.constants.add(f"bias_{index}", operation.bias),
             "scale": self.constants.add(f"scale_{index}", operation.scale),
@@ -232,7 +243,7 @@ class _Writer:
             for i, multiplier in enumerate(operation.multipliers)
         ]
         _, height, width = operation.shape
-        fields: dict[str, str | int | np.float32] = {
+        fields: Fields = {
             "multiplier": f"{{{', '.join(multipliers)}}}",
             "offset": self.constants.add(f"offset_{index}", _channels_last(operation.offset)),
             **self.table(index, operation.table),
@@ -248,30 +259,31 @@ class _Writer:
         }
         self.structures.append(structure("combination", f"layer_{index}", fields))
 
+    def joined_sum(self, index: int) -> tuple[str, str]:
+        """Add the sum that takes the values of the convolution before it; return its other map."""
+        operation = self.graph.operations[index]
+        assert isinstance(operation, Combination)
+        own = operation.inputs.index(index)
+        other = operation.inputs[1 - own]
+        first, second = operation.multipliers[own], operation.multipliers[1 - own]
+        shapes = [operation.shape, self.graph.shape_of(other)]
+        self.combination(index, replace(operation, multipliers=(first, second)), shapes)
+        return f"&layer_{index}", self.place(other)
+
     def product(self, index: int, operation: Product, shapes: list[Shape]) -> None:
         channels, height, width = operation.shape
-        fields: dict[str, str | int | np.float32] = {
-            "height": height,
-            "width": width,
-            "channels": channels,
-            "in": f"{{{', '.join(map(_steps, shapes))}}}",
-        }
+        fields: Fields = {"height": height, "width": width, "channels": channels}
+        fields["in"] = f"{{{', '.join(map(_steps, shapes))}}}"
         self.of_two("product", index, operation, fields)
 
     def matrix_product(self, index: int, operation: MatrixProduct, shape: Shape) -> None:
         columns, count, rows = operation.shape
-        fields: dict[str, str | int | np.float32] = {
-            "count": count,
-            "rows": rows,
-            "columns": columns,
-            "inner": shape[0],
-        }
+        fields: Fields = {"count": count, "rows": rows, "columns": columns, "inner": shape[0]}
         self.of_two("matrix_product", index, operation, fields)
 
     def of_two(
-        self, kind: str, index: int, operation: Product | MatrixProduct,
-        fields: dict[str, str | int | np.float32],
-    ) -> None:  # fmt: skip
+        self, kind: str, index: int, operation: Product | MatrixProduct, fields: Fields
+    ) -> None:
         """Add the structure of what multiplies two maps."""
         fields |= self.table(index, operation.table)
         fields |= {
@@ -283,7 +295,7 @@ class _Writer:
 
     def normalization(self, index: int, operation: Normalization) -> None:
         channels, height, width = operation.shape
-        fields: dict[str, str | int | np.float32] = {
+        fields: Fields = {
             "multiplier": self.constants.add(f"multiplier_{index}", operation.multiplier),
             "offset": self.constants.add(f"offset_{index}", operation.offset),
             **self.table(index, operation.table),
@@ -300,7 +312,7 @@ class _Writer:
 
     def softmax(self, index: int, operation: Softmax) -> None:
         channels, height, width = operation.shape
-        fields: dict[str, str | int | np.float32] = {
+        fields: Fields = {
             "exponentials": self.constants.add(f"exponentials_{index}", operation.exponentials),
             **self.table(index, operation.table),
             "positions": height * width,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Fields = dict[str, str | int | np.float32]
+"""Of a structure; texts are C expressions."""
 
 C_TYPES = {
     "int8": "int8_t",
@@ -64,8 +66,8 @@ def number(value: Any) -> str:
     return f"{float(value).hex()}f" if isinstance(value, np.float32) else str(int(value))
 
 
-def structure(kind: str, name: str, fields: Mapping[str, str | int | np.float32]) -> str:
-    """Return the definition of a constant structure; texts are C expressions."""
+def structure(kind: str, name: str, fields: Fields) -> str:
+    """Return the definition of a constant structure."""
     parts = (
         f".{key} = {value if isinstance(value, str) else number(value)}"
         for key, value in fields.items()

@@ -7,15 +7,17 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Cli
 from test_graph import COVERED, MEAN, STD, Anything, example
 from test_integer import integers, pixels
-from torch import nn
+from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.networks.memory import measure_memory
@@ -96,6 +98,55 @@ def test_a_small_network_with_gates_and_shortcuts() -> None:
     model(torch.randn(8, 3, 32, 32))
     source = proved(model.eval(), 32, count=3)
     assert source.proof_text.startswith("all 30 logits of 3 images equal, under address and")
+
+
+class Block(nn.Module):
+    """A sum behind a convolution, in a way that `of` says."""
+
+    def __init__(self, of: Callable[[Block, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.of = of
+        self.stem = nn.Conv2d(3, 5, 3, padding=1)  # an odd number: one channel has no partner
+        self.first = nn.Conv2d(5, 5, 3, padding=1)
+        self.second = nn.Conv2d(5, 5, 3, padding=1)
+        self.bn = nn.BatchNorm2d(5)
+        nn.init.uniform_(self.bn.weight, 0.5, 1.5)
+        nn.init.uniform_(self.bn.bias, -1, 1)
+        self.depthwise = nn.Conv2d(5, 5, 3, padding=1, groups=5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.of(self, self.stem(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+BLOCKS: dict[str, tuple[Callable[[Block, Tensor], Tensor], int]] = {
+    "shortcut": (lambda b, x: (x + b.second(b.first(x).relu())).relu(), 1),
+    "its own input": (lambda b, x: x + b.first(x), 1),
+    "read again": (lambda b, x: b.second(x + b.first(x)) + x, 2),
+    "difference": (lambda b, x: b.bn(x) - 0.5 * b.second(b.first(x).relu()).tanh(), 1),
+    "two branches": (lambda b, x: b.first(x) + b.second(x), 1),
+    "one row": (lambda b, x: x[:, :, :1] + b.second(b.first(x)), 1),
+    "a constant": (lambda b, x: x + b.first(x) + torch.arange(9.0).view(1, 9), 1),
+    "read twice": (lambda b, x: (y := b.first(x)) + y.amax((2, 3), keepdim=True), 0),
+    "pooled": (lambda b, x: F.max_pool2d(x, 3) + F.max_pool2d(b.first(x), 3), 0),
+    "depthwise": (lambda b, x: x + b.depthwise(x), 0),
+    "widened": (lambda b, x: x + b.first(x).relu().amax((2, 3), keepdim=True), 0),
+}  # fmt: skip
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", BLOCKS)
+def test_sums_behind_a_convolution(name: str) -> None:
+    """They are taken where the convolution's values arise, which then stand nowhere themselves."""
+    of, joined = BLOCKS[name]
+    images = pixels(5, 9)
+    graph = quantize(Block(of).eval(), MEAN, STD, images)
+    assert sum(graph.plan.joined) == joined
+    source = proved_graph(graph, images)
+    assert source.proof is not None
+    assert source.arena_bytes == measure_memory(Block(of).eval(), 9).ram_bytes
 
 
 @needs_gcc

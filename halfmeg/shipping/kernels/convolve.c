@@ -236,23 +236,32 @@ static void unroll(const struct convolution *c, const uint8_t *in, int32_t group
     repeat(0, -count & 3, patch, count);
 }
 
-/* Writes bytes to `out`, or if that is 0 the logits. */
+static inline uint8_t join(const struct combination *sum, int32_t y, int32_t x, int32_t channel,
+                           uint8_t value, const uint8_t *other, struct rounding rounding)
+{
+    int32_t second = other[at(sum->in[1], y, x, channel)];
+    return weighed(sum, weigh(sum, y, x, channel, value, second), rounding);
+}
+
+/* Writes bytes to `out`, or if that is 0 the logits. Where there is a `sum`, each byte is added to
+ * that of `other` before it is written, which may be `out`. */
 static void convolve(const struct convolution *c, const uint8_t *in, uint8_t *out, float *logits,
-                     int16_t *patch)
+                     int16_t *patch, const struct combination *sum, const uint8_t *other)
 {
     struct rounding rounding = rounding_at(c->zero);
+    struct rounding of_sum = rounding_at(sum ? sum->zero : 0);
     int32_t per_group = c->out_channels / c->groups;
     int32_t total = c->out_height * c->out_width * c->pool_height * c->pool_width;
     for (int32_t group = 0; group < c->groups; group++) {
         struct position p = {0, 0, 0, 0};
         for (int32_t n = 0; n < total; n += 2) {
-            int32_t pair = total - n < 2 ? 1 : 2, places[2], is_first[2];
+            int32_t pair = total - n < 2 ? 1 : 2, y[2], x[2], places[2], is_first[2];
             const int32_t *bias[2];
             for (int32_t q = 0; q < 2; q++) { /* a last one alone is unrolled twice */
-                int32_t y = p.row * c->pool_stride_y + p.pool_row;
-                int32_t x = p.column * c->pool_stride_x + p.pool_column;
-                unroll(c, in, group, y, x, patch + 4 * q);
-                bias[q] = bias_at(c, y, x);
+                y[q] = p.row * c->pool_stride_y + p.pool_row;
+                x[q] = p.column * c->pool_stride_x + p.pool_column;
+                unroll(c, in, group, y[q], x[q], patch + 4 * q);
+                bias[q] = bias_at(c, y[q], x[q]);
                 places[q] = (p.row * c->out_width + p.column) * c->out_channels;
                 is_first[q] = p.pool_row == 0 && p.pool_column == 0;
                 if (q < pair - 1 || n + 2 < total)
@@ -271,8 +280,16 @@ static void convolve(const struct convolution *c, const uint8_t *in, uint8_t *ou
                     }
                     uint8_t first = requantize(sums[q], c->scale[o], rounding);
                     uint8_t second = requantize(sums[2 + q], c->scale[next], rounding);
-                    put(out + places[q] + o, c->table ? c->table[first] : first, is_first[q]);
-                    put(out + places[q] + next, c->table ? c->table[second] : second, is_first[q]);
+                    if (c->table) {
+                        first = c->table[first];
+                        second = c->table[second];
+                    }
+                    if (sum) { /* both before either is written: `next` may be `o` */
+                        first = join(sum, y[q], x[q], o, first, other, of_sum);
+                        second = join(sum, y[q], x[q], next, second, other, of_sum);
+                    }
+                    put(out + places[q] + o, first, is_first[q]);
+                    put(out + places[q] + next, second, is_first[q]);
                 }
             }
         }
