@@ -148,13 +148,15 @@ class Timed:
     failures: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, baselines: Sequence[Baseline], terms: RunConfig, data: DataSplits) -> Timed:
+    def of(
+        cls, baselines: Sequence[Baseline], terms: RunConfig, data: DataSplits, threads: int
+    ) -> Timed:
         """Train a few steps of each; no test image is read."""
         seconds, failures = {}, {}
         for model, budget in baselines:
             try:
                 config = replace(terms, model=model, budget=budget)
-                seconds[model, budget] = time_epoch(config, data)
+                seconds[model, budget] = time_epoch(config, data, threads)
             except ValueError as error:
                 failures[model] = str(error).removeprefix(f"{short_name(model)}: ")
         return cls(seconds, failures)
@@ -169,9 +171,10 @@ class Timed:
             return self
         assert best.config is not None
         try:
-            pace = _seconds_of_epoch(best, search.stored) / time_epoch(best.config, search.data)
+            as_timed = time_epoch(best.config, search.data, search.threads_of_a_trial)
         except ValueError:
             return self
+        pace = _seconds_of_epoch(best, search.stored) / as_timed
         return replace(self, seconds={one: pace * took for one, took in self.seconds.items()})
 
 

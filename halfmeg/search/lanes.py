@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +15,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.search.record import Clock, Trial
 from halfmeg.search.segment import Reached, train_folds
 from halfmeg.studies.cluster import Cluster, read_files, replace_files, unpack_run
-from halfmeg.studies.pool import KILLED, Pool
+from halfmeg.studies.pool import KILLED, Pool, threads_each
 from halfmeg.training.listen import Listener, SilentListener
 
 MOST_KILLS = 2
@@ -75,7 +74,7 @@ class Lanes:
         if self.address is not None:
             self.cluster = Cluster(self.address, self.data).__enter__()
         elif self.workers > 1:
-            threads = max(1, (os.cpu_count() or 1) // self.workers)
+            threads = threads_each(self.workers)
             self.pool = Pool(self.data, self.workers, threads).__enter__()
         return self
 

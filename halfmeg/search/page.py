@@ -29,6 +29,7 @@ from halfmeg.search.front import (
 )
 from halfmeg.search.journal import Journal
 from halfmeg.search.record import Trial
+from halfmeg.search.schedule import MOST_EPOCHS
 from halfmeg.search.trials import Search
 from halfmeg.studies.figures import figure_svg
 from halfmeg.studies.page import build_templates, write_comparison
@@ -108,15 +109,15 @@ def advice(search: Search, trials: Sequence[Trial]) -> list[str]:
     trained = [t for t in trials if t.was_trained]
     if best is None or best.config is None:
         return ["More time: no trial has come to its end."]
-    plan = search.stored.plan
     done = finished(trials)
     if best in done[-max(1, len(done) // 3) :] and len(done) > 2:
         told.append(
             "The best trial is one of the last third, so the search has not settled: more trials."
         )
-    if plan is not None and best.config.epochs == plan.epochs:
+    took_all = search.space.epochs_are_shares and best.drawn.get("epochs", 1.0) == 1.0
+    if took_all and best.config.epochs < MOST_EPOCHS:
         told.append(
-            f"The best trial took all {best.config.epochs} epochs that the time allowed: with "
+            f"The best trial took all {best.config.epochs} epochs that it had time for: with "
             "double the time, runs may be twice as long."
         )
     for dimension in search.space.dimensions:
@@ -129,12 +130,12 @@ def advice(search: Search, trials: Sequence[Trial]) -> list[str]:
             )
     near = [
         t for t in trained
-        if t.outcome == "stopped" and t.accuracy is not None and t.epochs in best.reached
-        and t.accuracy > best.reached[t.epochs]
+        if t.outcome == "stopped" and t.accuracy is not None
+        and t.accuracy > best.reached[min(best.reached)]
     ]  # fmt: skip
     if near:
         names = ", ".join(str(t.number) for t in near[:5])
-        told.append(f"Stopped early although ahead of the best trial at that epoch: {names}.")
+        told.append(f"Stopped early although ahead of the best trial at its first look: {names}.")
     waiting = [t.number for t in trials if t.outcome == "running" and t.config is not None]
     if waiting:
         numbers = ", ".join(map(str, waiting))

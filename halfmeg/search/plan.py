@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-
-import torch
 
 from halfmeg.places.settings import Value
 from halfmeg.search.finish import SHORTEST_SECONDS, Baseline, Timed
 from halfmeg.search.record import write_stored
 from halfmeg.search.schedule import FEWEST_EPOCHS, make_plan, time_share
-from halfmeg.search.segment import time_epoch
 from halfmeg.search.trials import Search
 
 MOST_TIMED = 4
@@ -27,25 +22,13 @@ GROWTH = 1.5
 """With more time the epochs of a run change where they become so many times as many."""
 
 
-@contextlib.contextmanager
-def threads_of_a_trial(search: Search) -> Iterator[None]:
-    """Time on one thread what a cluster will train on one."""
-    before = torch.get_num_threads()
-    try:
-        if search.cluster is not None:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def time_baselines(search: Search, baselines: Sequence[Baseline]) -> Timed:
     """Time an epoch of each baseline, on the recipe that a search begins with."""
     drawn = next(search.starts(), None)
     if drawn is None or not baselines:
         return Timed()
     terms = search.space.config(drawn, most_epochs=1, side=search.side)
-    return Timed.of(baselines, terms, search.data)
+    return Timed.of(baselines, terms, search.data, search.threads_of_a_trial)
 
 
 def plan_time(search: Search, timed: Timed) -> None:
@@ -80,7 +63,7 @@ def plan_time(search: Search, timed: Timed) -> None:
     )
     before = search.stored.plan
     if before is not None and plan.epochs < GROWTH * before.epochs:
-        plan = replace(plan, epochs=before.epochs)
+        plan = replace(plan, epochs=before.epochs, run_seconds=before.run_seconds)
     search.stored = replace(search.stored, plan=plan)
     write_stored(search.folder, search.stored)
 
@@ -94,7 +77,7 @@ def _smallest(search: Search) -> Iterator[dict[str, Value]]:
 
 
 def _time_candidates(search: Search) -> tuple[float, float]:
-    """Return the seconds that an epoch of a trial takes in all, and MACs; medians of a few.
+    """Return the seconds that an epoch takes and the MACs, of the fastest of a few networks.
 
     Raises:
         ValueError: no network of the space can be trained.
@@ -105,7 +88,7 @@ def _time_candidates(search: Search) -> tuple[float, float]:
     for drawn in chain(search.starts(), _smallest(search)):
         config = search.space.config(drawn, most_epochs=1, side=search.side)
         try:
-            seconds.append(time_epoch(config, search.data))
+            seconds.append(search.seconds_of_epoch(config))
         except ValueError as error:  # another one may have room
             failures.append(str(error))
             continue
@@ -114,5 +97,5 @@ def _time_candidates(search: Search) -> tuple[float, float]:
             break
     if not seconds:
         raise ValueError(f"no network of the space can be trained; {failures[-1]}")
-    share = search.stored.folds / search.workers
-    return share * statistics.median(seconds), statistics.median(macs)
+    fastest = seconds.index(min(seconds))
+    return seconds[fastest], macs[fastest]

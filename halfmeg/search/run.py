@@ -26,7 +26,7 @@ from halfmeg.search.finish import (
 from halfmeg.search.journal import Journal
 from halfmeg.search.lanes import SearchListener
 from halfmeg.search.page import write_page
-from halfmeg.search.plan import SHORT_SECONDS, plan_time, threads_of_a_trial, time_baselines
+from halfmeg.search.plan import SHORT_SECONDS, plan_time, time_baselines
 from halfmeg.search.record import (
     Clock,
     Stored,
@@ -272,16 +272,14 @@ def _run(
     timed = Timed()
     if search.stored.final is None:
         plan = search.stored.plan
-        with threads_of_a_trial(search):
-            timed = time_baselines(search, fill_up(search, baselines))
-            if plan is None or not plan.total_seconds:
-                plan_time(search, timed)
+        timed = time_baselines(search, fill_up(search, baselines))
+        if plan is None or not plan.total_seconds:
+            plan_time(search, timed)
         if search.stored.seconds >= SHORT_SECONDS:
             write_page(search)
         search.listener = _WithPage(search.listener, search)
         run_trials(search)
-        with threads_of_a_trial(search):
-            timed = timed.at_pace_of(search)
+        timed = timed.at_pace_of(search)
     final = decide(search, timed)
     if final is None:
         write_page(search)

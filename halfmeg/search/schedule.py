@@ -1,6 +1,7 @@
 """How a search spends its time: the epochs of a run, successive halving, the last comparison.
 
-All here is arithmetic on seconds that were measured. Halving is the stopping form of ASHA (Li et
+All here is arithmetic on seconds that were measured. All runs may take the same time, so a network
+that trains fast has more epochs. Halving is the stopping form of ASHA (Li et
 al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): at a third of its epochs a run
 goes on only if it is among the best third of those that have come as far. There is no earlier look:
 at a ninth, where a one-cycle schedule is near its highest rate, accuracy says nothing of the end.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 REDUCTION = 3
 RUNGS = (1 / 3, 1.0)
@@ -41,9 +42,12 @@ class Plan:
     """What a search does in its time.
 
     Attributes:
-        epochs: the most of a run.
+        epochs: of a run of the network by which it was planned.
         seeds: of the last comparison; 0 where there is no time for one.
         num_baselines: in it.
+        run_seconds: that a run may take.
+        final_seconds: of the last comparison, for one seed.
+        baseline_seconds: that an epoch of all baselines takes in it.
         search_seconds: when it ends to look for networks.
         total_seconds: when all is to be done.
         most_macs: of a candidate, so that the time allows it enough epochs; None for any.
@@ -52,9 +56,23 @@ class Plan:
     epochs: int
     seeds: int
     num_baselines: int
+    run_seconds: float
+    final_seconds: float
+    baseline_seconds: float
     search_seconds: float
     total_seconds: float
     most_macs: int | None = None
+
+    def epochs_of(self, seconds: float) -> int:
+        """Return how many epochs a network has in the time of a run, and of the last comparison.
+
+        Args:
+            seconds: that an epoch of it takes.
+        """
+        most = self.run_seconds / seconds
+        if self.seeds:
+            most = min(most, self.final_seconds / (seconds + self.baseline_seconds))
+        return max(1, min(MOST_EPOCHS, int(most)))
 
 
 def time_share(total_seconds: float, candidate: float) -> float:
@@ -68,30 +86,32 @@ def time_share(total_seconds: float, candidate: float) -> float:
 
 
 def make_plan(
-    total_seconds: float, candidate: float, baselines: Sequence[float], seeds: int = SEEDS
+    total_seconds: float, candidate: float, baselines: Sequence[float], most_seeds: int = SEEDS
 ) -> Plan:
     """Plan a search.
 
     Args:
         total_seconds: all the time there is.
-        candidate: seconds that an epoch of a typical candidate takes.
+        candidate: seconds that an epoch of a candidate takes which trains fast.
         baselines: the same of each baseline; none for no comparison.
-        seeds: the most of the last comparison.
+        most_seeds: of the last comparison.
     """
     final_seconds = FINAL_SHARE * total_seconds if baselines else 0.0
-    alone = _epochs(total_seconds - final_seconds, candidate)
-    for sizes in final_sizes(seeds, len(baselines)):
-        epoch = sizes[0] * (candidate + sum(baselines[: sizes[1]]))
-        affordable = int(final_seconds / epoch)
+    search_seconds = total_seconds - final_seconds
+    run_seconds = search_seconds / FULL_RUNS
+    alone = max(1.0, run_seconds / candidate)
+    for seeds, count in final_sizes(most_seeds, len(baselines)):
+        plan = Plan(
+            0, seeds, count, run_seconds, final_seconds / seeds, sum(baselines[:count]),
+            search_seconds, total_seconds,
+        )  # fmt: skip
+        affordable = int(plan.final_seconds / (candidate + plan.baseline_seconds))
         if affordable >= min(ENOUGH_EPOCHS, max(min(alone, FEWEST_EPOCHS), FEWEST_SHARE * alone)):
-            search_seconds = total_seconds - final_seconds
-            return Plan(min(alone, affordable), *sizes, search_seconds, total_seconds)
+            return replace(plan, epochs=plan.epochs_of(candidate))
     # What is left of the time is for one more look at the last run.
-    return Plan(_epochs(total_seconds, candidate), 0, 0, 0.95 * total_seconds, total_seconds)
-
-
-def _epochs(seconds: float, epoch: float) -> int:
-    return max(1, min(MOST_EPOCHS, int(seconds / FULL_RUNS / epoch)))
+    run_seconds = total_seconds / FULL_RUNS
+    plan = Plan(0, 0, 0, run_seconds, 0.0, 0.0, 0.95 * total_seconds, total_seconds)
+    return replace(plan, epochs=plan.epochs_of(candidate))
 
 
 def final_sizes(seeds: int, num_baselines: int) -> list[tuple[int, int]]:

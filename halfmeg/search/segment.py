@@ -11,7 +11,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+
+import torch
 
 from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
@@ -97,6 +100,16 @@ class _Until(SilentListener):
             raise _Pause
 
 
+class _Watch(SilentListener):
+    """Keeps when epochs ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        self.ends.append(time.monotonic())
+
+
 def train_until(
     config: RunConfig,
     folder: Path,
@@ -157,8 +170,8 @@ def train_folds(
     )
 
 
-def time_epoch(config: RunConfig, data: DataSplits) -> float:
-    """Return the seconds that an epoch of a run takes here, from a few steps.
+def time_epoch(config: RunConfig, data: DataSplits, threads: int) -> float:
+    """Return the seconds that an epoch of a run takes here, from a few steps; 0 threads: torch's.
 
     No test image is read.
 
@@ -172,12 +185,20 @@ def time_epoch(config: RunConfig, data: DataSplits) -> float:
         config, epochs=TIMED_EPOCHS, val_fraction=0.0, schedule="constant", milestones=(),
         small_size=0, first_size=0, hard_share=1.0, lr=min(config.lr, LOW_RATE),
     )  # fmt: skip
+    before, watch = torch.get_num_threads(), _Watch()
     with scratch_folder() as folder:
-        told = train_until(short, folder / "run", TIMED_EPOCHS, few)
+        try:
+            torch.set_num_threads(threads or before)
+            told = train_until(short, folder / "run", TIMED_EPOCHS, few, watch)
+        finally:
+            torch.set_num_threads(before)
         if told.error is not None:
             raise ValueError(f"{short_name(config.model)}: {told.error}")
         later = Run.open(folder / "run").read_metrics()[1:]
-    return len(data.train) / (max(row["images_per_second"] or 0.0 for row in later) or 1.0)
+    speed = max(row["images_per_second"] or 0.0 for row in later) or 1.0
+    # What an epoch takes beside its steps, such as for a checkpoint, does not grow with the data.
+    beside = min(end - start for start, end in pairwise(watch.ends)) - len(part) / speed
+    return len(data.train) / speed + max(0.0, beside)
 
 
 def reached(folder: Path) -> Reached:

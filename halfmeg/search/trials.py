@@ -23,9 +23,10 @@ from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
 from halfmeg.search.journal import Journal, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.record import Clock, Stored, Trial
-from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
-from halfmeg.search.segment import Reached
+from halfmeg.search.schedule import goes_on, rung_epochs
+from halfmeg.search.segment import Reached, time_epoch
 from halfmeg.search.space import Space
+from halfmeg.studies.pool import threads_each
 from halfmeg.training.job import check
 
 if TYPE_CHECKING:
@@ -124,6 +125,36 @@ class Search:
         )  # fmt: skip
         check(config, self.data)
         return config
+
+    def paced(self, drawn: dict[str, Value], config: RunConfig) -> RunConfig:
+        """Return the run of a candidate with as many epochs as it has time for, after timing it."""
+        assert self.stored.plan is not None
+        if not self.space.epochs_are_shares:
+            return config
+        try:
+            seconds = self.seconds_of_epoch(config)
+        except ValueError:
+            return config  # the trial says what is wrong with it
+        most = self.space.config(
+            drawn, most_epochs=self.stored.plan.epochs_of(seconds), side=self.side
+        )
+        return replace(config, epochs=most.epochs)
+
+    def seconds_of_epoch(self, config: RunConfig) -> float:
+        """Return the seconds that an epoch of a trial takes, if all that train at once share it.
+
+        Raises:
+            ValueError: the run does not fit the data.
+        """
+        whole = time_epoch(config, self.data, self.threads_of_a_trial)
+        return whole * self.stored.folds / self.workers
+
+    @property
+    def threads_of_a_trial(self) -> int:
+        """The threads that one computes on; 0 for all that torch takes here."""
+        if self.cluster is not None:
+            return 1
+        return threads_each(self.workers) if self.workers > 1 else 0
 
     def size(self, drawn: dict[str, Value]) -> int:
         """Return the parameters of a candidate; 0 where it is over a limit or cannot be built."""
@@ -269,10 +300,15 @@ class _Engine:
             self._end(trial, "over")
             return None
         for other in self.trials.values():
-            if other.config == config and other.outcome != "over":
+            if other.config is None or other.outcome == "over":
+                continue
+            if drawn.get("epochs") == other.drawn.get("epochs") and config == replace(
+                other.config, epochs=config.epochs
+            ):
                 self._end(trial, "over", error=f"the same as trial {other.number}", told=False)
                 return None
         costs = search.costs(config.model, whole=True)
+        config = search.paced(drawn, config)
         trial = replace(trial, config=config, costs=costs)
         self.journal.keep(live, costs=costs, config=config.to_dict())
         self.trials[trial.number] = trial
@@ -289,7 +325,7 @@ class _Engine:
         if self.search.stored.strategy == "random":
             rungs = rungs[-1:]
         until = next((rung for rung in rungs if rung > trial.epochs), rungs[-1])
-        most_seconds = self.search.stored.plan.search_seconds * SLOWEST / FULL_RUNS
+        most_seconds = SLOWEST * self.search.stored.plan.run_seconds * self.search.workers
         self.lanes.submit(trial, until, math.inf if self._has_to_end(trial) else most_seconds)
 
     def _has_to_end(self, trial: Trial) -> bool:
@@ -310,16 +346,13 @@ class _Engine:
 
     def _goes_on(self, trial: Trial) -> bool:
         assert trial.config is not None
-        rivals = [
-            other for other in self.trials.values()
-            if other.number != trial.number and other.config is not None
-            and other.config.epochs == trial.config.epochs and trial.epochs in other.reached
-        ]  # fmt: skip
+        rung = sum(epochs <= trial.epochs for epochs in rung_epochs(trial.config.epochs)) - 1
         share = self.search.limits.share if seeks_front(trial.number) else lambda _: 0.0
+        rivals = [other for number, other in self.trials.items() if number != trial.number]
         own, *others = [
-            (one.reached[trial.epochs], share(one.costs))
+            (accuracy, share(one.costs))
             for one in (trial, *rivals)
-            if one.costs is not None
+            if one.costs is not None and (accuracy := _at_rung(one, rung)) is not None
         ]
         return goes_on(own, others, self.search.num_validation)
 
@@ -327,20 +360,24 @@ class _Engine:
         """Return whether a new trial would end in time; the first one always begins."""
         if not self.trials_done and not self.live:
             return True
-        assert self.search.stored.plan is not None
-        whole = self.search.stored.plan.epochs * self._seconds_of_epoch()
-        return whole <= self.search.seconds_left
+        return self._seconds_of_run() <= self.search.seconds_left
 
     def _has_time_for(self, trial: Trial) -> bool:
         assert trial.config is not None
         if self._has_to_end(trial):
             return True
-        epoch = trial.seconds / trial.epochs if trial.epochs else self._seconds_of_epoch()
-        return epoch * (trial.config.epochs - trial.epochs) <= self.search.seconds_left
+        needed = self._seconds_of_run()
+        if trial.epochs:
+            needed = trial.seconds / trial.epochs * (trial.config.epochs - trial.epochs)
+        return needed <= self.search.seconds_left
 
-    def _seconds_of_epoch(self) -> float:
-        """Return the median of an epoch of a trial, in all its folds."""
-        known = [t.seconds / t.epochs for t in self.trials.values() if t.epochs]
+    def _seconds_of_run(self) -> float:
+        """Return the median of what the trials take to their ends, in all their folds."""
+        known = [
+            trial.seconds / trial.epochs * trial.config.epochs
+            for trial in self.trials.values()
+            if trial.config is not None and trial.epochs
+        ]
         return float(np.median(known)) if known else 0.0
 
     def _untried_starts(self) -> Iterator[dict[str, Value]]:
@@ -352,3 +389,9 @@ class _Engine:
             if drawn["network"] not in tried:
                 names = {d.name for d in self.search.space.dimensions if d.is_drawn}
                 yield {name: value for name, value in drawn.items() if name in names}
+
+
+def _at_rung(trial: Trial, rung: int) -> float | None:
+    """Return the accuracy of a trial at a look; None where it has not come as far."""
+    rungs = rung_epochs(trial.config.epochs) if trial.config is not None else []
+    return trial.reached.get(rungs[rung]) if rung < len(rungs) else None

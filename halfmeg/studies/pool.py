@@ -26,6 +26,11 @@ T = TypeVar("T")
 KILLED = "its process was killed (out of memory?)"
 
 
+def threads_each(workers: int) -> int:
+    """Return how many threads each of some workers has, so that they share the cores."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
 @final
 class Pool:
     """A pool of processes, to be entered; each works with its share of the cores.

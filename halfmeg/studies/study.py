@@ -6,7 +6,6 @@ complete in its own folder, so nothing but a run under way is lost when the stud
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds
 from halfmeg.files import holds_nothing, make_folder, read_json, write_json
 from halfmeg.places.place import check_in_file, file_name, hand_over
+from halfmeg.studies.pool import threads_each
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.trials import with_trials
 from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers, by_all_but_seed
@@ -124,7 +124,7 @@ def run_study(
         if stack:
             other = f"workers={workers}" if workers > 1 else f"cluster={cluster}"
             raise ValueError(f"{other} and a stack exclude each other; leave one of them out")
-        threads = 1 if cluster is not None else max(1, (os.cpu_count() or 1) // workers)
+        threads = 1 if cluster is not None else threads_each(workers)
         configs = [c if c.threads else replace(c, threads=threads) for c in configs]
         for config in configs:
             check_in_file(config.places().values(), "other processes")

@@ -387,7 +387,10 @@ def search_files(folder: Path) -> Case:
     from halfmeg.search.schedule import Plan
 
     data = small_data()
-    plan, final = Plan(2, 1, 0, 9.0, 10.0), record.Final(0, "final-1", 1, (("cnn", 9),), 2)
+    plan, final = (
+        Plan(2, 1, 0, 1.0, 2.0, 3.0, 9.0, 10.0),
+        record.Final(0, "final-1", 1, (("cnn", 9),), 2),
+    )
     place = folder / "search"
     place.mkdir()
     record.write_stored(place, record.Stored(

@@ -371,6 +371,18 @@ def test_a_plan_keeps_seeds_until_runs_get_too_short() -> None:
     assert (alone.epochs, alone.seeds) == (1, 0)
 
 
+def test_a_network_that_trains_fast_has_more_epochs() -> None:
+    plan = make_plan(3600, 2.0, [2.0, 4.0, 2.0])
+    assert plan.epochs_of(2.0) == plan.epochs
+    for seconds in (0.5, 2.0, 8.0):
+        epochs = plan.epochs_of(seconds)
+        assert epochs * seconds <= 0.55 * 3600 / 5
+        assert plan.seeds * epochs * (seconds + 8.0) <= 0.45 * 3600
+    assert plan.epochs_of(0.5) > plan.epochs > plan.epochs_of(8.0)
+    assert plan.epochs_of(1e6) == 1
+    assert make_plan(3600, 2.0, []).epochs_of(0.01) == 200  # without a comparison all time is its
+
+
 def test_what_is_too_large_for_the_time_is_left_out() -> None:
     assert time_share(3600, 2.0) == 1
     share = time_share(300, 25.0)  # a large network on 4,000 images of 64 pixels, five minutes
@@ -838,9 +850,49 @@ def test_what_else_runs_for_a_moment_does_not_make_a_network_slow(
     (tmp_path / "nap.py").write_text(NAP)
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
-    seconds = time_epoch(RunConfig(model="nap.py:Nap", epochs=1, batch_size=32), few_digits)
+    seconds = time_epoch(RunConfig(model="nap.py:Nap", epochs=1, batch_size=32), few_digits, 0)
     assert time.monotonic() - started > 1.2  # the moment was within it
     assert seconds < 1
+
+
+SLOW_AND_FAST = """
+import time
+from torch import nn
+
+class Fast(nn.Module):
+    pause = 0.0
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        time.sleep(self.pause * self.training)
+        return self.head(x.mean((2, 3)))
+
+class Slow(Fast):
+    pause = 0.1
+"""
+
+
+def test_trials_have_as_many_epochs_as_fit_the_time_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> None:
+    (tmp_path / "own.py").write_text(SLOW_AND_FAST)
+    monkeypatch.chdir(tmp_path)
+    stored, space = describe_search(
+        few_digits, limits=Limits(params=1000), seconds=20.0, compare=False,
+        networks=["own.py:Slow", "own.py:Fast"], settings=["batch_size=32"],
+    )  # fmt: skip
+    start("out", few_digits, stored, space)
+    plan = read_stored(Path("out")).plan
+    assert plan is not None
+    epochs: dict[str, list[int]] = {"own.py:Slow": [], "own.py:Fast": []}
+    for trial in read_trials(Path("out")):
+        if trial.config is not None:
+            epochs[trial.config.model].append(trial.config.epochs)
+            assert trial.seconds < 2 * plan.run_seconds
+    assert 2 * max(epochs["own.py:Slow"]) < min(epochs["own.py:Fast"]) <= 200
 
 
 @pytest.mark.slow
@@ -860,7 +912,7 @@ def test_what_fails_in_the_last_comparison_is_listed(
     last = config.epochs * max(1, int(0.8 * len(few_digits.train)) // config.batch_size)
     late = f"nan.py:Nan(late={last})"  # beyond the few steps that are timed
     baselines = [("nan.py:Nan", BUDGET), (late, BUDGET), ("logistic", BUDGET)]
-    timed = Timed.of(baselines, config, few_digits)
+    timed = Timed.of(baselines, config, few_digits, 0)
     assert list(timed.failures) == ["nan.py:Nan"]
     paced = timed.at_pace_of(search)
     assert paced.seconds.keys() == timed.seconds.keys()
