@@ -11,7 +11,7 @@ from halfmeg.places.place import short_name
 from halfmeg.search.lanes import SearchListener
 from halfmeg.search.page import best_so_far
 from halfmeg.search.record import Trial
-from halfmeg.search.trials import Search
+from halfmeg.search.state import Search
 from halfmeg.training.listen import Listener
 
 

@@ -8,6 +8,8 @@
 | `segment` | a part of a run, from where it was up to an epoch |
 | `record`, `journal` | what is kept: `search.json`, the clock; the journal of trials |
 | `lanes` | where trials are trained: here, or in several processes |
+| `state` | a search under way: what a candidate costs and takes |
+| `vary` | candidates made of others, and brought to the size of the limits |
 | `trials` | the engine |
 | `front` | what nothing else beats, and which neighbours are told apart |
 | `finish` | the winner against its baselines |

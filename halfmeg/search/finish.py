@@ -28,7 +28,7 @@ from halfmeg.search.record import (
 )
 from halfmeg.search.schedule import SEEDS, fit_final
 from halfmeg.search.segment import time_epoch
-from halfmeg.search.trials import Search
+from halfmeg.search.state import Search
 from halfmeg.studies.compare import Comparison, compare_runs
 from halfmeg.studies.study import Study, run_study
 from halfmeg.studies.workers import StudyListener

@@ -54,6 +54,11 @@ class Journal:
         """
         return _read_trials(self.study, self.path)
 
+    @property
+    def count(self) -> int:
+        """How many trials there are, which is the number of the next."""
+        return len(self.study.get_trials(deepcopy=False))
+
     def ask(self, values: Mapping[str, Value] | None = None) -> optuna.Trial:
         """Begin a trial, with the values that are given, or drawn ones."""
         with _quiet():

@@ -30,7 +30,7 @@ from halfmeg.search.front import (
 from halfmeg.search.journal import Journal
 from halfmeg.search.record import Trial
 from halfmeg.search.schedule import MOST_EPOCHS
-from halfmeg.search.trials import Search
+from halfmeg.search.state import Search
 from halfmeg.studies.figures import figure_svg
 from halfmeg.studies.page import build_templates, write_comparison
 from halfmeg.studies.stats import Interval

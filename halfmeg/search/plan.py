@@ -10,7 +10,7 @@ from halfmeg.places.settings import Value
 from halfmeg.search.finish import SHORTEST_SECONDS, Baseline, Timed
 from halfmeg.search.record import write_stored
 from halfmeg.search.schedule import FEWEST_EPOCHS, make_plan, time_share
-from halfmeg.search.trials import Search
+from halfmeg.search.state import Search
 
 MOST_TIMED = 4
 """Networks that are timed before the first trial."""

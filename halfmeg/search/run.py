@@ -39,7 +39,8 @@ from halfmeg.search.record import (
     write_stored,
 )
 from halfmeg.search.space import SPACE, Space, build_space, load_space
-from halfmeg.search.trials import Search, run_trials
+from halfmeg.search.state import Search
+from halfmeg.search.trials import run_trials
 from halfmeg.studies.cluster import Cluster
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.job import check

@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits
-from halfmeg.data.split import hold_out
 from halfmeg.places.settings import Value
-from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
-from halfmeg.search.journal import Journal, seeks_front, suggest
-from halfmeg.search.lanes import Lanes, SearchListener
-from halfmeg.search.record import Clock, Stored, Trial
+from halfmeg.search.journal import seeks_front, suggest
+from halfmeg.search.lanes import Lanes
+from halfmeg.search.record import Trial
 from halfmeg.search.schedule import goes_on, rung_epochs
-from halfmeg.search.segment import Reached, time_epoch
-from halfmeg.search.space import Space
-from halfmeg.studies.pool import threads_each
-from halfmeg.training.job import check
+from halfmeg.search.segment import Reached
+from halfmeg.search.state import Search
+from halfmeg.search.vary import fitted, mutated
 
 if TYPE_CHECKING:
     import optuna
@@ -38,138 +31,14 @@ MOST_DRAWS = 300
 SLOWEST = 2.0
 """A trial fails that would take so many times as long as the plan has for a run."""
 
+DRAWN_SHARE = 1 / 3
+"""Of the trials that seek accuracy alone, those that are drawn; the others are mutations."""
+
+PARENTS = 3
+"""A mutation is of one of so many best trials, each half as often as the one before."""
+
 MOST_FAILURES = 20
 """So many failed trials end a search of which none has come to its end."""
-
-
-@dataclass
-class Search:
-    """A search under way.
-
-    Attributes:
-        folder: where all of it stands.
-        stored: what search.json says.
-        space, limits: as there.
-        data: what is trained on; its test part is not read here.
-        workers: trials at once.
-        cluster: the address of a Ray cluster that trains them; None for this machine.
-        most_macs: beyond which a network is too large for the time; None for any.
-    """
-
-    folder: Path
-    stored: Stored
-    space: Space
-    data: DataSplits
-    journal: Journal
-    clock: Clock
-    listener: SearchListener
-    workers: int = 1
-    cluster: str | None = None
-    most_macs: int | None = None
-    known_costs: dict[tuple[str, bool, int | None], Costs] = field(default_factory=dict)
-
-    @property
-    def limits(self) -> Limits:
-        """What a network may cost, by the user's limits and by the time."""
-        limits = self.stored.limits
-        if self.most_macs is None:
-            return limits
-        return replace(limits, macs=min(self.most_macs, limits.macs or self.most_macs))
-
-    @property
-    def side(self) -> int:
-        """The shorter side of the images, in pixels."""
-        return self.data.image_shape.shortest
-
-    @property
-    def seconds_left(self) -> float:
-        """Of the time to look for networks."""
-        plan = self.stored.plan
-        end = self.stored.seconds if plan is None else plan.search_seconds
-        return end - self.clock.spent()
-
-    @cached_property
-    def num_validation(self) -> int:
-        """How many answers an accuracy of a trial is a mean of."""
-        held_out = hold_out(self.data, self.stored.val_fraction, 0)[1]
-        return len(held_out) * self.stored.folds
-
-    def run_folders(self, number: int) -> list[Path]:
-        """Return the run folders of a trial."""
-        names = [f"{number:04}"] + [f"{number:04}-fold-{i}" for i in range(1, self.stored.folds)]
-        return [self.folder / "trials" / name for name in names]
-
-    def costs(self, model: str, *, whole: bool = False) -> Costs:
-        """Return what a network costs, computed once.
-
-        Raises:
-            ValueError: it cannot be built.
-        """
-        key = (model, whole, self.most_macs)
-        if key not in self.known_costs:
-            self.known_costs[key] = measure_costs(
-                model, len(self.data.classes), self.data.image_shape, self.limits, whole=whole
-            )
-        return self.known_costs[key]
-
-    def config(self, drawn: dict[str, Value]) -> RunConfig:
-        """Return the run of a candidate.
-
-        Raises:
-            ValueError: its settings exclude each other, or do not fit the data.
-        """
-        assert self.stored.plan is not None
-        config = self.space.config(
-            drawn, most_epochs=self.stored.plan.epochs, side=self.side,
-            recipe="search", val_fraction=self.stored.val_fraction, keep_checkpoints=1,
-        )  # fmt: skip
-        check(config, self.data)
-        return config
-
-    def paced(self, drawn: dict[str, Value], config: RunConfig) -> RunConfig:
-        """Return the run of a candidate with as many epochs as it has time for, after timing it."""
-        assert self.stored.plan is not None
-        if not self.space.epochs_are_shares:
-            return config
-        try:
-            seconds = self.seconds_of_epoch(config)
-        except ValueError:
-            return config  # the trial says what is wrong with it
-        most = self.space.config(
-            drawn, most_epochs=self.stored.plan.epochs_of(seconds), side=self.side
-        )
-        return replace(config, epochs=most.epochs)
-
-    def seconds_of_epoch(self, config: RunConfig) -> float:
-        """Return the seconds that an epoch of a trial takes, if all that train at once share it.
-
-        Raises:
-            ValueError: the run does not fit the data.
-        """
-        whole = time_epoch(config, self.data, self.threads_of_a_trial)
-        return whole * self.stored.folds / self.workers
-
-    @property
-    def threads_of_a_trial(self) -> int:
-        """The threads that one computes on; 0 for all that torch takes here."""
-        if self.cluster is not None:
-            return 1
-        return threads_each(self.workers) if self.workers > 1 else 0
-
-    def size(self, drawn: dict[str, Value]) -> int:
-        """Return the parameters of a candidate; 0 where it is over a limit or cannot be built."""
-        try:
-            costs = self.costs(self.space.model(drawn))
-        except ValueError:
-            return 0
-        return costs.params if self.limits.fits(costs) else 0
-
-    def starts(self) -> Iterator[dict[str, Value]]:
-        """Yield what to begin with: of each network the widest that is within the limits."""
-        for network in self.space.networks:
-            drawn = largest_within(self.space, network, self.size)
-            if drawn is not None:
-                yield drawn
 
 
 def run_trials(search: Search) -> None:
@@ -206,6 +75,8 @@ class _Engine:
         self.live: dict[int, optuna.Trial] = {}
         self.exhausted = False
         self.starts = self._untried_starts()
+        self.resized: dict[str, Value] | None = None
+        self.random = np.random.default_rng([search.stored.seed, self.journal.count])
 
     def go_on(self) -> None:
         """Take up the trials that a killed process, or the end of the time, left unfinished."""
@@ -229,9 +100,9 @@ class _Engine:
         if self.exhausted or not self._has_time():
             return False
         for _ in range(MOST_DRAWS):
-            given = next(self.starts, None)
-            live = self.journal.ask(given)
-            trial = self._draw(live)
+            given = self._given()
+            live = self.journal.ask(given and self._to_ask(given))
+            trial = self._draw(live, is_given=given is not None)
             if trial is not None:
                 self._train(trial)
                 return True
@@ -274,8 +145,39 @@ class _Engine:
         else:  # it stays as it is, for more time
             self.search.listener.on_trial(trial)
 
-    def _draw(self, live: optuna.Trial) -> Trial | None:
-        """Draw a candidate; None where it is over a limit, cannot be built, or was there before."""
+    def _given(self) -> dict[str, Value] | None:
+        """Return the next candidate, or None where it is to be drawn."""
+        start = next(self.starts, None)
+        if start is not None or self._is_free(self.journal.count):
+            return start
+        if self.resized is not None:
+            resized, self.resized = self.resized, None
+            return resized
+        done = [trial for trial in self.trials.values() if trial.outcome == "done"]
+        if not done or self.random.random() < DRAWN_SHARE:
+            return None
+        parents = sorted(done, key=lambda trial: -(trial.accuracy or 0.0))[:PARENTS]
+        parent = parents[min(int(self.random.geometric(0.5)), len(parents)) - 1].drawn
+        space = self.search.space
+        varied = mutated(space, parent, self.random)
+        forms = [d for d in space.dimensions if not d.of_recipe and isinstance(d.values, list)]
+        other_form = any(varied.get(d.name) != parent.get(d.name) for d in forms)
+        return fitted(space, varied, self.search.size, grow=other_form)
+
+    def _is_free(self, number: int) -> bool:
+        """Return whether a trial is just what is drawn, of any size."""
+        return self.search.stored.strategy == "random" or seeks_front(number)
+
+    def _to_ask(self, drawn: dict[str, Value]) -> dict[str, Value]:
+        """Return the settings of a candidate that Optuna knows."""
+        names = {d.name for d in self.search.space.dimensions if d.is_drawn}
+        return {name: value for name, value in drawn.items() if name in names}
+
+    def _draw(self, live: optuna.Trial, *, is_given: bool) -> Trial | None:
+        """Draw a candidate; None where it is over a limit, cannot be built, or was there before.
+
+        None also where it is of another size than the limits allow: one that is comes next.
+        """
         search = self.search
 
         def ask(name: str, values: Any) -> Value:
@@ -285,6 +187,12 @@ class _Engine:
         trial = Trial(live.number, drawn, "running")
         self.live[live.number] = live
         self.journal.keep(live, drawn=drawn)
+        if not is_given and not self._is_free(live.number):
+            resized = fitted(search.space, drawn, search.size, grow=True)
+            if resized not in (None, drawn):
+                self.resized = resized
+                self._end(trial, "over", error="it comes again in the limits' size", told=False)
+                return None
         try:
             config = search.config(drawn)
             costs = search.costs(config.model)
@@ -385,10 +293,7 @@ class _Engine:
         if self.search.stored.strategy == "random":
             return
         tried = {trial.drawn.get("network") for trial in self.trials.values() if trial.config}
-        for drawn in self.search.starts():
-            if drawn["network"] not in tried:
-                names = {d.name for d in self.search.space.dimensions if d.is_drawn}
-                yield {name: value for name, value in drawn.items() if name in names}
+        yield from (one for one in self.search.starts() if one["network"] not in tried)
 
 
 def _at_rung(trial: Trial, rung: int) -> float | None:

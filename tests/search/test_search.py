@@ -65,7 +65,8 @@ from halfmeg.search.schedule import (
 )
 from halfmeg.search.segment import time_epoch, train_until
 from halfmeg.search.space import ALLOWED, SPACE, build_space
-from halfmeg.search.trials import Search
+from halfmeg.search.state import Search
+from halfmeg.search.vary import fitted, mutated
 
 SHAPE = image_shape(32)
 
@@ -354,6 +355,53 @@ def test_a_tight_budget_is_filled_by_another_choice() -> None:
         drawn = largest_within(space, network, size)
         assert drawn is not None
         assert size(drawn) > 10_000
+
+
+def within(limits: Limits, space: Any) -> Any:
+    def size(drawn: Any) -> int:
+        costs = measure_costs(space.model(drawn), 10, SHAPE, limits)
+        return costs.params if limits.fits(costs) else 0
+
+    return size
+
+
+def test_mutations_stay_near_and_in_the_space() -> None:
+    space, generator = build_space(SPACE), np.random.default_rng(0)
+    by_name = {d.name: d for d in space.dimensions}
+    start = space.scaled("residual", 0.3)
+    for _ in range(200):
+        varied = mutated(space, start, generator)
+        changed = [n for n in varied if n in start and varied[n] != start[n]]
+        new = [n for n in varied if n not in start]
+        assert 1 <= len(changed) <= 2
+        assert varied["network"] == "residual"
+        assert "optimizer" in changed or not new  # the rate of another optimizer comes with it
+        for name, value in varied.items():
+            values = by_name[name].values
+            if isinstance(values, tuple):
+                assert values[0] <= value <= values[1]
+            else:
+                assert value in values
+        if isinstance(width := varied["residual.width"], int):
+            assert abs(width - start["residual.width"]) <= 8
+
+
+def test_a_candidate_is_brought_to_the_size_of_the_limits() -> None:
+    space, limits = build_space(SPACE), Limits(params=50_000, ram=40_000)
+    size = within(limits, space)
+    for share in (0.0, 1.0):
+        drawn = space.scaled("residual", share) | {"residual.depth": 2}
+        found = fitted(space, drawn, size, grow=True)
+        assert found is not None
+        assert size(found) > 0
+        assert {k: v for k, v in found.items() if k != "residual.width"} == {
+            k: v for k, v in drawn.items() if k != "residual.width"
+        }
+        wider = found | {"residual.width": found["residual.width"] + 4}
+        assert size(wider) == 0
+    small = space.scaled("residual", 0.0)
+    assert fitted(space, small, size, grow=False) == small
+    assert fitted(space, small, within(Limits(params=100), space), grow=True) is None
 
 
 # The schedule

@@ -1,0 +1,151 @@
+"""A search under way: its folder, data and limits, and what a candidate costs and takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from halfmeg.config import RunConfig
+from halfmeg.data.dataset import DataSplits
+from halfmeg.data.split import hold_out
+from halfmeg.places.settings import Value
+from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
+from halfmeg.search.journal import Journal
+from halfmeg.search.lanes import SearchListener
+from halfmeg.search.record import Clock, Stored
+from halfmeg.search.segment import time_epoch
+from halfmeg.search.space import Space
+from halfmeg.studies.pool import threads_each
+from halfmeg.training.job import check
+
+
+@dataclass
+class Search:
+    """A search under way.
+
+    Attributes:
+        folder: where all of it stands.
+        stored: what search.json says.
+        space, limits: as there.
+        data: what is trained on; its test part is not read here.
+        workers: trials at once.
+        cluster: the address of a Ray cluster that trains them; None for this machine.
+        most_macs: beyond which a network is too large for the time; None for any.
+    """
+
+    folder: Path
+    stored: Stored
+    space: Space
+    data: DataSplits
+    journal: Journal
+    clock: Clock
+    listener: SearchListener
+    workers: int = 1
+    cluster: str | None = None
+    most_macs: int | None = None
+    known_costs: dict[tuple[str, bool, int | None], Costs] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> Limits:
+        """What a network may cost, by the user's limits and by the time."""
+        limits = self.stored.limits
+        if self.most_macs is None:
+            return limits
+        return replace(limits, macs=min(self.most_macs, limits.macs or self.most_macs))
+
+    @property
+    def side(self) -> int:
+        """The shorter side of the images, in pixels."""
+        return self.data.image_shape.shortest
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the time to look for networks."""
+        plan = self.stored.plan
+        end = self.stored.seconds if plan is None else plan.search_seconds
+        return end - self.clock.spent()
+
+    @cached_property
+    def num_validation(self) -> int:
+        """How many answers an accuracy of a trial is a mean of."""
+        held_out = hold_out(self.data, self.stored.val_fraction, 0)[1]
+        return len(held_out) * self.stored.folds
+
+    def run_folders(self, number: int) -> list[Path]:
+        """Return the run folders of a trial."""
+        names = [f"{number:04}"] + [f"{number:04}-fold-{i}" for i in range(1, self.stored.folds)]
+        return [self.folder / "trials" / name for name in names]
+
+    def costs(self, model: str, *, whole: bool = False) -> Costs:
+        """Return what a network costs, computed once.
+
+        Raises:
+            ValueError: it cannot be built.
+        """
+        key = (model, whole, self.most_macs)
+        if key not in self.known_costs:
+            self.known_costs[key] = measure_costs(
+                model, len(self.data.classes), self.data.image_shape, self.limits, whole=whole
+            )
+        return self.known_costs[key]
+
+    def config(self, drawn: dict[str, Value]) -> RunConfig:
+        """Return the run of a candidate.
+
+        Raises:
+            ValueError: its settings exclude each other, or do not fit the data.
+        """
+        assert self.stored.plan is not None
+        config = self.space.config(
+            drawn, most_epochs=self.stored.plan.epochs, side=self.side,
+            recipe="search", val_fraction=self.stored.val_fraction, keep_checkpoints=1,
+        )  # fmt: skip
+        check(config, self.data)
+        return config
+
+    def paced(self, drawn: dict[str, Value], config: RunConfig) -> RunConfig:
+        """Return the run of a candidate with as many epochs as it has time for, after timing it."""
+        assert self.stored.plan is not None
+        if not self.space.epochs_are_shares:
+            return config
+        try:
+            seconds = self.seconds_of_epoch(config)
+        except ValueError:
+            return config  # the trial says what is wrong with it
+        most = self.space.config(
+            drawn, most_epochs=self.stored.plan.epochs_of(seconds), side=self.side
+        )
+        return replace(config, epochs=most.epochs)
+
+    def seconds_of_epoch(self, config: RunConfig) -> float:
+        """Return the seconds that an epoch of a trial takes, if all that train at once share it.
+
+        Raises:
+            ValueError: the run does not fit the data.
+        """
+        whole = time_epoch(config, self.data, self.threads_of_a_trial)
+        return whole * self.stored.folds / self.workers
+
+    @property
+    def threads_of_a_trial(self) -> int:
+        """The threads that one computes on; 0 for all that torch takes here."""
+        if self.cluster is not None:
+            return 1
+        return threads_each(self.workers) if self.workers > 1 else 0
+
+    def size(self, drawn: dict[str, Value]) -> int:
+        """Return the parameters of a candidate; 0 where it is over a limit or cannot be built."""
+        try:
+            costs = self.costs(self.space.model(drawn))
+        except ValueError:
+            return 0
+        return costs.params if self.limits.fits(costs) else 0
+
+    def starts(self) -> Iterator[dict[str, Value]]:
+        """Yield what to begin with: of each network the widest that is within the limits."""
+        for network in self.space.networks:
+            drawn = largest_within(self.space, network, self.size)
+            if drawn is not None:
+                yield drawn
