@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "3c597c38504b7591";
+const CACHE = PREFIX + "c73b32c595494d1b";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {

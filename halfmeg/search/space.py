@@ -11,7 +11,7 @@ A table is a dict. Its keys are `network` and settings of a run; its values say 
 | anything else | always this |
 
 The settings of a network are its parameters; `{}` takes the values that they declare
-(`halfmeg.places.settings`). A fraction stands for a share: of the most epochs that the time allows
+(`halfmeg.places.settings`). A fraction stands for a share: of the epochs that the time holds
 in `epochs`, of the images' side in `crop`, `cutout` and `small_size`.
 """
 

@@ -903,6 +903,43 @@ def test_what_else_runs_for_a_moment_does_not_make_a_network_slow(
     assert seconds < 1
 
 
+WIDE = """
+from typing import Annotated
+from torch import nn
+
+class Wide(nn.Module):
+    def __init__(self, num_classes: int, width: Annotated[int, range(2, 65, 2)] = 8) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+    def forward(self, x):
+        return self.layers(x.mean((2, 3)))
+"""
+
+
+def test_what_is_drawn_comes_in_the_limits_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> None:
+    (tmp_path / "own.py").write_text(WIDE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("halfmeg.search.trials.DRAWN_SHARE", 1.0)
+    widest = 20  # 14 parameters for each, and ten biases
+    stored, space = describe_search(
+        few_digits, limits=Limits(params=14 * widest + 20), seconds=12.0, compare=False,
+        networks=["own.py:Wide"], settings=["batch_size=32", "epochs=1"],
+    )  # fmt: skip
+    start("out", few_digits, stored, space)
+    trials = read_trials(Path("out"))
+    others = [t for t in trials if "again" in t.error]
+    assert others
+    for other in others[:-1]:
+        (again,) = [t for t in trials if t.drawn == other.drawn | {"own.py:Wide.width": widest}]
+        assert again.number > other.number
+        assert again.config is not None
+    trained = [t for t in trials if t.config is not None and not seeks_front(t.number)]
+    assert {t.drawn["own.py:Wide.width"] for t in trained} == {widest}
+
+
 SLOW_AND_FAST = """
 import time
 from torch import nn

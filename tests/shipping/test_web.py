@@ -430,6 +430,12 @@ class TestPage:
         give(page, "photograph.jpg", jpeg)
         page.wait_for_selector("#seen:not([hidden])")
         assert page.locator("#problem").is_hidden()
+        give(page, "notes.txt", b"no image")  # the answer to the photograph goes
+        page.wait_for_selector("#problem:not([hidden])")
+        assert page.text_content("#verdict") == "Which of these is it?"
+        assert page.locator("#seen").is_hidden()
+        assert page.locator("#picture").is_hidden()
+        assert page.locator("#invitation").is_visible()
 
     @pytest.mark.slow
     def test_transparency_is_laid_on_white(self, page: Any) -> None:

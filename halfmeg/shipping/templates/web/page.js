@@ -104,6 +104,22 @@ function timed(run) {
 
 let latest = 0;
 
+function clear() {
+  element("verdict").textContent = "Which of these is it?";
+  element("verdict").className = "waiting";
+  element("unfamiliar").textContent = "";
+  element("picture").hidden = element("seen").hidden = true;
+  element("invitation").hidden = false;
+  showBars(null);
+}
+
+// What stood there was of another image, and what is still being computed is, too.
+function refuse(problem) {
+  latest++;
+  clear();
+  say(problem);
+}
+
 async function classify(blob, name) {
   const turn = ++latest;
   let bitmap;
@@ -111,18 +127,19 @@ async function classify(blob, name) {
     // Colours as they are stored, as in training; turned as the camera was held.
     bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
   } catch {
-    say(`${name} is no image that this browser can read; JPEG, PNG and WebP are.`);
+    const told = `${name} is no image that this browser can read; JPEG, PNG and WebP are.`;
+    if (turn === latest) refuse(told);
     return;
   }
   const { run, build } = await opened;
   if (turn !== latest) return; // another image came while this one was decoded
   if (Math.min(bitmap.width, bitmap.height) < 2) {
-    say(`${name} has ${bitmap.width} × ${bitmap.height} pixels; 2 × 2 and more are needed.`);
+    refuse(`${name} has ${bitmap.width} × ${bitmap.height} pixels; 2 × 2 and more are needed.`);
     return;
   }
   const fitted = placement(bitmap.width, bitmap.height, network);
   if (Math.min(fitted.width, fitted.height) < 1) {
-    say(`${name}, of ${bitmap.width} × ${bitmap.height} pixels, is too narrow.`);
+    refuse(`${name}, of ${bitmap.width} × ${bitmap.height} pixels, is too narrow.`);
     return;
   }
   say("");
@@ -162,7 +179,7 @@ for (const id of ["file", "camera"])
 
 addEventListener("paste", ({ clipboardData }) => {
   if (clipboardData.files.length) classifyFiles(clipboardData.files);
-  else say("What was pasted is no image.");
+  else refuse("What was pasted is no image.");
 });
 
 addEventListener("dragover", (event) => {
@@ -176,7 +193,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   element("stage").className = "";
   if (event.dataTransfer.files.length) classifyFiles(event.dataTransfer.files);
-  else say("What was dropped is no image file.");
+  else refuse("What was dropped is no image file.");
 });
 
 network.examples.forEach((text, index) => {
@@ -188,9 +205,7 @@ network.examples.forEach((text, index) => {
   element("examples").hidden = false;
 });
 
-element("verdict").textContent = "Which of these is it?";
-element("verdict").className = "waiting";
-showBars(null);
+clear();
 opened.catch((error) => say(`This browser cannot run the network: ${error.message}`));
 
 // A page from a server can be installed where that server has these files beside it.
