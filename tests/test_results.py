@@ -76,6 +76,23 @@ def test_an_accuracy_in_readme_is_that_of_its_runs(words: str, pattern: str) -> 
     assert f"[{accuracy(pattern):.1f}%]" in headline(words)
 
 
+@pytest.mark.parametrize("name", ["eurosat", "cifar10"])
+def test_what_a_search_found_is_that_of_its_comparison(name: str) -> None:
+    page = (RESULTS / "README.md").read_text()
+    stored = json.loads((RESULTS / "search" / name / "comparison.json").read_text())
+    for model in stored["models"]:
+        accuracy = model["test_accuracy"]
+        low, high = 100 * accuracy["lo"], 100 * accuracy["hi"]
+        seeds = len(model["per_seed"])
+        told = f"| {100 * accuracy['mean']:.2f} ({low:.1f} to {high:.1f}) | {seeds} |"
+        assert told in page, told
+    limits = json.loads((RESULTS / "search" / name / "search.json").read_text())["limits"]
+    with (RESULTS / "search" / name / "trials.csv").open() as table:
+        for trial in csv.DictReader(table):
+            for cost, column in (("flash", "flash_bytes"), ("ram", "ram_bytes")):
+                assert limits[cost] is None or int(trial[column]) <= limits[cost]
+
+
 def test_what_a_trained_start_brings_is_that_of_its_study() -> None:
     stored = json.loads((RESULTS / "finetune" / "comparison.json").read_text())
     page = (RESULTS / "README.md").read_text()

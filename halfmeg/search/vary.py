@@ -27,7 +27,7 @@ FAR = 2
 DEVIATION = 0.15
 """Of a mutation between lowest and highest, as a share of the way."""
 
-FACTOR_STEPS = 4
+FACTOR_STEPS = 16
 """Factors of width that are tried between one and its double."""
 
 MOST_DOUBLINGS = 4
