@@ -83,7 +83,8 @@ class _Engine:
         for trial in [t for t in self.trials.values() if t.outcome == "running"]:
             self.live[trial.number] = self.journal.open(trial.number)
             if trial.config is None:
-                self._end(trial, "over", error="it was interrupted before it began")
+                told = "it was interrupted before it began"
+                self._end(trial, "over", error=told, told=False)  # which says nothing of it
             elif self._has_time_for(trial):
                 self._train(trial)
         # The order of the journal is that of the trials, so the lanes take the oldest first.
