@@ -8,8 +8,6 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-_interrupted = False
-
 
 def start() -> NoReturn:
     """Run the command line; Ctrl-C is one line also while modules are still being loaded."""
@@ -23,12 +21,7 @@ def start() -> NoReturn:
 
     if listens:
         signal.signal(signal.SIGINT, _interrupt)
-    try:
-        main()
-    except Exception:
-        if _interrupted:  # whatever the interrupted import made of it
-            _stop_at_once(signal.SIGINT, None)
-        raise
+    main()
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
@@ -38,8 +31,12 @@ def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    global _interrupted
-    _interrupted = True
+    """Raise, but not into a module that is being loaded: a native one would abort the process."""
+    inner = frame
+    while inner is not None:
+        if inner.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _stop_at_once(number, frame)
+        inner = inner.f_back
     raise KeyboardInterrupt
 
 

@@ -210,9 +210,12 @@ def _locked_folder(folder: Path, mode: int) -> Iterator[None]:
         folder.mkdir(mode)
         if not HAS_LOCKS:
             break
-        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # as above, even before it was opened
+            continue
         _lock(descriptor, wait=True)
-        if not os.fstat(descriptor).st_nlink:  # as above
+        if not os.fstat(descriptor).st_nlink:
             os.close(descriptor)
             descriptor = -1
     try:

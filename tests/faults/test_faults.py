@@ -32,7 +32,15 @@ import halfmeg
 from halfmeg.artifacts.readings import UnloggedReadingWarning
 from halfmeg.artifacts.run import Run
 from halfmeg.data.cache import clear_cache, list_cache, save_splits
-from halfmeg.files import new_folder, read_json, read_limited, scratch_folder, write_atomically
+from halfmeg.files import (
+    is_part,
+    new_folder,
+    read_json,
+    read_limited,
+    remove_dead_parts,
+    scratch_folder,
+    write_atomically,
+)
 from halfmeg.studies.pool import Pool
 from halfmeg.studies.sets import check_ranking_folder
 from halfmeg.studies.study import run_study
@@ -224,6 +232,26 @@ def test_every_write_clears_its_folder_of_dead_parts(write, tmp_path: Path) -> N
         with write(tmp_path / "other", b"") or contextlib.nullcontext():
             assert living.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"living", "other", ".film.partial"}
+
+
+def test_what_is_taken_for_dead_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Two workers that begin a run at the same moment tidy up after each other."""
+    removed: list[Path] = []
+    open_file = os.open
+
+    def late_open(path, *arguments, **options):
+        if is_part(Path(path).name) and not removed:
+            removed.append(path)
+            remove_dead_parts(tmp_path)  # as another process does at this moment
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", late_open)
+    with new_folder(tmp_path / "run") as part:
+        (part / "file").touch()
+    assert (tmp_path / "run" / "file").exists()
+    assert removed
 
 
 def test_only_what_is_dead_is_removed(tmp_path: Path) -> None:
@@ -515,6 +543,33 @@ def test_ctrl_c_while_modules_load_is_one_line(seconds: float, tmp_path: Path) -
     _, told = process.communicate(timeout=60)
     assert process.returncode in (0, 130)  # 0 where it was faster
     assert "Traceback" not in told
+
+
+DEAF = """
+import os
+import signal
+import sys
+from halfmeg.__main__ import start
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "halfmeg.networks":  # a library that a command loads when it runs
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException as error:  # a native one would abort instead
+                print(repr(error), flush=True)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["halfmeg", "models"]
+start()
+"""
+
+
+def test_ctrl_c_is_not_raised_into_a_module_that_a_command_loads(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DEAF], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "halfmeg: stopped\n")
 
 
 def test_resumed_after_many_kills_to_the_same_bits(tmp_path: Path, run: Run) -> None:
