@@ -129,6 +129,11 @@ def call(place: str, function: Any, /, **offered: Any) -> Any:
         needed = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD,
         )  # fmt: skip
+        if needed and parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in offered:
+            raise ValueError(
+                f"{place} takes {parameter.name!r} by its position only, and it is given by name; "
+                "leave out the '/' of its signature"
+            )
         if needed and (parameter not in named or parameter.name not in offered):
             given = f"{', '.join(offered)} alone" if offered else "no arguments"
             raise ValueError(
@@ -141,7 +146,7 @@ def call(place: str, function: Any, /, **offered: Any) -> Any:
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
-    """Return whether a function's signature has a parameter of that name, or any."""
+    """Return whether a function's signature has a parameter of that name."""
     try:
         return name in inspect.signature(function).parameters
     except (ValueError, TypeError):

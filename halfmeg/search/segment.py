@@ -26,6 +26,7 @@ from halfmeg.places.load import blame
 from halfmeg.places.place import short_name
 from halfmeg.training.fit import RUN_FAILURES, fit, resume
 from halfmeg.training.listen import Listener, SilentListener, StepReport
+from halfmeg.training.plan import work_left
 from halfmeg.training.stopping import TrainingInterruptedError
 
 DISK_ERRORS = (
@@ -66,6 +67,9 @@ TIMED_EPOCHS = 3
 
 LOW_RATE = 1e-5
 
+MANY_EPOCHS = 100
+"""In so many, the share of those of smaller images is what it is in any number, nearly."""
+
 
 class _Pause(Exception):
     """Ends a run after an epoch whose checkpoint is written."""
@@ -76,10 +80,17 @@ class _TooSlowError(RuntimeError):
 
 
 class _Until(SilentListener):
-    """Passes on what it is told, and ends the run after an epoch, or soon if it is too slow."""
+    """Passes on what it is told, and ends the run after an epoch, or soon if it is too slow.
 
-    def __init__(self, until: int, inner: Listener, most_seconds: float) -> None:
-        self.until, self.inner, self.most_seconds = until, inner, most_seconds
+    It is judged by the fastest that it was in an epoch, so a machine that was paused or busy for a
+    moment does not make a run too slow.
+    """
+
+    def __init__(self, config: RunConfig, until: int, inner: Listener, most_seconds: float) -> None:
+        self.config, self.until, self.inner = config, until, inner
+        self.most_seconds = most_seconds
+        self.fastest = 0.0
+        self.last: tuple[int, float] | None = None
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
         self.inner.on_start(run, damaged)
@@ -88,14 +99,22 @@ class _Until(SilentListener):
 
     def on_step(self, report: StepReport) -> None:
         self.inner.on_step(report)
-        if report.step > 1 and report.seconds_left > self.most_seconds:
-            raise _TooSlowError(
-                f"too slow: {report.seconds_left:,.0f} seconds are left of it, and the time "
-                f"allows {self.most_seconds:,.0f} for a run"
-            )
+        now = time.monotonic()
+        if self.last is not None:
+            num_images = (report.step - self.last[0]) * self.config.batch_size
+            self.fastest = max(self.fastest, num_images / (now - self.last[1]))
+            rate = max(self.fastest, report.images_per_second)
+            seconds_left = report.seconds_left * report.images_per_second / rate
+            if seconds_left > self.most_seconds:
+                raise _TooSlowError(
+                    f"too slow: {seconds_left:,.0f} seconds are left of it, and the time "
+                    f"allows {self.most_seconds:,.0f} for a run"
+                )
+        self.last = report.step, now
 
     def on_epoch(self, row: MetricsRow) -> None:
         self.inner.on_epoch(row)
+        self.fastest, self.last = 0.0, None  # the next one may have images of another size
         if int(row["epoch"] or 0) >= self.until:
             raise _Pause
 
@@ -126,7 +145,7 @@ def train_until(
         OSError: the disk is full or cannot be written.
         TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    told = _Until(until, listener or SilentListener(), most_seconds)
+    told = _Until(config, until, listener or SilentListener(), most_seconds)
     try:
         if folder.exists():
             resume(folder, data, listener=told)
@@ -173,7 +192,7 @@ def train_folds(
 def time_epoch(config: RunConfig, data: DataSplits, threads: int) -> float:
     """Return the seconds that an epoch of a run takes here, from a few steps; 0 threads: torch's.
 
-    No test image is read.
+    It is the mean of its epochs: those of smaller images take less time. No test image is read.
 
     Raises:
         ValueError: the run does not fit the data.
@@ -198,7 +217,9 @@ def time_epoch(config: RunConfig, data: DataSplits, threads: int) -> float:
     speed = max(row["images_per_second"] or 0.0 for row in later) or 1.0
     # What an epoch takes beside its steps, such as for a checkpoint, does not grow with the data.
     beside = min(end - start for start, end in pairwise(watch.ends)) - len(part) / speed
-    return len(data.train) / speed + max(0.0, beside)
+    own = replace(config, epochs=MANY_EPOCHS, milestones=())
+    share = work_left(own, data.image_size) / MANY_EPOCHS
+    return share * len(data.train) / speed + max(0.0, beside)
 
 
 def reached(folder: Path) -> Reached:

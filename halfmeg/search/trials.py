@@ -21,6 +21,7 @@ from halfmeg.search.schedule import goes_on, rung_epochs
 from halfmeg.search.segment import Reached
 from halfmeg.search.state import Search
 from halfmeg.search.vary import fitted, mutated
+from halfmeg.training.plan import work_left
 
 if TYPE_CHECKING:
     import optuna
@@ -277,17 +278,20 @@ class _Engine:
             return True
         needed = self._seconds_of_run()
         if trial.epochs:
-            needed = trial.seconds / trial.epochs * (trial.config.epochs - trial.epochs)
+            needed = self._seconds_to_end(trial) - trial.seconds
         return needed <= self.search.seconds_left
 
     def _seconds_of_run(self) -> float:
         """Return the median of what the trials take to their ends, in all their folds."""
-        known = [
-            trial.seconds / trial.epochs * trial.config.epochs
-            for trial in self.trials.values()
-            if trial.config is not None and trial.epochs
-        ]
+        known = [self._seconds_to_end(trial) for trial in self.trials.values() if trial.epochs]
         return float(np.median(known)) if known else 0.0
+
+    def _seconds_to_end(self, trial: Trial) -> float:
+        """Return what a trial takes from its beginning to its end, by what it took so far."""
+        assert trial.config is not None
+        whole = work_left(trial.config, self.search.data.image_size)
+        left = work_left(trial.config, self.search.data.image_size, trial.epochs)
+        return trial.seconds * whole / (whole - left)
 
     def _untried_starts(self) -> Iterator[dict[str, Value]]:
         """Yield what to begin with, of networks that no trial had yet; at random nothing."""

@@ -204,3 +204,9 @@ class Plan:
     def images_of(self, size: int, epoch: int = 0) -> float:
         """Return the images from an epoch on, in images whose shorter side has `size` pixels."""
         return sum(e.num_images * (e.size / size) ** 2 for e in self.epochs[epoch:])
+
+
+def work_left(config: RunConfig, image_size: ImageSize, epoch: int = 0) -> float:
+    """Return the work of a run from an epoch on, in epochs on all images in full size."""
+    plan = Plan.of(config, config.batch_size, image_size)  # the share is that of any number
+    return plan.images_of(image_shape(image_size).shortest, epoch) / config.batch_size

@@ -79,6 +79,8 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
                        ["takes no num_classes"]),
     "other arguments": (network(HEAD, RUN, arguments="num_classes, depth"),
                         ["needs the argument 'depth'"]),
+    "by position only": (network(HEAD, RUN, arguments="num_classes, /"),
+                         ["takes 'num_classes' by its position only", "'/'"]),
     "raises when built": (network("raise RuntimeError('no\\nway')", RUN),
                           ["raises when it is called", "RuntimeError: no way", "(line 8)"]),
     "no module": ("def Net(num_classes): return {}", ["returns a dict", "nn.Module"]),

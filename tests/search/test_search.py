@@ -903,6 +903,40 @@ def test_what_else_runs_for_a_moment_does_not_make_a_network_slow(
     assert seconds < 1
 
 
+def test_a_run_is_too_slow_by_the_fastest_that_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> None:
+    slow = NAP.replace("0.3 * (self.training and 5 <= self.steps <= 8)", "0.11 * self.training")
+    (tmp_path / "slow.py").write_text(slow)
+    paused = slow.replace("0.11 * self", "(4.0 if self.steps == 6 else 0.11) * self")
+    (tmp_path / "paused.py").write_text(paused)
+    monkeypatch.chdir(tmp_path)
+    num_steps = 16
+    config = RunConfig(
+        model="paused.py:Nap", epochs=1, batch_size=len(few_digits.train) // num_steps
+    )
+    started = time.monotonic()
+    whole = train_until(config, tmp_path / "paused", 1, few_digits, most_seconds=4.0)
+    assert (whole.epochs, whole.error) == (1, None)
+    assert time.monotonic() - started > 4.0
+    config = replace(config, model="slow.py:Nap")
+    told = train_until(config, tmp_path / "slow", 1, few_digits, most_seconds=0.5)
+    assert told.epochs == 0
+    assert (told.error or "").startswith("too slow: ")
+
+
+def test_epochs_of_small_images_are_timed_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> None:
+    slow = NAP.replace("0.3 * (self.training and 5 <= self.steps <= 8)", "0.1 * self.training")
+    (tmp_path / "even.py").write_text(slow)
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(model="even.py:Nap", epochs=1, batch_size=32)
+    whole = time_epoch(config, few_digits, 0)
+    small = time_epoch(replace(config, small_size=16, small_share=0.5), few_digits, 0)
+    assert small / whole == pytest.approx((1 / 4 + 1) / 2, rel=0.1)
+
+
 WIDE = """
 from typing import Annotated
 from torch import nn

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import small_config
 
-from halfmeg.training.plan import Plan, batch_bounds, derive_seed, on_hard_images
+from halfmeg.training.plan import Plan, batch_bounds, derive_seed, on_hard_images, work_left
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,14 @@ def test_small_images_come_first_and_count_by_their_pixels() -> None:
     assert sizes(small_size=0) == sizes(small_share=0.0) == [32, 32, 32]
     left = Plan.of(config, 100, 32).images_left(0)
     assert left == pytest.approx(100 * (12**2 + 16**2 + 32**2) / 12**2)
+
+
+def test_the_work_of_a_run_is_in_epochs_of_full_size() -> None:
+    config = small_config(epochs=4, small_size=16, small_share=0.5)
+    assert work_left(config, 32) == pytest.approx(2 / 4 + 2)
+    assert [work_left(config, 32, epoch) for epoch in (1, 2, 3, 4)] == [2.25, 2, 1, 0]
+    assert work_left(config, (32, 64)) == pytest.approx(2 / 4 + 2)
+    assert work_left(replace(config, small_size=0, hard_share=0.5, batch_size=100), 32) == 2.5
 
 
 def test_the_order_of_an_epoch_comes_from_seed_and_epoch_alone() -> None:
