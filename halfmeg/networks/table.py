@@ -17,7 +17,14 @@ from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
 from halfmeg.errors import did_you_mean, one_line
 from halfmeg.networks.banbury2021 import resnet8
-from halfmeg.networks.families import depthwise_gated, mobile, residual, whitened, whitened_residual
+from halfmeg.networks.families import (
+    depthwise_gated,
+    mobile,
+    residual,
+    whitened,
+    whitened_mobile,
+    whitened_residual,
+)
 from halfmeg.networks.floors import logistic, mlp
 from halfmeg.networks.gated import gated
 from halfmeg.networks.hassani2021 import cct2
@@ -167,6 +174,7 @@ MODELS: dict[str, ModelEntry] = {
 
 FAMILIES: dict[str, ModelEntry] = {
     "whitened": ModelEntry(whitened, "pooling early behind a whitening layer, as sprint"),
+    "whitened-mobile": ModelEntry(whitened_mobile, "blocks of record, then inverted residuals"),
     "whitened-residual": ModelEntry(whitened_residual, "of the kind of record"),
     "residual": ModelEntry(residual, "He et al. 2015"),
     "mobile": ModelEntry(mobile, "inverted residuals of Sandler et al. 2018"),

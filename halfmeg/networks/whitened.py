@@ -192,6 +192,34 @@ class GatedBasicBlock(nn.Module):
 
 
 @final
+class GatedInvertedResidual(nn.Module):
+    """Widen by a 1×1 convolution, filter each channel by 3×3, narrow, and gate, beside a shortcut.
+
+    As the block of Sandler et al. 2018, but with a squeeze-and-excite gate, SiLU, and an activation
+    behind the sum, as `GatedBasicBlock` has them.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        self.conv1 = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.conv3 = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.gate = SqueezeExcite(channels)
+        for layer in (self.conv1, self.conv3):
+            nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B×channels×H×W to the same shape."""
+        y = F.silu(self.bn1(self.conv1(x)))
+        y = F.silu(self.bn2(self.conv2(y)))
+        return F.silu(self.gate(self.bn3(self.conv3(y))) + x)
+
+
+@final
 class WhitenedResNet(nn.Module):
     """Residual stages at the images' size, half of it, and so on, behind a whitening layer.
 
@@ -200,6 +228,9 @@ class WhitenedResNet(nn.Module):
         widths: channels of the stages, none fewer than before.
         depths: blocks in each.
         num_classes: length of the logits.
+        stride: of the convolution in front of them: 2 halves the maps of all stages.
+        inverted: inverted residuals behind the last stage.
+        expansion: of those.
         in_channels: of the images.
         shrink: side of the squares of pixels that are averaged first.
     """
@@ -211,6 +242,9 @@ class WhitenedResNet(nn.Module):
         depths: tuple[int, ...],
         num_classes: int,
         *,
+        stride: int = 1,
+        inverted: int = 0,
+        expansion: int = 1,
         in_channels: int = 3,
         shrink: int = 1,
     ) -> None:
@@ -218,14 +252,15 @@ class WhitenedResNet(nn.Module):
         self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
         self.whitening = Whitening(in_channels, filters)
         channels = widths[0]
-        self.stem = Conv2d(self.whitening.out_channels, channels, 3, padding=1, bias=False)
+        self.stem = Conv2d(self.whitening.out_channels, channels, 3, stride, 1, bias=False)
         self.stem_bn = nn.BatchNorm2d(channels)
-        blocks = []
+        blocks: list[nn.Module] = []
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             for index in range(depth):
-                stride = 2 if stage and not index else 1
-                blocks.append(GatedBasicBlock(channels, width, stride))
+                halving = 2 if stage and not index else 1
+                blocks.append(GatedBasicBlock(channels, width, halving))
                 channels = width
+        blocks += [GatedInvertedResidual(channels, expansion) for _ in range(inverted)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, num_classes, bias=False)
         _pass_on(self)

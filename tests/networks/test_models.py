@@ -274,6 +274,36 @@ def test_record_passes_images_on_at_first() -> None:
         assert halving(x).shape == (2, 64, 5, 4)  # as many as the convolution has
 
 
+@pytest.mark.parametrize(("depth1", "depth2", "expansion"), [(1, 1, 2), (2, 3, 4)])
+def test_a_whitened_mobile_network_counts_as_its_layers_do(
+    depth1: int, depth2: int, expansion: int
+) -> None:
+    model = build_model(f"whitened-mobile(depth1={depth1},depth2={depth2},expansion={expansion})")
+    params = 24 * 12 + 24 + 48 * 10  # the whitening layer has a bias, the head has none
+    macs = 32**2 * 24 * 12 + 48 * 10
+    convolutions = [(24, 32, 16)]  # half the images' size from here on
+    for before, width, side in [(32, 32, 16)] * depth1 + [(32, 48, 8)]:
+        convolutions += [(before, width, side), (width, width, side)]
+        params += 2 * width * 8 + 8 + width
+        macs += 2 * width * 8
+    params += sum(9 * a * b + 2 * b for a, b, _ in convolutions)
+    macs += sum(9 * a * b * side**2 for a, b, side in convolutions)
+    hidden = 48 * expansion
+    params += depth2 * (2 * 48 * hidden + 9 * hidden + 4 * hidden + 2 * 48 + 2 * 48 * 8 + 8 + 48)
+    macs += depth2 * ((2 * 48 + 9) * hidden * 8**2 + 2 * 48 * 8)
+    assert count(model) == params
+    assert count_macs(model) == macs
+
+
+def test_a_whitened_mobile_network_never_has_fewer_channels_behind() -> None:
+    assert count(build_model("whitened-mobile(width1=48,width2=8)")) == count(
+        build_model("whitened-mobile(width1=48,width2=48)")
+    )
+    model = build_model("whitened-mobile(width1=8,width2=16)", 10, (26, 21)).eval()
+    with torch.no_grad():
+        assert model(torch.rand(2, 3, 26, 21)).shape == (2, 10)
+
+
 @pytest.mark.parametrize("name", ["sprint", "record"])
 @pytest.mark.parametrize("budget", [50_000, 100_000, 200_000, 350_000, 500_000, 2_000_000])
 def test_a_budget_picks_the_widest_network_below_it(name: str, budget: int) -> None:
