@@ -217,7 +217,7 @@ def time_epoch(config: RunConfig, data: DataSplits, threads: int) -> float:
     speed = max(row["images_per_second"] or 0.0 for row in later) or 1.0
     # What an epoch takes beside its steps, such as for a checkpoint, does not grow with the data.
     beside = min(end - start for start, end in pairwise(watch.ends)) - len(part) / speed
-    own = replace(config, epochs=MANY_EPOCHS, milestones=())
+    own = replace(config, epochs=MANY_EPOCHS, schedule="constant", milestones=())
     share = work_left(own, data.image_size) / MANY_EPOCHS
     return share * len(data.train) / speed + max(0.0, beside)
 

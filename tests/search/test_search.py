@@ -931,7 +931,9 @@ def test_epochs_of_small_images_are_timed_as_such(
     slow = NAP.replace("0.3 * (self.training and 5 <= self.steps <= 8)", "0.1 * self.training")
     (tmp_path / "even.py").write_text(slow)
     monkeypatch.chdir(tmp_path)
-    config = RunConfig(model="even.py:Nap", epochs=1, batch_size=32)
+    config = RunConfig(
+        model="even.py:Nap", epochs=2, batch_size=32, schedule="step", milestones=(1,)
+    )
     whole = time_epoch(config, few_digits, 0)
     small = time_epoch(replace(config, small_size=16, small_share=0.5), few_digits, 0)
     assert small / whole == pytest.approx((1 / 4 + 1) / 2, rel=0.1)
