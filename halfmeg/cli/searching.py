@@ -38,8 +38,9 @@ class SearchDisplay(SearchListener):
             return
         reached = "" if trial.accuracy is None else f" {trial.accuracy:.1%}"
         told = f": {trial.error}" if trial.error else ""
+        again = "" if trial.repeats is None else f" (trial {trial.repeats} again)"
         line = (
-            f"trial {trial.number}  {short_name(trial.config.model)}  epoch {trial.epochs}/"
+            f"trial {trial.number}{again}  {short_name(trial.config.model)}  epoch {trial.epochs}/"
             f"{trial.config.epochs}{reached}  {trial.outcome}{told}"
         )
         if (best := best_so_far(self.search)) is not None:

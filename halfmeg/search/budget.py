@@ -253,8 +253,9 @@ def largest_within(
 ) -> dict[str, Value] | None:
     """Return the widest candidate of a network that fits; None where nothing does.
 
-    Its choices are those that a search begins with, unless they leave room for little more than
-    its narrowest. Then one of them is another: that with which the most parameters fit.
+    All widths grow by one share, and then each by itself, a step in turn. Its choices are those
+    that a search begins with, unless they leave room for little more than its narrowest. Then one
+    of them is another: that with which the most parameters fit.
 
     Args:
         space: of the search.
@@ -264,15 +265,30 @@ def largest_within(
     choices = [d for d in _parameters(space, network) if isinstance(d.values, list)]
     usual = {d.name: d.first() for d in choices}
     share, widest = _widest(space, network, usual, size, 32)
-    if share > NARROW:
-        return widest
+    if share > NARROW and widest is not None:
+        return _widened(space, network, widest, size)
     for form in (usual, {d.name: d.at(0) for d in choices}):
         changed = [form | {d.name: value} for d in choices for value in (d.at(0), d.at(1))]
         others = [_widest(space, network, one, size, 16)[1] for one in changed]
         fitting = [drawn for drawn in (widest, *others) if drawn is not None]
         if fitting:
-            return max(fitting, key=size)
+            return _widened(space, network, max(fitting, key=size), size)
     return None
+
+
+def _widened(
+    space: Space, network: str, drawn: dict[str, Value], size: Callable[[dict[str, Value]], int]
+) -> dict[str, Value]:
+    """Return a candidate that fits, with each width as large as the others leave room for."""
+    growing = [d for d in _parameters(space, network) if isinstance(d.values, range)]
+    while growing:
+        for dimension in list(growing):
+            wider = [v for v in dimension.values if float(v) > float(drawn[dimension.name])]
+            if wider and size(drawn | {dimension.name: min(wider)}):
+                drawn = drawn | {dimension.name: min(wider)}
+            else:
+                growing.remove(dimension)
+    return drawn
 
 
 def _widest(

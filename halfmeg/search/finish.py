@@ -212,7 +212,7 @@ def decide(search: Search, timed: Timed) -> Final | None:
         folder=f"final-{search.stored.leg}",
         seeds=size[0],
         baselines=tuple(others[: size[1]]),
-        tuning_trials=sum(trial.was_trained for trial in trials),
+        tuning_trials=sum(trial.was_trained and trial.repeats is None for trial in trials),
     )
     search.stored = replace(search.stored, final=final)
     write_stored(search.folder, search.stored)

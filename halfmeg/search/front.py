@@ -45,13 +45,22 @@ class FrontPoint:
 
 
 def finished(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that were trained to their end."""
-    return [t for t in trials if t.outcome == "done" and t.accuracy is not None and t.costs]
+    """Return the candidates that were trained to their end."""
+    return [
+        t for t in trials
+        if t.outcome == "done" and t.accuracy is not None and t.costs and t.repeats is None
+    ]  # fmt: skip
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """Return the most accurate finished trial; of equal ones the cheapest in MACs."""
+    """Return the most accurate finished trial; of equal ones the cheapest in MACs.
+
+    Where some were trained again, it is one of them, or one that is above what each had the first
+    time: the rest were below them when all had been read once.
+    """
     known = finished(trials)
+    first = max((trial.first_accuracy for trial in known if trial.repeated), default=0.0)
+    known = [trial for trial in known if trial.repeated or trial.first_accuracy > first]
     return max(known, key=lambda t: (t.accuracy or 0.0, -_cost(t, "macs")), default=None)
 
 

@@ -18,7 +18,7 @@ from halfmeg.errors import one_line
 from halfmeg.files import check_json, read_limited, write_atomically
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs
-from halfmeg.search.record import JOURNAL, Outcome, Trial
+from halfmeg.search.record import JOURNAL, Outcome, Trial, with_repeats
 
 if TYPE_CHECKING:
     import optuna
@@ -208,9 +208,10 @@ def _read_trials(study: optuna.Study, path: Path) -> list[Trial]:
     with _quiet():
         frozen = study.get_trials(deepcopy=False)
     try:
-        return [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
+        read = [_read_trial(trial) for trial in frozen if trial.state.name != "WAITING"]
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from None
+    return with_repeats(read)
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
@@ -241,6 +242,7 @@ class _Facts:
     seconds: float = 0.0
     ended: float | None = None
     error: str = ""
+    repeats: int | None = None
 
 
 def _read_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
@@ -255,6 +257,7 @@ def _read_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
         seconds=facts.seconds,
         ended=facts.ended,
         error=facts.error,
+        repeats=facts.repeats,
     )
 
 

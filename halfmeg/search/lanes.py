@@ -170,7 +170,8 @@ class Lanes:
     ) -> tuple[list[RunConfig], list[Path], int, float]:
         assert trial.config is not None
         folders = self.folders_of(trial.number)
-        configs = [replace(trial.config, seed=seed) for seed in range(len(folders))]
+        first = 0 if trial.repeats is None else len(folders)
+        configs = [replace(trial.config, seed=first + i) for i in range(len(folders))]
         return configs, folders, until, most_seconds / len(folders)
 
 

@@ -153,6 +153,10 @@ def _context(
     outcome: Outcome | None,
 ) -> dict[str, Any]:
     stored, count = search.stored, search.num_validation
+    names = {t.number: short_name(t.config.model) for t in trials if t.config is not None}
+    failures = [t for t in trials if t.outcome == "failed"]
+    repeats = sum(t.repeats is not None and t.was_trained for t in trials)
+    trials = [t for t in trials if t.repeats is None]
     trained = [t for t in trials if t.was_trained]
     importance = importance_of(search.journal)
     figures = {}
@@ -180,8 +184,9 @@ def _context(
             "done": len(finished(trials)),
             "stopped": sum(t.outcome == "stopped" for t in trials),
             "over": sum(t.outcome == "over" for t in trials),
+            "repeats": repeats,
         },
-        "failures": [t for t in trials if t.outcome == "failed"],
+        "failures": failures,
         "fronts": fronts,
         "figures": {name: figure_svg(figure) for name, figure in figures.items()},
         "importance": importance,
@@ -190,7 +195,7 @@ def _context(
         "minutes": stored.seconds / 60,
         "cost": describe_limit,
         "cost_labels": COST_LABELS,
-        "names": {t.number: short_name(t.config.model) for t in trials if t.config is not None},
+        "names": names,
         "short": short_name,
     }
 

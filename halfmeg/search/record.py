@@ -19,8 +19,9 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Literal, TypedDict
 
 import msgspec
@@ -59,6 +60,8 @@ class Trial:
         seconds: of training.
         ended: when, in seconds that the search had spent.
         error: why it failed.
+        repeats: the trial that it trains again with another seed; None for a candidate of its own.
+        repeated: the accuracies of those that repeat this one.
     """
 
     number: int
@@ -70,6 +73,8 @@ class Trial:
     seconds: float = 0.0
     ended: float | None = None
     error: str = ""
+    repeats: int | None = None
+    repeated: tuple[float, ...] = ()
 
     @property
     def epochs(self) -> int:
@@ -78,8 +83,13 @@ class Trial:
 
     @property
     def accuracy(self) -> float | None:
-        """The last accuracy on validation images."""
-        return self.reached.get(self.epochs)
+        """The last accuracy on validation images, the mean where it was trained again."""
+        return mean((self.first_accuracy, *self.repeated)) if self.reached else None
+
+    @property
+    def first_accuracy(self) -> float:
+        """The same of its own run alone; 0 before its first look."""
+        return self.reached.get(self.epochs, 0.0)
 
     @property
     def was_trained(self) -> bool:
@@ -217,6 +227,15 @@ class Clock:
     def save(self) -> None:
         """Store them."""
         write_json(self.path, {"spent": self.spent()})
+
+
+def with_repeats(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials, each with the accuracies of those that repeat it and came to their end."""
+    found: dict[int, tuple[float, ...]] = {}
+    for trial in trials:
+        if trial.repeats is not None and trial.outcome == "done" and trial.accuracy is not None:
+            found[trial.repeats] = (*found.get(trial.repeats, ()), trial.accuracy)
+    return [replace(trial, repeated=found.get(trial.number, ())) for trial in trials]
 
 
 def decided(trials: Sequence[Trial], final: Final) -> Trial:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halfmeg.places.settings import Value
+from halfmeg.search.front import finished
 from halfmeg.search.journal import seeks_front, suggest
 from halfmeg.search.lanes import Lanes
-from halfmeg.search.record import Trial
-from halfmeg.search.schedule import goes_on, rung_epochs
+from halfmeg.search.record import Trial, with_repeats
+from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
 from halfmeg.search.segment import Reached
+from halfmeg.search.space import NETWORK
 from halfmeg.search.state import Search
 from halfmeg.search.vary import fitted, mutated
 from halfmeg.training.plan import work_left
@@ -37,6 +39,15 @@ DRAWN_SHARE = 1 / 3
 
 PARENTS = 3
 """A mutation is of one of so many best trials, each half as often as the one before."""
+
+REPEATED = 3
+"""So many of the best trials are trained again at the end, with another seed and split."""
+
+REPEAT_SHARE = 0.25
+"""Of the time to look for networks, beyond which none is kept for that."""
+
+FIRST_SHARE = 0.5
+"""Of that time: if the first trials of all networks take no more, all of them come to their end."""
 
 MOST_FAILURES = 20
 """So many failed trials end a search of which none has come to its end."""
@@ -100,7 +111,7 @@ class _Engine:
         if len(failed) >= MOST_FAILURES and not self.trials_done:
             raise ValueError(f"all {len(failed)} trials failed; the last: {failed[-1].error}")
         if self.exhausted or not self._has_time():
-            return False
+            return self._repeat()
         for _ in range(MOST_DRAWS):
             given = self._given()
             live = self.journal.ask(given and self._to_ask(given))
@@ -109,7 +120,7 @@ class _Engine:
                 self._train(trial)
                 return True
             if self.search.seconds_left <= 0 and self.trials_done:
-                return False
+                return self._repeat()
         self.exhausted = True
         if not any(trial.was_trained for trial in self.trials.values()):
             raise ValueError(
@@ -117,7 +128,7 @@ class _Engine:
                 "raise one of them, or narrow the space with --space"
             )
         self.search.listener.on_note("nothing new is drawn any more: the space is exhausted")
-        return False
+        return self._repeat()
 
     @property
     def trials_done(self) -> bool:
@@ -155,16 +166,46 @@ class _Engine:
         if self.resized is not None:
             resized, self.resized = self.resized, None
             return resized
-        done = [trial for trial in self.trials.values() if trial.outcome == "done"]
-        if not done or self.random.random() < DRAWN_SHARE:
+        parents = self._best(PARENTS)
+        if not parents or self.random.random() < DRAWN_SHARE:
             return None
-        parents = sorted(done, key=lambda trial: -(trial.accuracy or 0.0))[:PARENTS]
         parent = parents[min(int(self.random.geometric(0.5)), len(parents)) - 1].drawn
         space = self.search.space
         varied = mutated(space, parent, self.random)
         forms = [d for d in space.dimensions if not d.of_recipe and isinstance(d.values, list)]
         other_form = any(varied.get(d.name) != parent.get(d.name) for d in forms)
         return fitted(space, varied, self.search.size, grow=other_form)
+
+    def _repeat(self) -> bool:
+        """Train one of the best trials again; return whether one was left, and time for it.
+
+        The best of many is so partly by chance, and of its second run chance takes no side.
+        """
+        if self.search.stored.strategy == "random" or not self._repeats_fit():
+            return False
+        again = {trial.repeats for trial in self.trials.values()}
+        trial = next((one for one in self._best(REPEATED) if one.number not in again), None)
+        if trial is None or self._seconds_to_end(trial) > self.search.seconds_left:
+            return False
+        live = self.journal.ask(self._to_ask(trial.drawn))
+        self.search.space.draw(lambda name, values: suggest(live, name, values))
+        repeat = replace(
+            trial, number=live.number, outcome="running", reached={}, seconds=0.0, ended=None,
+            repeats=trial.number, repeated=(),
+        )  # fmt: skip
+        assert trial.config is not None
+        self.journal.keep(
+            live, drawn=repeat.drawn, costs=repeat.costs, config=trial.config.to_dict(),
+            repeats=trial.number,
+        )  # fmt: skip
+        self.live[live.number], self.trials[live.number] = live, repeat
+        self._train(repeat)
+        return True
+
+    def _best(self, count: int) -> list[Trial]:
+        """Return the most accurate candidates that were trained to their end."""
+        done = finished(list(self.trials.values()))
+        return sorted(done, key=lambda trial: -(trial.accuracy or 0.0))[:count]
 
     def _is_free(self, number: int) -> bool:
         """Return whether a trial is just what is drawn, of any size."""
@@ -232,7 +273,7 @@ class _Engine:
         assert trial.config is not None
         assert self.search.stored.plan is not None
         rungs = rung_epochs(trial.config.epochs)
-        if self.search.stored.strategy == "random":
+        if self.search.stored.strategy == "random" or trial.repeats is not None:
             rungs = rungs[-1:]
         until = next((rung for rung in rungs if rung > trial.epochs), rungs[-1])
         most_seconds = SLOWEST * self.search.stored.plan.run_seconds * self.search.workers
@@ -251,14 +292,20 @@ class _Engine:
         self.journal.tell(live, outcome, (accuracy, cost) if told else None, error)
         trial = replace(trial, outcome=outcome, error=error)
         self.trials[trial.number] = trial
+        self.trials = {one.number: one for one in with_repeats(list(self.trials.values()))}
         if outcome != "over":
             self.search.listener.on_trial(trial)
 
     def _goes_on(self, trial: Trial) -> bool:
         assert trial.config is not None
+        if self._is_first(trial) and self._first_come_to_their_end():
+            return True
         rung = sum(epochs <= trial.epochs for epochs in rung_epochs(trial.config.epochs)) - 1
         share = self.search.limits.share if seeks_front(trial.number) else lambda _: 0.0
-        rivals = [other for number, other in self.trials.items() if number != trial.number]
+        rivals = [
+            other for number, other in self.trials.items()
+            if number != trial.number and other.repeats is None
+        ]  # fmt: skip
         own, *others = [
             (accuracy, share(one.costs))
             for one in (trial, *rivals)
@@ -266,11 +313,42 @@ class _Engine:
         ]
         return goes_on(own, others, self.search.num_validation)
 
+    def _is_first(self, trial: Trial) -> bool:
+        """Return whether a trial is the first of its network."""
+        network = trial.drawn.get(NETWORK)
+        return trial.number == min(
+            other.number for other in self.trials.values()
+            if other.config is not None and other.drawn.get(NETWORK) == network
+        )  # fmt: skip
+
+    def _first_come_to_their_end(self) -> bool:
+        """Return whether there is time to see each network once at its end.
+
+        Networks that learn slowly are behind at the look, whatever they reach.
+        """
+        needed = len(self.search.space.networks) * self._seconds_of_run() / self.search.workers
+        return needed <= FIRST_SHARE * self._seconds_to_look()
+
+    def _seconds_to_look(self) -> float:
+        """Return the seconds to look for networks, those that are spent too."""
+        assert self.search.stored.plan is not None
+        return FULL_RUNS * self.search.stored.plan.run_seconds
+
+    def _repeats_fit(self) -> bool:
+        """Return whether the time is long enough for the best to be trained again."""
+        return self._seconds_for_repeats() <= REPEAT_SHARE * self._seconds_to_look()
+
+    def _seconds_for_repeats(self) -> float:
+        return math.ceil(REPEATED / self.search.workers) * self._seconds_of_run()
+
     def _has_time(self) -> bool:
         """Return whether a new trial would end in time; the first one always begins."""
         if not self.trials_done and not self.live:
             return True
-        return self._seconds_of_run() <= self.search.seconds_left
+        needed = self._seconds_of_run()
+        if self.search.stored.strategy != "random" and self._repeats_fit():
+            needed += self._seconds_for_repeats()
+        return needed <= self.search.seconds_left
 
     def _has_time_for(self, trial: Trial) -> bool:
         assert trial.config is not None
@@ -297,8 +375,8 @@ class _Engine:
         """Yield what to begin with, of networks that no trial had yet; at random nothing."""
         if self.search.stored.strategy == "random":
             return
-        tried = {trial.drawn.get("network") for trial in self.trials.values() if trial.config}
-        yield from (one for one in self.search.starts() if one["network"] not in tried)
+        tried = {trial.drawn.get(NETWORK) for trial in self.trials.values() if trial.config}
+        yield from (one for one in self.search.starts() if one[NETWORK] not in tried)
 
 
 def _at_rung(trial: Trial, rung: int) -> float | None:

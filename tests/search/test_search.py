@@ -42,7 +42,7 @@ from halfmeg.search.budget import (
     require_room,
 )
 from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fill_up, finish
-from halfmeg.search.front import front, pick, read_answers
+from halfmeg.search.front import best_of, front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.page import write_page
@@ -66,6 +66,7 @@ from halfmeg.search.schedule import (
 from halfmeg.search.segment import time_epoch, train_until
 from halfmeg.search.space import ALLOWED, SPACE, build_space
 from halfmeg.search.state import Search
+from halfmeg.search.trials import FIRST_SHARE
 from halfmeg.search.vary import fitted, mutated
 
 SHAPE = image_shape(32)
@@ -344,6 +345,23 @@ def test_the_widest_that_fits_is_found() -> None:
     assert fits_in(100) is None
 
 
+def test_a_start_is_as_wide_as_each_width_fits() -> None:
+    """By one share for all, whitened-mobile began with 24 and 48 channels, 60,408 parameters."""
+    space = build_space(SPACE)
+    size = within(Limits(params=78_666, macs=12_500_000), space)
+    for network in space.networks:
+        drawn = largest_within(space, network, size)
+        assert drawn is not None
+        for dimension in (d for d in space.dimensions if d.choice == network):
+            if isinstance(dimension.values, range):
+                wider = [v for v in dimension.values if v > drawn[dimension.name]]
+                assert not wider or not size(drawn | {dimension.name: wider[0]})
+    widest = largest_within(space, "whitened-mobile", size)
+    assert widest is not None
+    assert [widest[f"whitened-mobile.width{i}"] for i in (1, 2)] == [32, 48]
+    assert size(widest) == 73_840
+
+
 def test_a_tight_budget_is_filled_by_another_choice() -> None:
     space, limits = build_space(SPACE), Limits(params=20_000, macs=2_000_000)
 
@@ -573,6 +591,86 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
         searched(out, few_digits, limits=Limits(params=900))
     with pytest.raises(ValueError, match="searched on other data"):
         open_search(out, first_digits(201))
+
+
+def test_the_best_are_trained_again_before_one_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits, tiny: str
+) -> None:
+    monkeypatch.setattr("halfmeg.search.run.MOST_FOLDS", 2)
+    out = tmp_path / "out"
+    outcome, trials = searched(out, few_digits, seconds=15.0)
+    again = [t for t in trials if t.repeats is not None and t.outcome == "done"]
+    assert len(again) >= 3  # another one where time is left, and the order has changed
+    for trial in again:
+        assert trial.repeats is not None
+        before = trials[trial.repeats]
+        assert (trial.config, trial.drawn) == (before.config, before.drawn)
+        assert before.repeated == (trial.accuracy,)
+        assert before.accuracy == pytest.approx((before.first_accuracy + (trial.accuracy or 0)) / 2)
+        seeds = [
+            {Run.open(path).config.seed for path in (out / "trials").glob(f"{number:04}*")}
+            for number in (before.number, trial.number)
+        ]
+        assert seeds == [{0, 1}, {2, 3}]
+    assert outcome.winner.number in {t.repeats for t in again}
+    page = (out / "search.html").read_text()
+    assert f"The best were trained again with another seed, {len(again)} runs" in page
+    assert "the mean of 2 trainings" in page
+
+
+def test_what_was_trained_again_is_chosen_or_what_is_above_all_of_it() -> None:
+    def trial(number: int, accuracy: float, *repeated: float) -> Trial:
+        return Trial(
+            number, {}, "done", costs=Costs(1, 1), reached={9: accuracy}, repeated=repeated
+        )
+
+    lucky, steady, third = trial(0, 0.9, 0.7), trial(1, 0.88, 0.86), trial(2, 0.875)
+    assert best_of([lucky, third]) == lucky  # third was below it when both had been read once
+    assert best_of([lucky, steady, third]) == steady
+    assert best_of([lucky, steady, third, trial(3, 0.95)]).number == 3  # type: ignore[union-attr]
+    assert best_of([third]) == third
+
+
+LATE = """
+import torch
+from torch import nn
+
+class Soon(nn.Module):
+    late = 0
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, num_classes))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        self.steps += self.training
+        return self.layers(x) * (self.steps > self.late)
+
+class Late(Soon):
+    late = 15  # of 5 steps in each of 9 epochs
+"""
+
+
+@pytest.mark.parametrize(("share", "outcome"), [(FIRST_SHARE, "done"), (0.0, "stopped")])
+def test_the_first_of_each_network_comes_to_its_end_where_there_is_time(
+    share: float, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    few_digits: DataSplits,
+) -> None:  # fmt: skip
+    """What learns late was stopped at the look, whatever it would have reached."""
+    monkeypatch.setattr("halfmeg.search.trials.FIRST_SHARE", share)
+    (tmp_path / "own.py").write_text(LATE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("halfmeg.search.run.MOST_FOLDS", 1)
+    stored, space = describe_search(
+        few_digits, limits=Limits(params=2000), seconds=8.0, compare=False,
+        networks=["own.py:Soon", "own.py:Late"], settings=["batch_size=32", "epochs=9", "ema=0"],
+    )  # fmt: skip
+    start("out", few_digits, stored, space)
+    trials = [t for t in read_trials(Path("out")) if t.was_trained]
+    late = [t for t in trials if t.config is not None and t.config.model == "own.py:Late"]
+    assert late[0].reached[3] < 0.3 < trials[0].reached[3]
+    assert late[0].outcome == outcome
 
 
 def test_most_trials_are_drawn_by_accuracy_alone_and_a_repeat_is_no_failure(tmp_path: Path) -> None:
@@ -969,10 +1067,11 @@ def test_what_is_drawn_comes_in_the_limits_size(
     others = [t for t in trials if "again" in t.error]
     assert others
     for other in others[:-1]:
-        (again,) = [t for t in trials if t.drawn == other.drawn | {"own.py:Wide.width": widest}]
+        own = [t for t in trials if t.repeats is None]
+        (again,) = [t for t in own if t.drawn == other.drawn | {"own.py:Wide.width": widest}]
         assert again.number > other.number
         assert again.config is not None
-    trained = [t for t in trials if t.config is not None and not seeks_front(t.number)]
+    trained = [t for t in own if t.config is not None and not seeks_front(t.number)]
     assert {t.drawn["own.py:Wide.width"] for t in trained} == {widest}
 
 
