@@ -209,7 +209,10 @@ def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
     ]
     print_line(f"winner      {short_name(winner.config.model)}, trial {winner.number}")
     print_line(f"costs       {', '.join(costs)}")
-    print_line(f"validation  {winner.accuracy or 0:.2%}, the best of those that it chose from")
+    runs = f"the mean of {len(winner.repeated) + 1} trainings, " if winner.repeated else ""
+    print_line(
+        f"validation  {winner.accuracy or 0:.2%}, {runs}the best of those that it chose from"
+    )
     if outcome.comparison is not None:
         table = build_table("network", "test accuracy", outcome.comparison.interval_name, "seeds")
         for model in outcome.comparison.models:
