@@ -193,7 +193,9 @@ class Space:
                 of_epochs = name == "epochs"
                 share = round(settings[name] * (most_epochs if of_epochs else side))
                 settings[name] = max(1, share) if of_epochs else share
-        return RunConfig(**{"epochs": most_epochs} | settings | others, model=self.model(drawn))
+        # Time decides how many epochs a candidate has, so each is trained in the fastest way.
+        usual: dict[str, Any] = {"epochs": most_epochs, "kernels": "auto"}
+        return RunConfig(**usual | settings | others, model=self.model(drawn))
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table for a reader: each setting and its values."""
