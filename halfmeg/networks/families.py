@@ -58,22 +58,25 @@ def whitened_residual(
 def whitened_mobile(
     num_classes: int,
     filters: Literal[6, 8, 12] = 12,
+    stem: Literal[12, 8, 16] = 12,
     width1: Annotated[int, range(8, 65, 8)] = 32,
     width2: Annotated[int, range(8, 129, 8)] = 48,
     depth1: Literal[1, 2, 3] = 1,
-    depth2: Literal[1, 2, 3, 4] = 1,
+    depth2: Literal[2, 1, 3, 4] = 2,
     expansion: Literal[2, 3, 4, 6] = 2,
     shrink: Literal[1, 2] = 1,
     in_channels: int = 3,
 ) -> WhitenedResNet:
     """Build residual blocks on maps of half the images' size, and inverted residuals on a quarter.
 
-    `depth1` blocks are followed by one that halves the maps and has `width2` channels, though none
-    fewer than before, and that by `depth2` inverted residuals.
+    On the images' size there is only a convolution to `stem` channels. `depth1` blocks are followed
+    by one that halves the maps again, and that by `depth2` inverted residuals. No stage has fewer
+    channels than the one before.
     """
+    width1 = max(stem, width1)
     return WhitenedResNet(
-        filters, (width1, max(width1, width2)), (depth1, 1), num_classes,
-        stride=2, inverted=depth2, expansion=expansion, in_channels=in_channels, shrink=shrink,
+        filters, (stem, width1, max(width1, width2)), (0, depth1, 1), num_classes,
+        inverted=depth2, expansion=expansion, in_channels=in_channels, shrink=shrink,
     )  # fmt: skip
 
 

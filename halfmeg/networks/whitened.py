@@ -226,9 +226,8 @@ class WhitenedResNet(nn.Module):
     Args:
         filters: whitening filters, as of `Whitening`.
         widths: channels of the stages, none fewer than before.
-        depths: blocks in each.
+        depths: blocks in each; 0 in the first for the convolution in front of it alone.
         num_classes: length of the logits.
-        stride: of the convolution in front of them: 2 halves the maps of all stages.
         inverted: inverted residuals behind the last stage.
         expansion: of those.
         in_channels: of the images.
@@ -242,7 +241,6 @@ class WhitenedResNet(nn.Module):
         depths: tuple[int, ...],
         num_classes: int,
         *,
-        stride: int = 1,
         inverted: int = 0,
         expansion: int = 1,
         in_channels: int = 3,
@@ -252,7 +250,7 @@ class WhitenedResNet(nn.Module):
         self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
         self.whitening = Whitening(in_channels, filters)
         channels = widths[0]
-        self.stem = Conv2d(self.whitening.out_channels, channels, 3, stride, 1, bias=False)
+        self.stem = Conv2d(self.whitening.out_channels, channels, 3, padding=1, bias=False)
         self.stem_bn = nn.BatchNorm2d(channels)
         blocks: list[nn.Module] = []
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):

@@ -274,15 +274,19 @@ def test_record_passes_images_on_at_first() -> None:
         assert halving(x).shape == (2, 64, 5, 4)  # as many as the convolution has
 
 
-@pytest.mark.parametrize(("depth1", "depth2", "expansion"), [(1, 1, 2), (2, 3, 4)])
+@pytest.mark.parametrize(
+    ("stem", "depth1", "depth2", "expansion"), [(12, 1, 2, 2), (8, 2, 3, 4), (16, 1, 1, 2)]
+)
 def test_a_whitened_mobile_network_counts_as_its_layers_do(
-    depth1: int, depth2: int, expansion: int
+    stem: int, depth1: int, depth2: int, expansion: int
 ) -> None:
-    model = build_model(f"whitened-mobile(depth1={depth1},depth2={depth2},expansion={expansion})")
+    settings = f"stem={stem},depth1={depth1},depth2={depth2},expansion={expansion}"
+    model = build_model(f"whitened-mobile({settings})")
     params = 24 * 12 + 24 + 48 * 10  # the whitening layer has a bias, the head has none
     macs = 32**2 * 24 * 12 + 48 * 10
-    convolutions = [(24, 32, 16)]  # half the images' size from here on
-    for before, width, side in [(32, 32, 16)] * depth1 + [(32, 48, 8)]:
+    convolutions = [(24, stem, 32)]
+    others = [(32, 32, 16)] * (depth1 - 1)
+    for before, width, side in [(stem, 32, 16), *others, (32, 48, 8)]:
         convolutions += [(before, width, side), (width, width, side)]
         params += 2 * width * 8 + 8 + width
         macs += 2 * width * 8
@@ -296,9 +300,11 @@ def test_a_whitened_mobile_network_counts_as_its_layers_do(
 
 
 def test_a_whitened_mobile_network_never_has_fewer_channels_behind() -> None:
-    assert count(build_model("whitened-mobile(width1=48,width2=8)")) == count(
-        build_model("whitened-mobile(width1=48,width2=48)")
-    )
+    for narrow, wide in (("width1=48,width2=8", "width1=48,width2=48"),
+                         ("stem=16,width1=8,width2=8", "stem=16,width1=16,width2=16")):  # fmt: skip
+        assert count(build_model(f"whitened-mobile({narrow})")) == count(
+            build_model(f"whitened-mobile({wide})")
+        )
     model = build_model("whitened-mobile(width1=8,width2=16)", 10, (26, 21)).eval()
     with torch.no_grad():
         assert model(torch.rand(2, 3, 26, 21)).shape == (2, 10)
