@@ -58,7 +58,7 @@ def whitened_residual(
 def whitened_mobile(
     num_classes: int,
     filters: Literal[6, 8, 12] = 12,
-    stem: Literal[12, 8, 16] = 12,
+    stem: Literal[16, 12, 8] = 16,
     width1: Annotated[int, range(8, 65, 8)] = 32,
     width2: Annotated[int, range(8, 129, 8)] = 48,
     depth1: Literal[1, 2, 3] = 1,
