@@ -555,7 +555,7 @@ def test_the_front_and_what_is_picked(
     folder = out / "trials" / f"{points[0].trial.number:04}"
     folders = [folder, *(folder.with_name(f"{folder.name}-fold-{i}") for i in range(1, 5))]
     right = read_answers(folders[: stored.folds], few_digits)
-    assert right.mean() == pytest.approx(points[0].trial.accuracy)
+    assert right.mean() == pytest.approx(points[0].trial.first_accuracy)
     for text, told in (
         ("ram", "write one of"),
         ("rom=3k", "write one of"),
@@ -572,7 +572,9 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
     out, outcome, trials = found
     assert outcome.run.result() is not None
     assert outcome.comparison is None
-    assert outcome.winner.accuracy == max(t.accuracy for t in trials if t.outcome == "done")
+    done = [t for t in trials if t.outcome == "done"]
+    compared = [t for t in done if t.repeated] or done
+    assert outcome.winner.accuracy == max(t.accuracy for t in compared)
     assert all(t.costs.params <= 700 for t in trials if t.was_trained)
     for trial in trials:
         for path in (out / "trials").glob(f"{trial.number:04}*"):
@@ -731,7 +733,7 @@ def test_given_time_a_search_goes_on(
         if before.outcome in ("stopped", "running"):  # these may go on
             assert after.reached.items() >= before.reached.items()
         else:
-            assert after == before
+            assert replace(after, repeated=()) == replace(before, repeated=())  # may come again
 
 
 @pytest.mark.slow
