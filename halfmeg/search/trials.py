@@ -22,7 +22,7 @@ from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
 from halfmeg.search.segment import Reached
 from halfmeg.search.space import NETWORK
 from halfmeg.search.state import Search
-from halfmeg.search.vary import fitted, mutated
+from halfmeg.search.vary import fitted, mutated, parents
 from halfmeg.training.plan import work_left
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ DRAWN_SHARE = 1 / 3
 """Of the trials that seek accuracy alone, those that are drawn; the others are mutations."""
 
 PARENTS = 3
-"""A mutation is of one of so many best trials, each half as often as the one before."""
+"""A mutation is of one of so many trials, each half as often as the one before."""
 
 REPEATED = 3
 """So many of the best trials are trained again at the end, with another seed and split."""
@@ -166,10 +166,10 @@ class _Engine:
         if self.resized is not None:
             resized, self.resized = self.resized, None
             return resized
-        parents = self._best(PARENTS)
-        if not parents or self.random.random() < DRAWN_SHARE:
+        best = parents([trial.drawn for trial in self._best()], PARENTS)
+        if not best or self.random.random() < DRAWN_SHARE:
             return None
-        parent = parents[min(int(self.random.geometric(0.5)), len(parents)) - 1].drawn
+        parent = best[min(int(self.random.geometric(0.5)), len(best)) - 1]
         space = self.search.space
         varied = mutated(space, parent, self.random)
         forms = [d for d in space.dimensions if not d.of_recipe and isinstance(d.values, list)]
@@ -184,7 +184,7 @@ class _Engine:
         if self.search.stored.strategy == "random" or not self._repeats_fit():
             return False
         again = {trial.repeats for trial in self.trials.values()}
-        trial = next((one for one in self._best(REPEATED) if one.number not in again), None)
+        trial = next((one for one in self._best()[:REPEATED] if one.number not in again), None)
         if trial is None or self._seconds_to_end(trial) > self.search.seconds_left:
             return False
         live = self.journal.ask(self._to_ask(trial.drawn))
@@ -202,10 +202,10 @@ class _Engine:
         self._train(repeat)
         return True
 
-    def _best(self, count: int) -> list[Trial]:
-        """Return the most accurate candidates that were trained to their end."""
+    def _best(self) -> list[Trial]:
+        """Return the candidates that were trained to their end, the most accurate first."""
         done = finished(list(self.trials.values()))
-        return sorted(done, key=lambda trial: -(trial.accuracy or 0.0))[:count]
+        return sorted(done, key=lambda trial: -(trial.accuracy or 0.0))
 
     def _is_free(self, number: int) -> bool:
         """Return whether a trial is just what is drawn, of any size."""

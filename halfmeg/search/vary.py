@@ -9,7 +9,8 @@ Classifier Architecture Search"), and those that are drawn for accuracy alone ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, zip_longest
 
 import numpy as np
 
@@ -31,6 +32,18 @@ FACTOR_STEPS = 16
 """Factors of width that are tried between one and its double."""
 
 MOST_DOUBLINGS = 4
+
+
+def parents(best_first: Sequence[Drawn], count: int) -> list[Drawn]:
+    """Return what mutations are made of: the best of each network, then the second of each.
+
+    Networks whose best are near each other all deserve a try. Without this, mutations were of one.
+    """
+    of_network: dict[Value, list[Drawn]] = {}
+    for drawn in best_first:
+        of_network.setdefault(drawn[NETWORK], []).append(drawn)
+    ranked = chain.from_iterable(zip_longest(*of_network.values()))
+    return [drawn for drawn in ranked if drawn is not None][:count]
 
 
 def mutated(space: Space, drawn: Drawn, random: np.random.Generator) -> Drawn:

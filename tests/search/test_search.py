@@ -67,7 +67,7 @@ from halfmeg.search.segment import time_epoch, train_until
 from halfmeg.search.space import ALLOWED, SPACE, build_space
 from halfmeg.search.state import Search
 from halfmeg.search.trials import FIRST_SHARE
-from halfmeg.search.vary import fitted, mutated
+from halfmeg.search.vary import fitted, mutated, parents
 
 SHAPE = image_shape(32)
 
@@ -402,6 +402,14 @@ def test_mutations_stay_near_and_in_the_space() -> None:
                 assert value in values
         if isinstance(width := varied["residual.width"], int):
             assert abs(width - start["residual.width"]) <= 8
+
+
+def test_mutations_are_of_the_best_of_each_network_first() -> None:
+    best_first = [{"network": name, "rank": i} for i, name in enumerate("aaabac")]
+    assert [drawn["rank"] for drawn in parents(best_first, 3)] == [0, 3, 5]
+    assert [drawn["rank"] for drawn in parents(best_first, 9)] == [0, 3, 5, 1, 2, 4]
+    assert parents(best_first[:2], 3) == best_first[:2]
+    assert parents([], 3) == []
 
 
 def test_a_candidate_is_brought_to_the_size_of_the_limits() -> None:
