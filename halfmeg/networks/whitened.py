@@ -255,8 +255,8 @@ class WhitenedResNet(nn.Module):
         blocks: list[nn.Module] = []
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             for index in range(depth):
-                halving = 2 if stage and not index else 1
-                blocks.append(GatedBasicBlock(channels, width, halving))
+                stride = 2 if stage and not index else 1
+                blocks.append(GatedBasicBlock(channels, width, stride))
                 channels = width
         blocks += [GatedInvertedResidual(channels, expansion) for _ in range(inverted)]
         self.blocks = nn.Sequential(*blocks)

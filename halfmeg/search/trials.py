@@ -181,7 +181,7 @@ class _Engine:
 
         The best of many is so partly by chance, and of its second run chance takes no side.
         """
-        if self.search.stored.strategy == "random" or not self._repeats_fit():
+        if not self._repeats_fit():
             return False
         again = {trial.repeats for trial in self.trials.values()}
         trial = next((one for one in self._best()[:REPEATED] if one.number not in again), None)
@@ -336,6 +336,8 @@ class _Engine:
 
     def _repeats_fit(self) -> bool:
         """Return whether the time is long enough for the best to be trained again."""
+        if self.search.stored.strategy == "random":
+            return False
         return self._seconds_for_repeats() <= REPEAT_SHARE * self._seconds_to_look()
 
     def _seconds_for_repeats(self) -> float:
@@ -346,7 +348,7 @@ class _Engine:
         if not self.trials_done and not self.live:
             return True
         needed = self._seconds_of_run()
-        if self.search.stored.strategy != "random" and self._repeats_fit():
+        if self._repeats_fit():
             needed += self._seconds_for_repeats()
         return needed <= self.search.seconds_left
 

@@ -55,7 +55,8 @@ def chosen_by(
         if on_cpu:
             ways = choose_kernels(model, shapes, batch_size, dtype)
             note = _describe(ways)
-        chosen = replace(chosen, kernels=right | ways, notes=(f"kernels=auto: {note}",))
+        told = (f"kernels=auto: {note}",) if ways or not on_cpu else ()
+        chosen = replace(chosen, kernels=right | ways, notes=told)
     if config.compile == "auto":
         on, why = worth_compiling(model, shape, batch_size, dtype, plan, _facts_of(run))
         chosen = replace(
