@@ -17,7 +17,7 @@ from halfmeg.files import MAX_JSON_BYTES, parse_json, read_limited
 from halfmeg.places.place import hand_over, is_place
 
 OptimizerName = Literal["adam", "adamw", "sgd", "muon"]
-ScheduleName = Literal["constant", "step", "plateau", "cosine", "onecycle"]
+ScheduleName = Literal["constant", "step", "exponential", "plateau", "cosine", "onecycle"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
 MonitorName = Literal["val", "test"]
 PadMode = Literal["zero", "reflect"]
@@ -71,7 +71,7 @@ class RunConfig:
     # The schedule of the learning rate.
     schedule: ScheduleName = "constant"
     milestones: tuple[int, ...] = ()  # epochs after which `step` multiplies lr by `lr_drop`
-    lr_drop: float = 0.1  # the factor of `step` and `plateau`
+    lr_drop: float = 0.1  # the factor of `step` and `plateau`, of `exponential` after each epoch
     patience: int = 10  # epochs without a better monitored loss before `plateau` drops
     warmup: float = 0.3  # share of all steps in which `onecycle` rises; `cosine` uses a tenth
     label_smoothing: float = 0.0

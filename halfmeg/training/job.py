@@ -308,8 +308,10 @@ def optimizer_of(
 
 def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, plan: Plan) -> Schedule:
     """Build the config's schedule for an optimizer."""
+    each = config.schedule == "exponential"
+    epochs = range(1, config.epochs) if each else config.milestones
     return build_schedule(
         optimizer, config.schedule, lr=config.lr, total_steps=plan.num_steps,
-        milestones=[plan.steps_before(epoch) for epoch in config.milestones],
+        milestones=[plan.steps_before(epoch) for epoch in epochs],
         drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
     )  # fmt: skip

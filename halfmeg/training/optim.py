@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, final
 
@@ -195,7 +196,7 @@ class PlateauSchedule:
 
 def build_schedule(
     optimizer: torch.optim.Optimizer,
-    name: Literal["constant", "step", "plateau", "cosine", "onecycle"],
+    name: Literal["constant", "step", "exponential", "plateau", "cosine", "onecycle"],
     *,
     lr: float,
     total_steps: int,
@@ -204,12 +205,16 @@ def build_schedule(
     patience: int,
     warmup: float,
 ) -> Schedule:
-    """Build a schedule; `milestones` are steps, `warmup` a share of `total_steps`."""
+    """Build a schedule; `warmup` is a share of `total_steps`.
+
+    `milestones` are steps in rising order: for `exponential` the first of each epoch but the first.
+    """
     if name == "plateau":
         return PlateauSchedule(optimizer, drop, patience)
     factors: dict[str, Callable[[int], float]] = {
         "constant": lambda step: 1.0,
         "step": lambda step: step_factor(step, milestones, drop),
+        "exponential": lambda step: step_factor(step, milestones, drop),
         "cosine": lambda step: cosine_factor(step, total_steps, total_steps // 10),
         "onecycle": lambda step: onecycle_factor(step, total_steps, warmup),
     }
@@ -218,7 +223,7 @@ def build_schedule(
 
 def step_factor(step: int, milestones: Sequence[int], drop: float) -> float:
     """Return `drop` to the power of the number of milestones reached."""
-    return float(drop ** sum(step >= milestone for milestone in milestones))
+    return float(drop ** bisect_right(milestones, step))
 
 
 def cosine_factor(step: int, total_steps: int, warmup_steps: int) -> float:

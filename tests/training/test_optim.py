@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from conftest import small_config
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, MultiStepLR, OneCycleLR
 
+from halfmeg.training.job import schedule_of
 from halfmeg.training.optim import (
     build_average,
     build_optimizer,
@@ -17,6 +19,7 @@ from halfmeg.training.optim import (
     orthogonalize,
     step_factor,
 )
+from halfmeg.training.plan import Plan
 
 
 def tiny_model() -> nn.Sequential:
@@ -79,6 +82,22 @@ def test_step_equals_torch() -> None:
     for step in range(12):
         assert step_factor(step, [4, 7], 0.1) == pytest.approx(reference.get_last_lr()[0])
         optimizer.step()
+        reference.step()
+
+
+def test_exponential_equals_torch_also_where_epochs_differ_in_length() -> None:
+    config = small_config(
+        schedule="exponential", lr=0.5, lr_drop=0.9, epochs=4, batch_size=40, hard_share=0.5
+    )
+    plan = Plan.of(config, 180, 32)
+    optimizer = build(tiny_model(), "sgd", lr=0.5)
+    schedule = schedule_of(config, optimizer, plan)
+    reference = ExponentialLR(build(tiny_model(), "sgd", lr=0.5), gamma=0.9)
+    for epoch in plan.epochs:
+        for step in range(epoch.first_step, epoch.first_step + len(epoch.batches)):
+            schedule.set_step(step)
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(reference.get_last_lr()[0])
+        reference.optimizer.step()
         reference.step()
 
 

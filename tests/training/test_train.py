@@ -94,8 +94,11 @@ def test_every_network_trains(name: str, tmp_path: Path) -> None:
 
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")
-EACH_ONCE = (*zip(OPTIMIZERS, SCHEDULES, strict=False), ("adam", "cosine"), ("sgd", "onecycle"))
+SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle", "exponential")
+EACH_ONCE = (
+    *zip(OPTIMIZERS, SCHEDULES, strict=False),
+    ("adam", "cosine"), ("sgd", "onecycle"), ("adamw", "exponential"),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_every_optimizer_and_schedule(optimizer, schedule, tmp_path: Path, few_d
     )
     rows = fit(config, few_digits, tmp_path / "run").read_metrics()
     assert rows[1]["train_loss"] < rows[0]["train_loss"]  # type: ignore[operator]
-    if schedule == "step":
+    if schedule in ("step", "exponential"):
         assert rows[1]["lr"] == pytest.approx(lr / 10)
 
 
