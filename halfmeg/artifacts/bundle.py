@@ -102,6 +102,7 @@ class StoredBundle:
     files: dict[str, str]
     budget: int = BUDGET
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing())
+    options: dict[str, Any] = field(default_factory=dict)
     familiarity: Familiarity | None = None
 
 
@@ -118,6 +119,7 @@ class Bundle:
         temperature: what the logits are divided by for calibrated probabilities.
         accuracy: as measured when it was exported: `test_accuracy`, `test_n`, and on what data.
         described: the whole of model.json.
+        run: the run folder that answers in place of an exported bundle; None for one.
         familiarity: what tells unfamiliar images; None in bundles from before there was one, and
             where the run held too few images out.
     """
@@ -132,7 +134,7 @@ class Bundle:
     temperature: float
     accuracy: dict[str, Any]
     described: dict[str, Any]
-    weights: str = "model.safetensors"
+    run: Run | None = None
     familiarity: Familiarity | None = None
 
     @classmethod
@@ -162,6 +164,7 @@ class Bundle:
         if described.get("format") != FORMAT:
             raise ValueError(f"format={described.get('format')!r} is not known; allowed: {FORMAT}")
         stored = check_json(described, StoredBundle)
+        DataOptions.from_dict(stored.options)
         if not 2 <= len(stored.classes) <= MAX_CLASSES:
             raise ValueError(f"classes: 2 to {MAX_CLASSES:,} names are expected")
         if len(stored.std) != len(stored.mean):
@@ -212,7 +215,7 @@ class Bundle:
     @property
     def is_own(self) -> bool:
         """Whether it holds a network of one's own, which only the exported graphs can run."""
-        return is_place(self.model) and self.weights == "model.safetensors"  # not a run's
+        return is_place(self.model) and self.run is None
 
     @classmethod
     def of_run(cls, run: Run) -> Bundle:
@@ -243,7 +246,7 @@ class Bundle:
                 "data": {"name": facts.name, "fingerprint": facts.fingerprint},
                 "preprocessing": {"fit": run.options.fit},
             },
-            weights="weights.safetensors",
+            run=run,
             familiarity=Familiarity.from_dict(stored) if stored else None,
         )  # fmt: skip
 
@@ -253,20 +256,25 @@ class Bundle:
         Raises:
             ValueError: weights of another network, or a network of one's own.
         """
+        if self.run is not None:
+            return self.run.load_model()
         if self.is_own:
             raise ValueError(
                 f"{self.folder} holds {self.model}, a network of one's own, without its Python; "
                 f"its exported graphs run it"
             )
-        path, sha256 = self.folder / self.weights, self.described["files"].get(self.weights)
+        name = "model.safetensors"
+        path, sha256 = self.folder / name, self.described["files"][name]
         return rebuild(self.model, self.classes, self.image_shape, self.budget, path, sha256)
 
     def read_file(self, name: str) -> bytes:
         """Return a file's content, checked once more.
 
         Raises:
-            ValueError: it was damaged or altered.
+            ValueError: it is not there, or was damaged or altered.
         """
+        if not self.has(name):
+            raise ValueError(f"{self.folder} has no {name}")
         return read_checked(self.folder / name, MAX_FILE_BYTES, self.described["files"][name])
 
     def load_state(self) -> dict[str, Tensor]:
@@ -334,9 +342,10 @@ class Bundle:
 
     @property
     def options(self) -> DataOptions:
-        """How images are brought to the network's size."""
+        """How its data was read, and images are brought to the network's size."""
+        options = DataOptions.from_dict(self.described.get("options", {}))
         fit = self.described.get("preprocessing", {}).get("fit", "crop")
-        return DataOptions(fit=fit, channels=len(self.mean))
+        return replace(options, fit=fit, channels=len(self.mean))
 
 
 def open_network(folder: str | Path) -> Bundle:

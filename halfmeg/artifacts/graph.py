@@ -19,6 +19,9 @@ MAX_REUSE = 8
 """No image takes more multiply-accumulates than this many for each parameter and pixel; of the
 networks here none takes one."""
 
+UNCOUNTED = ("Det", "DFT", "STFT")
+"""Operators whose arithmetic `_terms` does not know, and no image classifier needs."""
+
 
 def open_session(onnx_model: bytes, threads: int = 0) -> Any:
     """Return an onnxruntime session on the processor; 0 threads means as many as there are.
@@ -76,9 +79,13 @@ def _check_nodes(model: Any, num_params: int, most_numbers: int) -> None:
     for node in graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise ValueError(f"its node {node.op_type} is of {node.domain!r}")
+        if node.op_type in UNCOUNTED:
+            raise ValueError(f"its node {node.op_type} takes steps that are not counted here")
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
                 raise ValueError(f"its node {node.op_type} branches or loops")
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise ValueError(f"its node {node.op_type} holds a sparse tensor")
             tensors += [attribute.t, *attribute.tensors] if attribute.HasField("t") else []
     if any(tensor.data_location or tensor.external_data for tensor in tensors):
         raise ValueError("it asks for data outside of the file")
@@ -120,6 +127,8 @@ def _terms(node: Any, shapes: Mapping[str, Sequence[int]]) -> int:
     if "MatMul" in node.op_type or node.op_type == "Gemm":
         summed = of_inputs[0][-1:] if "MatMul" in node.op_type else of_inputs[0][-2:]
         return max(summed, default=1)
+    if node.op_type in ("RNN", "GRU", "LSTM"):
+        return max(1, sum(map(math.prod, of_inputs[1:3])) // max(1, *of_inputs[2][-1:]))
     if node.op_type == "Einsum":
         return max((dim for dims in of_inputs for dim in dims), default=1)
     return 1

@@ -15,7 +15,7 @@ from typing import Any
 
 from halfmeg.files import read_json, write_atomically, write_json
 from halfmeg.places.load import load
-from halfmeg.places.place import TIMM, PlaceWarning, locate, remember
+from halfmeg.places.place import TIMM, PlaceWarning, files_of_module, locate, remember
 from halfmeg.places.source import read_source
 
 DESCRIBED = "source.json"
@@ -115,7 +115,7 @@ def check_outside(folder: Path, place: str) -> None:
         ValueError: it is, or its file does not exist.
     """
     path = locate(place)
-    if path is not None and _within(folder, path):
+    if any(_within(folder, file) for file in (*files_of_module(place), path) if file is not None):
         raise ValueError(f"{place} is within {folder}; no Python of a run folder is run")
 
 

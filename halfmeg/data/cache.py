@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -24,6 +25,7 @@ ARRAYS = tuple(f"{part}_{kind}.npy" for part in PARTS for kind in KINDS)
 """The files that may stand there; validation part, groups and sizes only where there are any."""
 INFO = "info.json"
 MEASURED = "measured"
+_OWN_MEASURED = re.compile(r"lock|[0-9a-f]{32}\.json")
 """A folder of answers that `halfmeg.training.measured` keeps."""
 HUB_INFO = "hub.json"
 """In a folder of downloaded files, as `halfmeg.data.hub` keeps them."""
@@ -199,7 +201,10 @@ def list_cache() -> list[CacheEntry]:
             entries.append(CacheEntry(path, name, 0, size))
             continue
         if path.name == MEASURED:
-            size = sum(file.lstat().st_size for file in path.iterdir())
+            files = list(path.iterdir())
+            if not all(_OWN_MEASURED.fullmatch(f.name) or is_part(f.name) for f in files):
+                continue
+            size = sum(file.lstat().st_size for file in files)
             entries.append(CacheEntry(path, "measured on this machine", 0, size))
             continue
         inside = [file for file in path.iterdir() if not file.name.startswith(f".{INFO}.")]

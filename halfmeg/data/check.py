@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfmeg.data.dataset import DataSplits, list_some
 from halfmeg.data.decode import Progress, no_progress
-from halfmeg.data.duplicates import exact_duplicates, near_duplicates
+from halfmeg.data.duplicates import MAX_CANDIDATES, exact_duplicates, near_duplicates
 from halfmeg.data.formats import image_endings
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.shape import image_shape
@@ -150,12 +150,16 @@ def check_data(
     problems += _exact_problems(data, names, labels, parts)
     told_apart = sizes.min(1).max() >= LEAST_SIDE_OF_LIKENESS
     images = [dataset.images for dataset in data.parts.values()]
+    pairs, complete = near_duplicates(images, progress) if told_apart else ([], True)
+    notes = data.notes
+    if not complete:
+        notes += (f"more than {MAX_CANDIDATES:,} pairs look alike; not all were compared",)
     near = tuple(
         NearDuplicate(
             names[pair.first], names[pair.second], round(pair.likeness, 4),
             parts[pair.first] != parts[pair.second], labels[pair.first] != labels[pair.second],
         )
-        for pair in (near_duplicates(images, progress) if told_apart else ())
+        for pair in pairs
         if not _same(data, pair.first, pair.second)
     )  # fmt: skip
     return DataReport(
@@ -174,7 +178,7 @@ def check_data(
         validation=len(data.validation) if data.validation is not None else 0,
         files=len(names) + len(source.unreadable) + sum(item.count for item in passed_over),
         passed_over=tuple(passed_over),
-        notes=data.notes,
+        notes=notes,
         near_duplicates=near,
         giveaways=_giveaways(data, source.names),
     )

@@ -5,6 +5,7 @@ Whatever a decoder raises is caught here, in one place, and every bound stands b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -27,8 +28,10 @@ from halfmeg.data.formats import (
     LFS_HEAD,
     LFS_HINT,
     MAX_FILE_BYTES,
+    MAX_PIXELS,
     MIN_SIDE,
     check_icons,
+    has_more_frames,
     is_heic,
     max_pixels,
     read_formats,
@@ -54,6 +57,11 @@ _TOLD = (OSError, ValueError, SyntaxError, RuntimeError)
 _one_large_image = threading.Lock()
 
 
+def _large_alone(num_pixels: int) -> contextlib.AbstractContextManager[object]:
+    """Return what to decode an image within, so that there is one large one at a time."""
+    return _one_large_image if num_pixels > LARGE_PIXELS else contextlib.nullcontext()
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """An image before it is decoded: where it comes from, and its bytes or its file.
@@ -76,8 +84,12 @@ class EncodedImage:
             OSError: a file that cannot be read.
         """
         if isinstance(self.content, np.ndarray):
-            image = Image.fromarray(self.content).convert("RGB")
-            return fit_image(image, image_shape(image_size), fit)
+            height, width = self.content.shape[:2]
+            if height * width > MAX_PIXELS:
+                raise ValueError(f"{width}×{height} pixels; allowed: {MAX_PIXELS:,} in all")
+            with _large_alone(height * width):
+                image = Image.fromarray(self.content).convert("RGB")
+                return fit_image(image, image_shape(image_size), fit)
         content = self.content if isinstance(self.content, bytes) else read_file(self.content)
         return decode_image(content, image_size, fit)
 
@@ -157,10 +169,8 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
                 allowed = max_pixels(opened)
                 if size[0] * size[1] > allowed:
                     raise ValueError(f"{size[0]}×{size[1]} pixels; allowed: {allowed:,} in all")
-                if size[0] * size[1] > LARGE_PIXELS:
-                    with _one_large_image:
-                        return _decode(opened, content, shape, fit)
-                return _decode(opened, content, shape, fit)
+                with _large_alone(size[0] * size[1]):
+                    return _decode(opened, content, shape, fit)
     except UnidentifiedImageError:
         if is_heic(Path(), content[:12]):
             raise ValueError(HEIC_HINT) from None
@@ -179,26 +189,13 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
 def _decode(opened: Image.Image, content: bytes, shape: ImageShape, fit: FitName) -> DecodedImage:
     if opened.format == "PPM":
         _check_ppm(opened, content)
-    has_more = _has_more_frames(opened, content)
+    has_more = has_more_frames(opened, content)
     opened.load()
     _check_wide_colour(opened, content)
     image, note = _to_rgb(_turned(opened))
     if has_more:
         note = ", and ".join(filter(None, (FRAMES, note)))
     return fit_image(image, shape, fit, note)
-
-
-def _has_more_frames(image: Image.Image, content: bytes) -> bool:
-    """Return whether a file holds an animation or pages; a camera's MPO is one photograph."""
-    if image.format == "MPO":
-        return False
-    try:
-        if image.format == "GIF":  # which looks for a second frame, and may stop at damage there
-            with Image.open(io.BytesIO(content), formats=("GIF",)) as again:
-                return bool(getattr(again, "is_animated", False))
-        return bool(getattr(image, "is_animated", False))
-    except Exception:  # what follows the first frame is not read
-        return False
 
 
 def _check_wide_colour(image: Image.Image, content: bytes) -> None:

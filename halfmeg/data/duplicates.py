@@ -60,8 +60,12 @@ def exact_duplicates(ids: np.ndarray) -> list[list[int]]:
     return sorted(sets.values())
 
 
-def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> list[Pair]:
+def near_duplicates(
+    images: list[Tensor], progress: Progress = no_progress
+) -> tuple[list[Pair], bool]:
     """Return the pairs of images that show nearly the same, the likest first.
+
+    And whether all images were compared: where too many are alike, the last ones are not.
 
     Args:
         images: uint8 B×C×H×W of each part.
@@ -78,7 +82,7 @@ def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> l
             hashes[done : done + len(chunk)] = _hashes(thumbs)
             done += len(chunk)
     pairs: list[Pair] = []
-    candidates = 0
+    candidates, complete = 0, True
     for start in range(0, len(hashes), ROWS):
         block = hashes[start : start + ROWS, None] ^ hashes[None, start:]
         rows, columns = np.nonzero(np.bitwise_count(block) <= HASH_DISTANCE)
@@ -86,13 +90,14 @@ def near_duplicates(images: list[Tensor], progress: Progress = no_progress) -> l
         rows, columns = rows[later] + start, columns[later] + start
         candidates += len(rows)
         if candidates > MAX_CANDIDATES:
+            complete = False
             break
         likeness = np.einsum("ij,ij->i", flat[rows], flat[columns])
         close = likeness >= LEAST_CORRELATION
         found = zip(rows[close], columns[close], likeness[close], strict=True)
         pairs += [Pair(int(a), int(b), float(c)) for a, b, c in found]
         progress("looking for near duplicates", min(start + ROWS, len(hashes)), len(hashes))
-    return sorted(pairs, key=lambda pair: -pair.likeness)
+    return sorted(pairs, key=lambda pair: -pair.likeness), complete
 
 
 def _thumbnails(images: Tensor) -> np.ndarray:

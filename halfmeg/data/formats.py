@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import io
 import logging
 import struct
 from functools import cache
@@ -128,3 +129,16 @@ def _silence_decoders() -> None:
             setter(None)
     except (OSError, AttributeError):
         return  # another build of Pillow: the lines stay
+
+
+def has_more_frames(image: Image.Image, content: bytes) -> bool:
+    """Return whether a file holds an animation or pages; a camera's MPO is one photograph."""
+    if image.format == "MPO":
+        return False
+    try:
+        if image.format == "GIF":  # which looks for a second frame, and may stop at damage there
+            with Image.open(io.BytesIO(content), formats=("GIF",)) as again:
+                return bool(getattr(again, "is_animated", False))
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first frame is not read
+        return False

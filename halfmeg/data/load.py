@@ -183,6 +183,7 @@ def _find(
         tables, note = find_on_hub(source, progress)
         encoded = read_parquet(tables, options)
         _check_groups(encoded, options)
+        _check_classes(encoded, source)
         return dataclasses.replace(encoded, notes=(note, *encoded.notes))
     if source == "cifar10":  # a Parquet copy may stand for the official archive
         for folder in (data_dir / "cifar10", data_dir):
@@ -236,12 +237,16 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     else:
         encoded = read_folder(path, options.path_group)
     _check_groups(encoded, options)
+    _check_classes(encoded, source)
+    return encoded
+
+
+def _check_classes(encoded: EncodedSource, source: str) -> None:
     if len(encoded.classes) > MAX_CLASSES:
         raise ValueError(
             f"{source} has {len(encoded.classes):,} classes, as {list_some(encoded.classes, 3)}; "
             f"allowed: {MAX_CLASSES:,}; a measured number is no class"
         )
-    return encoded
 
 
 def _file_hint(path: Path) -> str:

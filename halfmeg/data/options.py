@@ -52,7 +52,7 @@ class DataOptions:
             )
         try:
             re.compile(self.group)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"group={self.group!r} is no regular expression ({error}) and no column"
             ) from None

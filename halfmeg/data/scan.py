@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -21,6 +22,9 @@ SYSTEM_FOLDERS = frozenset(
 """What operating systems, archives and network storage leave beside a user's files."""
 
 RESULT = "in a result of halfmeg"
+
+MAX_DEPTH = 100
+"""Folders within each other that are looked into."""
 
 _OWN_FILES = (("config.json", "environment.json"), ("model.json", "model.safetensors"))
 _OWN_PAGES = frozenset(("study.json", "comparison.json", "comparison.html", "search.json"))
@@ -207,6 +211,8 @@ def _unwanted(entry: os.DirEntry[str], below: Path, root: Path) -> str | None:
             return "link to a folder"
     if is_result(Path(entry.path)):
         return RESULT
+    if len(below.parts) >= MAX_DEPTH:
+        return f"more than {MAX_DEPTH} folders deep"
     return None
 
 
@@ -259,4 +265,12 @@ def _is_image(file: Path) -> bool:
 
 
 def _count_files(folder: Path) -> int:
-    return sum(len(files) for _, _, files in os.walk(folder))
+    count, folders = 0, [folder]
+    while folders:  # os.walk would call itself for each level
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                else:
+                    count += 1
+    return count

@@ -68,6 +68,8 @@ class EncodedSource:
                 digest.update(image.label.to_bytes(8, "little"))
                 digest.update(_group_digest(image.group) if image.group else b"")
                 digest.update(image.digest)
+                if isinstance(image.content, np.ndarray):  # the same bytes may have other shapes
+                    digest.update(repr(image.content.shape).encode())
         return digest.hexdigest()[:32]
 
 

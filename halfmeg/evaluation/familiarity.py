@@ -88,7 +88,8 @@ class Familiarity:
             logits: N×K, the network's of the validation images.
 
         Returns:
-            None where fewer than `FEWEST` images are held out.
+            None where fewer than `FEWEST` images are held out, or the logits are those of a network
+            that has diverged.
         """
         count = len(held_out)
         if count < FEWEST:
@@ -112,7 +113,11 @@ class Familiarity:
         scores = cls(threshold=0.0, kept=0.0, **values).scores(held_out, logits)
         threshold = scores.sort().values[math.ceil((count + 1) * KEPT) - 1].item()
         kept = (scores <= threshold).double().mean().item()
-        return cls(threshold=threshold, kept=kept, **values)
+        found = cls(threshold=threshold, kept=kept, **values)
+        try:
+            return cls.from_dict(found.to_dict())
+        except ValueError:
+            return None
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from halfmeg.config import BUDGET
@@ -38,6 +39,12 @@ from halfmeg.networks.trockman2022 import convmixer
 from halfmeg.networks.whitened import record, sprint
 from halfmeg.places.place import hand_over, is_place
 from halfmeg.places.settings import Value, declared_values, split_settings
+
+MOST = 1_024
+"""The largest setting of a family that is built."""
+
+MOST_PARAMS = 2**26
+"""In float32 they take 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +213,8 @@ def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
                 f"{key!r} is no setting of {head}; {hint}allowed: {', '.join(own) or 'none'}"
             )
         value = settings[key]
-        if not (isinstance(value, bool) or (isinstance(value, int) and value > 0)):
-            raise ValueError(f"{key}={value!r} is out of range; allowed: 1 or more")
+        if not (isinstance(value, bool) or (isinstance(value, int) and 0 < value <= MOST)):
+            raise ValueError(f"{key}={value!r} is out of range; allowed: 1 to {MOST:,}")
     return entry, settings
 
 
@@ -255,11 +262,29 @@ def build_model(
     taken = inspect.signature(entry.build).parameters
     given = {key: value for key, value in settings.items() if key in taken} | own
     try:
+        if not entry.scalable:
+            _try_without_memory(entry, given, shape if own else None)
         return entry.build(**given)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
-        if not own:
+        if not own and isinstance(error, ValueError):
             raise
         raise ValueError(f"{name} cannot be built: {one_line(error)}") from None
+
+
+def _try_without_memory(entry: ModelEntry, given: dict[str, Any], shape: ImageShape | None) -> None:
+    """Build a network whose weights take no memory, and show it an image of a shape, if given.
+
+    Raises:
+        MemoryError: it has more parameters than a weights file may hold.
+        RuntimeError: its layers do not fit each other.
+    """
+    with torch.device("meta"), torch.no_grad():
+        network = entry.build(**given)
+        count = sum(parameter.numel() for parameter in network.parameters())
+        if count > MOST_PARAMS:
+            raise MemoryError(f"it would have {count:,} parameters; allowed: {MOST_PARAMS:,}")
+        if shape is not None:
+            network.eval()(torch.zeros(1, *shape))
 
 
 def other_sizes(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.data.shape import ImageSize, image_shape
-from halfmeg.errors import one_line
+from halfmeg.errors import one_line, with_kind
 from halfmeg.networks.graph import Graph, Input, Shape, in_order
 from halfmeg.networks.lowering import LOWERINGS, Lowering
 from halfmeg.networks.mixing import MIXING
@@ -67,7 +67,13 @@ def trace(model: nn.Module, image_size: ImageSize) -> Graph:
     finally:
         model.train(was_training)
     leaves = {path for path, module in model.named_modules() if not any(module.children())}
-    return _lower(program, image_shape(image_size), leaves)
+    try:
+        return _lower(program, image_shape(image_size), leaves)
+    except ValueError:
+        raise
+    except Exception as error:  # programs of a user's network hold more than is known here
+        told = with_kind(error, 200)
+        raise ValueError(f"{type(model).__name__} cannot be traced: {told}") from None
 
 
 def _changes_its_input(node: torch.fx.Node) -> bool:
@@ -113,6 +119,8 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], leaves: set[str
     if target is operator.getitem or not given:
         return target(*args, **kwargs)
     kind = target._schema.name.removeprefix("aten::")
+    if target._schema.overload_name == "other" and kind in ("max", "min"):
+        kind += "imum"  # of two tensors
     if kind == "_assert_tensor_metadata":  # stands before `to`, and gives nothing
         return None
     constants = [a.name for a in node.all_input_nodes if isinstance(values[a], Tensor)]

@@ -132,6 +132,20 @@ def locate(place: str) -> Path | None:
     return None
 
 
+def files_of_module(place: str) -> list[Path]:
+    """Return all files that a module's place may mean, from wherever modules are looked for.
+
+    Packages without an `__init__.py` have no file of their own by which `locate` would know them.
+    """
+    found = IN_MODULE.fullmatch(place)
+    if found is None:
+        return []
+    path = Path(*found["module"].split("."))
+    below = [path.with_name(f"{path.name}.py"), path / "__init__.py"]
+    files = [Path(base) / file for base in ("", *sys.path) for file in below]
+    return [file.resolve() for file in files if file.is_file()]
+
+
 def handed_over(place: str) -> Any:
     """Return the object that was handed over as a place; None where none was."""
     return _handed_over.get(place)

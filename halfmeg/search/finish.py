@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.sources import check_outside
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.table import MODELS
@@ -83,12 +84,20 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
     """Return the networks to compare a winner with.
 
     Raises:
-        ValueError: one that the user named cannot be built.
+        ValueError: one that the user named cannot be built, or two that would have one run folder.
     """
     if not stored.compare or stored.seconds < SHORTEST_SECONDS:
         return []
     if stored.baselines is not None:
-        return [_named(text, stored.limits, data) for text in stored.baselines]
+        named = {_named(text, stored.limits, data): text for text in stored.baselines}
+        first: dict[str, str] = {}
+        for (model, _), text in named.items():
+            if (other := first.setdefault(file_name(model), text)) != text:
+                raise ValueError(
+                    f"--baseline {other} and {text} are both called {file_name(model)}; "
+                    "leave one out"
+                )
+        return list(named)
     found = (_within(name, stored.limits, data) for name in BASELINES)
     return [baseline for baseline in found if baseline is not None][:NUM_BASELINES]
 
@@ -114,6 +123,8 @@ def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
         return best.config.model, best.config.budget
     if (Path(text) / "config.json").is_file():
         config = Run.open(text).config
+        if is_place(config.model):
+            check_outside(Path(text), config.model)
         return config.model, config.budget
     if not is_place(text) and text in MODELS and MODELS[text].scalable:
         weights = Limits(params=limits.params, flash=limits.flash)  # these a budget can always keep
@@ -202,10 +213,10 @@ def decide(search: Search, timed: Timed) -> Final | None:
         own = {(before.config.model, BUDGET): _seconds_of_epoch(before, search.stored)}
         known = own | known
     epochs = winner.config.epochs
-    others = [baseline for baseline in known if baseline[0] != winner.config.model]
+    others = [one for one in known if file_name(one[0]) != file_name(winner.config.model)]
     size = fit_final(
-        END_SHARE * left * search.workers, epochs * _seconds_of_epoch(winner, search.stored),
-        [epochs * known[baseline] for baseline in others], SEEDS,
+        END_SHARE * left, epochs * _seconds_of_epoch(winner, search.stored),
+        [epochs * known[baseline] for baseline in others], SEEDS, search.workers,
     )  # fmt: skip
     final = Final(
         trial=winner.number,

@@ -213,8 +213,9 @@ def draw_examples(classes: Sequence[str], folder: Path) -> list[Path]:
         things = {"ship": _draw_ship, "airplane": _draw_airplane, "automobile": _draw_car}
         drawn = {name: draw() for name, draw in things.items() if name in classes}
     paths = []
-    for name, image in drawn.items():
-        paths.append(folder / f"{name}.png")
+    for number, (name, image) in enumerate(drawn.items()):
+        # a class may be called anything, "/" too
+        paths.append(folder / f"{name if name.isalnum() else number}.png")
         image.save(paths[-1])
     return paths
 

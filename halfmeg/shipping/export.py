@@ -19,14 +19,14 @@ from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits
-from halfmeg.data.decode import FitName
+from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.data.split import hold_out
 from halfmeg.errors import one_line
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.evaluation.familiarity import Familiarity
-from halfmeg.files import json_bytes, new_folder
+from halfmeg.files import check_json, json_bytes, new_folder
 from halfmeg.networks.simplify import simplify
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.trace import trace
@@ -56,6 +56,20 @@ ALLOWED_LOSS = 0.005
 
 
 @dataclass(frozen=True)
+class _DescribedData:
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What model.json says that exporting anew needs."""
+
+    recipe: dict[str, Any]
+    data: _DescribedData
+
+
+@dataclass(frozen=True)
 class _Trained:
     """What is exported: a finished run, or a bundle anew."""
 
@@ -67,18 +81,23 @@ class _Trained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: dict[str, str]
-    fit: FitName  # how images are brought to their size
+    options: DataOptions  # how its data was read
     trained_on: np.ndarray | None  # ids of images
 
     @classmethod
     def of(cls, source: Run | Bundle) -> _Trained:
         if isinstance(source, Bundle):
-            recipe, data = source.described["recipe"], source.described["data"]
+            try:
+                stored = check_json(source.described, _Described)
+                config = RunConfig.from_dict(stored.recipe)
+            except ValueError as error:
+                path = source.folder / "model.json"
+                raise ValueError(f"{path} does not say how it was trained: {error}") from None
             return cls(
-                source.folder, source.load_model().eval(), RunConfig.from_dict(recipe),
+                source.folder, source.load_model().eval(), config,
                 source.classes, source.image_shape, source.mean, source.std,
-                {"name": str(data["name"]), "fingerprint": str(data["fingerprint"])},
-                source.options.fit, source.trained_on(),
+                {"name": stored.data.name, "fingerprint": stored.data.fingerprint},
+                source.options, source.trained_on(),
             )  # fmt: skip
         if source.result() is None:
             raise ValueError(f"{source.folder} has not finished; continue it with `halfmeg resume`")
@@ -87,7 +106,7 @@ class _Trained:
             source.folder, source.load_model().eval(), source.config, facts.classes,
             facts.image_shape, facts.mean, facts.std,
             {"name": facts.name, "fingerprint": facts.fingerprint},
-            source.options.fit, source.trained_on(),
+            source.options, source.trained_on(),
         )  # fmt: skip
 
 
@@ -180,7 +199,9 @@ def export(
     if tuned is not None:
         facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python
-        facts["source"] = {"sha256": read_sources(run.folder)["model"]["sha256"]}
+        source_text = read_sources(run.folder).get("model")
+        if source_text is not None:
+            facts["source"] = {"sha256": source_text["sha256"]}
     answered: Answered | None = None
     if integers is not None and oracle is not None:
         images = held_out.images.numpy()
@@ -237,7 +258,8 @@ def _describe(run: _Trained, measured: Evaluation, proof: Proof) -> dict[str, An
         "channels": run.image_shape.channels,
         "mean": list(run.mean),
         "std": list(run.std),
-        "preprocessing": preprocessing(run.image_shape, run.fit),
+        "preprocessing": preprocessing(run.image_shape, run.options.fit),
+        "options": run.options.to_dict(),
         "data": run.data,
         "accuracy": {
             "test_accuracy": measured.accuracy,

@@ -15,6 +15,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.sources import check_outside
 from halfmeg.config import BUDGET
 from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt
 from halfmeg.data.dataset import DataSplits
@@ -69,6 +70,9 @@ def measure(runs: Sequence[Run], data: DataSplits | Folds, out: Path) -> None:
     networks = {}
     for name, budget in sorted({(run.config.model, run.config.budget) for run in runs}):
         with _unless_lost(name, f"no costs of {name}"):
+            if is_place(name):
+                for run in runs:
+                    check_outside(run.folder, name)
             model = build_model(name, len(first.classes), first.image_shape, budget)
             networks[shape_name(name, budget)] = model
     costs = measure_costs(networks, first.image_shape)

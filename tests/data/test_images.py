@@ -30,6 +30,7 @@ import torch
 from conftest import Cli
 from PIL import Image, ImageOps
 
+from halfmeg.artifacts.bundle import BUNDLED
 from halfmeg.artifacts.run import Run
 from halfmeg.data.decode import decode_image
 from halfmeg.data.duplicates import near_duplicates
@@ -419,8 +420,37 @@ def test_what_gives_the_class_away_is_said(tmp_path: Path) -> None:
 
 def test_near_duplicates_of_flat_and_of_no_images() -> None:
     flat = torch.full((5, 3, 32, 32), 7, dtype=torch.uint8)
-    assert near_duplicates([flat]) == []
-    assert near_duplicates([flat[:0]]) == []
+    assert near_duplicates([flat]) == ([], True)
+    assert near_duplicates([flat[:0]]) == ([], True)
+
+
+def test_where_too_many_are_alike_it_is_said_that_not_all_were_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(tmp_path / "photos", {"a": 20, "b": 20})
+    assert not any("not all" in note for note in inspect_data(str(root)).notes)
+    monkeypatch.setattr("halfmeg.data.duplicates.MAX_CANDIDATES", -1)
+    assert any("not all were compared" in note for note in inspect_data(str(root)).notes)
+
+
+def test_folders_in_folders_without_end(tmp_path: Path) -> None:
+    root = make(tmp_path / "photos", {"a": 20, "b": 20})
+    here = os.open(root / "a", os.O_RDONLY)
+    try:
+        for _ in range(1_100):  # a path of so many is too long to be made at once
+            os.mkdir("d", dir_fd=here)
+            inner = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = inner
+        os.close(os.open("photo.png", os.O_CREAT, dir_fd=here))
+    finally:
+        os.close(here)
+    try:
+        (passed_over,) = inspect_data(str(root)).passed_over
+    finally:  # Python's own removal of folders calls itself for each
+        subprocess.run(["rm", "-r", str(root / "a" / "d")], check=True)
+    assert passed_over.reason == "more than 100 folders deep"
+    assert passed_over.count == 1
 
 
 def test_copies_stay_on_one_side_of_the_validation_split(tmp_path: Path) -> None:
@@ -467,6 +497,37 @@ def test_groups_stay_on_one_side_of_every_split(tmp_path: Path, cli: Cli) -> Non
     run = Run.open(tmp_path / "run")
     assert run.options == options and run.data.fingerprint == data.fingerprint
     assert cli("evaluate", "run", "--json").json["accuracy"] == run.result()["test_accuracy"]
+
+
+def test_a_bundle_is_exported_anew_with_the_split_of_its_run(tmp_path: Path, cli: Cli) -> None:
+    """Else what it is proved on would be among what it was trained on."""
+    make(tmp_path / "photos", {"train/a": 100, "train/b": 100})
+    make(tmp_path / "photos", {"test/a": 10, "test/b": 10}, start=900, name="t{}.png")
+    settings = ["model=resnet8", "epochs=1", "batch_size=20", "val_fraction=0.2", "precision=fp32"]
+    for words in (
+        ["train", "common", *settings, r"group=/(\d)\d*\.png", "--data", "photos", "--out", "run"],
+        ["export", "run", "--out", "bundle", "--allow-loss"],
+        ["export", "bundle", "--data", "photos", "--finetune", "--out", "anew", "--allow-loss"],
+    ):
+        done = cli(*words)
+        assert done.code == 0, done.err
+    first, anew = (
+        json.loads((tmp_path / name / "model.json").read_text()) for name in ("bundle", "anew")
+    )
+    assert first["options"] == {"group": r"/(\d)\d*\.png"}
+    for stated in ("options", "temperature", "familiarity"):
+        assert first[stated] == anew[stated]
+
+
+def test_a_bundle_that_does_not_say_how_it_was_trained(tmp_path: Path, cli: Cli) -> None:
+    bundle = Path(shutil.copytree(BUNDLED, tmp_path / "bundle"))
+    described = json.loads((bundle / "model.json").read_text())
+    make(tmp_path / "photos", {"a": 20, "b": 20})
+    for missing in ("recipe", "data"):
+        left = {key: value for key, value in described.items() if key != missing}
+        (bundle / "model.json").write_text(json.dumps(left))
+        done = cli("export", "bundle", "--data", "photos", "--finetune", "--out", "anew")
+        assert done.is_one_line("bundle/model.json does not say how it was trained: ")
 
 
 def test_a_column_names_the_groups(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sklearn import metrics
 from test_cifar import Python2Pickler
 
 from halfmeg.config import RunConfig
+from halfmeg.data.decode import EncodedImage
 from halfmeg.data.load import load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.evaluation.evaluate import score
@@ -200,6 +201,21 @@ def test_cifar100_in_its_python_form_runs_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it asks for os\.mkdir, which is not admitted"):
         load_dataset(str(folder))
     assert not ran.exists()
+
+
+def test_the_same_bytes_in_another_shape_are_other_images(tmp_path: Path) -> None:
+    pixels = PIXELS[:, :, :20]
+    turned = pixels.reshape(len(pixels), pixels.shape[2], pixels.shape[1], 3)
+    for number, images in enumerate((pixels, turned)):
+        np.savez(tmp_path / f"{number}.npz", images=images, labels=LABELS)
+    first, second = (load_dataset(str(tmp_path / f"{number}.npz")) for number in (0, 1))
+    assert first.fingerprint != second.fingerprint
+
+
+def test_images_in_arrays_have_the_bounds_of_files() -> None:
+    pixels = np.broadcast_to(np.uint8(0), (8001, 8000))
+    with pytest.raises(ValueError, match="8000×8001 pixels; allowed: 64,000,000 in all"):
+        EncodedImage("0", pixels, 0).decode(32, "crop")
 
 
 def test_npz_and_npy(tmp_path: Path) -> None:

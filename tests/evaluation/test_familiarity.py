@@ -49,6 +49,13 @@ def digit(path: Path, index: int = 0) -> Path:
     return path
 
 
+def test_logits_of_a_network_that_has_diverged_make_no_threshold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (200, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    logits = 1e8 * torch.randn(200, 10, generator=generator)
+    assert Familiarity.fit(images, torch.arange(100), images[100:], logits[100:]) is None
+
+
 def test_the_threshold_keeps_95_percent_of_new_images() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (3000, 3, 8, 8), dtype=torch.uint8, generator=generator)

@@ -464,6 +464,9 @@ def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch, cli) -> No
     mine = tmp_path / "cache" / "mine"
     mine.mkdir()
     (mine / "photo.jpg").touch()
+    readings = tmp_path / "cache" / "measured"  # the name of a folder of the program's, too
+    readings.mkdir()
+    (readings / "monday.csv").touch()
     assert {entry.name for entry in list_cache()} == {"digits", None}
     shown = cli("data", "cache", "--json")
     assert [item["images"] for item in shown.json["entries"] if item["name"]] == [90]
@@ -476,7 +479,8 @@ def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch, cli) -> No
         assert [entry.num_bytes for entry in list_cache() if entry.path == pulled] == [1000]
         assert len(clear_cache()) == 3
         assert living.exists()
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"mine", "being-written"}
+    left = {"mine", "measured", "being-written"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == left
 
 
 # --- what is a user's --------------------------------------------------------------------------

@@ -395,10 +395,43 @@ def laborious() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def recurrent() -> onnx.ModelProto:
+    """Recurrent layers that share their weights, over 3,072 steps each."""
+    size = 128
+    layers = [
+        node
+        for index in range(400)
+        for node in (
+            helper.make_node("GRU", [f"m{index}", "w", "r"], [f"y{index}"], hidden_size=size),
+            helper.make_node("Squeeze", [f"y{index}", "one"], [f"m{index + 1}"]),
+        )
+    ]
+    return graph(
+        helper.make_node("Cast", ["pixels"], ["f"], to=1),
+        helper.make_node("Reshape", ["f", "steps"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("Tile", ["t", "repeats"], ["m0"]),
+        *layers,
+        helper.make_node("ReduceMean", ["m400", "zero"], ["logits"], keepdims=0),
+        steps=np.array([0, 3072, 1]), repeats=np.array([1, 1, size]), one=np.array([1]),
+        zero=np.array([0]), w=np.zeros((1, 3 * size, size), np.float32),
+        r=np.zeros((1, 3 * size, size), np.float32),
+    )  # fmt: skip
+
+
+def cubic() -> onnx.ModelProto:
+    return graph(
+        helper.make_node("Cast", ["pixels"], ["f"], to=1),
+        helper.make_node("Det", ["f"], ["logits"]),
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
         (laborious, "steps for an image; allowed"),
+        (recurrent, "steps for an image; allowed"),
+        (cubic, "Det takes steps that are not counted"),
         (always_seven, "does not do what the weights do"),
         (endless, "Loop branches or loops"),
         (huge, "unknown or huge size"),

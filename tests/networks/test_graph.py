@@ -157,6 +157,11 @@ def functional(function: Callable[[Tensor], Tensor]) -> nn.Module:
     return Module()
 
 
+def in_autocast(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return x @ x
+
+
 @pytest.mark.parametrize(
     ("function", "named"),
     [
@@ -168,6 +173,8 @@ def functional(function: Callable[[Tensor], Tensor]) -> nn.Module:
         (lambda x: x.flatten(2).max(2)[1][..., None, None].float(), "the places of its maxima"),
         (lambda x: x.int() + 0.5, "aten.to.dtype (to) has no int8 form: numbers that are not"),
         (lambda x: x if x.sum() > 0 else -x, "Module cannot be traced"),
+        (lambda x: torch.max(x, x.roll(1, 1)), "aten.max.other (max_1) has no int8 form: of two"),
+        (in_autocast, "Module cannot be traced"),
     ],
 )  # fmt: skip
 def test_an_operator_without_a_form_is_named(
@@ -190,6 +197,7 @@ def test_an_operator_without_a_form_is_named(
         lambda x: F.interpolate(x, scale_factor=(1.5, 2.3)).relu(),
         lambda x: F.interpolate(x, size=(5, 20), mode="nearest-exact"),
         lambda x: x.double().sigmoid().float(),
+        lambda x: torch.max(x, -x / 2),
     ],
 )  # fmt: skip
 def test_maxima_and_repeated_values_without_their_places(

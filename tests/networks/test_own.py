@@ -14,12 +14,17 @@ from conftest import Cli, small_config
 from torch import nn
 
 from halfmeg import Run, RunConfig, build_model, compare, fit, resume
+from halfmeg.artifacts.bundle import open_network
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import build_own, needs_plain_order
 from halfmeg.networks.trial import try_out
 from halfmeg.places.load import load
 from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place
 from halfmeg.places.source import read_source
+from halfmeg.search.budget import Limits
+from halfmeg.search.finish import choose_baselines
+from halfmeg.search.run import describe_search
+from halfmeg.studies.measure import measure
 
 NET = """
 import torch
@@ -339,6 +344,46 @@ def test_the_run_folder_keeps_the_text_and_runs_nothing_of_it(
     (run.folder / "config.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="no Python of a run folder is run"):
         Run.open("runs/a").load_model()
+
+
+@pytest.mark.parametrize("place", ["runs/a/evil.py:Net", "runs.a.evil:Net"])
+def test_nothing_that_takes_a_run_folder_runs_python_of_it(
+    folder: Path, few_digits: DataSplits, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, or a module of packages that have no file of their own."""
+    write(folder, NET)
+    run = fit(small_config(model="net.py:Net", epochs=1), few_digits, "runs/a")
+    write(run.folder, NET + "\nopen('ran', 'w').close()\n", "evil.py")
+    stored = json.loads((run.folder / "config.json").read_text())
+    stored["config"]["model"] = place
+    (run.folder / "config.json").write_text(json.dumps(stored))
+    monkeypatch.syspath_prepend("")  # as for `python -m halfmeg`
+    stored_search, _ = describe_search(
+        few_digits, limits=Limits(), seconds=600, baselines=["runs/a"]
+    )
+    refused = "no Python of a run folder is run"
+    with pytest.raises(ValueError, match=refused):
+        Run.open("runs/a").load_model()
+    with pytest.raises(ValueError, match=refused):
+        open_network("runs/a").load_model()
+    with pytest.raises(ValueError, match=refused):
+        choose_baselines(stored_search, few_digits)
+    with pytest.warns(PlaceWarning, match=refused):
+        measure([Run.open("runs/a")], few_digits, folder)
+    assert not (folder / "ran").exists()
+
+
+def test_weights_of_a_run_that_answers_are_those_of_its_result(
+    folder: Path, few_digits: DataSplits
+) -> None:
+    run = fit(small_config(epochs=1), few_digits, "runs/a")
+    assert open_network("runs/a").load_model()
+    path = run.folder / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1  # the last bit of a weight, which stays a number
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged"):
+        open_network("runs/a").load_model()
 
 
 def test_a_run_is_found_from_another_folder(

@@ -192,6 +192,12 @@ def test_drawn_examples_are_the_signs_themselves_for_digits(tmp_path: Path) -> N
     assert np.asarray(Image.open(paths[1])).max() == 255
 
 
+def test_examples_of_signs_that_mean_something_in_paths(tmp_path: Path) -> None:
+    paths = draw_examples(["/", "..", "+"], tmp_path)
+    assert [path.name for path in paths] == ["0.png", "1.png", "2.png"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
 @pytest.mark.parametrize(
     ("classes", "drawn"), [(["cat", "ship", "automobile"], ["ship", "automobile"]), (["cat"], [])]
 )
