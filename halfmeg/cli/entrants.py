@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from halfmeg.data.shape import ImageSize
 
 
+NOT_A_SETTING = {
+    "seed": "say how many seeds by --seeds",
+    "model": "name networks without model=",
+}
+"""What is told by other words than for `train`."""
+
+
 @dataclass(frozen=True)
 class Entrants:
     """Networks by name, the recipes that each is trained by, and how their images are read."""
@@ -63,6 +70,9 @@ def read_entrants(
 
     given = [text for text in arguments if is_setting(text)]
     names = [text for text in arguments if not is_setting(text)]
+    for text in given:
+        if (key := text.partition("=")[0]) in NOT_A_SETTING:
+            raise ValueError(f"{text} is not for {command}; {NOT_A_SETTING[key]}")
     options, settings = read_options(given, image_column, label_column)
     size, settings = read_size(settings, image_size)
     check_network_words(command, names, given)

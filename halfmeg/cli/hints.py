@@ -22,6 +22,8 @@ def check_train_words(recipe: str, settings: Sequence[str], data: str | None = N
     others = [text for text in settings if "=" in text]
     wrong = [word for word in given if word not in recipes[:1]]
     for word in wrong:
+        if word == recipe == "auto":
+            continue
         _check_place(word)
         if word in MODELS:
             option = [] if data is None else [f"--data {data}"]

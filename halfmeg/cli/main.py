@@ -91,6 +91,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _fail("stopped", INTERRUPTED)
     except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            _fail("the memory is not enough; take a smaller batch_size or network", 2)
         if (told := blame(error)) is None:
             raise
         _fail(told, 2)

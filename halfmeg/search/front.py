@@ -59,7 +59,7 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     time: the rest were below them when all had been read once.
     """
     known = finished(trials)
-    first = max((trial.first_accuracy for trial in known if trial.repeated), default=0.0)
+    first = max((trial.first_accuracy for trial in known if trial.repeated), default=-1.0)
     known = [trial for trial in known if trial.repeated or trial.first_accuracy > first]
     return max(known, key=lambda t: (t.accuracy or 0.0, -_cost(t, "macs")), default=None)
 

@@ -15,11 +15,8 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.search.record import Clock, Trial
 from halfmeg.search.segment import Reached, train_folds
 from halfmeg.studies.cluster import Cluster, read_files, replace_files, unpack_run
-from halfmeg.studies.pool import KILLED, Pool, threads_each
+from halfmeg.studies.pool import KILLED, MOST_KILLS, Pool, threads_each
 from halfmeg.training.listen import Listener, SilentListener
-
-MOST_KILLS = 2
-"""A trial that was under way when so many workers were killed is given up."""
 
 SAVE_SECONDS = 5.0
 

@@ -53,7 +53,7 @@ def plan_time(search: Search, timed: Timed) -> None:
                 f"them fewer than {FEWEST_EPOCHS} epochs"
             )
             typical, _ = _time_candidates(search)
-    baselines = [seconds / search.workers for seconds in timed.seconds.values()]
+    baselines = [seconds / search.sharing for seconds in timed.seconds.values()]
     plan = make_plan(_seconds_left(search), typical, baselines)
     plan = replace(
         plan,

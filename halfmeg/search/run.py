@@ -53,6 +53,9 @@ ENOUGH_IMAGES = 500
 """With fewer held out, a trial is several runs, each with a split of its own."""
 
 MOST_FOLDS = 5
+MOST_SEED = 2**31
+"""Optuna's samplers take 32 bits, and the journal adds to it."""
+
 PAGE_SECONDS = 60
 
 
@@ -88,6 +91,8 @@ def describe_search(
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"--hours {seconds / 3600:g} is out of range; allowed: above 0")
+    if not 0 <= seed < MOST_SEED:
+        raise ValueError(f"--seed {seed} is out of range; allowed: 0 to {MOST_SEED - 1:,}")
     require_trainable(data)
     space = build_space(load_space(place) if place else SPACE, networks, settings)
     fraction, folds = _validation(data)

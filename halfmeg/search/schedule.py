@@ -121,7 +121,11 @@ def final_sizes(seeds: int, num_baselines: int) -> list[tuple[int, int]]:
 
 
 def fit_final(
-    seconds_left: float, winner: float, baselines: Sequence[float], seeds: int = SEEDS
+    seconds_left: float,
+    winner: float,
+    baselines: Sequence[float],
+    seeds: int = SEEDS,
+    workers: int = 1,
 ) -> tuple[int, int]:
     """Return seeds and number of baselines that a time allows; (0, 0) where it allows none.
 
@@ -130,9 +134,11 @@ def fit_final(
         winner: seconds that one run of it takes.
         baselines: the same of each baseline.
         seeds: the most.
+        workers: runs at once; each takes what it takes.
     """
     for num_seeds, count in final_sizes(seeds, len(baselines)):
-        if num_seeds * (winner + sum(baselines[:count])) <= seconds_left:
+        runs = [winner, *baselines[:count]]
+        if max(num_seeds * sum(runs) / workers, *runs) <= seconds_left:
             return num_seeds, count
     return 0, 0
 

@@ -20,6 +20,8 @@ from halfmeg.search.space import Space
 from halfmeg.studies.pool import threads_each
 from halfmeg.training.job import check
 
+MOST_SHARING = 2
+
 
 @dataclass
 class Search:
@@ -126,7 +128,16 @@ class Search:
             ValueError: the run does not fit the data.
         """
         whole = time_epoch(config, self.data, self.threads_of_a_trial)
-        return whole * self.stored.folds / self.workers
+        return whole * self.stored.folds / self.sharing
+
+    @property
+    def sharing(self) -> int:
+        """How many trials at once share the time of one in the plan.
+
+        One trains on one worker alone. If each had the time of all workers, many of them would have
+        few trials, longer than the search; so more than two train more trials instead.
+        """
+        return min(self.workers, MOST_SHARING)
 
     @property
     def threads_of_a_trial(self) -> int:

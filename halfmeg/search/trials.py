@@ -276,7 +276,7 @@ class _Engine:
         if self.search.stored.strategy == "random" or trial.repeats is not None:
             rungs = rungs[-1:]
         until = next((rung for rung in rungs if rung > trial.epochs), rungs[-1])
-        most_seconds = SLOWEST * self.search.stored.plan.run_seconds * self.search.workers
+        most_seconds = SLOWEST * self.search.stored.plan.run_seconds * self.search.sharing
         self.lanes.submit(trial, until, math.inf if self._has_to_end(trial) else most_seconds)
 
     def _has_to_end(self, trial: Trial) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from halfmeg.config import RunConfig
+from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.data.split import hold_out
@@ -144,7 +144,7 @@ class _Candidate:
     per_image: float = field(init=False)
 
     def __post_init__(self) -> None:
-        one = replace(self.config, epochs=1, val_fraction=0.0)
+        one = replace(self.config, epochs=1, val_fraction=0.0, schedule="constant", milestones=())
         seconds = time_training([one], self.data)
         self.per_image = seconds / self.num_images(1, len(self.data.train))
 
@@ -195,7 +195,9 @@ class _Candidate:
             fingerprint=f"{self.data.fingerprint}-trial",
         )  # fmt: skip
         with scratch_folder() as folder:
-            short = replace(config, epochs=epochs, val_fraction=0.0)
+            # The test part is the scored one, which `schedule=plateau` may watch.
+            monitor = "test" if config.schedule == "plateau" else config.monitor
+            short = replace(config, epochs=epochs, val_fraction=0.0, monitor=monitor)
             result = fit(short, part, folder / "run").result()
         assert result is not None
         return Trial(
@@ -260,6 +262,8 @@ def choose(
                 continue
             if config.model in MODELS and not MODELS[config.model].takes(size):
                 continue
+            if config.budget != BUDGET and not MODELS[config.model].scalable:
+                continue
             if size not in loaded:
                 loaded[size] = load_at(size)
             candidate = _Candidate(config, loaded[size])
@@ -296,8 +300,13 @@ def _first(start: RunConfig, data: DataSplits, fixed: Collection[str]) -> RunCon
     if "model" in fixed or data.image_shape.shortest < 32:
         return start
     settings = build_recipe(FIRST).to_dict()
+    if not start.hflip:
+        settings["alternate"] = False
     given = OF_THE_START | set(fixed)
-    return replace(start, **{k: v for k, v in settings.items() if k not in given})
+    try:
+        return replace(start, **{k: v for k, v in settings.items() if k not in given})
+    except ValueError:  # what the user gave excludes a setting of it
+        return start
 
 
 def _challenges(
@@ -307,7 +316,7 @@ def _challenges(
     if image_size is None and data.train.sizes is not None and len(data.train):
         native = int(data.train.sizes.min(1).values.median())
         yield from (("image_size", side) for side in (48, 64, 96) if side <= native)
-    if "hflip" not in fixed:
+    if not {"hflip", "alternate"} & set(fixed):
         yield "hflip", False
     if "model" not in fixed:
         yield from (("model", name) for name in (start.model, "resnet8", "resnet20"))

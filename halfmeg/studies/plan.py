@@ -147,7 +147,8 @@ def time_training(configs: Sequence[RunConfig], data: DataSplits) -> float:
     """
     seconds = 0.0
     for config in configs:
-        count = len(data.train) - round(config.val_fraction * len(data.train))
+        held_out = 0.0 if data.validation is not None else config.val_fraction
+        count = len(data.train) - round(held_out * len(data.train))
         part = data.train.subset(slice(0, TIMED_STEPS * config.batch_size))
         few = replace(data, train=part, test=part)
         # The first epoch also makes what the later ones use again.

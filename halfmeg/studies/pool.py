@@ -25,10 +25,14 @@ T = TypeVar("T")
 
 KILLED = "its process was killed (out of memory?)"
 
+MOST_KILLS = 2
+"""What was under way when so many processes were killed is given up."""
+
 
 def threads_each(workers: int) -> int:
     """Return how many threads each of some workers has, so that they share the cores."""
-    return max(1, (os.cpu_count() or 1) // workers)
+    allowed = getattr(os, "sched_getaffinity", None)  # fewer in a container, a job or `taskset`
+    return max(1, (len(allowed(0)) if allowed else os.cpu_count() or 1) // workers)
 
 
 @final

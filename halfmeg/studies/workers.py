@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.studies.cluster import train_on_cluster
-from halfmeg.studies.pool import KILLED, Pool, stopping_workers
+from halfmeg.studies.pool import KILLED, MOST_KILLS, Pool, stopping_workers
 from halfmeg.training.fit import RUN_FAILURES, train_run
 from halfmeg.training.listen import Listener
 from halfmeg.training.stack import train_stack
@@ -96,17 +97,35 @@ def _train_stacks(tasks: Sequence[Task], data: DataSplits, listener: StudyListen
 
 
 def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -> Outcomes:
-    """Train several runs at once."""
+    """Train several runs at once; where a process is killed, all that were under way go on."""
     if not tasks:
         return
-    with Pool(data, workers, max(config.threads for config, _ in tasks)) as pool:
-        futures = {pool.submit(_train_in_worker, *task): task for task in tasks}
-        with stopping_workers(pool, CONTINUED):
-            for future in as_completed(futures):
+    waiting = deque(tasks)
+    under_way: dict[Future[str | None], Task] = {}
+    kills: Counter[Path] = Counter()
+    threads = max(config.threads for config, _ in tasks)
+    with Pool(data, workers, threads) as pool, stopping_workers(pool, CONTINUED):
+        while waiting or under_way:
+            while waiting and len(under_way) < workers:
+                task = waiting.popleft()
+                under_way[pool.submit(_train_in_worker, *task)] = task
+            lost = []
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                task = under_way.pop(future)
                 try:
-                    yield futures[future], future.result()
+                    yield task, future.result()
                 except BrokenProcessPool:
-                    yield futures[future], KILLED
+                    lost.append(task)
+            if lost:  # with one process all of them end
+                lost += under_way.values()
+                under_way.clear()
+                pool.restart()
+            for task in lost:
+                kills[task[1]] += 1
+                if kills[task[1]] < MOST_KILLS:
+                    waiting.append(task)
+                else:
+                    yield task, KILLED
 
 
 def _train_in_worker(data: DataSplits, config: RunConfig, folder: Path) -> str | None:

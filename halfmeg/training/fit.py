@@ -135,7 +135,7 @@ def open_to_resume(
         raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
     if places := run.config.places():
         check_sources(run.folder, places)
-        check(run.config, data)
+    check(run.config, data)
     return run, checkpoint, damaged
 
 

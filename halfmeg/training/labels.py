@@ -15,6 +15,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.check import WrongLabel
 from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.data.source import DecodedSource
+from halfmeg.data.split import units_of
 from halfmeg.evaluation.confident import find_wrong_labels
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.files import scratch_folder
@@ -100,7 +101,7 @@ def fold_indices(train: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]:
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    keys = train.ids if train.groups is None else train.groups.numpy()
+    keys = units_of(train)
     if len(np.unique(keys)) < FOLDS:
         raise ValueError(f"{len(np.unique(keys))} image groups are too few; {FOLDS} are needed")
     with warnings.catch_warnings():

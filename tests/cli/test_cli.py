@@ -222,6 +222,8 @@ MISTAKES = {
     "unknown option": (["train", "common", "--fast"], ["--fast", "--data-dir"]),
     "no number": (["compare", "cnn", "--seeds", "many"], ["--seeds", "'many'", "integer"]),
     "missing path": (["train", "common", "--data", "nowhere"], ["'nowhere'", "digits, cifar10"]),
+    "a seed of a study": (["compare", "cnn", "resnet20", "seed=5"], ["seed=5", "by --seeds"]),
+    "a network as a setting": (["plan", "cnn", "model=mlp"], ["model=mlp", "without model="]),
     "no seeds": (["compare", "cnn", "resnet", "--seeds", "0"], ["seeds=0", "1 or more"]),
     "no network": (["compare", "epochs=2"], ["no network named", "cnn"]),
     "wrong network": (["compare", "cnn", "resnett"], ["'resnett'", "did you mean 'resnet'"]),
@@ -239,6 +241,26 @@ def test_a_mistake_is_one_line_and_exit_code_2(cli: Cli, tmp_path, arguments, pa
     assert outcome.is_one_line(*parts), outcome.err
     assert outcome.out == ""
     assert not list(tmp_path.iterdir())  # nothing was written
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("halfmeg.cli.main.build_app", lambda: app)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("halfmeg: the memory is not enough; take a smaller")
+
+
+def test_a_folder_called_as_a_recipe(cli: Cli, tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "auto").mkdir()
+    outcome = cli("train", "auto", "minutes=0", "--data", str(pictures))
+    assert outcome.is_one_line("minutes=0 is out of range")
 
 
 def test_offline_cifar10(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,8 +151,11 @@ def test_a_family_holds_record_and_shrinks_it() -> None:
         ("residual(widht=8)", "did you mean 'width'"),
         ("residual(8)", "key=value"),
         ("residual(width=)", "key=value"),
-        ("residual(width=0)", "1 or more"),
-        ("residual(width='a')", "1 or more"),
+        ("residual(width=0)", "1 to 1,024"),
+        ("residual(depth=1000000000)", "1 to 1,024"),
+        ("residual(width=1000,depth=100)", "it would have 37,712,869,010 parameters; allowed"),
+        ("residual(width=3)", "residual(width=3) cannot be built: "),
+        ("residual(width='a')", "1 to 1,024"),
         ("residual(width=__import__('os'))", "key=value"),
         ("cnn(width=8)", "allowed: none"),
         ("residul(width=8)", "did you mean 'residual'"),
@@ -282,7 +285,9 @@ def test_amounts_are_read(name: str, text: str, value: float) -> None:
     assert parse_amount(name, text) == value
 
 
-@pytest.mark.parametrize("text", ["", "k", "-5k", "0", "5x", "5ms", "1e400", "nan", "5 5"])
+@pytest.mark.parametrize(
+    "text", ["", "k", "-5k", "0", "5x", "5ms", "1e400", "nan", "5 5", "0.5", "_5"]
+)
 def test_wrong_amounts_are_one_line(text: str) -> None:
     with pytest.raises(ValueError, match="is no amount; write a number above 0"):
         parse_amount("ram", text)
@@ -473,6 +478,8 @@ def test_the_last_comparison_fits_the_time() -> None:
     assert fit_final(20, 10, [10, 10, 10]) == (1, 1)
     assert fit_final(19, 10, [10, 10, 10]) == (0, 0)
     assert fit_final(1000, 10, []) == (0, 0)
+    assert fit_final(100, 10, [10, 10, 10], workers=2) == (5, 3)
+    assert fit_final(9, 10, [5], workers=8) == (0, 0)  # one run alone takes longer
 
 
 def test_runs_are_looked_at_after_a_third() -> None:
@@ -1195,6 +1202,9 @@ def test_what_only_reads_changes_nothing(
     ("arguments", "told"),
     [
         (["--params", "100"], "the smallest, mobile("),
+        (["--seed", "-1"], "--seed -1 is out of range; allowed: 0 to 2,147,483,647"),
+        (["--params", "0.5"], "--params 0.5 is no amount"),
+        (["--baseline", "a/net.py:Net", "--baseline", "b/net.py:Net"], "are both called net-Net"),
         (["--hours", "0"], "--hours 0 is out of range"),
         (["--hours", "nan"], "--hours nan is out of range"),
         (["--hours", "inf"], "--hours inf is out of range"),
@@ -1219,6 +1229,11 @@ def test_bad_input_is_one_line(
     arguments: list[str], told: str, tmp_path: Path, cli: Cli, pictures: Path
 ) -> None:
     (tmp_path / "wrong.py").write_text("SPACE = {'network': ['residul']}\nNONE = 3\n")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "net.py").write_text(
+            "from halfmeg.networks.floors import logistic as Net"
+        )
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
     (tmp_path / "one").mkdir()

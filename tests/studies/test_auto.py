@@ -14,8 +14,16 @@ from PIL import Image
 
 from halfmeg.artifacts.run import Run
 from halfmeg.data.dataset import DataSplits
-from halfmeg.studies.auto import Choice, Trial, _Candidate, _first, _with_epochs, choose
-from halfmeg.training.recipes import build_recipe
+from halfmeg.studies.auto import (
+    Choice,
+    Trial,
+    _Candidate,
+    _challenges,
+    _first,
+    _with_epochs,
+    choose,
+)
+from halfmeg.training.recipes import build_recipe, common
 
 
 def test_it_trains_and_says_what_it_picked_and_why(
@@ -127,6 +135,37 @@ def test_the_first_choice_has_the_recipes_settings_but_for_what_was_given(
     assert (found.model, found.batch_size) == ("sprint", sprint.batch_size)
     assert (found.seed, found.lr, found.val_fraction) == (3, 0.5, 0.2)
     assert _first(start, few_digits, {"model"}) == start
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({"hflip": False}, True),
+        ({"optimizer": "sgd"}, False),
+        ({"mixup": 0.2}, False),
+        ({"sampling": "balanced"}, False),
+        ({"schedule": "plateau"}, True),
+    ],
+)
+def test_what_was_given_stays_where_the_first_choice_has_no_room_for_it(
+    given: dict[str, Any], taken: bool, few_digits: DataSplits
+) -> None:
+    start = replace(common(), **given)
+    found = _first(start, few_digits, set(given))
+    assert (found.model == "sprint") == taken
+    assert {key: getattr(found, key) for key in given} == given
+    assert _Candidate(found, few_digits).per_image > 0
+
+
+@pytest.mark.usefixtures("short_trials")
+def test_networks_that_do_not_fit_what_was_given_are_passed_over() -> None:
+    data = first_digits(200)
+    start = replace(common(), budget=100_000, batch_size=50)
+    choice = choose(lambda side: data, start, 60.0, image_size=32, fixed={"budget", "batch_size"})
+    assert choice.config.budget == 100_000
+    assert {trial.model for trial in choice.trials} == {"sprint"}
+    given = {"alternate", "budget"}
+    assert not {name for name, _ in _challenges(start, data, 32, given)} & {"hflip"}
 
 
 class LargeImages:

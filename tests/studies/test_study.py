@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -158,6 +159,19 @@ def test_a_killed_study_of_several_workers_ends_with_the_same_bits(
     study = run_study(configs(threads=1), few_digits, folder, workers=2)
     assert len(study.runs) == 4
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
+    assert weights(folder) == weights(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_a_study_nothing(tmp_path: Path, whole: Path) -> None:
+    """SIGKILL to one of its workers: what was under way goes on, and what waited is trained."""
+    folder = tmp_path / "study"
+    process, children, deadline = start_study(folder, until="checkpoints/epoch_00001_*.pt")
+    workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, told = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+    assert process.returncode == 0, told
+    assert len(list(folder.glob("*/result.json"))) == 4
     assert weights(folder) == weights(whole)
 
 

@@ -65,8 +65,11 @@ def test_folds_keep_groups_and_equal_images_together() -> None:
     for others, fold in folds:
         assert not set((others % 50).tolist()) & set((fold % 50).tolist())
         assert len(others) + len(fold) == 100
-    grouped = replace(train, groups=torch.arange(100) // 20)
-    assert [len((f // 20).unique()) for _, f in fold_indices(grouped, 0)] == [1] * FOLDS
+    grouped = replace(train, groups=torch.arange(100) % 50 // 10)
+    assert [len((f % 50 // 10).unique()) for _, f in fold_indices(grouped, 0)] == [1] * FOLDS
+    # groups that share a picture are one
+    for others, fold in fold_indices(replace(train, groups=torch.arange(100)), 0):
+        assert not set((others % 50).tolist()) & set((fold % 50).tolist())
     with pytest.raises(ValueError, match="1 image groups are too few; 5 are needed"):
         fold_indices(replace(train, groups=torch.zeros(100, dtype=torch.int64)), 0)
 

@@ -384,6 +384,17 @@ def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_run_of_a_gpu_does_not_go_on_without_one(tmp_path: Path, few_digits) -> None:
+    run = fit(small_config(epochs=1), few_digits, tmp_path / "run")
+    (run.folder / "result.json").unlink()
+    stored = json.loads((run.folder / "config.json").read_text())
+    stored["config"] |= {"device": "cuda", "epochs": 2}
+    (run.folder / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="device=cuda is not there"):
+        resume(run.folder, few_digits)
+
+
 def test_one_image_more_than_a_batch_trains_in_two(tmp_path: Path, digits) -> None:
     part = digits.train.subset(torch.arange(65))
     data = DataSplits("65", part, digits.test, digits.mean, digits.std, "0" * 16)
