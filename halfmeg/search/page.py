@@ -77,7 +77,8 @@ def importance_of(journal: Journal) -> dict[str, float]:
     """Return how much each choice matters for accuracy, the most first; shares of 1.
 
     PED-ANOVA (Watanabe et al. 2023), by Optuna; empty for fewer than 8 trained trials. A trial that
-    was stopped counts by the accuracy that it had then.
+    was stopped counts by the accuracy that it had then. What had one value in all of them is left
+    out: the densities that PED-ANOVA compares differ there by the number of trials alone.
     """
     import optuna
 
@@ -99,7 +100,14 @@ def importance_of(journal: Journal) -> dict[str, float]:
             found = optuna.importance.get_param_importances(study)
         except (ValueError, RuntimeError, ZeroDivisionError):  # all trials have one accuracy
             return {}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    values: dict[str, set[Any]] = {}
+    for trial in study.trials:
+        for name, value in trial.params.items():
+            values.setdefault(name, set()).add(value)
+    varied = {name: share for name, share in found.items() if len(values[name]) > 1}
+    total = sum(varied.values())
+    by_share = sorted(varied.items(), key=lambda item: -item[1])
+    return {name: share / total for name, share in by_share} if total else {}
 
 
 def advice(search: Search, trials: Sequence[Trial]) -> list[str]:

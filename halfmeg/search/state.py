@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
+
+import numpy as np
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
@@ -71,9 +73,14 @@ class Search:
 
     @cached_property
     def num_validation(self) -> int:
-        """How many answers an accuracy of a trial is a mean of."""
-        held_out = hold_out(self.data, self.stored.val_fraction, 0)[1]
-        return len(held_out) * self.stored.folds
+        """How many different images an accuracy of a trial is measured on; folds may share some."""
+        if self.data.validation is not None:
+            return len(self.data.validation)
+        trained = (
+            hold_out(self.data, self.stored.val_fraction, seed)[0].numpy()
+            for seed in range(self.stored.folds)
+        )
+        return len(self.data.train) - len(reduce(np.intersect1d, trained))
 
     def run_folders(self, number: int) -> list[Path]:
         """Return the run folders of a trial."""

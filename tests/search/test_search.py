@@ -27,6 +27,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import image_shape
+from halfmeg.data.split import hold_out
 from halfmeg.networks.memory import measure_memory
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.table import FAMILIES, build_model
@@ -45,7 +46,7 @@ from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fil
 from halfmeg.search.front import best_of, front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
-from halfmeg.search.page import write_page
+from halfmeg.search.page import importance_of, write_page
 from halfmeg.search.record import (
     JOURNAL,
     Clock,
@@ -710,6 +711,30 @@ def test_most_trials_are_drawn_by_accuracy_alone_and_a_repeat_is_no_failure(tmp_
     assert drawn[False][30:].count("good") >= 24
     told = [trial.outcome for trial in Journal(tmp_path, 1, "tpe").trials()]
     assert told.count("done") + told.count("over") == 80
+
+
+def test_what_was_the_same_in_all_trials_has_no_importance(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 1, "tpe")
+    for number in range(20):
+        trial = journal.ask({"network": ["poor", "good"][number % 2], "lr": 0.04})
+        network = suggest(trial, "network", ["poor", "good"])
+        suggest(trial, "lr", (0.01, 0.15))
+        accuracy = {"poor": 0.5, "good": 0.9}[str(network)]
+        journal.keep(trial, drawn=trial.params, reached={"1": accuracy}, seconds=1.0)
+        journal.tell(trial, "stopped", (accuracy, 0.5))
+    assert importance_of(journal) == {"network": 1.0}
+
+
+def test_an_image_of_several_folds_counts_once(
+    few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = found[0]
+    stored, space = open_search(out, few_digits)
+    journal = Journal(out, stored.seed, stored.strategy)
+    search = Search(out, stored, space, few_digits, journal, Clock(out), SearchListener())
+    parts = [hold_out(few_digits, stored.val_fraction, seed)[1] for seed in range(stored.folds)]
+    assert stored.folds > 1
+    assert search.num_validation == len(np.unique(np.concatenate([part.ids for part in parts])))
 
 
 def test_one_seed_is_no_plural_on_the_page(

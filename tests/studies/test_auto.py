@@ -76,6 +76,12 @@ def test_what_the_user_gave_stays(pictures: Path, tmp_path: Path, cli: Cli) -> N
     assert stored["reason"] == "nothing else to try; 2 epochs as asked for"
 
 
+def test_a_folder_that_exists_is_told_before_any_trial(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "mine").mkdir()
+    done = cli("train", "auto", "minutes=60", "--data", "digits", "--out", "mine")
+    assert done.is_one_line("mine exists already and is not overwritten")
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
