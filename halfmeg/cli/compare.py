@@ -62,8 +62,8 @@ def compare(
         bool,
         typer.Option(
             "--until-decided",
-            help="Train 5, 8, 12, 20 seeds until every pair is decided; no more than 5% of "
-            "verdicts are false for it.",
+            help="Train 5, 8, 12, 20 seeds until every pair is decided; it makes "
+            "false verdicts in no more than 5% of studies.",
         ),
     ] = False,
     margin: MarginOption = None,

@@ -47,7 +47,7 @@ def export(
 ) -> None:
     """Export a run as a bundle: ONNX, int8, card; C or a page.
 
-    All is proved before it is written.
+    What is proved, and what could not be on this machine, stands in the card.
     """
     from halfmeg.artifacts.bundle import Bundle, is_bundle
     from halfmeg.artifacts.run import Run
