@@ -40,10 +40,10 @@ from halfmeg.networks.whitened import record, sprint
 from halfmeg.places.place import hand_over, is_place
 from halfmeg.places.settings import Value, declared_values, split_settings
 
-MOST = 1_024
+MAX_SETTING = 1_024
 """The largest setting of a family that is built."""
 
-MOST_PARAMS = 2**26
+MAX_PARAMS = 2**26
 """In float32 they take 256 MiB."""
 
 
@@ -213,8 +213,8 @@ def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
                 f"{key!r} is no setting of {head}; {hint}allowed: {', '.join(own) or 'none'}"
             )
         value = settings[key]
-        if not (isinstance(value, bool) or (isinstance(value, int) and 0 < value <= MOST)):
-            raise ValueError(f"{key}={value!r} is out of range; allowed: 1 to {MOST:,}")
+        if not (isinstance(value, bool) or (isinstance(value, int) and 0 < value <= MAX_SETTING)):
+            raise ValueError(f"{key}={value!r} is out of range; allowed: 1 to {MAX_SETTING:,}")
     return entry, settings
 
 
@@ -281,8 +281,8 @@ def _try_without_memory(entry: ModelEntry, given: dict[str, Any], shape: ImageSh
     with torch.device("meta"), torch.no_grad():
         network = entry.build(**given)
         count = sum(parameter.numel() for parameter in network.parameters())
-        if count > MOST_PARAMS:
-            raise MemoryError(f"it would have {count:,} parameters; allowed: {MOST_PARAMS:,}")
+        if count > MAX_PARAMS:
+            raise MemoryError(f"it would have {count:,} parameters; allowed: {MAX_PARAMS:,}")
         if shape is not None:
             network.eval()(torch.zeros(1, *shape))
 

@@ -23,6 +23,7 @@ from halfmeg.studies.pool import threads_each
 from halfmeg.training.job import check
 
 MOST_SHARING = 2
+"""Trials at once that share the time of one in the plan, see `Search.sharing`."""
 
 
 @dataclass

@@ -260,9 +260,10 @@ def choose(
             config, size = _changed(best, start, name, value)
             if (config, size) == (best.config, best.data.image_size):
                 continue
-            if config.model in MODELS and not MODELS[config.model].takes(size):
+            entry = MODELS.get(config.model)  # None for a network of one's own
+            if entry is not None and not entry.takes(size):
                 continue
-            if config.budget != BUDGET and not MODELS[config.model].scalable:
+            if entry is not None and config.budget != BUDGET and not entry.scalable:
                 continue
             if size not in loaded:
                 loaded[size] = load_at(size)

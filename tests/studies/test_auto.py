@@ -164,12 +164,19 @@ def test_what_was_given_stays_where_the_first_choice_has_no_room_for_it(
 
 
 @pytest.mark.usefixtures("short_trials")
-def test_networks_that_do_not_fit_what_was_given_are_passed_over() -> None:
+def test_networks_that_do_not_fit_what_was_given_are_passed_over(tmp_path: Path) -> None:
     data = first_digits(200)
     start = replace(common(), budget=100_000, batch_size=50)
     choice = choose(lambda side: data, start, 60.0, image_size=32, fixed={"budget", "batch_size"})
     assert choice.config.budget == 100_000
     assert {trial.model for trial in choice.trials} == {"sprint"}
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\ndef net(num_classes, budget):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))\n"
+    )
+    own = f"{tmp_path}/own.py:net"
+    choice = choose(lambda side: data, replace(start, model=own), 60.0, fixed={"model", "budget"})
+    assert {trial.model for trial in choice.trials} == {own}
     given = {"alternate", "budget"}
     assert not {name for name, _ in _challenges(start, data, 32, given)} & {"hflip"}
 
