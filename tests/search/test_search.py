@@ -635,7 +635,8 @@ def test_the_best_are_trained_again_before_one_is_chosen(
         assert seeds == [{0, 1}, {2, 3}]
     assert outcome.winner.number in {t.repeats for t in again}
     page = (out / "search.html").read_text()
-    assert f"The best were trained again with another seed, {len(again)} runs" in page
+    runs = f"{len(again)} run{'' if len(again) == 1 else 's'}"
+    assert f"The best were trained again with another seed, {runs};" in page
     assert "the mean of 2 trainings" in page
 
 
