@@ -103,7 +103,7 @@ def search(
     from halfmeg.data.options import read_options, read_size
     from halfmeg.search.budget import parse_limits
     from halfmeg.search.record import read_stored
-    from halfmeg.search.run import describe_search, give_time, open_search, start
+    from halfmeg.search.run import describe_search, open_search, start, with_time
 
     limits = {"params": params, "macs": macs, "flash": flash, "ram": ram, "latency": latency}
     if resume is not None:
@@ -124,8 +124,7 @@ def search(
         loaded = _load_as_before(read_stored(folder), data, data_dir, quiet=as_json)
         stored, chosen = open_search(folder, loaded)
         if hours is not None:
-            give_time(folder, hours * HOUR)
-            stored, chosen = open_search(folder, loaded)
+            stored = with_time(folder, stored, hours * HOUR)
     else:
         given = list(arguments or [])
         options, settings = read_options(

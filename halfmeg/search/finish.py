@@ -224,35 +224,33 @@ def decide(search: Search, timed: Timed) -> Final | None:
         seeds=size[0],
         baselines=tuple(others[: size[1]]),
         tuning_trials=sum(trial.was_trained and trial.repeats is None for trial in trials),
+        no_verdict="" if size[0] else _why_alone(search.stored, winner.config, timed),
+        failures=dict(timed.failures),
     )
     search.stored = replace(search.stored, final=final)
     write_stored(search.folder, search.stored)
     return final
 
 
-def finish(
-    search: Search, final: Final, timed: Timed, *, listener: StudyListener | None = None
-) -> Outcome:
+def finish(search: Search, final: Final, *, listener: StudyListener | None = None) -> Outcome:
     """Train the winner and its baselines, as it was decided.
 
     Args:
         search: whose trials are done.
         final: what is compared.
-        timed: the baselines that there were to choose from.
         listener: is told how it goes.
     """
     winner = decided(search.journal.trials(), final)
     assert winner.config is not None
     if not final.seeds:
         run = finish_trial(search.run_folders(winner.number)[0], search.data)
-        why = _why_alone(search.stored, winner.config, timed)
-        return Outcome(winner, run, failures=timed.failures, no_verdict=why)
+        return Outcome(winner, run, failures=final.failures, no_verdict=final.no_verdict)
     study = run_study(
         list(_configs(winner.config, final, search.data)), search.data,
         search.folder / final.folder,
         workers=search.workers, cluster=search.cluster, listener=listener,
     )  # fmt: skip
-    return _outcome(search.folder, search.data, winner, study, timed.failures)
+    return _outcome(search.folder, search.data, winner, study, final.failures)
 
 
 def _why_alone(stored: Stored, winner: RunConfig, timed: Timed) -> str:

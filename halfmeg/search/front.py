@@ -1,7 +1,8 @@
 """The front: what nothing else beats in accuracy and cost, and which neighbours are told apart.
 
 All by validation images. Two neighbours are compared by McNemar's exact test on the same images:
-chance between images, not between seeds, which one run of each cannot show.
+chance between images, not between seeds, which one run of each cannot show. An image that several
+folds hold out counts once, for the neighbour that answers it rightly in more of them.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def front(
     Args:
         trials: of the search.
         name: of the cost, one of `COST_NAMES`.
-        right: by trial which validation images it answers rightly, bool N.
+        right: by trial how often it answers each validation image rightly, N.
     """
     known = [t for t in finished(trials) if getattr(t.costs, name) is not None]
     costs = [_cost(t, name) for t in known]
@@ -83,7 +84,7 @@ def front(
         if points and right is not None:
             before, own = right.get(points[-1].trial.number), right.get(trial.number)
             if before is not None and own is not None:
-                apart = mcnemar_p(own.astype(float) - before) < LEVEL
+                apart = mcnemar_p(own - before) < LEVEL
         points.append(FrontPoint(trial, _cost(trial, name), apart))
     return points
 
@@ -122,6 +123,18 @@ def read_answers(folders: Sequence[Path], data: DataSplits) -> np.ndarray:
         ValueError: a run is damaged, or of other data.
     """
     return np.concatenate([_answers_of(folder, data) for folder in folders])
+
+
+def by_image(right: np.ndarray, held_out: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how often each image is answered rightly, float N.
+
+    Args:
+        right: bool, fold by fold.
+        held_out: the images of each fold; nothing where there is one, of the user's own images.
+    """
+    if not held_out:
+        return right.astype(float)
+    return np.bincount(np.concatenate(held_out), weights=right)
 
 
 def _answers_of(folder: Path, data: DataSplits) -> np.ndarray:

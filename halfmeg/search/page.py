@@ -23,6 +23,7 @@ from halfmeg.search.front import (
     FrontPoint,
     accuracy_interval,
     best_of,
+    by_image,
     finished,
     front,
     read_answers,
@@ -66,7 +67,8 @@ def write_page(search: Search, outcome: Outcome | None = None) -> None:
     shown = [name for name in COST_NAMES if any(getattr(t.costs, name) is not None for t in known)]
     numbers = {point.trial.number for name in shown for point in front(trials, name)}
     for number in sorted(numbers):
-        right[number] = read_answers(search.run_folders(number), search.data)
+        answers = read_answers(search.run_folders(number), search.data)
+        right[number] = by_image(answers, search.held_out)
     fronts = {name: front(trials, name, right) for name in shown}
     context = _context(search, trials, fronts, outcome)
     page = _templates().get_template(PAGE).render(context, compared=compared)

@@ -99,13 +99,25 @@ class Trial:
 
 @dataclass(frozen=True)
 class Final:
-    """The last comparison, once it is decided what is compared."""
+    """The last comparison, once it is decided what is compared.
+
+    Attributes:
+        trial: the winner.
+        folder: of the study.
+        seeds: of each network; 0 where nothing is compared.
+        baselines: networks and their budgets.
+        tuning_trials: candidates that were trained.
+        no_verdict: why nothing is compared; empty where something is.
+        failures: why a network could not be trained at all, by network.
+    """
 
     trial: Count
     folder: Annotated[str, Meta(pattern=r"^[\w-]+$")]
     seeds: Count
     baselines: tuple[tuple[str, int], ...]
     tuning_trials: int
+    no_verdict: str = ""
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 class StoredData(TypedDict):

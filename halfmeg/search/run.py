@@ -140,7 +140,7 @@ def start(
     Args:
         folder: which must not exist, or hold this search.
         data: what is trained on.
-        stored, space: from `describe_search`.
+        stored, space: from `describe_search`, or `open_search` and `with_time`.
         workers: trials at once, each in a process with its share of the cores.
         cluster: the address of a Ray cluster, which trains in their place: one trial for each of
             its CPUs.
@@ -172,10 +172,11 @@ def start(
                 f"{folder} holds a search with other settings or data; choose another --out, or go "
                 f"on with it by --resume {folder}"
             )
-        if before.leg == 1 and before.seconds != stored.seconds:
-            hours = before.seconds / 3600
-            note = f"it goes on with its {hours:g} hours; `--resume {folder} --hours` gives it more"
-        stored = before
+        if stored.leg <= before.leg:
+            if before.leg == 1 and before.seconds != stored.seconds:
+                told = f"it goes on with its {before.seconds / 3600:g} hours"
+                note = f"{told}; `--resume {folder} --hours` gives it more"
+            stored = before
     else:
         require_room(space, stored.limits, len(data.classes), data.image_shape)
         _require_run(space, stored, data)
@@ -185,8 +186,7 @@ def start(
             workers = nodes.num_cpus
     make_folder(folder)
     with sole_writer(folder):
-        if not is_search(folder):
-            write_stored(folder, stored)
+        write_stored(folder, stored)
         search = Search(
             folder, stored, space, data, Journal(folder, stored.seed, stored.strategy),
             clock, SearchListener(), workers, cluster,
@@ -248,26 +248,21 @@ def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
     return stored, space
 
 
-def give_time(folder: str | Path, seconds: float) -> None:
-    """Give a search so many seconds from now on; what was planned is planned anew.
+def with_time(folder: str | Path, stored: Stored, seconds: float) -> Stored:
+    """Return a search with so many seconds from now on; what was planned is planned anew.
 
     Raises:
         ValueError: not above 0.
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"--hours {seconds / 3600:g} is out of range; allowed: above 0")
-    folder = Path(folder)
-    read_stored(folder)  # of no search it says so
-    with sole_writer(folder):
-        stored = read_stored(folder)
-        won = (stored.final.trial,) if stored.final else ()
-        changed = replace(
-            stored, seconds=Clock(folder).spent() + seconds, leg=stored.leg + 1, final=None,
-            previous=tuple(dict.fromkeys((*stored.previous, *won))),
-        )  # fmt: skip
-        if stored.plan is not None:  # `plan_time` sees that the time is another
-            changed = replace(changed, plan=replace(stored.plan, total_seconds=0.0))
-        write_stored(folder, changed)
+    won = (stored.final.trial,) if stored.final else ()
+    plan = stored.plan  # `plan_time` sees that the time is another
+    return replace(
+        stored, seconds=Clock(Path(folder)).spent() + seconds, leg=stored.leg + 1, final=None,
+        previous=tuple(dict.fromkeys((*stored.previous, *won))),
+        plan=None if plan is None else replace(plan, total_seconds=0.0),
+    )  # fmt: skip
 
 
 def _run(
@@ -292,7 +287,7 @@ def _run(
         raise ValueError(f"{search.folder} has no network that was trained to its end")
     if final.seeds:
         write_page(search)
-    outcome = finish(search, final, timed, listener=final_listener)
+    outcome = finish(search, final, listener=final_listener)
     write_page(search, outcome)
     return outcome
 

@@ -77,11 +77,17 @@ class Search:
         """How many different images an accuracy of a trial is measured on; folds may share some."""
         if self.data.validation is not None:
             return len(self.data.validation)
+        return len(reduce(np.union1d, self.held_out))
+
+    @cached_property
+    def held_out(self) -> list[np.ndarray]:
+        """Which training images each fold holds out, sorted; nothing with a validation part."""
+        everything = np.arange(len(self.data.train))
         trained = (
             hold_out(self.data, self.stored.val_fraction, seed)[0].numpy()
-            for seed in range(self.stored.folds)
+            for seed in range(self.stored.folds if self.data.validation is None else 0)
         )
-        return len(self.data.train) - len(reduce(np.intersect1d, trained))
+        return [np.setdiff1d(everything, indices) for indices in trained]
 
     def run_folders(self, number: int) -> list[Path]:
         """Return the run folders of a trial."""

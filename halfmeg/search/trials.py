@@ -6,6 +6,7 @@ a search that was killed goes on where it was: a run under way from its last epo
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -92,12 +93,14 @@ class _Engine:
 
     def go_on(self) -> None:
         """Take up the trials that a killed process, or the end of the time, left unfinished."""
+        free = [0.0] * self.search.workers  # seconds until each worker has done what it took up
         for trial in [t for t in self.trials.values() if t.outcome == "running"]:
             self.live[trial.number] = self.journal.open(trial.number)
             if trial.config is None:
                 told = "it was interrupted before it began"
                 self._end(trial, "over", error=told, told=False)  # which says nothing of it
-            elif self._has_time_for(trial):
+            elif self._has_time_for(trial, free[0]):
+                heapq.heapreplace(free, free[0] + self._seconds_left_of(trial))
                 self._train(trial)
         # The order of the journal is that of the trials, so the lanes take the oldest first.
 
@@ -352,14 +355,16 @@ class _Engine:
             needed += self._seconds_for_repeats()
         return needed <= self.search.seconds_left
 
-    def _has_time_for(self, trial: Trial) -> bool:
-        assert trial.config is not None
+    def _has_time_for(self, trial: Trial, after: float = 0.0) -> bool:
+        """Return whether a trial would come to its end in time, begun after so many seconds."""
         if self._has_to_end(trial):
             return True
-        needed = self._seconds_of_run()
-        if trial.epochs:
-            needed = self._seconds_to_end(trial) - trial.seconds
-        return needed <= self.search.seconds_left
+        return after + self._seconds_left_of(trial) <= self.search.seconds_left
+
+    def _seconds_left_of(self, trial: Trial) -> float:
+        if not trial.epochs:
+            return self._seconds_of_run()
+        return self._seconds_to_end(trial) - trial.seconds
 
     def _seconds_of_run(self) -> float:
         """Return the median of what the trials take to their ends, in all their folds."""

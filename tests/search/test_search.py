@@ -26,6 +26,7 @@ from conftest import ROOT, Cli, first_digits
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.load import load_dataset
 from halfmeg.data.shape import image_shape
 from halfmeg.data.split import hold_out
 from halfmeg.networks.memory import measure_memory
@@ -43,7 +44,7 @@ from halfmeg.search.budget import (
     require_room,
 )
 from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fill_up, finish
-from halfmeg.search.front import best_of, front, pick, read_answers
+from halfmeg.search.front import best_of, by_image, front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.page import importance_of, write_page
@@ -52,10 +53,12 @@ from halfmeg.search.record import (
     Clock,
     Final,
     Trial,
+    describe_data,
     read_stored,
     sole_writer,
+    write_stored,
 )
-from halfmeg.search.run import describe_search, give_time, open_search, start
+from halfmeg.search.run import describe_search, open_search, start, with_time
 from halfmeg.search.schedule import (
     domination_ranks,
     fit_final,
@@ -67,7 +70,7 @@ from halfmeg.search.schedule import (
 from halfmeg.search.segment import time_epoch, train_until
 from halfmeg.search.space import ALLOWED, SPACE, build_space
 from halfmeg.search.state import Search
-from halfmeg.search.trials import FIRST_SHARE
+from halfmeg.search.trials import FIRST_SHARE, _Engine
 from halfmeg.search.vary import fitted, mutated, parents
 
 SHAPE = image_shape(32)
@@ -736,6 +739,43 @@ def test_an_image_of_several_folds_counts_once(
     parts = [hold_out(few_digits, stored.val_fraction, seed)[1] for seed in range(stored.folds)]
     assert stored.folds > 1
     assert search.num_validation == len(np.unique(np.concatenate([part.ids for part in parts])))
+    for part, indices in zip(parts, search.held_out, strict=True):
+        assert torch.equal(part.images, few_digits.train.images[torch.from_numpy(indices)])
+    # The first image of the first fold is answered rightly wherever it is, and no other one.
+    first = search.held_out[0][0]
+    right = np.concatenate([indices == first for indices in search.held_out])
+    times = by_image(right, search.held_out)
+    assert times[first] == right.sum() == times.sum()
+    # Without folds, each image of the validation part is one.
+    assert by_image(np.array([True, False]), []).tolist() == [1, 0]
+
+
+def test_what_was_left_unfinished_goes_on_as_far_as_the_time_holds_it(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored, space = open_search(out, few_digits)
+    journal, clock = Journal(out, stored.seed, stored.strategy), Clock(out)
+    done = next(trial for trial in found[2] if trial.outcome == "done" and trial.config)
+    assert done.config is not None
+    for _ in range(5):
+        live = journal.ask(None)
+        journal.keep(
+            live, drawn=done.drawn, costs=done.costs, config=done.config.to_dict(), seconds=0.0
+        )
+
+    def taken_up(runs: float, workers: int) -> int:
+        search = Search(out, stored, space, few_digits, journal, clock, SearchListener(), workers)
+        lanes = Lanes(few_digits, 1, None, search.run_folders, clock, SearchListener())
+        engine = _Engine(search, lanes)
+        assert stored.plan is not None
+        seconds = clock.spent() + runs * engine._seconds_of_run() + 1e-3
+        search.stored = replace(stored, plan=replace(stored.plan, search_seconds=seconds))
+        engine.go_on()
+        return len(lanes.waiting)
+
+    assert [taken_up(runs, 1) for runs in (0.5, 1.5, 2.5, 9)] == [0, 1, 2, 5]
+    assert [taken_up(runs, 2) for runs in (0.5, 1.5, 2.5, 9)] == [0, 2, 4, 5]
 
 
 def test_one_seed_is_no_plural_on_the_page(
@@ -769,8 +809,8 @@ def test_given_time_a_search_goes_on(
     tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
 ) -> None:
     trials, out = found[2], shutil.copytree(found[0], tmp_path / "out")
-    give_time(out, 4)
-    start(out, few_digits, *open_search(out, few_digits))
+    stored, space = open_search(out, few_digits)
+    start(out, few_digits, with_time(out, stored, 4), space)
     more = read_trials(out)
     assert [t.number for t in more] == list(range(len(more)))
     for before, after in zip(trials, more, strict=False):
@@ -1191,7 +1231,7 @@ def test_what_fails_in_the_last_comparison_is_listed(
     assert (final.seeds, len(final.baselines)) == (5, 2)
     write_page(search)
     assert "The last comparison is under way" in (out / "search.html").read_text()
-    outcome = finish(search, final, timed)
+    outcome = finish(search, final)
     assert outcome.no_verdict == ""
     assert len(outcome.verdicts) == 1
     assert len(outcome.failures) == 1 + 5
@@ -1200,8 +1240,29 @@ def test_what_fails_in_the_last_comparison_is_listed(
     assert all("the loss became nan" in error for error in late)
     write_page(search, outcome)
     assert "Last comparison, nan.py:Nan: " in (out / "search.html").read_text()
-    alone = finish(search, replace(final, folder="alone", baselines=final.baselines[:1]), timed)
+    alone = finish(search, replace(final, folder="alone", baselines=final.baselines[:1]))
     assert alone.no_verdict == "every other network failed"
+
+
+def test_why_nothing_was_compared_stays_the_reason(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    (tmp_path / "nan.py").write_text(NAN)
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored, space = open_search(out, few_digits)
+    (out / "clock.json").write_text('{"spent": 300.0}')
+    stored = replace(stored, seconds=300.0, compare=True, final=None)
+    journal = Journal(out, stored.seed, stored.strategy)
+    search = Search(out, stored, space, few_digits, journal, Clock(out), SearchListener())
+    baselines = [("nan.py:Nan", BUDGET), ("logistic", BUDGET)]
+    config = found[1].winner.config
+    final = decide(search, Timed.of(baselines, config, few_digits, 0))
+    assert final is not None
+    assert final.seeds == 0
+    for _ in range(2):
+        outcome = start(out, few_digits, *open_search(out, few_digits))
+        assert outcome.no_verdict == "the time that was left was too short"
+        assert list(outcome.failures) == ["nan.py:Nan"]
 
 
 @pytest.mark.slow
@@ -1217,7 +1278,7 @@ def test_what_only_reads_changes_nothing(
     before = {path: path.read_bytes() for path in out.glob("*.*")}
     assert read_trials(out) == found[2]
     with sole_writer(out), pytest.raises(ValueError, match="another process searches in"):
-        give_time(out, 60)
+        start(out, few_digits, *open_search(out, few_digits))
     assert {path: path.read_bytes() for path in out.glob("*.*")} == before
 
 
@@ -1270,6 +1331,20 @@ def test_bad_input_is_one_line(
     assert outcome.is_one_line(told), outcome.err
     assert not (tmp_path / "runs").exists()
     assert (tmp_path / "taken" / "mine.txt").read_text() == "mine"
+
+
+def test_more_time_with_a_mistake_beside_it_changes_nothing(
+    tmp_path: Path, cli: Cli, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = shutil.copytree(found[0], tmp_path / "out")
+    data = describe_data(load_dataset("digits"))
+    write_stored(out, replace(read_stored(out), data=data))
+    before = (out / "search.json").read_bytes()
+    for mistake in (["--workers", "0"], ["--workers", "2", "--cluster", "auto"]):
+        outcome = cli("search", "--resume", "out", "--hours", "1", *mistake)
+        assert outcome.code == 2
+        assert outcome.is_one_line("--workers"), outcome.err
+        assert (out / "search.json").read_bytes() == before
 
 
 def test_data_that_nothing_can_be_validated_on_is_one_line(few_digits: DataSplits) -> None:
