@@ -1040,6 +1040,35 @@ def test_a_named_network_over_a_limit_of_ram_keeps_that_of_flash(few_digits: Dat
     assert 20_000 < costs.flash <= 30_000 and costs.ram > 6_000
 
 
+BUSY = '''
+import time
+from torch import nn
+
+class Busy(nn.Module):
+    """Takes 50 ms for most images, as where other programs run."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head, self.calls = nn.Linear(3, num_classes), 0
+
+    def forward(self, x):
+        if not self.training:
+            self.calls += 1
+            time.sleep(0.05 if self.calls % 4 else 0)
+        return self.head(x.mean((2, 3)))
+'''
+
+
+def test_a_latency_is_that_of_a_machine_with_nothing_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    monkeypatch.chdir(tmp_path)
+    costs = measure_costs("busy.py:Busy", 10, SHAPE, Limits(latency=1e3), whole=True)
+    assert costs.latency is not None
+    assert costs.latency < 25
+
+
 NAN = '''
 import torch
 from torch import nn
