@@ -101,6 +101,7 @@ def compare(
         load(source, data_dir, entrants.size, quiet=as_json, options=entrants.options)
         for source in data or ["digits"]
     ]
+    folders = _study_folders(all_data, out, names)
     entrants.check(all_data)
     if folds is not None:
         for loaded in all_data:  # before anything is trained
@@ -115,7 +116,6 @@ def compare(
     if not until_decided:
         terms |= {"folds": folds, "seeds": 3 if seeds is None and folds is None else seeds}
     study = compare_until_decided if until_decided else compare_models
-    folders = _study_folders(all_data, out, names)
     if len(folders) > 1:
         from halfmeg.studies.sets import check_ranking_folder
 
@@ -145,10 +145,22 @@ def _check_one_way(until_decided: bool, seeds: int | None, folds: int | None) ->
 
 
 def _study_folders(data: list[DataSplits], out: str | None, names: list[str]) -> list[Path]:
-    """Return the folder of each study: of several data sets one below --out for each."""
+    """Return the folder of each study: of several data sets one below --out for each.
+
+    Raises:
+        ValueError: a data set is named twice, or two have the same images.
+    """
     sets = [loaded.name for loaded in data]
     for name in sets:
         if sets.count(name) > 1:
             raise ValueError(f"data {name} is named twice; name each data set once")
+    firsts: dict[str, str] = {}
+    for loaded in data:
+        first = firsts.setdefault(loaded.fingerprint, loaded.source)
+        if first != loaded.source:
+            raise ValueError(
+                f"--data {first} and --data {loaded.source} are the same images; "
+                "leave one of them out"
+            )
     above = Path(out or f"runs/compare-{'-'.join([*sets, *map(file_name, names)])}")
     return [above] if len(sets) == 1 else [above / name for name in sets]

@@ -178,6 +178,21 @@ def test_two_data_sets_make_a_page_each_and_one_above(
     more = cli(*arguments, "--seeds", "3")
     assert more.code == 0, more.err
     assert more.out.count("This study was read with 2 seeds before") == 2
-    twice = cli("compare", "cnn", "logistic", "--data", "digits", "--data", "digits")
-    assert twice.code == 2
-    assert "data digits is named twice" in twice.err
+
+
+def test_the_same_data_twice_is_told_before_training(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    """By one name, and by the names of two copies, whatever is asked for."""
+    for name in ("photos", "copy"):
+        shutil.copytree(pictures, tmp_path / name)
+    for terms in ((), ("--folds", "3"), ("--until-decided",)):
+        command = ("compare", "cnn", "logistic", *terms, "--out", "both", "--data")
+        twice = cli(*command, "photos", "--data", "./photos")
+        assert twice.code == 2
+        assert twice.is_one_line("data photos is named twice"), twice.err
+        copied = cli(*command, "photos", "--data", "copy")
+        assert copied.code == 2
+        assert copied.is_one_line("--data photos and --data copy are", "leave one of them out")
+        assert copied.out == ""
+        assert not (tmp_path / "both").exists()
