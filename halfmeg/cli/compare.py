@@ -24,6 +24,7 @@ from halfmeg.cli.show import NO_DATA, print_error
 from halfmeg.places.place import file_name
 
 if TYPE_CHECKING:
+    from halfmeg.cli.compared import Finished
     from halfmeg.data.dataset import DataSplits
 
 SeveralDataOption = Annotated[
@@ -88,6 +89,7 @@ def compare(
     """
     from halfmeg.cli.progress import StudyDisplay, load, training_display
     from halfmeg.data.folds import Folds
+    from halfmeg.studies.compare import NoRunFinishedError
     from halfmeg.studies.compare import compare as compare_models
     from halfmeg.studies.reading import MARGIN
     from halfmeg.studies.sequential import compare_until_decided
@@ -120,17 +122,27 @@ def compare(
         from halfmeg.studies.sets import check_ranking_folder
 
         check_ranking_folder(folders[0].parent)  # before anything is trained
-    results = []
+    finished: list[Finished] = []
+    failures: dict[str, dict[str, str]] = {}
     for loaded, folder in zip(all_data, folders, strict=True):
         with training_display(quiet=as_json, note=None if data else NO_DATA) as display:
             apart = workers > 1 or bool(cluster) or stack
             listener = StudyDisplay(display, quiet=as_json, apart=apart)
-            results.append(study(names, loaded, out=folder, listener=listener, **terms))
-    studied = [loaded if folds is None else Folds.of(loaded, folds) for loaded in all_data]
-    if len(results) == 1:
-        write_and_print(results[0], folders[0], studied[0], as_json)
+            try:
+                result = study(names, loaded, out=folder, listener=listener, **terms)
+            except NoRunFinishedError as error:  # on the other data sets some may
+                if loaded is all_data[-1] and not finished:
+                    raise
+                failures[loaded.name] = error.failures
+                continue
+        divided = loaded if folds is None else Folds.of(loaded, folds)
+        finished.append((result, folder, divided))
+        if result.failures:
+            failures[loaded.name] = result.failures
+    if len(folders) == 1:
+        write_and_print(*finished[0], as_json)
     else:
-        write_and_print_sets(results, folders, studied, as_json)
+        write_and_print_sets(finished, failures, folders[0].parent, as_json)
 
 
 def _check_one_way(until_decided: bool, seeds: int | None, folds: int | None) -> None:
