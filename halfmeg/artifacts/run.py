@@ -197,7 +197,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoint files, the newest last."""
-        return sorted((self.folder / "checkpoints").glob("epoch_*_step_*.pt"))
+        return checkpoints_in(self.folder)
 
     def load_checkpoint(self) -> tuple[dict[str, Any] | None, list[Path]]:
         """Load the newest undamaged checkpoint; None where there is none.
@@ -362,3 +362,8 @@ class Run:
                 told if told.startswith(str(path)) else f"{path} is damaged: {told}"
             ) from None
         return result
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoint files of a run folder, the newest last; none where there is none."""
+    return sorted((folder / "checkpoints").glob("epoch_*_step_*.pt"))

@@ -24,6 +24,7 @@ from halfmeg.cli.show import NO_DATA, print_error
 from halfmeg.places.place import file_name
 
 if TYPE_CHECKING:
+    from halfmeg.cli.compared import Finished
     from halfmeg.data.dataset import DataSplits
 
 SeveralDataOption = Annotated[
@@ -88,6 +89,7 @@ def compare(
     """
     from halfmeg.cli.progress import StudyDisplay, load, training_display
     from halfmeg.data.folds import Folds
+    from halfmeg.studies.compare import NoRunFinishedError
     from halfmeg.studies.compare import compare as compare_models
     from halfmeg.studies.reading import MARGIN
     from halfmeg.studies.sequential import compare_until_decided
@@ -101,6 +103,7 @@ def compare(
         load(source, data_dir, entrants.size, quiet=as_json, options=entrants.options)
         for source in data or ["digits"]
     ]
+    folders = _study_folders(all_data, out, names)
     entrants.check(all_data)
     if folds is not None:
         for loaded in all_data:  # before anything is trained
@@ -115,22 +118,31 @@ def compare(
     if not until_decided:
         terms |= {"folds": folds, "seeds": 3 if seeds is None and folds is None else seeds}
     study = compare_until_decided if until_decided else compare_models
-    folders = _study_folders(all_data, out, names)
     if len(folders) > 1:
         from halfmeg.studies.sets import check_ranking_folder
 
         check_ranking_folder(folders[0].parent)  # before anything is trained
-    results = []
+    finished: list[Finished] = []
+    failures: dict[str, dict[str, str]] = {}
     for loaded, folder in zip(all_data, folders, strict=True):
         with training_display(quiet=as_json, note=None if data else NO_DATA) as display:
             apart = workers > 1 or bool(cluster) or stack
             listener = StudyDisplay(display, quiet=as_json, apart=apart)
-            results.append(study(names, loaded, out=folder, listener=listener, **terms))
-    studied = [loaded if folds is None else Folds.of(loaded, folds) for loaded in all_data]
-    if len(results) == 1:
-        write_and_print(results[0], folders[0], studied[0], as_json)
+            try:
+                result = study(names, loaded, out=folder, listener=listener, **terms)
+            except NoRunFinishedError as error:  # on the other data sets some may
+                if loaded is all_data[-1] and not finished:
+                    raise
+                failures[loaded.name] = error.failures
+                continue
+        divided = loaded if folds is None else Folds.of(loaded, folds)
+        finished.append((result, folder, divided))
+        if result.failures:
+            failures[loaded.name] = result.failures
+    if len(folders) == 1:
+        write_and_print(*finished[0], as_json)
     else:
-        write_and_print_sets(results, folders, studied, as_json)
+        write_and_print_sets(finished, failures, folders[0].parent, as_json)
 
 
 def _check_one_way(until_decided: bool, seeds: int | None, folds: int | None) -> None:
@@ -145,10 +157,22 @@ def _check_one_way(until_decided: bool, seeds: int | None, folds: int | None) ->
 
 
 def _study_folders(data: list[DataSplits], out: str | None, names: list[str]) -> list[Path]:
-    """Return the folder of each study: of several data sets one below --out for each."""
+    """Return the folder of each study: of several data sets one below --out for each.
+
+    Raises:
+        ValueError: a data set is named twice, or two have the same images.
+    """
     sets = [loaded.name for loaded in data]
     for name in sets:
         if sets.count(name) > 1:
             raise ValueError(f"data {name} is named twice; name each data set once")
+    firsts: dict[str, str] = {}
+    for loaded in data:
+        first = firsts.setdefault(loaded.fingerprint, loaded.source)
+        if first != loaded.source:
+            raise ValueError(
+                f"--data {first} and --data {loaded.source} are the same images; "
+                "leave one of them out"
+            )
     above = Path(out or f"runs/compare-{'-'.join([*sets, *map(file_name, names)])}")
     return [above] if len(sets) == 1 else [above / name for name in sets]

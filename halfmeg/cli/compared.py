@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from halfmeg.studies.compare import Comparison
     from halfmeg.studies.study import StudyData
 
+    Finished = tuple[Comparison, Path, StudyData]
+    """What a study has found on a data set, its folder, and the data set."""
+
 
 def write_and_print(
     result: Comparison, folder: Path, data: StudyData | None, as_json: bool
@@ -39,19 +42,24 @@ def write_and_print(
 
 
 def write_and_print_sets(
-    results: list[Comparison], folders: list[Path], data: list[StudyData], as_json: bool
+    finished: list[Finished], failures: dict[str, dict[str, str]], above: Path, as_json: bool
 ) -> None:
-    """Write a page for each data set and one above them; exit with 1 where a run failed."""
+    """Write a page for each data set and one above them; exit with 1 where a run failed.
+
+    A data set on which every run failed has no page: it is among the failures alone.
+    """
     from halfmeg.studies.page import read_before, write_comparison
     from halfmeg.studies.sets import rank_comparisons, write_ranking
 
+    results = [result for result, _, _ in finished]
     ranking = rank_comparisons(results)
-    for result, folder, loaded in zip(results, folders, data, strict=True):
+    for result, folder, loaded in finished:
         write_comparison(result, folder, loaded)
-    page = write_ranking(ranking, results, folders, folders[0].parent)
+    page = write_ranking(ranking, results, [folder for _, folder, _ in finished], above, failures)
     if as_json:
         studies = [result.to_dict() for result in results]
-        print_json(ranking.to_dict() | {"studies": studies, "page": str(page)})
+        more = {"studies": studies, "failures": failures, "page": str(page)}
+        print_json(ranking.to_dict() | more)
     else:
         for result in results:
             print_line(f"{result.data}: {result.ranking}")
@@ -61,10 +69,10 @@ def write_and_print_sets(
                 print_line(f"  {again}")
         print_line(ranking.verdict)
         print_line(f"page    {page}")
-    for result in results:
-        for name, error in result.failures.items():
-            print_error(f"failed: {result.data}: {name}: {error}")
-    if any(result.failures for result in results):
+    for data, runs in failures.items():
+        for name, error in runs.items():
+            print_error(f"failed: {data}: {name}: {error}")
+    if failures:
         raise typer.Exit(1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from halfmeg.places.settings import is_setting
@@ -36,16 +36,19 @@ class Entrants:
         return len(self.names) * len(self.recipes)
 
     def check(self, data: list[DataSplits]) -> None:
-        """Build every network once, so that a mistake is told before anything is trained.
+        """Build and try every network once, so that a mistake is told before anything is trained.
 
         Raises:
             ValueError: a network that these images or this budget do not suit.
         """
         from halfmeg.networks.table import build_model
+        from halfmeg.training.job import check_places
 
         for loaded in data:
             for name in self.names:
                 build_model(name, len(loaded.classes), loaded.image_shape, self.recipes[0].budget)
+                for recipe in self.recipes:
+                    check_places(replace(recipe, model=name), loaded)
 
 
 def read_entrants(

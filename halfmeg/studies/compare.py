@@ -140,6 +140,15 @@ class Comparison:
         }
 
 
+class NoRunFinishedError(ValueError):
+    """Every run of a study failed; `failures` has the error of each."""
+
+    def __init__(self, failures: dict[str, str]) -> None:
+        name, error = next(iter(failures.items()))
+        super().__init__(f"no run finished; {name}: {error}")
+        self.failures = failures
+
+
 def compare(
     models: Sequence[Any],
     data: DataSplits,
@@ -173,8 +182,9 @@ def compare(
             was tried there for each network is counted as its `tuning_trials`.
 
     Raises:
-        ValueError: no model, a model twice, fewer than one seed, seeds and folds or neither, too
-            many folds, or no run that finished.
+        ValueError: no model, a model twice, fewer than one seed, seeds and folds or neither, or too
+            many folds.
+        NoRunFinishedError: every run failed.
 
     Example:
         >>> from halfmeg import build_recipe, compare, load_dataset
@@ -230,11 +240,10 @@ def compare_study(study: Study, data: StudyData) -> Comparison:
     """Compare the runs of a study, with robustness and costs measured where they are missing.
 
     Raises:
-        ValueError: no run finished.
+        NoRunFinishedError: every run failed.
     """
     if not study.runs:
-        name, error = next(iter(study.failures.items()))
-        raise ValueError(f"no run finished; {name}: {error}")
+        raise NoRunFinishedError(study.failures)
     measure(study.runs, data, study.folder)
     found = compare_runs(
         study.runs, costs_from=study.folder, failures=study.failures,

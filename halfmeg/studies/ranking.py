@@ -37,7 +37,8 @@ class Ranking:
     The data sets are the sample: a verdict stands for other data sets of their kind.
 
     Attributes:
-        networks: in the order of their mean rank.
+        networks: in the order of their mean rank; none where so many have failed that there are no
+            ranks.
         data: names of the data sets.
         accuracies: mean test accuracy, data sets × networks.
         mean_ranks: 1 is the best.
@@ -71,6 +72,8 @@ class Ranking:
     @property
     def verdict(self) -> str:
         """What the ranks allow to say, in words."""
+        if not self.networks:
+            return "There are no ranks: fewer than two networks have finished on every data set"
         ranks = ", ".join(
             f"{name} {rank:.2f} ({letter})"
             for name, rank, letter in zip(self.networks, self.mean_ranks, self.letters, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,19 +21,12 @@ RANKING = "ranking.json"
 
 
 def rank_comparisons(comparisons: Sequence[Comparison]) -> Ranking:
-    """Rank the networks that all comparisons have, over their data sets.
-
-    Raises:
-        ValueError: two of the same data, or fewer than two networks that all have.
-    """
+    """Rank the networks that all comparisons have, over their data sets; none where that is few."""
     names = [comparison.data for comparison in comparisons]
-    fingerprints = {comparison.fingerprint for comparison in comparisons}
-    if len(fingerprints) < len(comparisons):
-        raise ValueError(f"data {', '.join(names)}: two of them are the same; name each once")
     accuracies = [{m.name: m.test_accuracy.mean for m in c.models} for c in comparisons]
     networks = [name for name in accuracies[0] if all(name in row for row in accuracies)]
-    if len(networks) < 2:
-        raise ValueError("fewer than two networks have finished on every data set")
+    if min(len(networks), len(names)) < 2:
+        return Ranking((), tuple(names), ((),) * len(names), (), None, None, ())
     table = np.array([[row[name] for name in networks] for row in accuracies])
     return rank_networks(networks, names, table)
 
@@ -109,7 +102,11 @@ def check_ranking_folder(out: Path) -> None:
 
 
 def write_ranking(
-    ranking: Ranking, comparisons: Sequence[Comparison], folders: Sequence[Path], out: Path
+    ranking: Ranking,
+    comparisons: Sequence[Comparison],
+    folders: Sequence[Path],
+    out: Path,
+    failures: Mapping[str, Mapping[str, str]],
 ) -> Path:
     """Write the page above the pages of several data sets, its tables and JSON; return its path.
 
@@ -118,20 +115,27 @@ def write_ranking(
         comparisons: each with its own page.
         folders: where these pages are, below `out`.
         out: a folder.
+        failures: for each data set the runs that failed, with their errors.
 
     Raises:
         ValueError: `out` holds files of these names that the program did not write.
     """
     make_folder(out)
     check_ranking_folder(out)
-    figure = ranking_figure(ranking)
+    figure = ranking_figure(ranking) if ranking.networks else None
     tables = ranking_tables(ranking)
     write_json(  # first, as it marks the page as ours
         out / RANKING,
         ranking.to_dict()
-        | {"studies": {c.data: f.name for c, f in zip(comparisons, folders, strict=True)}},
+        | {
+            "studies": {c.data: f.name for c, f in zip(comparisons, folders, strict=True)},
+            "failures": failures,
+        },
     )
-    write_figure(figure, out / "ranks.png")
+    if figure is None:
+        (out / "ranks.png").unlink(missing_ok=True)  # of an earlier page
+    else:
+        write_figure(figure, out / "ranks.png")
     write_tables(list(tables.values()), out / TABLES)
     text = "Critical-difference diagram; mean ranks: " + ", ".join(
         f"{name} {rank:.2f}"
@@ -139,7 +143,8 @@ def write_ranking(
     )
     page = out / "ranking.html"
     rendered = build_templates().get_template("ranking.html").render(
-        ranking=ranking, tables=tables, drawing=figure_svg(figure), text=text, missing=MISSING,
+        ranking=ranking, tables=tables, text=text, missing=MISSING,
+        drawing=figure and figure_svg(figure), failures=failures,
         friedman=None if ranking.p_friedman is None else p_text(ranking.p_friedman, LEVEL),
         studies=[
             (comparison, f"{folder.name}/comparison.html")

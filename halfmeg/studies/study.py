@@ -22,7 +22,7 @@ from halfmeg.places.place import check_in_file, file_name, hand_over
 from halfmeg.studies.pool import threads_each
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.trials import with_trials
-from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers, by_all_but_seed
+from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers
 from halfmeg.training.job import check_places
 from halfmeg.training.stack import check_stack
 
@@ -224,8 +224,8 @@ def _train_folds(
 def _check_stacks(configs: Sequence[RunConfig], data: StudyData) -> None:
     if isinstance(data, Folds):
         raise ValueError("folds and a stack exclude each other; leave one of them out")
-    for seeds in by_all_but_seed((config, Path()) for config in configs):
-        check_stack([config for config, _ in seeds])
+    for config in configs:
+        check_stack([config])
 
 
 def _folder_names(configs: Sequence[RunConfig], unit: str) -> list[str]:

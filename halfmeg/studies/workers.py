@@ -9,6 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from halfmeg.artifacts.run import checkpoints_in
+from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
@@ -74,17 +76,27 @@ def _train_here(tasks: Sequence[Task], data: DataSplits, listener: StudyListener
         yield (config, folder), error
 
 
-def by_all_but_seed(tasks: Iterable[Task]) -> list[list[Task]]:
-    """Return the tasks of one network and recipe together."""
-    groups: dict[RunConfig, list[Task]] = {}
+def _stacks(tasks: Iterable[Task]) -> list[list[Task]]:
+    """Return the tasks together that differ in their seed only and go on from the same step.
+
+    A study that is killed while it writes its seeds' checkpoints leaves them an epoch apart.
+    """
+    stacks: dict[tuple[RunConfig, str], list[Task]] = {}
     for config, folder in tasks:
-        groups.setdefault(replace(config, seed=0), []).append((config, folder))
-    return list(groups.values())
+        alike = replace(config, seed=0), _begins_at(folder)
+        stacks.setdefault(alike, []).append((config, folder))
+    return list(stacks.values())
+
+
+def _begins_at(folder: Path) -> str:
+    """Return the name of the checkpoint that a run goes on from; of a new run, nothing."""
+    newest_first = reversed(checkpoints_in(folder))
+    return next((path.name for path in newest_first if read_checkpoint(path) is not None), "")
 
 
 def _train_stacks(tasks: Sequence[Task], data: DataSplits, listener: StudyListener) -> Outcomes:
     """Train the seeds of each network and recipe at once."""
-    for seeds in by_all_but_seed(tasks):
+    for seeds in _stacks(tasks):
         try:
             errors = train_stack(seeds, data, listener.of_run(seeds[0][0]))
         except TrainingInterruptedError:

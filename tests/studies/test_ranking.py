@@ -178,6 +178,127 @@ def test_two_data_sets_make_a_page_each_and_one_above(
     more = cli(*arguments, "--seeds", "3")
     assert more.code == 0, more.err
     assert more.out.count("This study was read with 2 seeds before") == 2
-    twice = cli("compare", "cnn", "logistic", "--data", "digits", "--data", "digits")
-    assert twice.code == 2
-    assert "data digits is named twice" in twice.err
+
+
+def test_the_same_data_twice_is_told_before_training(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    """By one name, and by the names of two copies, whatever is asked for."""
+    for name in ("photos", "copy"):
+        shutil.copytree(pictures, tmp_path / name)
+    for terms in ((), ("--folds", "3"), ("--until-decided",)):
+        command = ("compare", "cnn", "logistic", *terms, "--out", "both", "--data")
+        twice = cli(*command, "photos", "--data", "./photos")
+        assert twice.code == 2
+        assert twice.is_one_line("data photos is named twice"), twice.err
+        copied = cli(*command, "photos", "--data", "copy")
+        assert copied.code == 2
+        assert copied.is_one_line("--data photos and --data copy are", "leave one of them out")
+        assert copied.out == ""
+        assert not (tmp_path / "both").exists()
+
+
+PICKY = """
+from torch import nn
+
+class Picky(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def prepare(self, images):
+        if len(images) < 100:
+            raise ValueError("too few images")
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+
+class Choosy(Picky):
+    pass
+"""
+
+
+def copy_few(pictures: Path, out: Path, count: int) -> None:
+    """Copy so many training images of each class, and all test images."""
+    shutil.copytree(pictures, out)
+    for folder in (out / "train").iterdir():
+        for image in sorted(folder.iterdir())[count:]:
+            image.unlink()
+
+
+def test_a_network_that_fails_on_one_data_set_leaves_the_pages(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    """Of three networks the other two are ranked; of two there are no ranks."""
+    (tmp_path / "net.py").write_text(PICKY)
+    copy_few(pictures, tmp_path / "few", 8)
+    copy_few(pictures, tmp_path / "many", 200)
+    terms = ("epochs=1", "threads=1", "--seeds", "1", "--data", "few", "--data", "many")
+    three = cli("compare", "logistic", "mlp", "net.py:Picky", *terms, "--out", "three", "--json")
+    assert three.code == 1, three.err
+    assert set(three.json["networks"]) == {"logistic", "mlp"}
+    assert [len(study["models"]) for study in three.json["studies"]] == [2, 3]
+    two = cli("compare", "logistic", "net.py:Picky", *terms, "--out", "two")
+    assert two.code == 1
+    assert "There are no ranks" in two.out
+    for name, told in (("three", three.err), ("two", two.err)):
+        assert "failed: few: net-Picky-seed-0: Picky.prepare failed" in told
+        page = (tmp_path / name / "ranking.html").read_text()
+        assert "few: net-Picky-seed-0: Picky.prepare failed" in page
+        for data in ("few", "many"):
+            assert f'href="{data}/comparison.html"' in page
+            assert (tmp_path / name / data / "comparison.html").exists()
+    assert not (tmp_path / "two" / "ranks.png").exists()
+
+
+def test_a_data_set_on_which_every_network_fails_leaves_the_others(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    """Where all fail on every data set there is no page, as of a single one."""
+    (tmp_path / "net.py").write_text(PICKY)
+    for name, count in (("few", 8), ("fewer", 7), ("many", 200)):
+        copy_few(pictures, tmp_path / name, count)
+    command = ("compare", "net.py:Picky", "net.py:Choosy", "epochs=1", "threads=1", "--seeds", "1",
+               "--json", "--data", "few", "--data")  # fmt: skip
+    one = cli(*command, "many", "--out", "one")
+    assert one.code == 1, one.err
+    assert [study["data"] for study in one.json["studies"]] == ["many"]
+    assert list(one.json["failures"]["few"]) == ["net-Picky-seed-0", "net-Choosy-seed-0"]
+    assert "failed: few: net-Choosy-seed-0: Choosy.prepare failed" in one.err
+    page = (tmp_path / "one" / "ranking.html").read_text()
+    assert "few: net-Choosy-seed-0: Choosy.prepare failed" in page
+    assert 'href="many/comparison.html"' in page
+    assert "few/comparison.html" not in page
+    none = cli(*command, "fewer", "--out", "none")
+    assert none.code == 2
+    assert none.is_one_line("no run finished; net-Picky-seed-0: Picky.prepare failed"), none.err
+    assert not (tmp_path / "none" / "ranking.html").exists()
+
+
+TEN = """
+from torch import nn
+
+class Ten(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+"""
+
+
+def test_a_network_of_ones_own_is_tried_on_every_data_set_before_training(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    (tmp_path / "net.py").write_text(TEN)
+    shutil.copytree(pictures, tmp_path / "ten")
+    shutil.copytree(pictures, tmp_path / "nine")
+    for part in ("train", "test"):
+        shutil.rmtree(tmp_path / "nine" / part / "9")
+    outcome = cli(
+        "compare", "net.py:Ten", "logistic", "--data", "ten", "--data", "nine", "--out", "both"
+    )
+    assert outcome.code == 2
+    assert outcome.is_one_line("net.py:Ten", "9"), outcome.err
+    assert not (tmp_path / "both").exists()

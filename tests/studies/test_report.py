@@ -276,7 +276,7 @@ class TestInChromium:
         table = np.array([[0.9, 0.8, 0.7], [0.8, 0.9, 0.6]])
         names = [model.name for model in long.models]
         ranking = rank_networks(names, ["a" * 60, "b" * 60], table)
-        above = write_ranking(ranking, [long], [tmp_path / "set"], tmp_path)
+        above = write_ranking(ranking, [long], [tmp_path / "set"], tmp_path, {})
         page = browser.new_page(viewport={"width": 390, "height": 900})
         for file in (page_file, above):
             page.goto(file.as_uri())

@@ -14,9 +14,10 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.evaluation.precision import has_bf16_hardware
 from halfmeg.studies.study import run_study
+from halfmeg.studies.workers import StudyListener
 from halfmeg.training.batches import Batches
 from halfmeg.training.fit import fit, resume
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.optim import orthogonalize
 from halfmeg.training.stack import train_stack
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -217,6 +218,49 @@ def test_runs_that_stand_apart_are_not_stacked(tmp_path: Path, few_digits) -> No
         fit(config, few_digits, folder, listener=InterruptAfter(0))
     with pytest.raises(ValueError, match="one by one"):
         train_stack(both, few_digits)
+
+
+class Heard(StudyListener):
+    """Notes the seed that leads each stack, and the epochs that it trains."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.epochs: dict[int, list[int]] = {}
+        self.stop_after = stop_after
+
+    def of_run(self, config: RunConfig) -> Listener:
+        epochs = self.epochs.setdefault(config.seed, [])
+
+        class Note(SilentListener):
+            def on_epoch(note, row) -> None:
+                epochs.append(row["epoch"])
+                if row["epoch"] == self.stop_after:
+                    raise KeyboardInterrupt
+
+        return Note()
+
+
+@pytest.mark.parametrize("stopped_after", [2, 3])
+def test_a_study_killed_between_two_checkpoints_of_a_stack_goes_on(
+    stopped_after: int, tmp_path: Path, few_digits
+) -> None:
+    """Two seeds of three have yet to write theirs; after the third epoch only `finish` is left."""
+    configs = seeds(3, model="logistic", epochs=3)
+    whole = run_study(configs, few_digits, tmp_path / "whole", stack=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(configs, few_digits, tmp_path / "cut", stack=True, listener=Heard(stopped_after))
+    for seed in (1, 2):
+        Run.open(tmp_path / "cut" / f"logistic-seed-{seed}").checkpoints()[-1].unlink()
+    again = Heard()
+    study = run_study(configs, few_digits, tmp_path / "cut", stack=True, listener=again)
+    assert study.failures == {}
+    left = list(range(stopped_after, 4))
+    assert again.epochs == {0: left[1:], 1: left}
+    assert [(run.result() or {})["runs_at_once"] for run in study.runs] == [1, 2, 2]
+    for continued, expected in zip(study.runs, whole.runs, strict=True):
+        assert losses(continued) == pytest.approx(losses(expected), rel=1e-4)
+        weights = load_file(continued.folder / "weights.safetensors")
+        for name, value in load_file(expected.folder / "weights.safetensors").items():
+            assert torch.allclose(weights[name], value, rtol=1e-3, atol=1e-5), name
 
 
 def test_a_study_trains_stacks(cli, tmp_path: Path, few_digits) -> None:
