@@ -8,9 +8,9 @@ Searchers: `halfmeg`; `random`, halfmeg's own space drawn at random and without 
 `kerastuner`, KerasTuner's Hyperband over small plain CNNs on the torch backend (the extra
 `kerastuner`). All choose by the same validation images under the same limits, and have all of the
 hours for it; with `--compare` halfmeg's hold its last comparison too. `DIR/search.json` holds for
-each the hours that it took, the best validation accuracy after each trial, and what it reached on
-test images, read once; `DIR/search.png` draws it. One that is killed goes on when it is started
-again: with `timeout 3600` in front and one of `--searchers` behind, hours are run one by one.
+each the hours that it took, the validation accuracy of what it would have chosen after each trial,
+and what it reached on test images, read once; `DIR/search.png` draws it. One that is killed goes on
+when it is started again: with `timeout 3600` in front and one of `--searchers` behind, hours are run one by one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from halfmeg.data.split import hold_out
 from halfmeg.evaluation.evaluate import score
 from halfmeg.files import read_json, write_json
 from halfmeg.search.budget import Limits, parse_limits
+from halfmeg.search.front import best_of
 from halfmeg.search.journal import read_trials
-from halfmeg.search.record import Clock
+from halfmeg.search.record import Clock, with_repeats
 from halfmeg.search.run import describe_search, start
 from halfmeg.studies.figures import COLOURS, STYLE, write_figure
 
@@ -63,13 +64,14 @@ def search_ours(
     )  # fmt: skip
     outcome = start(folder, data, stored, space)
     result = outcome.run.result() or {}
-    curve, best = [], 0.0
-    for trial in sorted(
-        (t for t in read_trials(folder) if t.outcome == "done"),
-        key=lambda t: t.ended or 0.0,
-    ):
-        best = max(best, trial.accuracy or 0.0)
-        curve.append([(trial.ended or 0.0) / 3600, best])
+    ended = sorted(
+        (t for t in read_trials(folder) if t.outcome == "done"), key=lambda t: t.ended or 0.0
+    )
+    curve = []
+    for count, trial in enumerate(ended, 1):  # what it would have chosen then
+        best = best_of(with_repeats(ended[:count]))
+        if best is not None:
+            curve.append([(trial.ended or 0.0) / 3600, best.accuracy])
     assert outcome.winner.config is not None
     return {
         "model": outcome.winner.config.model, "hours": Clock(folder).before / 3600, "curve": curve,

@@ -141,8 +141,13 @@ def parse_limits(chip: str | None = None, **texts: str | None) -> Limits:
     return Limits(**values or {"params": BUDGET - 1}, chip=chip or "")
 
 
-def parse_amount(name: str, text: str) -> float:
+def parse_amount(name: str, text: str, option: str = "") -> float:
     """Return a limit as a number: a whole one, or milliseconds for `latency`.
+
+    Args:
+        name: of the limit.
+        text: of the amount.
+        option: as it was given, for the message; else the limit's own.
 
     Raises:
         ValueError: no number above 0, or an unknown unit.
@@ -153,7 +158,8 @@ def parse_amount(name: str, text: str) -> float:
     least = 1e-6 if name == "latency" else 1
     if found is None or unit is None or not least <= float(found[1]) * unit < 1e15:
         example = "5ms" if name == "latency" else "100k, 12M, 64KiB"
-        raise ValueError(f"--{name} {text} is no amount; write a number above 0, as in {example}")
+        given = option or f"--{name} {text}"
+        raise ValueError(f"{given} is no amount; write a number above 0, as in {example}")
     amount = float(found[1]) * unit
     return amount if name == "latency" else int(amount)
 

@@ -149,19 +149,23 @@ def importance_figure(importance: Mapping[str, float]) -> Figure:
     return figure
 
 
-def curves_figure(trials: Sequence[Trial]) -> Figure:
-    """Draw accuracy at each look: of what was stopped early thin, of what was not strong."""
+def curves_figure(trials: Sequence[Trial], curves: Mapping[int, Mapping[int, float]]) -> Figure:
+    """Draw learning curves: of what was stopped early thin, of what was not strong.
+
+    Args:
+        trials: of the search.
+        curves: by trial, the accuracy on validation images after each epoch.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 4.0), layout="constrained")
         axes = figure.subplots()
         for outcome, colour, width in (("stopped", INK, 0.8), ("done", COLOURS[0], 1.4)):
             label: str | None = {"stopped": "stopped early", "done": "trained to the end"}[outcome]
             for trial in trials:
-                if trial.outcome == outcome and trial.reached:
-                    epochs = sorted(trial.reached)
-                    values = [100 * trial.reached[e] for e in epochs]
-                    axes.plot(epochs, values, color=colour, lw=width, alpha=0.7, marker="o", ms=3,
-                              label=label)  # fmt: skip
+                if trial.outcome == outcome and (curve := curves.get(trial.number)):
+                    values = [100 * accuracy for accuracy in curve.values()]
+                    axes.plot(list(curve), values, color=colour, lw=width, alpha=0.7, label=label)
+                    axes.plot(list(curve)[-1:], values[-1:], color=colour, marker="o", ms=3)
                     label = None
         axes.set(xlabel="epochs", ylabel="validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

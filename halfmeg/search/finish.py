@@ -25,6 +25,7 @@ from halfmeg.search.record import (
     Trial,
     decided,
     is_search,
+    read_stored,
     write_stored,
 )
 from halfmeg.search.schedule import SEEDS, fit_final
@@ -88,6 +89,7 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
     """
     if not stored.compare or stored.seconds < SHORTEST_SECONDS:
         return []
+    chosen: list[Baseline] = []
     if stored.baselines is not None:
         named = {_named(text, stored.limits, data): text for text in stored.baselines}
         first: dict[str, str] = {}
@@ -97,9 +99,15 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
                     f"--baseline {other} and {text} are both called {file_name(model)}; "
                     "leave one out"
                 )
-        return list(named)
-    found = (_within(name, stored.limits, data) for name in BASELINES)
-    return [baseline for baseline in found if baseline is not None][:NUM_BASELINES]
+        chosen = list(named)
+        if not any(Path(text).is_dir() for text in stored.baselines):
+            return chosen
+    for name in BASELINES:  # beside what was found before, too
+        known = {file_name(model) for model, _ in chosen}
+        if len(chosen) < NUM_BASELINES and name not in known:
+            found = _within(name, stored.limits, data)
+            chosen += [found] if found is not None else []
+    return chosen
 
 
 def fill_up(search: Search, baselines: Sequence[Baseline]) -> list[Baseline]:
@@ -117,7 +125,8 @@ def fill_up(search: Search, baselines: Sequence[Baseline]) -> list[Baseline]:
 def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
     """Return a network that the user named, also one over a limit, or that of a run or search."""
     if is_search(text):
-        best = best_of(read_trials(Path(text)))
+        before, trials = read_stored(Path(text)), read_trials(Path(text))
+        best = decided(trials, before.final) if before.final else best_of(trials)
         if best is None or best.config is None:
             raise ValueError(f"{text} has no network that was trained to its end")
         return best.config.model, best.config.budget
@@ -269,13 +278,13 @@ def _why_alone(stored: Stored, winner: RunConfig, timed: Timed) -> str:
 def _configs(winner: RunConfig, final: Final, data: DataSplits) -> Iterator[RunConfig]:
     """Yield the runs of the last comparison, seed by seed, all on the winner's terms.
 
-    But for this: a network of one size only, as `cnn`, never sees smaller images.
+    But for this: the trials were of the winner alone, and a network of one size only, as `cnn`,
+    never sees smaller images.
     """
-    terms = replace(winner, tuning_trials=final.tuning_trials)
     for seed in range(final.seeds):
-        yield replace(terms, seed=seed)
+        yield replace(winner, tuning_trials=final.tuning_trials, seed=seed)
         for model, budget in final.baselines:
-            config = replace(terms, model=model, budget=budget, seed=seed)
+            config = replace(winner, model=model, budget=budget, seed=seed)
             yield config if _takes(config, data) else replace(config, small_size=0)
 
 

@@ -18,9 +18,8 @@ import torch
 from halfmeg.artifacts.run import Run
 from halfmeg.data.dataset import DataSplits
 from halfmeg.files import read_limited, write_atomically
-from halfmeg.search.budget import Costs, parse_amount
+from halfmeg.search.budget import Costs, describe_limit, parse_amount
 from halfmeg.search.record import Trial
-from halfmeg.studies.figures import pareto_front
 from halfmeg.studies.stats import LEVEL, Interval, mcnemar_p, wilson_interval
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
@@ -68,7 +67,9 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 def front(
     trials: Sequence[Trial], name: str, right: dict[int, np.ndarray] | None = None
 ) -> list[FrontPoint]:
-    """Return the front against one cost, the cheapest first.
+    """Return the front against one cost, the cheapest first: the best within each limit.
+
+    The last one is the best of all, and `pick` takes the last within its limit.
 
     Args:
         trials: of the search.
@@ -76,10 +77,11 @@ def front(
         right: by trial how often it answers each validation image rightly, N.
     """
     known = [t for t in finished(trials) if getattr(t.costs, name) is not None]
-    costs = [_cost(t, name) for t in known]
-    chosen = [known[i] for i in pareto_front(costs, [t.accuracy or 0.0 for t in known])]
     points: list[FrontPoint] = []
-    for trial in chosen:
+    for limit in sorted({_cost(t, name) for t in known}):
+        trial = best_of([t for t in known if _cost(t, name) <= limit])
+        if trial is None or (points and points[-1].trial.number == trial.number):
+            continue
         apart = None
         if points and right is not None:
             before, own = right.get(points[-1].trial.number), right.get(trial.number)
@@ -100,12 +102,14 @@ def pick(trials: Sequence[Trial], text: str) -> Trial:
         raise ValueError(
             f"--pick {text} is not allowed; write one of {', '.join(COST_NAMES)}, as in ram=32k"
         )
-    limit = parse_amount(name, amount)
+    limit = parse_amount(name, amount, f"--pick {text}")
     known = [t for t in finished(trials) if getattr(t.costs, name) is not None]
     within = best_of([t for t in known if _cost(t, name) <= limit])
     if within is None:
         least = min((_cost(t, name) for t in known), default=None)
-        told = f"{name} is known of none" if least is None else f"the smallest needs {least:,.4g}"
+        told = f"{name} is known of none"
+        if least is not None:
+            told = f"the smallest needs {describe_limit(name, least)}"
         raise ValueError(f"no trial is within --pick {text}; {told}")
     return within
 

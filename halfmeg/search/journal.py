@@ -77,6 +77,15 @@ class Journal:
         for name, value in facts.items():
             trial.set_user_attr(name, msgspec.to_builtins(value))
 
+    def count_try(self, trial: optuna.Trial, epochs: int) -> None:
+        """Count that a trial is taken up when its runs have so many epochs."""
+        at, count = trial.user_attrs.get("tries", (epochs, 0))
+        self.keep(trial, tries=[epochs, count + 1 if at == epochs else 1])
+
+    def tries(self, trial: optuna.Trial) -> int:
+        """Return how often a trial was taken up without an epoch in between."""
+        return int(trial.user_attrs.get("tries", (0, 0))[1])
+
     def tell(
         self, trial: optuna.Trial, outcome: Outcome, values: tuple[float, float] | None,
         error: str = "",
@@ -243,6 +252,7 @@ class _Facts:
     ended: float | None = None
     error: str = ""
     repeats: int | None = None
+    tries: tuple[int, int] = (0, 0)
 
 
 def _read_trial(frozen: optuna.trial.FrozenTrial) -> Trial:

@@ -36,6 +36,9 @@ class SearchListener:
     def on_trial(self, trial: Trial) -> None:
         """A trial has come to a look, or to its end."""
 
+    def on_time(self) -> None:
+        """Some seconds, or an epoch, have passed while trials train."""
+
 
 @final
 class Lanes:
@@ -117,7 +120,7 @@ class Lanes:
         done: set[Future[Any]] = set()
         while not done:
             done, _ = wait(self.waiting, SAVE_SECONDS, FIRST_COMPLETED)
-            self.clock.save()
+            self._on_time()
         broken = []
         for future in sorted(done, key=lambda f: self.waiting[f][0].number):
             asked = self.waiting.pop(future)
@@ -144,7 +147,11 @@ class Lanes:
         return reached
 
     def _of_run(self, config: RunConfig) -> Listener:
-        return _Clocked(self.listener.of_run(config) or SilentListener(), self.clock)
+        return _Timely(self.listener.of_run(config) or SilentListener(), self._on_time)
+
+    def _on_time(self) -> None:
+        self.clock.save()
+        self.listener.on_time()
 
     def _after_a_kill(
         self, lost: Sequence[tuple[Trial, int, float]]
@@ -172,17 +179,17 @@ class Lanes:
         return configs, folders, until, most_seconds / len(folders)
 
 
-class _Clocked(SilentListener):
-    """Passes on what it is told, and stores the time that is spent after each epoch."""
+class _Timely(SilentListener):
+    """Passes on what it is told, and tells what the time is for after each epoch."""
 
-    def __init__(self, inner: Listener, clock: Clock) -> None:
+    def __init__(self, inner: Listener, on_time: Callable[[], None]) -> None:
         self.on_start = inner.on_start  # type: ignore[method-assign]
         self.on_step = inner.on_step  # type: ignore[method-assign]
-        self.inner, self.clock = inner, clock
+        self.inner, self.on_time = inner, on_time
 
     def on_epoch(self, row: MetricsRow) -> None:
-        """Store the time, and pass it on."""
-        self.clock.save()
+        """Pass it on, and tell."""
+        self.on_time()
         self.inner.on_epoch(row)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from halfmeg.artifacts.run import Run
 from halfmeg.files import write_atomically
 from halfmeg.places.place import short_name
 from halfmeg.search.budget import describe_latency, describe_limit
@@ -29,7 +32,7 @@ from halfmeg.search.front import (
     read_answers,
 )
 from halfmeg.search.journal import Journal
-from halfmeg.search.record import Trial
+from halfmeg.search.record import UNBUILT, Trial
 from halfmeg.search.schedule import MOST_EPOCHS
 from halfmeg.search.state import Search
 from halfmeg.studies.figures import figure_svg
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 PAGE = "search.html"
 FEWEST_FOR_IMPORTANCE = 8
 MOST_ROWS = 100
+MOST_REASONS = 5
 
 
 def best_so_far(search: Search) -> tuple[Trial, Interval] | None:
@@ -73,6 +77,22 @@ def write_page(search: Search, outcome: Outcome | None = None) -> None:
     context = _context(search, trials, fronts, outcome)
     page = _templates().get_template(PAGE).render(context, compared=compared)
     write_atomically(search.folder / PAGE, page.encode())
+
+
+def learning_curve(search: Search, trial: Trial) -> dict[int, float]:
+    """Return the accuracy on validation images after each epoch, the mean of the folds.
+
+    Where a run is damaged or gone, it is that of the looks alone.
+    """
+    try:
+        runs = [Run.open(folder).read_metrics() for folder in search.run_folders(trial.number)]
+    except (ValueError, OSError):
+        runs = []
+    curve = {
+        rows[0]["epoch"]: mean(row["val_accuracy"] or 0.0 for row in rows)
+        for rows in zip(*runs, strict=False)
+    }
+    return curve if trial.epochs in curve else dict(sorted(trial.reached.items()))
 
 
 def importance_of(journal: Journal) -> dict[str, float]:
@@ -165,6 +185,7 @@ def _context(
     stored, count = search.stored, search.num_validation
     names = {t.number: short_name(t.config.model) for t in trials if t.config is not None}
     failures = [t for t in trials if t.outcome == "failed"]
+    unbuilt = Counter(t.error.removeprefix(UNBUILT) for t in trials if t.error.startswith(UNBUILT))
     repeats = sum(t.repeats is not None and t.was_trained for t in trials)
     trials = [t for t in trials if t.repeats is None]
     trained = [t for t in trials if t.was_trained]
@@ -175,7 +196,8 @@ def _context(
     if len(trained) > 1:
         figures["parallel"] = parallel_figure(trials, search.space.dimensions, importance)
     if trained:
-        figures["curves"] = curves_figure(trials)
+        curves = {t.number: learning_curve(search, t) for t in trained}
+        figures["curves"] = curves_figure(trials, curves)
     if importance:
         figures["importance"] = importance_figure(importance)
     best = best_of(trials)
@@ -188,7 +210,7 @@ def _context(
         "best": best,
         "interval": None if best is None else accuracy_interval(best, count),
         "count": count,
-        "trials": sorted(trained, key=lambda t: -(t.accuracy or 0.0))[:MOST_ROWS],
+        "trials": sorted(trained, key=lambda t: (t is not best, -(t.accuracy or 0.0)))[:MOST_ROWS],
         "num": {
             "trained": len(trained),
             "done": len(finished(trials)),
@@ -197,6 +219,7 @@ def _context(
             "repeats": repeats,
         },
         "failures": failures,
+        "unbuilt": unbuilt.most_common(MOST_REASONS),
         "fronts": fronts,
         "figures": {name: figure_svg(figure) for name, figure in figures.items()},
         "importance": importance,

@@ -43,6 +43,9 @@ from halfmeg.search.schedule import Plan
 SEARCH = "search.json"
 JOURNAL = "journal.log"
 
+UNBUILT = "cannot be built: "
+"""Before the error of a candidate whose network or recipe cannot be built."""
+
 Outcome = Literal["running", "done", "stopped", "failed", "over"]
 """Of a trial; `over` is over a limit, or cannot be built, and is never trained."""
 
@@ -222,23 +225,25 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 class Clock:
-    """The seconds that a search has spent, also before it was killed."""
+    """The seconds that a search has spent, also before it was stopped or, `was_killed`, killed."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "clock.json"
         try:
-            self.before = float(read_json(self.path, dict[str, float]).get("spent", 0.0))
+            stored = read_json(self.path, dict[str, float])
         except FileNotFoundError:
-            self.before = 0.0
+            stored = {}
+        self.before = stored.get("spent", 0.0)
+        self.was_killed = bool(stored) and not stored.get("ended", 0.0)
         self.started = time.monotonic()
 
     def spent(self) -> float:
         """Return the seconds so far."""
         return self.before + time.monotonic() - self.started
 
-    def save(self) -> None:
-        """Store them."""
-        write_json(self.path, {"spent": self.spent()})
+    def save(self, *, ended: bool = False) -> None:
+        """Store them, and whether the search has ended or was stopped in order."""
+        write_json(self.path, {"spent": self.spent(), "ended": float(ended)})
 
 
 def with_repeats(trials: Sequence[Trial]) -> list[Trial]:

@@ -165,6 +165,7 @@ def start(
         raise ValueError(f"{folder} exists and holds no search; choose another --out")
     clock = Clock(folder)
     note = ""
+    before = None
     if is_search(folder):
         before = read_stored(folder)
         if _identity(before) != _identity(stored):
@@ -186,6 +187,8 @@ def start(
             workers = nodes.num_cpus
     make_folder(folder)
     with sole_writer(folder):
+        if (read_stored(folder) if is_search(folder) else None) != before:
+            raise ValueError(f"another process has searched in {folder} just now; start it again")
         write_stored(folder, stored)
         search = Search(
             folder, stored, space, data, Journal(folder, stored.seed, stored.strategy),
@@ -199,11 +202,12 @@ def start(
         try:
             return _run(search, baselines, final_listener)
         except (TrainingInterruptedError, KeyboardInterrupt) as stopped:
+            write_page(search)
             told = f"`halfmeg search --resume {folder}` goes on"
             number = getattr(stopped, "signal_number", signal.SIGINT)
             raise TrainingInterruptedError(told, number) from None
         finally:
-            search.clock.save()
+            search.clock.save(ended=True)
 
 
 def _require_run(space: Space, stored: Stored, data: DataSplits) -> None:
@@ -293,7 +297,7 @@ def _run(
 
 
 class _WithPage(SearchListener):
-    """Passes on what it is told, and writes the page from time to time."""
+    """Passes on what it is told, and writes the page where the last one is old."""
 
     def __init__(self, inner: SearchListener, search: Search) -> None:
         self.inner, self.search = inner, search
@@ -302,8 +306,12 @@ class _WithPage(SearchListener):
         self.written = search.clock.spent()
 
     def on_trial(self, trial: Trial) -> None:
-        """Pass it on; write the page where the last one is old."""
+        """Pass it on; write the page."""
         self.inner.on_trial(trial)
+        self.on_time()
+
+    def on_time(self) -> None:
+        """Write the page."""
         if self.search.clock.spent() - self.written >= PAGE_SECONDS:
             write_page(self.search)
             self.written = self.search.clock.spent()

@@ -17,7 +17,6 @@ in `epochs`, of the images' side in `crop`, `cutout` and `small_size`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -54,6 +53,7 @@ SPACE: dict[str, Any] = {
 }
 
 NETWORK = "network"
+MOST = 1e15  # of a number; more is a mistake, and no float for some
 SHARES = ("epochs", "crop", "cutout", "small_size")
 NEEDS: dict[str, dict[str, Any]] = {"alternate": {"hflip": True}, "head_lr": {"optimizer": "muon"}}
 RESERVED = (
@@ -232,10 +232,8 @@ def build_space(
     table = _with_given(table, networks, settings)
     for name in table:
         if name in RESERVED:
-            raise ValueError(
-                f"the space has {name!r}, which is not known there: the search decides it; "
-                "leave it out"
-            )
+            told = "which is not known there: the search decides it; leave it out"
+            raise ValueError(f"the space has {name!r}, {told}")
         if name not in ALLOWED:
             raise ValueError(_unknown("the space has", name, ALLOWED))
     if NETWORK not in table:
@@ -286,7 +284,7 @@ def _dimensions(name: str, values: Any) -> Iterator[Dimension]:
     for choice, nested in values.items():
         if not isinstance(nested, Mapping):
             raise ValueError(f"the space gives {choice} a {type(nested).__name__}, not a dict")
-        inner = _of_network(choice, nested) if name == NETWORK else nested
+        inner = _of_network(str(choice), nested) if name == NETWORK else nested
         for key, its in inner.items():
             if name != NETWORK and key not in ALLOWED:
                 raise ValueError(_unknown(f"{choice} in the space has", key, ALLOWED))
@@ -334,19 +332,21 @@ def _checked(name: str, values: Any) -> Values:
     """
     if isinstance(values, str | int | float | bool):
         values = [values]
+    if isinstance(values, range) and values and abs(values[0]) + abs(values[-1]) < MOST:
+        return values
     if isinstance(values, tuple):
-        numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+        numbers = [v for v in values if isinstance(v, int | float) and abs(v) < MOST]
         if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
             raise ValueError(f"{name}={values!r} in the space is no pair (lowest, highest)")
         return float(values[0]), float(values[1])
-    if not isinstance(values, list | range):
+    if not isinstance(values, list):
         raise ValueError(
             f"{name}={values!r} in the space is not allowed; write a list, a range, a pair "
             "(lowest, highest) or a dict of choices"
         )
-    if not len(values) or any(not isinstance(v, str | int | float | bool) for v in values):
+    if not values or any(not isinstance(v, str | int | float | bool) for v in values):
         raise ValueError(f"{name}={values!r} in the space is no list of numbers or names")
-    if isinstance(values, list) and len({repr(v) for v in values}) < len(values):
+    if len({repr(v) for v in values}) < len(values):
         raise ValueError(f"{name}={values!r} in the space names a value twice")
     return values
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from halfmeg.artifacts.metrics import read_metrics
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.split import hold_out
@@ -94,17 +95,25 @@ class Search:
         names = [f"{number:04}"] + [f"{number:04}-fold-{i}" for i in range(1, self.stored.folds)]
         return [self.folder / "trials" / name for name in names]
 
+    def epochs_of(self, number: int) -> int:
+        """Return the epochs that the runs of a trial have done by now, all together."""
+        return sum(len(read_metrics(path / "metrics.csv")) for path in self.run_folders(number))
+
     def costs(self, model: str, *, whole: bool = False) -> Costs:
-        """Return what a network costs, computed once.
+        """Return what a network costs, computed once; its latency is measured once only.
 
         Raises:
             ValueError: it cannot be built.
         """
         key = (model, whole, self.most_macs)
         if key not in self.known_costs:
-            self.known_costs[key] = measure_costs(
-                model, len(self.data.classes), self.data.image_shape, self.limits, whole=whole
+            limits = replace(self.limits, latency=None) if whole else self.limits
+            costs = measure_costs(
+                model, len(self.data.classes), self.data.image_shape, limits, whole=whole
             )
+            if whole:
+                costs = replace(costs, latency=self.costs(model).latency)
+            self.known_costs[key] = costs
         return self.known_costs[key]
 
     def config(self, drawn: dict[str, Value]) -> RunConfig:

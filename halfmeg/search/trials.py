@@ -18,12 +18,13 @@ from halfmeg.places.settings import Value
 from halfmeg.search.front import finished
 from halfmeg.search.journal import seeks_front, suggest
 from halfmeg.search.lanes import Lanes
-from halfmeg.search.record import Trial, with_repeats
+from halfmeg.search.record import UNBUILT, Trial, with_repeats
 from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
 from halfmeg.search.segment import Reached
 from halfmeg.search.space import NETWORK
 from halfmeg.search.state import Search
 from halfmeg.search.vary import fitted, mutated, parents
+from halfmeg.studies.pool import KILLED, MOST_KILLS
 from halfmeg.training.plan import work_left
 
 if TYPE_CHECKING:
@@ -99,6 +100,11 @@ class _Engine:
             if trial.config is None:
                 told = "it was interrupted before it began"
                 self._end(trial, "over", error=told, told=False)  # which says nothing of it
+            elif (
+                self.search.clock.was_killed
+                and self.journal.tries(self.live[trial.number]) > MOST_KILLS
+            ):
+                self._end(trial, "failed", error=KILLED)
             elif self._has_time_for(trial, free[0]):
                 heapq.heapreplace(free, free[0] + self._seconds_left_of(trial))
                 self._train(trial)
@@ -244,7 +250,7 @@ class _Engine:
             costs = search.costs(config.model)
         except ValueError as error:
             self._constrain(live, dict.fromkeys(search.limits.given, 1.0))
-            self._end(trial, "over", error=str(error))
+            self._end(trial, "over", error=f"{UNBUILT}{error}")
             return None
         over = search.limits.excess(costs)
         self._constrain(live, over)
@@ -275,6 +281,7 @@ class _Engine:
     def _train(self, trial: Trial) -> None:
         assert trial.config is not None
         assert self.search.stored.plan is not None
+        self.journal.count_try(self.live[trial.number], self.search.epochs_of(trial.number))
         rungs = rung_epochs(trial.config.epochs)
         if self.search.stored.strategy == "random" or trial.repeats is not None:
             rungs = rungs[-1:]

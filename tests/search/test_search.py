@@ -47,7 +47,7 @@ from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fil
 from halfmeg.search.front import best_of, by_image, front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
-from halfmeg.search.page import importance_of, write_page
+from halfmeg.search.page import importance_of, learning_curve, write_page
 from halfmeg.search.record import (
     JOURNAL,
     Clock,
@@ -252,6 +252,11 @@ def test_ones_own_network_declares_its_values(tiny: str) -> None:
         ({"network": "cnn", "optimizer": {"sgd": {"lr": 0.1}}, "lr": 0.2}, "gives lr twice"),
         ({"network": "python:Net"}, "stands at the top of no file"),
         ({"network": "residual(width=8)"}, "settings already"),
+        ({"network": {1: {}}}, "model '1' is not known"),
+        ({"network": "cnn", "lr": (1, 10**400)}, "no pair"),
+        ({"network": {"residual": {"width": range(8, 10**30, 8)}}}, "width="),
+        ({"network": "cnn", "epochs": range(1, 10**12)}, "epochs="),
+        ({"network": "cnn", "batch_size": range(0)}, "batch_size="),
     ],
 )
 def test_a_wrong_space_is_one_line(table: dict[str, Any], told: str) -> None:
@@ -580,6 +585,7 @@ def test_the_front_and_what_is_picked(
         ("rom=3k", "write one of"),
         ("ram=x", "no amount"),
         ("ram=1", "the smallest needs"),
+        ("ram=nan", "--pick ram=nan is no amount"),
     ):
         with pytest.raises(ValueError, match=told):
             pick(trials, text)
@@ -925,6 +931,7 @@ def test_ctrl_c_stops_a_search_with_one_line(tmp_path: Path, tiny: str, pictures
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert err.strip().splitlines()[-1] == "halfmeg: stopped; `halfmeg search --resume out` goes on"
+    assert "No trial has come to its end yet" in (tmp_path / "out" / "search.html").read_text()
 
 
 @pytest.mark.slow
@@ -1273,6 +1280,109 @@ def test_what_fails_in_the_last_comparison_is_listed(
     assert alone.no_verdict == "every other network failed"
 
 
+def engine_of(out: Path, data: DataSplits, clock: Clock) -> tuple[_Engine, Lanes]:
+    stored, space = open_search(out, data)
+    journal = Journal(out, stored.seed, stored.strategy)
+    assert stored.plan is not None
+    stored = replace(stored, plan=replace(stored.plan, search_seconds=1e6))
+    search = Search(out, stored, space, data, journal, clock, SearchListener())
+    lanes = Lanes(data, 1, None, search.run_folders, clock, SearchListener())
+    return _Engine(search, lanes), lanes
+
+
+def test_what_kills_its_process_again_and_again_is_given_up(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = shutil.copytree(found[0], tmp_path / "out")
+    Clock(out).save(ended=True)
+    done = next(trial for trial in found[2] if trial.outcome == "done" and trial.config)
+    assert done.config is not None
+    journal = engine_of(out, few_digits, Clock(out))[0].journal
+    live = journal.ask(None)
+    journal.keep(live, drawn=done.drawn, costs=done.costs, config=done.config.to_dict())
+    for times in range(4):  # it never comes to the end of an epoch
+        engine, lanes = engine_of(out, few_digits, Clock(out))
+        assert engine.search.clock.was_killed == (times > 0)
+        engine.go_on()
+        assert len(lanes.waiting) == (times < 3)
+        engine.search.clock.save()
+    (trial,) = (one for one in read_trials(out) if one.number == live.number)
+    assert trial.outcome == "failed"
+    assert "killed (out of memory?)" in trial.error
+
+
+def test_a_search_that_another_process_goes_on_with_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits, tiny: str,
+    found: tuple[Path, Any, list[Trial]],
+) -> None:  # fmt: skip
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored, space = open_search(out, few_digits)
+
+    def meanwhile(*_: object) -> list[Any]:
+        write_stored(out, replace(stored, leg=7))
+        return []
+
+    monkeypatch.setattr("halfmeg.search.run.choose_baselines", meanwhile)
+    with pytest.raises(ValueError, match="another process has searched"):
+        start(out, few_digits, stored, space)
+    assert read_stored(out).leg == 7
+
+
+def test_what_cannot_be_built_is_listed(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
+    space = "SPACE = {'network': {'tiny.py:Tiny': {'width': [4, 'wide']}}, 'epochs': 1}\n"
+    (tmp_path / "wide.py").write_text(space)
+    searched(tmp_path / "out", few_digits, seconds=4, place="wide.py:SPACE")
+    page = (tmp_path / "out" / "search.html").read_text()
+    assert "could not be built: " in page
+
+
+def test_the_winner_ends_the_front_and_what_is_picked_is_on_it() -> None:
+    def trial(number: int, params: int, accuracy: float, *repeated: float) -> Trial:
+        return Trial(
+            number, {}, "done", costs=Costs(params, 1), reached={9: accuracy}, repeated=repeated
+        )
+
+    trials = [
+        trial(0, 300, 0.90, 0.80), trial(1, 100, 0.87), trial(2, 400, 0.88, 0.86),
+        trial(3, 200, 0.89, 0.80), trial(4, 50_000, 0.5),
+    ]  # fmt: skip
+    points = front(trials, "params")
+    assert points[-1].trial == best_of(trials)
+    for limit in (100, 200, 300, 400, 60_000):
+        picked = pick(trials, f"params={limit}")
+        assert picked == [p.trial for p in points if p.cost <= limit][-1]
+    with pytest.raises(ValueError, match="the smallest needs 100 parameters"):
+        pick(trials, "params=99")
+
+
+def test_a_latency_is_measured_once(
+    few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = found[0]
+    stored, space = open_search(out, few_digits)
+    stored = replace(stored, limits=Limits(latency=1e3))
+    journal = Journal(out, stored.seed, stored.strategy)
+    search = Search(out, stored, space, few_digits, journal, Clock(out), SearchListener())
+    costs = search.costs("tiny.py:Tiny")
+    assert costs.latency is not None
+    assert search.costs("tiny.py:Tiny", whole=True).latency == costs.latency
+
+
+def test_a_learning_curve_has_each_epoch(
+    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
+) -> None:
+    out = shutil.copytree(found[0], tmp_path / "out")
+    stored, space = open_search(out, few_digits)
+    journal = Journal(out, stored.seed, stored.strategy)
+    search = Search(out, stored, space, few_digits, journal, Clock(out), SearchListener())
+    for trial in (t for t in found[2] if t.was_trained):
+        curve = learning_curve(search, trial)
+        assert list(curve) == list(range(1, trial.epochs + 1))
+        assert curve[trial.epochs] == pytest.approx(trial.first_accuracy, abs=1e-4)
+    (out / "trials" / f"{trial.number:04}" / "metrics.csv").write_text("damaged")
+    assert learning_curve(search, trial) == trial.reached
+
+
 def test_why_nothing_was_compared_stays_the_reason(
     tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
 ) -> None:
@@ -1301,7 +1411,15 @@ def test_what_only_reads_changes_nothing(
     out = shutil.copytree(found[0], tmp_path / "out")
     stored = replace(read_stored(out), seconds=300.0, compare=True, baselines=[str(out)])
     winner = found[1].winner
-    assert choose_baselines(stored, few_digits) == [(winner.config.model, winner.config.budget)]
+    own = (winner.config.model, winner.config.budget)
+    simple = choose_baselines(replace(stored, baselines=None), few_digits)
+    assert choose_baselines(stored, few_digits) == [own, *simple][:3]
+    roomy = replace(stored, limits=Limits(params=100_000))
+    first, *others = choose_baselines(roomy, few_digits)
+    assert first == own
+    assert [name for name, _ in others] == ["cnn", "record"]
+    named = replace(roomy, baselines=[str(out), "logistic", "mlp", "resnet8"])
+    assert len(choose_baselines(named, few_digits)) == 4
     with (out / JOURNAL).open("ab") as file:  # what another process is writing
         file.write(b'{"op_code": 4, "wor')
     before = {path: path.read_bytes() for path in out.glob("*.*")}
