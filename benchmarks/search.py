@@ -10,7 +10,8 @@ Searchers: `halfmeg`; `random`, halfmeg's own space drawn at random and without 
 hours for it; with `--compare` halfmeg's hold its last comparison too. `DIR/search.json` holds for
 each the hours that it took, the validation accuracy of what it would have chosen after each trial,
 and what it reached on test images, read once; `DIR/search.png` draws it. One that is killed goes on
-when it is started again: with `timeout 3600` in front and one of `--searchers` behind, hours are run one by one.
+when it is started again: with `timeout 3600` in front and one of `--searchers` behind, hours are
+run one by one.
 """
 
 from __future__ import annotations
