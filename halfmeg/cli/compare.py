@@ -10,6 +10,7 @@ import typer
 from halfmeg.cli.compared import write_and_print, write_and_print_sets
 from halfmeg.cli.entrants import read_entrants
 from halfmeg.cli.options import (
+    SOURCES,
     ClusterOption,
     DataDirOption,
     ImageColumnOption,
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 SeveralDataOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="digits, cifar10, or a path to Parquet files or to a folder of images; may be "
-        "repeated: a page for each and one above them.",
+        help=f"{SOURCES}; may be repeated: a page for each and one above them.",
         show_default="digits",
     ),
 ]

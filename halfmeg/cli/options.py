@@ -8,10 +8,15 @@ import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
+SOURCES = (
+    "digits, cifar10, hf:OWNER/NAME, or a path: a folder of images, Parquet, .csv, .npz, .npy, "
+    "IDX files or CIFAR-100"
+)
+
 DataOption = Annotated[
     str | None,
     typer.Option(
-        help="digits, cifar10, a path to Parquet or to a folder of images, or hf:OWNER/NAME.",
+        help=f"{SOURCES}.",
         show_default="digits",
     ),
 ]

@@ -8,6 +8,7 @@
 | `batches` | the Python form of CIFAR, without running what it names |
 | `shape` | channels, height and width of images, and how a user writes them |
 | `hub` | data sets of the Hugging Face hub |
+| `pace` | when to give up on a server that hardly sends |
 | `options`, `parts`, `columns`, `scan` | how it is read: parts, columns, every file of a folder |
 | `formats`, `unpack` | what is read, and bounds on what a file may hold |
 | `decode`, `source` | files to pixels |

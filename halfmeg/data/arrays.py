@@ -19,7 +19,7 @@ from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts
 from halfmeg.data.scan import PassedOver
 from halfmeg.data.source import EncodedSource
-from halfmeg.data.unpack import most_unpacked, read_members
+from halfmeg.data.unpack import MAX_MEMBER_BYTES, most_unpacked, read_members
 from halfmeg.files import read_limited
 
 MAX_BYTES = 2 * 2**30
@@ -53,7 +53,7 @@ def find_arrays(path: Path) -> EncodedSource | None:
     if path.is_dir():
         for wanted in CIFAR100.values():
             if all((path / name).is_file() for name in wanted):
-                return _cifar100([_read(path / name) for name in wanted], path)
+                return _cifar100([_read(path / name, MAX_MEMBER_BYTES) for name in wanted], path)
         files = {f.name: match for f in path.iterdir() if (match := _IDX_FILE.fullmatch(f.name))}
         return _idx(path, files) if files else None
     for form, wanted in CIFAR100.items():
@@ -65,9 +65,9 @@ def find_arrays(path: Path) -> EncodedSource | None:
     return _npy(path) if path.suffix.lower() == ".npy" else None
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int = MAX_BYTES) -> bytes:
     try:
-        return read_limited(path, MAX_BYTES)
+        return read_limited(path, limit)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 

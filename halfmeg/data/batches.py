@@ -1,17 +1,36 @@
 """The Python form of CIFAR-10 and CIFAR-100: pickles of plain values and of arrays of bytes.
 
-They are read by a reader of its own, which makes and runs nothing that a pickle names.
+They are read by a reader of its own, which makes and runs nothing that a pickle names, and takes
+memory in proportion to the file.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 PIXEL_BYTES = 3 * 32 * 32
+
+MAX_OPERATIONS = 1_000_000
+"""CIFAR-100's training part has some 200,000: a byte may be one, and leave an object of 60 bytes
+and a place in the memo of 50."""
+
+_OPERATIONS = (
+    pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP,
+    pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2,
+    pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.BINBYTES, pickle.SHORT_BINBYTES,
+    pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
+    pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3,
+    pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS,
+    pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS,
+    pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET,
+    pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD,
+)  # fmt: skip
+"""What a batch is written with since protocol 2."""
 
 
 def read_batch(content: bytes, name: str, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -41,13 +60,16 @@ def read_batch(content: bytes, name: str, key: str) -> tuple[np.ndarray, np.ndar
 def read_names(content: bytes, name: str, key: str) -> list[str]:
     """Read the names of classes in the Python form, as `read_batch` reads a batch."""
     try:
-        return [text.decode() for text in _load_pickle(content)[key.encode()]]
+        texts = _load_pickle(content)[key.encode()]
+        if sum(map(len, texts)) > len(content):  # one long text, named again and again
+            raise ValueError("its names are longer than the file")
+        return [text.decode() for text in texts]
     except Exception as error:  # as above
         raise ValueError(f"{name} is damaged or has no names of CIFAR: {error}") from None
 
 
 def _load_pickle(content: bytes) -> Any:
-    return _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    return _BatchUnpickler(content).load()
 
 
 class _Array:
@@ -62,7 +84,7 @@ class _Array:
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError("the state of its array is no array's")
         _, _, dtype, is_fortran, self.content = state
-        if not isinstance(dtype, _Dtype) or dtype.name != "u1" or is_fortran:
+        if not isinstance(dtype, _Dtype) or not dtype.is_byte or is_fortran:
             raise ValueError("its array holds something else than rows of bytes")
 
     def pixels(self, count: int) -> np.ndarray:
@@ -73,10 +95,10 @@ class _Array:
 
 
 class _Dtype:
-    """Stands in for numpy's dtype; knows its name only."""
+    """Stands in for numpy's dtype; knows only whether it is that of single bytes."""
 
     def __init__(self, name: object, *options: object) -> None:
-        self.name = name.decode("ascii") if isinstance(name, bytes) else name
+        self.is_byte = name in (b"u1", "u1")
 
     def __setstate__(self, state: object) -> None:
         """Byte order and fields mean nothing to single bytes."""
@@ -86,6 +108,26 @@ def _reconstruct(kind: object, *arguments: object) -> _Array:
     if kind is not _Array:
         raise ValueError("it reconstructs something else than an array")
     return _Array()
+
+
+class _Operations(dict[int, Callable[..., None]]):
+    """What a pickle may do, `MAX_OPERATIONS` times in all."""
+
+    def __init__(self, reader: type[pickle._Unpickler]) -> None:
+        inherited = pickle._Unpickler.dispatch
+        super().__init__(
+            {code[0]: getattr(reader, inherited[code[0]].__name__) for code in _OPERATIONS}
+        )
+        self.left = MAX_OPERATIONS
+
+    def __getitem__(self, code: int) -> Callable[..., None]:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"it has more than {MAX_OPERATIONS:,} operations")
+        return super().__getitem__(code)
+
+    def __missing__(self, code: int) -> Callable[..., None]:
+        raise ValueError(f"it has an operation {bytes([code])!r}, which is not admitted")
 
 
 class _BatchUnpickler(pickle._Unpickler):
@@ -101,7 +143,31 @@ class _BatchUnpickler(pickle._Unpickler):
         ("numpy", "dtype"): _Dtype,
     }
 
+    stack: list[Any]
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.dispatch = _Operations(type(self))  # type: ignore[misc]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.STAND_INS:
-            raise ValueError(f"it asks for {module}.{name}, which is not admitted")
+            raise ValueError(f"it asks for {f'{module}.{name}'[:80]}, which is not admitted")
         return self.STAND_INS[module, name]
+
+    def load_reduce(self) -> None:
+        if type(self.stack[-1]) is not tuple:  # each byte of a string would be an argument
+            raise ValueError("it calls with something else than a tuple")
+        super().load_reduce()  # type: ignore[misc]
+
+    def load_setitem(self) -> None:
+        self._require_texts(self.stack[-2:-1])
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        self._require_texts(self.stack[::2])
+        super().load_setitems()  # type: ignore[misc]
+
+    def _require_texts(self, keys: list[object]) -> None:
+        """Raise where a key is no text: the hash of tuples in tuples may take for ever."""
+        if not all(isinstance(key, bytes | str) for key in keys):
+            raise ValueError("it has a key that is no text")

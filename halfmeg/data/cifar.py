@@ -20,6 +20,7 @@ from halfmeg.data.batches import read_batch
 from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
+from halfmeg.data.pace import Pace
 from halfmeg.data.shape import RGB, ImageShape
 from halfmeg.data.unpack import read_members
 from halfmeg.files import make_folder, read_limited
@@ -218,7 +219,8 @@ def download(url: str, target: Path, md5: str, progress: Progress) -> None:
     The part stands beside the target as `NAME.part` and takes its name once the md5 is right.
 
     Raises:
-        ValueError: the body ended early (the part is kept), or the md5 is wrong (it is removed).
+        ValueError: the body ended early or comes too slowly (the part is kept), or the md5 is
+            wrong (it is removed).
         OSError, http.client.HTTPException: the server does not answer or refuses.
     """
     part = target.with_name(target.name + ".part")
@@ -226,8 +228,9 @@ def download(url: str, target: Path, md5: str, progress: Progress) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "halfmeg"})
     if offset:
         request.add_header("Range", f"bytes={offset}-")
+    opener, pace = urllib.request.build_opener(_Redirects), Pace()
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        response = pace.wait(lambda: opener.open(request, timeout=TIMEOUT_SECONDS))
     except urllib.error.HTTPError as error:
         error.close()
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -237,7 +240,7 @@ def download(url: str, target: Path, md5: str, progress: Progress) -> None:
         with response:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 offset = 0  # the server sends the whole file again
-            _write_body(response, part, offset, progress)
+            _write_body(response, part, offset, pace, progress)
     found = _hash_file(part)
     if found != md5:
         part.unlink()
@@ -245,15 +248,26 @@ def download(url: str, target: Path, md5: str, progress: Progress) -> None:
     part.replace(target)
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Leaves the body of a redirect unread, which may be of any size."""
+
+    def http_error_302(self, request, answer, *rest):  # type: ignore[no-untyped-def]
+        answer.close()
+        return super().http_error_302(request, answer, *rest)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 def _write_body(
-    response: http.client.HTTPResponse, part: Path, offset: int, progress: Progress
+    response: http.client.HTTPResponse, part: Path, offset: int, pace: Pace, progress: Progress
 ) -> None:
     length = response.headers.get("Content-Length")
     total = offset + int(length) if length else 0
     done = offset
     with part.open("r+b" if offset else "wb") as file:
         file.seek(offset)
-        while chunk := response.read(1 << 16):
+        while chunk := response.read1(1 << 16):  # what is there: `read` would wait for all of it
+            pace.add(len(chunk))
             file.write(chunk)
             done += len(chunk)
             progress("downloading CIFAR-10", done, total)

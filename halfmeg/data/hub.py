@@ -10,6 +10,7 @@ their place only when all are whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http
 import os
@@ -17,6 +18,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -25,6 +27,7 @@ from msgspec import Meta
 
 from halfmeg.data.cache import HUB_INFO, cache_folder
 from halfmeg.data.decode import Progress
+from halfmeg.data.pace import Pace, TooSlowError
 from halfmeg.data.parquet_files import ParquetFiles, find_parquet
 from halfmeg.files import new_folder, parse_json, read_json, scratch_folder, write_json
 
@@ -38,6 +41,7 @@ MAX_FILES = 2_000
 MAX_BYTES = 8 * 2**30
 """Of all files together: encoded images are held in memory."""
 
+MAX_REDIRECTS = 10
 CHUNK_BYTES = 2**16
 TIMEOUT_SECONDS = 30.0
 DEADLINE_SECONDS = 600.0
@@ -263,38 +267,54 @@ def read_url(url: str, limit: int, timeout: float, deadline: float) -> Iterator[
 
     Raises:
         NotOnHubError: there is no such file, or it is not to be seen.
-        ValueError: no answer, an error, more than the limit, or not by the deadline.
+        ValueError: no answer, an error, more than the limit, not by the deadline, or too slow.
     """
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        get_session,
-    )
-
     missing = (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN)
     name = url.partition("?")[0].rpartition("/")[2]
-    started = time.monotonic()
+    started, pace = time.monotonic(), Pace()
     try:
-        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=timeout, follow_redirects=True
-        ) as response:
+        with contextlib.closing(_open(url, timeout, pace)) as response:
             if response.status_code in missing:
                 raise NotOnHubError("it does not exist, or only with a token (`hf auth login`)")
             response.raise_for_status()
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise ValueError("the server packs what was to be sent as it is")
-            size = 0
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            size, chunks = 0, response.iter_raw(CHUNK_BYTES)
+            while chunk := pace.wait(lambda: next(chunks, b"")):
+                pace.add(len(chunk))
                 size += len(chunk)
                 if size > limit:
                     raise ValueError(f"{name} is larger than {limit:,} bytes")
                 if time.monotonic() > deadline:
                     raise ValueError(f"it took longer than {deadline - started:,.0f} seconds")
                 yield chunk
+    except TooSlowError as error:
+        remedy = "try again later, or name another hub in HF_ENDPOINT"
+        raise ValueError(f"{url.partition('?')[0]}: {error}; {remedy}") from None
     except (OSError, ValueError):
         raise
     except Exception as error:  # the hub's errors and its transport's have no common base
         raise ValueError(reason(error)) from None
+
+
+def _open(url: str, timeout: float, pace: Pace) -> Any:
+    """Return the answer of the hub's session, its body not yet read."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+    )
+
+    session = get_session()
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    request: Any = session.build_request("GET", url, headers=headers, timeout=timeout)
+    for _ in range(MAX_REDIRECTS + 1):
+        send = partial(session.send, request, stream=True, follow_redirects=False)
+        response = pace.wait(send)
+        request = response.next_request
+        if request is None:
+            return response
+        response.close()  # the session would read the body of a redirect, whatever its size
+    raise ValueError(f"it sends on more than {MAX_REDIRECTS} times")
 
 
 def import_hub() -> Any:

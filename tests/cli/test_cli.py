@@ -50,6 +50,24 @@ def test_help_names_every_command(cli: Cli) -> None:
     assert "--data-dir" in cli("train", "--help").out
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "search", "plan"])
+def test_the_help_of_data_names_what_it_takes(cli: Cli, command: str) -> None:
+    told = " ".join(cli(command, "--help").out.split())
+    for kind in ("cifar10", "hf:OWNER/NAME", "a folder of images", "Parquet", ".csv", ".npz"):
+        assert kind in told, kind
+
+
+def test_all_commands_but_three_print_json(cli: Cli) -> None:
+    """As docs/tutorial.md says."""
+    listed = cli("--help").out.partition("Commands:")[2].split("\n")[1:]
+    commands = [line.split()[0] for line in listed if line]
+    named = {command: [command] for command in commands} | {
+        "data": ["data", "check"], "new": ["new", "network"],
+    }  # fmt: skip
+    without = {name for name, line in named.items() if "--json" not in cli(*line, "--help").out}
+    assert without == {"demo", "push", "new"}
+
+
 def test_the_help_that_is_answered_at_once_is_typers(
     cli: Cli, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

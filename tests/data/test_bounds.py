@@ -23,10 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from test_cifar import Python2Pickler
 
+from halfmeg.data.batches import read_batch, read_names
 from halfmeg.data.decode import decode_image
 from halfmeg.data.load import load_dataset
-from halfmeg.data.unpack import FREE_BYTES
+from halfmeg.data.unpack import FREE_BYTES, MAX_MEMBER_BYTES
 
 
 @contextlib.contextmanager
@@ -285,3 +287,68 @@ def test_damaged_metadata_of_a_table_ends_no_process(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
     )
     assert done.stdout == "['test', 'train']\n", done.stderr
+
+
+def long_text(count: int) -> bytes:
+    """Return a pickle's beginning: a text so long, in the memo under 0."""
+    return b"\x80\x02T" + struct.pack("<i", count) + b"x" * count + b"q\0"
+
+
+DTYPE = b"cnumpy\ndtype\nq\1"
+PICKLES = {
+    "lists": (b"\x80\x02" + b"]" * 2_000_000 + b".", "more than 1,000,000 operations"),
+    "marks": (b"\x80\x02" + b"(" * 2_000_000 + b".", "more than 1,000,000 operations"),
+    "places in the memo": (b"\x80\x02]" + b"\x94" * 2_000_000 + b".", "more than 1,000,000"),
+    "sets": (b"\x80\x04" + b"\x8f" * 2_000_000 + b".", r"operation b'\\x8f', which is not"),
+    "floats": (b"\x80\x02F" + b"x" * 2_000_000 + b"\n.", "operation b'F', which is not admitted"),
+    "bytes as arguments": (DTYPE + long_text(10_000_000) + b"R.", "else than a tuple"),
+    "bytes for an object": (DTYPE + long_text(10_000_000) + b"\x81.", r"operation b'\\x81'"),
+    "a long name of a dtype": (
+        long_text(2_000_000) + DTYPE + b"h\1h\0\x85R" * 100 + b".", "not subscriptable",
+    ),
+    "tuples in tuples as a key": (
+        b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"Ns.", "has a key that is no text",
+    ),
+    "the same among others": (
+        b"\x80\x02}(U\1aN)" + b"\x85" * 500_000 + b"Nu.", "has a key that is no text",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "told"), PICKLES.values(), ids=PICKLES)
+def test_a_pickle_takes_memory_as_its_size(content: bytes, told: str) -> None:
+    """Python's objects are as large for a byte as for a kilobyte of a file."""
+    with python_memory_below(160e6), pytest.raises(ValueError, match=told):
+        read_batch(content, "train", "fine_labels")
+
+
+def test_a_name_that_a_pickle_repeats_is_not_copied() -> None:
+    content = long_text(1_000_000) + b"}U\x10fine_label_names](" + b"h\0" * 400 + b"es."
+    with python_memory_below(20e6), pytest.raises(ValueError, match="longer than the file"):
+        read_names(content, "meta", "fine_label_names")
+
+
+def test_a_pickle_of_cifar100s_length_is_read() -> None:
+    count = 50_000
+    whole = {
+        b"filenames": [b"train_s_%06d.png" % index for index in range(count)],
+        b"batch_label": b"training batch 1 of 1",
+        b"fine_labels": [index % 100 for index in range(count)],
+        b"coarse_labels": [index % 20 for index in range(count)],
+    }
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol=2).dump(whole)
+    names = read_names(buffer.getvalue(), "train", "filenames")
+    assert names[-1] == "train_s_049999.png"
+    assert len(names) == count
+
+
+def test_a_file_of_cifar100_larger_than_the_real_ones_is_not_read(tmp_path: Path) -> None:
+    for name in ("train", "test", "meta"):
+        (tmp_path / name).write_bytes(b"\x80\x02}.")
+    os.truncate(tmp_path / "train", MAX_MEMBER_BYTES + 1)
+    with (
+        python_memory_below(MAX_MEMBER_BYTES + 10e6),
+        pytest.raises(ValueError, match=r"train is larger than 201,326,592 bytes"),
+    ):
+        load_dataset(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -13,6 +14,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 from typing import ClassVar
 
@@ -295,12 +297,25 @@ class Server:
         self.content = content
         self.script: list[str] = ["serve"]
         self.ranges: list[str | None] = []
+        self.over = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 action = server.script.pop(0) if len(server.script) > 1 else server.script[0]
                 server.ranges.append(self.headers.get("Range"))
+                if action in ("drip", "send on"):
+                    self.send_response(302 if action == "send on" else 200)
+                    self.send_header("Location", self.path)
+                    self.end_headers()
+                    one_by_one = (server.content[i : i + 1] for i in range(len(server.content)))
+                    without_end = repeat(bytes(2**16))
+                    with contextlib.suppress(OSError):
+                        for sent in one_by_one if action == "drip" else without_end:
+                            self.wfile.write(sent)
+                            if server.over.wait(0.02):
+                                break
+                    return
                 if action == "fail":
                     self.send_error(503)
                     return
@@ -330,6 +345,7 @@ class Server:
         self.thread.start()
 
     def close(self) -> None:
+        self.over.set()
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
@@ -361,6 +377,21 @@ def test_a_failing_mirror_gives_way_to_the_next(tmp_path, server, monkeypatch) -
     server.script = ["fail", "serve"]
     check_pixels(load_dataset("cifar10", data_dir=tmp_path))
     assert len(server.ranges) == 2
+
+
+def test_a_mirror_that_hardly_sends_gives_way_to_the_next(tmp_path, server, monkeypatch) -> None:
+    monkeypatch.setattr("halfmeg.data.pace.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(cifar, "MIRRORS", (server.url, server.url))
+    server.script = ["drip", "serve"]
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
+    server.script = ["drip"]
+    with pytest.raises(ValueError, match="it sends less than 10,000 bytes a second"):
+        load_dataset("cifar10", data_dir=tmp_path / "other")
+
+
+def test_a_redirect_is_followed_without_its_body(tmp_path: Path, server: Server) -> None:
+    server.script = ["send on", "serve"]
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
 
 
 def test_the_environment_overrides_the_mirrors(tmp_path, server, monkeypatch) -> None:

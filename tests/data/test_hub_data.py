@@ -36,6 +36,9 @@ class Hub:
     content: Callable[[bytes], bytes] = lambda content: content
     endless: bool = False
     status: int = 200
+    slow: dict[str, bytes] = field(default_factory=dict)  # what comes first, by a part of the path
+    over: threading.Event = field(default_factory=threading.Event)
+    sends_on: bool = False
 
 
 def table(count: int, first: int = 0) -> bytes:
@@ -67,10 +70,32 @@ class Handler(BaseHTTPRequestHandler):
             while self.hub.endless:
                 self.wfile.write(bytes(2**16))
 
+    def drip(self, first: bytes) -> None:
+        """Send a byte now and then, as long as the test lasts."""
+        with contextlib.suppress(OSError):
+            self.wfile.write(first)
+            while not self.hub.over.wait(0.02):
+                self.wfile.write(b"1")
+
+    def send_on(self, target: str) -> None:
+        """Send a redirect whose body has no end."""
+        self.send_response(302)
+        self.send_header("Location", target)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.hub.over.is_set():
+                self.wfile.write(bytes(2**16))
+
     def do_GET(self) -> None:
         hub, path = self.hub, unquote(self.path.partition("?")[0])
         hub.asked.append(path)
-        if hub.status != 200:
+        if first := next((first for word, first in hub.slow.items() if word in path), None):
+            self.drip(first)
+        elif hub.sends_on and "/loop" in path:
+            self.send_on("/loop")
+        elif hub.sends_on and "?sent-on" not in self.path:
+            self.send_on(f"{self.path.partition('?')[0]}?sent-on")
+        elif hub.status != 200:
             self.send(b"{}", hub.status)
         elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/(.+)", path):
             files = hub.files.get((match[1], match[2]))
@@ -99,6 +124,7 @@ def hub() -> Iterator[Hub]:
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.address = f"http://127.0.0.1:{server.server_port}"
     yield hub
+    hub.over.set()
     server.shutdown()
     server.server_close()
 
@@ -228,6 +254,44 @@ def test_an_endless_answer_ends(hub: Hub, load: Callable[..., Outcome], tmp_path
     found = load("hf:me/digits")
     assert found.is_one_line("is larger than 8,388,608 bytes"), found.err
     assert left_in(tmp_path) == []
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\n"
+SLOW = {
+    "headers": ANSWER + b"X-Header: ",
+    "a body": ANSWER + b"\r\n",
+    "the length of a chunk": ANSWER + b"Transfer-Encoding: chunked\r\n\r\n1;",
+}
+
+
+@pytest.mark.parametrize("path", ["/api/", "/resolve/"])
+@pytest.mark.parametrize("first", SLOW.values(), ids=SLOW)
+def test_a_hub_that_hardly_sends_is_given_up(
+    hub: Hub, load: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    path: str, first: bytes,
+) -> None:  # fmt: skip
+    """Each of its bytes comes soon enough for a socket."""
+    monkeypatch.setattr("halfmeg.data.pace.PATIENCE_SECONDS", 0.5)
+    hub.files["me/digits", "main"] = {"train.parquet": table(30)}
+    hub.slow = {path: first}
+    found = load("hf:me/digits")
+    assert found.code == 2
+    assert found.is_one_line(
+        f"hf:me/digits cannot be read: {hub.address}", path,
+        "it sends less than 10,000 bytes a second; try again later, or name another hub in",
+    ), found.err  # fmt: skip
+    assert left_in(tmp_path) == []
+
+
+def test_the_body_of_a_redirect_is_not_read(hub: Hub, load: Callable[..., Outcome]) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": table(60), "test.parquet": table(20, 60)}
+    hub.sends_on = True
+    found = load("hf:me/digits")
+    assert found.json["train"] == 60, found.err
+    assert sum("resolve" in path for path in hub.asked) == 4
+    hub.files["me/loop", "main"] = hub.files["me/digits", "main"]
+    found = load("hf:me/loop")
+    assert found.is_one_line("hf:me/loop cannot be read: it sends on more than 10 times"), found.err
 
 
 def test_what_is_no_table_is_one_line(hub: Hub, load: Callable[..., Outcome]) -> None:
