@@ -93,6 +93,22 @@ def test_what_a_search_found_is_that_of_its_comparison(name: str) -> None:
                 assert limits[cost] is None or int(trial[column]) <= limits[cost]
 
 
+def test_what_searchers_reached_is_that_of_their_race() -> None:
+    page = (RESULTS / "README.md").read_text()
+    found = json.loads((RESULTS / "search" / "race" / "search.json").read_text())
+    assert list(found) == ["halfmeg", "random", "kerastuner"]
+    for name, result in found.items():
+        told = ", ".join(
+            f"{100 * max(reached):.2f}" if reached else "–"
+            for reached in (
+                [accuracy for hours, accuracy in result["curve"] if hours <= limit]
+                for limit in (0.25, 0.5, 1)
+            )
+        )
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` | "))
+        assert f" | {told} | {100 * result['test_accuracy']:.2f} | " in row
+
+
 def test_what_a_trained_start_brings_is_that_of_its_study() -> None:
     stored = json.loads((RESULTS / "finetune" / "comparison.json").read_text())
     page = (RESULTS / "README.md").read_text()
