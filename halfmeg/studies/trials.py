@@ -38,24 +38,32 @@ def count_trials(folders: Sequence[str | Path], model: str) -> int:
     """
     tried: set[RunConfig] = set()
     for folder in map(Path, folders):
-        configs = [Run.open(path).config for path in _runs_in(folder)]
+        found = dict(_runs_in(folder))
+        configs = {path: Run.open(path).config for path in found}
         if not configs:
             raise ValueError(
                 f"{folder} holds no run; name the folder of a study, of a search, or of runs"
             )
-        whole = (folder / SEARCH).exists()
-        tried |= {_settings(config) for config in configs if whole or config.model == model}
+        tried |= {
+            _settings(config)
+            for path, config in configs.items()
+            if found[path] or config.model == model
+        }
     return len(tried)
 
 
-def _runs_in(folder: Path) -> Iterator[Path]:
+def _runs_in(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield run folders, and whether each is a search's trial; its last comparison is left out."""
     if (folder / "config.json").exists():
-        yield folder
+        yield folder, False
         return
-    top = folder / "trials" if (folder / SEARCH).exists() else folder
-    for path in sorted(top.rglob("config.json")):
-        if not any(part.startswith(".") for part in path.relative_to(top).parts):
-            yield path.parent
+    searches = {path.parent for path in folder.rglob(SEARCH)}
+    for path in sorted(folder.rglob("config.json")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        above = next((search for search in searches if search in path.parents), None)
+        if above is None or path.relative_to(above).parts[0] == "trials":
+            yield path.parent, above is not None
 
 
 def _settings(config: RunConfig) -> RunConfig:

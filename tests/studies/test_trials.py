@@ -54,6 +54,10 @@ def test_of_a_search_every_trial_counts_and_its_last_study_does_not(tmp_path: Pa
     make_run(search / "final-1" / "resnet8-seed-0", model="resnet8")
     (search / "search.json").write_text("{}")
     assert count_trials([search], "mlp") == 3
+    assert count_trials([tmp_path], "mlp") == 3  # of the folder above, the same
+    make_run(tmp_path / "study" / "mlp", lr=0.7)
+    make_run(tmp_path / "study" / "cnn", model="cnn", lr=0.7)
+    assert count_trials([tmp_path], "mlp") == 4
 
 
 def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
