@@ -132,8 +132,8 @@ def importance_of(journal: Journal) -> dict[str, float]:
     return {name: share / total for name, share in by_share} if total else {}
 
 
-def advice(search: Search, trials: Sequence[Trial]) -> list[str]:
-    """Return what to try with double the time, from what was seen."""
+def advice(search: Search, trials: Sequence[Trial], *, ended: bool) -> list[str]:
+    """Return what to try with double the time, from what was seen; `ended`: when it was over."""
     told = []
     best = best_of(trials)
     trained = [t for t in trials if t.was_trained]
@@ -167,7 +167,7 @@ def advice(search: Search, trials: Sequence[Trial]) -> list[str]:
         names = ", ".join(str(t.number) for t in near[:5])
         told.append(f"Stopped early although ahead of the best trial at its first look: {names}.")
     waiting = [t.number for t in trials if t.outcome == "running" and t.config is not None]
-    if waiting:
+    if waiting and ended:
         numbers = ", ".join(map(str, waiting))
         told.append(f"Trials without time to end, which go on first: {numbers}.")
     if len(trained) < 20:
@@ -223,7 +223,7 @@ def _context(
         "fronts": fronts,
         "figures": {name: figure_svg(figure) for name, figure in figures.items()},
         "importance": importance,
-        "advice": advice(search, trials),
+        "advice": advice(search, trials, ended=outcome is not None),
         "spent": search.clock.spent() / 60,
         "minutes": stored.seconds / 60,
         "cost": describe_limit,

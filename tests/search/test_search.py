@@ -782,6 +782,11 @@ def test_what_was_left_unfinished_goes_on_as_far_as_the_time_holds_it(
 
     assert [taken_up(runs, 1) for runs in (0.5, 1.5, 2.5, 9)] == [0, 1, 2, 5]
     assert [taken_up(runs, 2) for runs in (0.5, 1.5, 2.5, 9)] == [0, 2, 4, 5]
+    search = Search(out, stored, space, few_digits, journal, clock, SearchListener())
+    for outcome, told in ((None, False), (found[1], True)):
+        write_page(search, outcome)  # while it runs, they may be under way
+        page = (out / "search.html").read_text()
+        assert ("Trials without time to end" in page) == told
 
 
 def test_one_seed_is_no_plural_on_the_page(
