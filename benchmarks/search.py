@@ -20,6 +20,7 @@ import contextlib
 import math
 import os
 import time
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,11 @@ def search_ours(
         if best is not None:
             curve.append([(trial.ended or 0.0) / 3600, best.accuracy])
     assert outcome.winner.config is not None
+    outcomes = Counter(t.outcome for t in read_trials(folder) if t.was_trained)
     return {
         "model": outcome.winner.config.model, "hours": Clock(folder).before / 3600, "curve": curve,
-        "test_accuracy": result.get("test_accuracy"), "verdicts": outcome.verdicts,
+        "trained": dict(outcomes), "test_accuracy": result.get("test_accuracy"),
+        "verdicts": outcome.verdicts,
     }  # fmt: skip
 
 

@@ -5,9 +5,11 @@ Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
+import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ from halfmeg.data.batches import read_batch
 from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
-from halfmeg.data.pace import Pace
+from halfmeg.data.pace import Pace, TooSlowError
 from halfmeg.data.shape import RGB, ImageShape
 from halfmeg.data.unpack import read_members
 from halfmeg.files import make_folder, read_limited
@@ -240,7 +242,11 @@ def download(url: str, target: Path, md5: str, progress: Progress) -> None:
         with response:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 offset = 0  # the server sends the whole file again
-            _write_body(response, part, offset, pace, progress)
+            try:
+                _write_body(response, part, offset, pace, progress)
+            except TooSlowError:
+                _hang_up(response)
+                raise
     found = _hash_file(part)
     if found != md5:
         part.unlink()
@@ -258,6 +264,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
+def _hang_up(response: http.client.HTTPResponse) -> None:
+    """End a connection that a thread still reads; closing it would wait for that thread."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(response.fileno())) as same:
+        same.shutdown(socket.SHUT_RDWR)
+
+
 def _write_body(
     response: http.client.HTTPResponse, part: Path, offset: int, pace: Pace, progress: Progress
 ) -> None:
@@ -266,7 +278,8 @@ def _write_body(
     done = offset
     with part.open("r+b" if offset else "wb") as file:
         file.seek(offset)
-        while chunk := response.read1(1 << 16):  # what is there: `read` would wait for all of it
+        # What is there: `read` would wait for all of it.
+        while chunk := pace.wait(lambda: response.read1(1 << 16)):
             pace.add(len(chunk))
             file.write(chunk)
             done += len(chunk)

@@ -25,16 +25,18 @@ class TooSlowError(ValueError):
 
 
 class Pace:
-    """An answer may take `PATIENCE_SECONDS`, and what its bytes need at the least speed."""
+    """An answer may fall back by `PATIENCE_SECONDS` behind the least speed, however fast it was."""
 
     def __init__(self) -> None:
         self.deadline = time.monotonic() + PATIENCE_SECONDS
 
     def add(self, count: int) -> None:
         """Count bytes that came; raise `TooSlowError` where they came too late."""
-        self.deadline += count / LEAST_BYTES_PER_SECOND
-        if time.monotonic() > self.deadline:
+        now = time.monotonic()
+        if now > self.deadline:
             raise TooSlowError
+        needed = self.deadline + count / LEAST_BYTES_PER_SECOND
+        self.deadline = min(needed, now + PATIENCE_SECONDS)
 
     def wait(self, step: Callable[[], T]) -> T:
         """Return what a step of the download returns.

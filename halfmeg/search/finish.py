@@ -50,6 +50,8 @@ END_SHARE = 0.9
 SHORTEST_SECONDS = 120
 """A search of less time compares nothing."""
 
+SHORT = "the time that was left was too short"
+
 Baseline = tuple[str, int]
 """A network and its budget."""
 
@@ -100,7 +102,7 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
                     "leave one out"
                 )
         chosen = list(named)
-        if not any(Path(text).is_dir() for text in stored.baselines):
+        if not any(is_search(text) or _is_run(text) for text in stored.baselines):
             return chosen
     for name in BASELINES:  # beside what was found before, too
         known = {file_name(model) for model, _ in chosen}
@@ -130,7 +132,7 @@ def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
         if best is None or best.config is None:
             raise ValueError(f"{text} has no network that was trained to its end")
         return best.config.model, best.config.budget
-    if (Path(text) / "config.json").is_file():
+    if _is_run(text):
         config = Run.open(text).config
         if is_place(config.model):
             check_outside(Path(text), config.model)
@@ -140,6 +142,10 @@ def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
         return _within(text, limits, data) or _within(text, weights, data) or (text, BUDGET)
     measure_costs(text, len(data.classes), data.image_shape, Limits())  # raises for an unknown one
     return text, BUDGET
+
+
+def _is_run(text: str) -> bool:
+    return (Path(text) / "config.json").is_file()
 
 
 def _within(name: str, limits: Limits, data: DataSplits) -> Baseline | None:
@@ -253,7 +259,7 @@ def finish(search: Search, final: Final, *, listener: StudyListener | None = Non
     assert winner.config is not None
     if not final.seeds:
         run = finish_trial(search.run_folders(winner.number)[0], search.data)
-        return Outcome(winner, run, failures=final.failures, no_verdict=final.no_verdict)
+        return Outcome(winner, run, failures=final.failures, no_verdict=final.no_verdict or SHORT)
     study = run_study(
         list(_configs(winner.config, final, search.data)), search.data,
         search.folder / final.folder,
@@ -272,7 +278,7 @@ def _why_alone(stored: Stored, winner: RunConfig, timed: Timed) -> str:
         return f"no network to compare with {which}"
     if all(model == winner.model for model, _ in timed.seconds):
         return "what it would be compared with is the winner itself"
-    return "the time that was left was too short"
+    return SHORT
 
 
 def _configs(winner: RunConfig, final: Final, data: DataSplits) -> Iterator[RunConfig]:

@@ -1,4 +1,4 @@
-"""The front: what nothing else beats in accuracy and cost, and which neighbours are told apart.
+"""The front: what is best within each limit of a cost, and which neighbours are told apart.
 
 All by validation images. Two neighbours are compared by McNemar's exact test on the same images:
 chance between images, not between seeds, which one run of each cannot show. An image that several
@@ -52,8 +52,8 @@ def finished(trials: Sequence[Trial]) -> list[Trial]:
     ]  # fmt: skip
 
 
-def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """Return the most accurate finished trial; of equal ones the cheapest in MACs.
+def best_of(trials: Sequence[Trial], cost: str = "macs") -> Trial | None:
+    """Return the most accurate finished trial; of equal ones the cheapest.
 
     Where some were trained again, it is one of them, or one that is above what each had the first
     time: the rest were below them when all had been read once.
@@ -61,7 +61,7 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     known = finished(trials)
     first = max((trial.first_accuracy for trial in known if trial.repeated), default=-1.0)
     known = [trial for trial in known if trial.repeated or trial.first_accuracy > first]
-    return max(known, key=lambda t: (t.accuracy or 0.0, -_cost(t, "macs")), default=None)
+    return max(known, key=lambda t: (t.accuracy or 0.0, -_cost(t, cost)), default=None)
 
 
 def front(
@@ -69,7 +69,8 @@ def front(
 ) -> list[FrontPoint]:
     """Return the front against one cost, the cheapest first: the best within each limit.
 
-    The last one is the best of all, and `pick` takes the last within its limit.
+    The last one is the best of all, and `pick` takes the last within its limit. Accuracy falls on
+    it where one that was trained once is followed by one that was trained again.
 
     Args:
         trials: of the search.
@@ -79,7 +80,7 @@ def front(
     known = [t for t in finished(trials) if getattr(t.costs, name) is not None]
     points: list[FrontPoint] = []
     for limit in sorted({_cost(t, name) for t in known}):
-        trial = best_of([t for t in known if _cost(t, name) <= limit])
+        trial = best_of([t for t in known if _cost(t, name) <= limit], name)
         if trial is None or (points and points[-1].trial.number == trial.number):
             continue
         apart = None
@@ -104,7 +105,7 @@ def pick(trials: Sequence[Trial], text: str) -> Trial:
         )
     limit = parse_amount(name, amount, f"--pick {text}")
     known = [t for t in finished(trials) if getattr(t.costs, name) is not None]
-    within = best_of([t for t in known if _cost(t, name) <= limit])
+    within = best_of([t for t in known if _cost(t, name) <= limit], name)
     if within is None:
         least = min((_cost(t, name) for t in known), default=None)
         told = f"{name} is known of none"

@@ -51,6 +51,7 @@ class Lanes:
         folders_of: the run folders of a trial by its number.
         clock: is saved while it waits.
         listener: is told how a run in this process goes, and of killed workers.
+        on_begin: is called before a trial is trained in this process.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class Lanes:
         folders_of: Callable[[int], list[Path]],
         clock: Clock,
         listener: SearchListener,
+        on_begin: Callable[[Trial], None],
     ) -> None:
         self.data, self.workers, self.address = data, workers, address
         self.folders_of = folders_of
-        self.clock, self.listener = clock, listener
+        self.clock, self.listener, self.on_begin = clock, listener, on_begin
         self.waiting: dict[Future[Any], tuple[Trial, int, float]] = {}
         self.kills: dict[int, int] = {}
         self.pool: Pool | None = None
@@ -115,6 +117,7 @@ class Lanes:
         if self.pool is None and self.cluster is None:
             future, asked = next(iter(self.waiting.items()))
             del self.waiting[future]
+            self.on_begin(asked[0])
             yield asked[0].number, train_folds(self.data, *self._task(*asked), self._of_run)
             return
         done: set[Future[Any]] = set()

@@ -227,7 +227,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 class Clock:
     """The seconds that a search has spent, also before it was stopped or, `was_killed`, killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, started: float | None = None) -> None:
         self.path = folder / "clock.json"
         try:
             stored = read_json(self.path, dict[str, float])
@@ -235,7 +235,7 @@ class Clock:
             stored = {}
         self.before = stored.get("spent", 0.0)
         self.was_killed = bool(stored) and not stored.get("ended", 0.0)
-        self.started = time.monotonic()
+        self.started = time.monotonic() if started is None else started
 
     def spent(self) -> float:
         """Return the seconds so far."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +59,8 @@ MOST_SEED = 2**31
 """Optuna's samplers take 32 bits, and the journal adds to it."""
 
 PAGE_SECONDS = 60
+PAGE_PAUSE = 100
+"""Between two pages pass so many seconds, and so many times what one takes."""
 
 
 def describe_search(
@@ -163,7 +167,7 @@ def start(
         and not (folder.is_dir() and holds_nothing(folder))
     ):
         raise ValueError(f"{folder} exists and holds no search; choose another --out")
-    clock = Clock(folder)
+    started = time.monotonic()
     note = ""
     before = None
     if is_search(folder):
@@ -190,6 +194,8 @@ def start(
         if (read_stored(folder) if is_search(folder) else None) != before:
             raise ValueError(f"another process has searched in {folder} just now; start it again")
         write_stored(folder, stored)
+        clock = Clock(folder, started)
+        clock.save()  # from here on it can be killed
         search = Search(
             folder, stored, space, data, Journal(folder, stored.seed, stored.strategy),
             clock, SearchListener(), workers, cluster,
@@ -202,7 +208,9 @@ def start(
         try:
             return _run(search, baselines, final_listener)
         except (TrainingInterruptedError, KeyboardInterrupt) as stopped:
-            write_page(search)
+            search.clock.save(ended=True)
+            with contextlib.suppress(Exception):  # whoever stops it is not to wait for a reason
+                write_page(search)
             told = f"`halfmeg search --resume {folder}` goes on"
             number = getattr(stopped, "signal_number", signal.SIGINT)
             raise TrainingInterruptedError(told, number) from None
@@ -303,18 +311,26 @@ class _WithPage(SearchListener):
         self.inner, self.search = inner, search
         self.of_run = inner.of_run  # type: ignore[method-assign]
         self.on_note = inner.on_note  # type: ignore[method-assign]
-        self.written = search.clock.spent()
+        self.due = search.clock.spent() + PAGE_SECONDS
+        self.error: Exception | None = None
 
     def on_trial(self, trial: Trial) -> None:
-        """Pass it on; write the page."""
+        """Pass it on; write the page, and raise what hindered it during a run."""
         self.inner.on_trial(trial)
         self.on_time()
+        if self.error is not None:
+            raise self.error
 
     def on_time(self) -> None:
-        """Write the page."""
-        if self.search.clock.spent() - self.written >= PAGE_SECONDS:
+        """Write the page, for a hundredth of the time at most; no run is to blame for an error."""
+        if (began := self.search.clock.spent()) < self.due:
+            return
+        try:
             write_page(self.search)
-            self.written = self.search.clock.spent()
+        except Exception as error:
+            self.error = error
+        ended = self.search.clock.spent()
+        self.due = ended + max(PAGE_SECONDS, PAGE_PAUSE * (ended - began))
 
 
 def _identity(stored: Stored) -> Stored:

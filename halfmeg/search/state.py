@@ -17,7 +17,7 @@ from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
 from halfmeg.search.journal import Journal
 from halfmeg.search.lanes import SearchListener
-from halfmeg.search.record import Clock, Stored
+from halfmeg.search.record import Clock, Stored, Trial
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.space import Space
 from halfmeg.studies.pool import threads_each
@@ -95,12 +95,14 @@ class Search:
         names = [f"{number:04}"] + [f"{number:04}-fold-{i}" for i in range(1, self.stored.folds)]
         return [self.folder / "trials" / name for name in names]
 
-    def epochs_of(self, number: int) -> int:
-        """Return the epochs that the runs of a trial have done by now, all together."""
-        return sum(len(read_metrics(path / "metrics.csv")) for path in self.run_folders(number))
+    def count_try(self, trial: Trial) -> None:
+        """Count that a trial is taken up, at the epochs that its runs have done all together."""
+        paths = (folder / "metrics.csv" for folder in self.run_folders(trial.number))
+        epochs = sum(len(read_metrics(path)) for path in paths)
+        self.journal.count_try(self.journal.open(trial.number), epochs)
 
     def costs(self, model: str, *, whole: bool = False) -> Costs:
-        """Return what a network costs, computed once; its latency is measured once only.
+        """Return what a network costs, computed once; `whole` measures no other latency.
 
         Raises:
             ValueError: it cannot be built.

@@ -67,7 +67,7 @@ def run_trials(search: Search) -> None:
     """
     with Lanes(
         search.data, search.workers, search.cluster, search.run_folders, search.clock,
-        search.listener,
+        search.listener, search.count_try,
     ) as lanes:  # fmt: skip
         engine = _Engine(search, lanes)
         engine.go_on()
@@ -97,6 +97,8 @@ class _Engine:
         free = [0.0] * self.search.workers  # seconds until each worker has done what it took up
         for trial in [t for t in self.trials.values() if t.outcome == "running"]:
             self.live[trial.number] = self.journal.open(trial.number)
+            if not self.search.clock.was_killed:
+                self.journal.keep(self.live[trial.number], tries=(0, 0))
             if trial.config is None:
                 told = "it was interrupted before it began"
                 self._end(trial, "over", error=told, told=False)  # which says nothing of it
@@ -281,7 +283,6 @@ class _Engine:
     def _train(self, trial: Trial) -> None:
         assert trial.config is not None
         assert self.search.stored.plan is not None
-        self.journal.count_try(self.live[trial.number], self.search.epochs_of(trial.number))
         rungs = rung_epochs(trial.config.epochs)
         if self.search.stored.strategy == "random" or trial.repeats is not None:
             rungs = rungs[-1:]

@@ -21,7 +21,7 @@ RANKING = "ranking.json"
 
 
 def rank_comparisons(comparisons: Sequence[Comparison]) -> Ranking:
-    """Rank the networks that all comparisons have, over their data sets; none where that is few."""
+    """Rank the networks that all comparisons have, over their data sets; none of fewer than two."""
     names = [comparison.data for comparison in comparisons]
     accuracies = [{m.name: m.test_accuracy.mean for m in c.models} for c in comparisons]
     networks = [name for name in accuracies[0] if all(name in row for row in accuracies)]

@@ -61,7 +61,7 @@ def _runs_in(folder: Path) -> Iterator[tuple[Path, bool]]:
     for path in sorted(folder.rglob("config.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        above = next((search for search in searches if search in path.parents), None)
+        above = next((parent for parent in path.parents if parent in searches), None)
         if above is None or path.relative_to(above).parts[0] == "trials":
             yield path.parent, above is not None
 

@@ -304,14 +304,21 @@ class Server:
             def do_GET(self) -> None:
                 action = server.script.pop(0) if len(server.script) > 1 else server.script[0]
                 server.ranges.append(self.headers.get("Range"))
-                if action in ("drip", "send on"):
-                    self.send_response(302 if action == "send on" else 200)
-                    self.send_header("Location", self.path)
-                    self.end_headers()
-                    one_by_one = (server.content[i : i + 1] for i in range(len(server.content)))
-                    without_end = repeat(bytes(2**16))
+                if action in ("drip", "drip a length", "send on"):
+                    parts = repeat(b"x")  # of the extension of a chunk's length
+                    if action == "drip a length":
+                        chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"
+                        self.wfile.write(chunked)
+                    else:
+                        self.send_response(302 if action == "send on" else 200)
+                        self.send_header("Location", self.path)
+                        self.end_headers()
+                        content = server.content
+                        parts = (content[i : i + 1] for i in range(len(content)))
+                    if action == "send on":
+                        parts = repeat(bytes(2**16))
                     with contextlib.suppress(OSError):
-                        for sent in one_by_one if action == "drip" else without_end:
+                        for sent in parts:
                             self.wfile.write(sent)
                             if server.over.wait(0.02):
                                 break
@@ -380,11 +387,12 @@ def test_a_failing_mirror_gives_way_to_the_next(tmp_path, server, monkeypatch) -
 
 
 def test_a_mirror_that_hardly_sends_gives_way_to_the_next(tmp_path, server, monkeypatch) -> None:
-    monkeypatch.setattr("halfmeg.data.pace.PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(cifar, "MIRRORS", (server.url, server.url))
+    monkeypatch.setattr("halfmeg.data.pace.PATIENCE_SECONDS", 4.0)  # the next one takes less
     server.script = ["drip", "serve"]
     check_pixels(load_dataset("cifar10", data_dir=tmp_path))
-    server.script = ["drip"]
+    monkeypatch.setattr("halfmeg.data.pace.PATIENCE_SECONDS", 0.5)
+    server.script = ["drip", "drip a length"]
     with pytest.raises(ValueError, match="it sends less than 10,000 bytes a second"):
         load_dataset("cifar10", data_dir=tmp_path / "other")
 

@@ -52,6 +52,7 @@ from halfmeg.search.record import (
     JOURNAL,
     Clock,
     Final,
+    Stored,
     Trial,
     describe_data,
     read_stored,
@@ -756,23 +757,33 @@ def test_an_image_of_several_folds_counts_once(
     assert by_image(np.array([True, False]), []).tolist() == [1, 0]
 
 
+def queue(out: Path, stored: Stored, count: int) -> Journal:
+    """Leave just so many trials unfinished, none of which has begun; return the journal."""
+    journal = Journal(out, stored.seed, stored.strategy)
+    for left in [trial for trial in journal.trials() if trial.outcome == "running"]:
+        journal.tell(journal.open(left.number), "over", None)
+    done = next(trial for trial in journal.trials() if trial.outcome == "done" and trial.config)
+    assert done.config is not None
+    for _ in range(count):
+        live = journal.ask(None)
+        journal.keep(live, drawn=done.drawn, costs=done.costs, config=done.config.to_dict())
+    return journal
+
+
 def test_what_was_left_unfinished_goes_on_as_far_as_the_time_holds_it(
-    tmp_path: Path, few_digits: DataSplits, tiny: str, found: tuple[Path, Any, list[Trial]]
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits, tiny: str,
+    found: tuple[Path, Any, list[Trial]],
+) -> None:  # fmt: skip
     out = shutil.copytree(found[0], tmp_path / "out")
     stored, space = open_search(out, few_digits)
-    journal, clock = Journal(out, stored.seed, stored.strategy), Clock(out)
-    done = next(trial for trial in found[2] if trial.outcome == "done" and trial.config)
-    assert done.config is not None
-    for _ in range(5):
-        live = journal.ask(None)
-        journal.keep(
-            live, drawn=done.drawn, costs=done.costs, config=done.config.to_dict(), seconds=0.0
-        )
+    journal, clock = queue(out, stored, 5), Clock(out)
+    monkeypatch.setattr(clock, "spent", lambda: 100.0)  # however slow this machine is
 
     def taken_up(runs: float, workers: int) -> int:
         search = Search(out, stored, space, few_digits, journal, clock, SearchListener(), workers)
-        lanes = Lanes(few_digits, 1, None, search.run_folders, clock, SearchListener())
+        lanes = Lanes(
+            few_digits, 1, None, search.run_folders, clock, SearchListener(), search.count_try
+        )
         engine = _Engine(search, lanes)
         assert stored.plan is not None
         seconds = clock.spent() + runs * engine._seconds_of_run() + 1e-3
@@ -928,7 +939,9 @@ def finished_trials(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_ctrl_c_stops_a_search_with_one_line(tmp_path: Path, tiny: str, pictures: Path) -> None:
     (tmp_path / "pictures").symlink_to(pictures)
-    command = [sys.executable, "-m", "halfmeg", *SEARCH, "--json"]
+    long = "SPACE = {'network': {'tiny.py:Tiny': {}}, 'epochs': 1000}"
+    (tmp_path / "long.py").write_text(long)
+    command = [sys.executable, "-m", "halfmeg", *SEARCH, "--space", "long.py:SPACE", "--json"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out").glob("trials/*/metrics.csv")):
         time.sleep(0.05)
@@ -936,6 +949,7 @@ def test_ctrl_c_stops_a_search_with_one_line(tmp_path: Path, tiny: str, pictures
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert err.strip().splitlines()[-1] == "halfmeg: stopped; `halfmeg search --resume out` goes on"
+    assert json.loads((tmp_path / "out" / "clock.json").read_text())["ended"]
     assert "No trial has come to its end yet" in (tmp_path / "out" / "search.html").read_text()
 
 
@@ -966,7 +980,7 @@ def test_a_trial_for_workers_that_were_killed_meanwhile_is_trained_by_others(
     trials = [Trial(number, drawn, "running", config) for number in range(2)]
     with Lanes(
         few_digits, 2, None, lambda number: [tmp_path / f"{number}"], Clock(tmp_path),
-        SearchListener(),
+        SearchListener(), lambda _: None,
     ) as lanes:  # fmt: skip
         lanes.submit(trials[0], 2, 60.0)
         for process in multiprocessing.active_children():
@@ -981,6 +995,25 @@ def test_a_trial_for_workers_that_were_killed_meanwhile_is_trained_by_others(
     assert {number: (r.epochs, r.error) for number, r in found.items()} == {
         0: (2, None), 1: (2, None),
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_network_that_kills_its_process_ends_no_search(
+    tmp_path: Path, tiny: str, pictures: Path
+) -> None:
+    networks = {"killer.py:Killer": {}, "tiny.py:Tiny": {}}
+    space = {"network": networks, "epochs": 2, "batch_size": 8}
+    (tmp_path / "killer.py").write_text(f"{KILLER}\nSPACE = {space}")
+    (tmp_path / "pictures").symlink_to(pictures)
+    command = [sys.executable, "-m", "halfmeg", "search", "--space", "killer.py:SPACE",
+               "--data", "pictures", "--params", "700", "--no-compare",
+               "--hours", str(40 / 3600), "--out", "out"]  # fmt: skip
+    codes = [subprocess.run(command, cwd=tmp_path, check=False).returncode for _ in range(4)]
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    given_up = [trial for trial in read_trials(tmp_path / "out") if trial.outcome == "failed"]
+    assert given_up[0].drawn["network"] == "killer.py:Killer"
+    assert "killed (out of memory?)" in given_up[0].error
+    assert "killed (out of memory?)" in (tmp_path / "out" / "search.html").read_text()
 
 
 def test_a_baseline_of_one_size_is_compared_without_smaller_images(few_digits) -> None:
@@ -1051,6 +1084,26 @@ def test_a_named_network_over_a_limit_of_ram_keeps_that_of_flash(few_digits: Dat
     costs = measure_costs(name, 10, few_digits.image_shape, limits, budget=budget)
     assert 20_000 < costs.flash <= 30_000 and costs.ram > 6_000
 
+
+KILLER = '''
+import os
+import signal
+from torch import nn
+
+class Killer(nn.Module):
+    """Ends its process, as where memory is short, beyond the steps that are timed."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head, self.steps = nn.Linear(3, num_classes), 0
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            if self.steps > 15:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.head(x.mean((2, 3)))
+'''
 
 BUSY = '''
 import time
@@ -1291,7 +1344,7 @@ def engine_of(out: Path, data: DataSplits, clock: Clock) -> tuple[_Engine, Lanes
     assert stored.plan is not None
     stored = replace(stored, plan=replace(stored.plan, search_seconds=1e6))
     search = Search(out, stored, space, data, journal, clock, SearchListener())
-    lanes = Lanes(data, 1, None, search.run_folders, clock, SearchListener())
+    lanes = Lanes(data, 1, None, search.run_folders, clock, SearchListener(), search.count_try)
     return _Engine(search, lanes), lanes
 
 
@@ -1300,20 +1353,26 @@ def test_what_kills_its_process_again_and_again_is_given_up(
 ) -> None:
     out = shutil.copytree(found[0], tmp_path / "out")
     Clock(out).save(ended=True)
-    done = next(trial for trial in found[2] if trial.outcome == "done" and trial.config)
-    assert done.config is not None
-    journal = engine_of(out, few_digits, Clock(out))[0].journal
-    live = journal.ask(None)
-    journal.keep(live, drawn=done.drawn, costs=done.costs, config=done.config.to_dict())
-    for times in range(4):  # it never comes to the end of an epoch
+    queue(out, read_stored(out), 2)
+
+    def start_again(*, killed: bool) -> list[int]:
+        """Begin the first of the trials that wait; return which did."""
         engine, lanes = engine_of(out, few_digits, Clock(out))
-        assert engine.search.clock.was_killed == (times > 0)
         engine.go_on()
-        assert len(lanes.waiting) == (times < 3)
-        engine.search.clock.save()
-    (trial,) = (one for one in read_trials(out) if one.number == live.number)
-    assert trial.outcome == "failed"
-    assert "killed (out of memory?)" in trial.error
+        waiting = [asked[0] for asked in lanes.waiting.values()]
+        engine.search.count_try(waiting[0])  # it never comes to the end of an epoch
+        engine.search.clock.save(ended=not killed)
+        return [trial.number for trial in waiting]
+
+    first, second = start_again(killed=True)
+    assert start_again(killed=False) == [first, second]
+    for _ in range(3):  # an end in order begins the count anew
+        assert start_again(killed=True) == [first, second]
+    assert start_again(killed=True) == [second]
+    given_up = read_trials(out)[first]
+    assert given_up.outcome == "failed"
+    assert "killed (out of memory?)" in given_up.error
+    assert read_trials(out)[second].outcome == "running"
 
 
 def test_a_search_that_another_process_goes_on_with_is_not_overwritten(

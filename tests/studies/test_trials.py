@@ -55,6 +55,9 @@ def test_of_a_search_every_trial_counts_and_its_last_study_does_not(tmp_path: Pa
     (search / "search.json").write_text("{}")
     assert count_trials([search], "mlp") == 3
     assert count_trials([tmp_path], "mlp") == 3  # of the folder above, the same
+    (tmp_path / "search.json").write_text("{}")  # of another kind, as a benchmark writes
+    assert count_trials([tmp_path], "mlp") == 3
+    (tmp_path / "search.json").unlink()
     make_run(tmp_path / "study" / "mlp", lr=0.7)
     make_run(tmp_path / "study" / "cnn", model="cnn", lr=0.7)
     assert count_trials([tmp_path], "mlp") == 4
