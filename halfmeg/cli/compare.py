@@ -120,8 +120,11 @@ def compare(
     study = compare_until_decided if until_decided else compare_models
     if len(folders) > 1:
         from halfmeg.studies.sets import check_ranking_folder
+        from halfmeg.studies.study import check_study_folder
 
-        check_ranking_folder(folders[0].parent)  # before anything is trained
+        check_ranking_folder(folders[0].parent)  # all of them before anything is trained
+        for folder in folders:
+            check_study_folder(folder)
     finished: list[Finished] = []
     failures: dict[str, dict[str, str]] = {}
     for loaded, folder in zip(all_data, folders, strict=True):
@@ -160,12 +163,20 @@ def _study_folders(data: list[DataSplits], out: str | None, names: list[str]) ->
     """Return the folder of each study: of several data sets one below --out for each.
 
     Raises:
-        ValueError: a data set is named twice, or two have the same images.
+        ValueError: a data set is named twice, two are called the same, or have the same images.
     """
     sets = [loaded.name for loaded in data]
-    for name in sets:
-        if sets.count(name) > 1:
-            raise ValueError(f"data {name} is named twice; name each data set once")
+    called: dict[str, DataSplits] = {}
+    for loaded in data:
+        before = called.setdefault(loaded.name, loaded)
+        if before is loaded:
+            continue
+        if before.fingerprint == loaded.fingerprint:
+            raise ValueError(f"data {loaded.name} is named twice; name each data set once")
+        raise ValueError(
+            f"--data {before.source} and --data {loaded.source} would both be called "
+            f"{loaded.name}; rename one of them"
+        )
     firsts: dict[str, str] = {}
     for loaded in data:
         first = firsts.setdefault(loaded.fingerprint, loaded.source)

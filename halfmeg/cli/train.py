@@ -89,7 +89,8 @@ def train(
         raise ValueError("auto and --folds exclude each other; name a recipe, or leave --folds out")
     choice = None
     if recipe == "auto":
-        if out is not None and Path(out).exists():  # told before minutes of trials
+        out = out or f"runs/auto-{file_name(Path(data or 'digits').name)}"
+        if Path(out).exists():  # told before minutes of trials
             raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
         is_given = image_size is not None or any(
             s.startswith("image_size=") for s in settings or ()

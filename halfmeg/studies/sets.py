@@ -22,13 +22,16 @@ RANKING = "ranking.json"
 
 def rank_comparisons(comparisons: Sequence[Comparison]) -> Ranking:
     """Rank the networks that all comparisons have, over their data sets; none of fewer than two."""
-    names = [comparison.data for comparison in comparisons]
-    accuracies = [{m.name: m.test_accuracy.mean for m in c.models} for c in comparisons]
-    networks = [name for name in accuracies[0] if all(name in row for row in accuracies)]
-    if min(len(networks), len(names)) < 2:
-        return Ranking((), tuple(names), ((),) * len(names), (), None, None, ())
-    table = np.array([[row[name] for name in networks] for row in accuracies])
-    return rank_networks(networks, names, table)
+    data = [comparison.data for comparison in comparisons]
+    found = [{(m.runs[0].config.model, m.runs[0].config.recipe): m for m in c.models}
+             for c in comparisons]  # fmt: skip
+    shared = [key for key in found[0] if all(key in entrants for entrants in found)]
+    if min(len(shared), len(data)) < 2:
+        return Ranking((), tuple(data), ((),) * len(data), (), None, None, ())
+    # Where one of two recipes has failed on a data set, the other is named without a recipe there.
+    names = [max((entrants[key].name for entrants in found), key=len) for key in shared]
+    table = np.array([[entrants[key].test_accuracy.mean for key in shared] for entrants in found])
+    return rank_networks(names, data, table)
 
 
 def ranking_figure(ranking: Ranking) -> Figure:

@@ -241,6 +241,14 @@ def _folder_names(configs: Sequence[RunConfig], unit: str) -> list[str]:
     return names
 
 
+def check_study_folder(out: Path) -> None:
+    """Raise ValueError where a folder is there and is no study's."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"cannot write to {out}: it is a file")
+    if out.exists() and not (out / "study.json").exists() and not holds_nothing(out):
+        raise ValueError(f"{out} exists and is no study; choose another --out")
+
+
 def _check_folder(
     out: Path,
     configs: Sequence[RunConfig],
@@ -249,10 +257,7 @@ def _check_folder(
     wanted: Reading,
 ) -> Reading:
     """Raise before anything is trained if `out` cannot hold this study; write study.json."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"cannot write to {out}: it is a file")
-    if out.exists() and not (out / "study.json").exists() and not holds_nothing(out):
-        raise ValueError(f"{out} exists and is no study; choose another --out")
+    check_study_folder(out)
     others = [run for run in _others_in(out, folders) if (out / run.folder).exists()]
     if others:
         names = ", ".join(dict.fromkeys(f"{run.model} seed {run.seed}" for run in others[:3]))

@@ -80,6 +80,9 @@ def test_a_folder_that_exists_is_told_before_any_trial(tmp_path: Path, cli: Cli)
     (tmp_path / "mine").mkdir()
     done = cli("train", "auto", "minutes=60", "--data", "digits", "--out", "mine")
     assert done.is_one_line("mine exists already and is not overwritten")
+    (tmp_path / "runs" / "auto-digits").mkdir(parents=True)
+    done = cli("train", "auto", "minutes=60", "--data", "digits")
+    assert done.is_one_line("runs/auto-digits exists already and is not overwritten")
 
 
 @pytest.mark.parametrize(

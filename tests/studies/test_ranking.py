@@ -14,6 +14,7 @@ from halfmeg.studies.figures import figure_png, figure_svg
 from halfmeg.studies.letters import compact_letters
 from halfmeg.studies.ranking import Ranking, rank_networks
 from halfmeg.studies.sets import ranking_figure, ranking_tables
+from halfmeg.training.recipes import build_recipe
 
 
 def test_letters_by_hand() -> None:
@@ -198,6 +199,26 @@ def test_the_same_data_twice_is_told_before_training(
         assert not (tmp_path / "both").exists()
 
 
+def test_a_folder_that_is_taken_or_a_name_of_two_is_told_before_training(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    shutil.copytree(pictures, tmp_path / "photos")
+    (tmp_path / "both" / "photos").mkdir(parents=True)
+    (tmp_path / "both" / "photos" / "mine.txt").write_text("mine")
+    command = ("compare", "cnn", "logistic", "--out", "both", "--data")
+    taken = cli(*command, "digits", "--data", "photos")
+    assert taken.code == 2
+    assert taken.is_one_line("both/photos exists and is no study; choose another --out")
+    assert taken.out == ""
+    assert not (tmp_path / "both" / "digits").exists()
+    copy_few(pictures, tmp_path / "others" / "photos", 8)
+    same = cli(*command, "photos", "--data", "others/photos")
+    assert same.code == 2
+    assert same.is_one_line(
+        "--data photos and --data others/photos would both be called photos; rename one of them"
+    ), same.err
+
+
 PICKY = """
 from torch import nn
 
@@ -273,6 +294,31 @@ def test_a_data_set_on_which_every_network_fails_leaves_the_others(
     assert none.code == 2
     assert none.is_one_line("no run finished; net-Picky-seed-0: Picky.prepare failed"), none.err
     assert not (tmp_path / "none" / "ranking.html").exists()
+
+
+REFUSES_50 = """
+def same(images):
+    if len(images) == 50:
+        raise ValueError("50 images")
+    return images
+"""
+
+
+def test_a_recipe_that_fails_on_one_data_set_leaves_the_ranks_of_the_others(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    copy_few(pictures, tmp_path / "few", 4)
+    copy_few(pictures, tmp_path / "many", 200)
+    (tmp_path / "own.py").write_text(REFUSES_50)
+    config = build_recipe("common").override(["model=mlp", "batch_size=50", "augment=own.py:same"])
+    (tmp_path / "own.json").write_text(json.dumps(config.to_dict() | {"recipe": "own"}))
+    outcome = cli(
+        "compare", "logistic", "mlp", "epochs=1", "threads=1", "--seeds", "1", "--json",
+        "--recipe", "common", "--recipe", "own.json", "--data", "few", "--data", "many",
+        "--out", "both",
+    )  # fmt: skip
+    assert outcome.code == 1, outcome.err
+    assert set(outcome.json["networks"]) == {"logistic (common)", "mlp (common)"}
 
 
 TEN = """
