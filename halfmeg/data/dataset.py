@@ -16,6 +16,9 @@ from halfmeg.data.shape import ImageShape
 
 MAX_CLASSES = 10_000
 
+LARGER_SIDES = (48, 64, 96)
+"""Pixels that are worth a try where images have them; beyond, small networks get slow."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -140,6 +143,14 @@ class DataSplits:
     def image_shape(self) -> ImageShape:
         """Channels, height and width of the images."""
         return ImageShape(*self.train.images.shape[1:])
+
+    @property
+    def larger_sides(self) -> list[int]:
+        """Sides above the images' own, in pixels, that half of their sources have at least."""
+        if self.train.sizes is None or not len(self.train):
+            return []
+        sources = int(self.train.sizes.min(1).values.median())
+        return [side for side in LARGER_SIDES if self.image_shape.shortest < side <= sources]
 
     @property
     def image_size(self) -> int | tuple[int, int]:

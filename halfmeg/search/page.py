@@ -13,7 +13,7 @@ import jinja2
 from halfmeg.artifacts.run import Run
 from halfmeg.files import write_atomically
 from halfmeg.places.place import short_name
-from halfmeg.search.budget import describe_latency, describe_limit
+from halfmeg.search.budget import describe_latency, describe_limit, measure_costs
 from halfmeg.search.figures import (
     COST_LABELS,
     curves_figure,
@@ -173,7 +173,28 @@ def advice(search: Search, trials: Sequence[Trial], *, ended: bool) -> list[str]
     if len(trained) < 20:
         count = len(search.space.dimensions)
         told.append(f"Few trials, {len(trained)}, for a space of {count} settings.")
+    if ended:
+        told += larger_images(search, best)
     return told
+
+
+def larger_images(search: Search, best: Trial) -> list[str]:
+    """Return the advice to search at the next size of images, if the best network fits there."""
+    sides, limits = search.data.larger_sides, search.stored.limits
+    if not sides or best.config is None:
+        return []
+    larger = search.data.image_shape.scaled_to(sides[0])
+    try:
+        costs = measure_costs(best.config.model, len(search.data.classes), larger, limits)
+    except ValueError:  # a network of the user's own that takes no other size
+        return []
+    if not limits.fits(costs):
+        return []
+    return [
+        f"Most images have {sides[0]} pixels and more on their shorter side, and were brought to "
+        f"{search.side}. The best network is within the limits at {larger.text} too: "
+        f"--image-size {larger.written} in a search of its own."
+    ]
 
 
 def _context(

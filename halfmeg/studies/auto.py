@@ -314,9 +314,8 @@ def _challenges(
     start: RunConfig, data: DataSplits, image_size: ImageSize | None, fixed: Collection[str]
 ) -> Iterator[tuple[str, Any]]:
     """Yield the settings that are tried instead, one at a time."""
-    if image_size is None and data.train.sizes is not None and len(data.train):
-        native = int(data.train.sizes.min(1).values.median())
-        yield from (("image_size", side) for side in (48, 64, 96) if side <= native)
+    if image_size is None:
+        yield from (("image_size", side) for side in data.larger_sides)
     if not {"hflip", "alternate"} & set(fixed):
         yield "hflip", False
     if "model" not in fixed:

@@ -47,7 +47,13 @@ from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fil
 from halfmeg.search.front import best_of, by_image, front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
-from halfmeg.search.page import importance_of, learning_curve, write_page
+from halfmeg.search.page import (
+    advice,
+    importance_of,
+    larger_images,
+    learning_curve,
+    write_page,
+)
 from halfmeg.search.record import (
     JOURNAL,
     Clock,
@@ -619,6 +625,27 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
         searched(out, few_digits, limits=Limits(params=900))
     with pytest.raises(ValueError, match="searched on other data"):
         open_search(out, first_digits(201))
+
+
+def test_larger_images_are_advised_where_there_are_any_and_they_fit(
+    found: tuple[Path, Any, list[Trial]], few_digits: DataSplits, tiny: str
+) -> None:
+    """As of photographs, the sizes of which are known; on digits of 8 pixels nothing is said."""
+    out, outcome, trials = found
+    stored, space = open_search(out, few_digits)
+    journal = Journal(out, stored.seed, stored.strategy)
+    search = Search(out, stored, space, few_digits, journal, Clock(out), SearchListener())
+    assert not larger_images(search, outcome.winner)
+    for source, told in ((47, ""), (50, "--image-size 48 "), (500, "--image-size 48 ")):
+        sizes = torch.full((len(few_digits.train), 2), source)
+        search.data = replace(few_digits, train=replace(few_digits.train, sizes=sizes))
+        lines = advice(search, trials, ended=True)
+        assert any("--image-size" in line for line in lines) == bool(told)
+        assert told in " ".join(lines)
+        assert not any("--image-size" in line for line in advice(search, trials, ended=False))
+    macs = outcome.winner.costs.macs
+    search.stored = replace(search.stored, limits=Limits(params=700, macs=macs))
+    assert not larger_images(search, outcome.winner)
 
 
 def test_the_best_are_trained_again_before_one_is_chosen(
