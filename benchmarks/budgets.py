@@ -4,7 +4,8 @@
 
 Runs of one recipe and number of epochs make a curve; those of one budget in it, which differ in the
 seed, a point. No weights are read, so the runs of results/ can be drawn again. Intervals are 95%:
-of other test images; where there are several seeds, of other seeds on other test images.
+of other test images; where there are several seeds, of other seeds on other test images. Runs on
+CIFAR-10's own pixels stand beside what others published there.
 """
 
 from __future__ import annotations
@@ -23,8 +24,28 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from halfmeg.artifacts.run import Run
 from halfmeg.studies.entrant import load_run
-from halfmeg.studies.figures import COLOURS, STYLE, write_figure
+from halfmeg.studies.figures import COLOURS, INK, STYLE, write_figure
 from halfmeg.studies.stats import crossed_interval, wilson_interval
+
+
+CIFAR10 = "976c321e2b2723f8"
+"""The fingerprint of its own pixels."""
+
+PUBLISHED = (
+    ("ResNet-20", 272_474, 92.60),  # github.com/chenyaofo/pytorch-cifar-models
+    ("ResNet-32", 466_906, 93.53),
+    ("SE-ResNet-20", 274_847, 93.99),  # github.com/osmr/imgclsmob
+    ("DenseNet-40-BC", 176_122, 93.57),
+    ("CondenseNet-50", 220_000, 93.78),  # Huang et al. 2018, "CondenseNet"
+    ("CondenseNet-74", 410_000, 94.72),
+    ("CondenseNet-94", 330_000, 95.00),
+    ("cifar10-tiniest", 97_530, 94.40),  # github.com/xvel/cifar10-tiniest, the mean of 5 runs
+    ("ResNet-8 of MLPerf Tiny", 78_666, 87.01),  # as trained by STMicroelectronics
+)
+"""Networks of fewer than 500,000 parameters: name, parameters, test accuracy in % without averaging
+over several views of an image."""
+
+TICKS = (25_000, 50_000, 100_000, 200_000, 500_000)
 
 
 class Point(NamedTuple):
@@ -37,8 +58,8 @@ class Point(NamedTuple):
     num_seeds: int
 
 
-def read_curves(folders: Sequence[Path]) -> dict[str, list[Point]]:
-    """Return each recipe's points, fewest parameters first.
+def read_curves(folders: Sequence[Path]) -> tuple[dict[str, list[Point]], str]:
+    """Return each recipe's points, fewest parameters first, and the fingerprint of their data.
 
     Raises:
         ValueError: a folder is no run, has not finished, or is of other data than the first; two
@@ -61,10 +82,11 @@ def read_curves(folders: Sequence[Path]) -> dict[str, list[Point]]:
                 f"{folder} repeats seed {config.seed} at {result['params']:,} parameters"
             )
         seeds[config.seed] = run
-    return {
+    curves = {
         label: [_point(params, list(seeds.values())) for params, seeds in sorted(points.items())]
         for label, points in runs.items()
     }
+    return curves, fingerprints.pop()
 
 
 def _point(params: int, runs: list[Run]) -> Point:
@@ -79,8 +101,10 @@ def _point(params: int, runs: list[Run]) -> Point:
     return Point(params, interval.mean, interval.lo, interval.hi, len(runs))
 
 
-def draw(curves: dict[str, list[Point]]) -> Figure:
-    """Draw accuracy over parameters, these on a logarithmic scale."""
+def draw(
+    curves: dict[str, list[Point]], published: Sequence[tuple[str, int, float]] = ()
+) -> Figure:
+    """Draw accuracy over parameters, these on a logarithmic scale, and what others published."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -89,9 +113,19 @@ def draw(curves: dict[str, list[Point]]) -> Figure:
             axes.plot(params, [100 * m for m in means], color=colour, marker="o", label=label)
             low, high = ([100 * bound for bound in bounds] for bounds in (lows, highs))
             axes.fill_between(params, low, high, color=colour, alpha=0.2, lw=0)
+        for index, (name, params, accuracy) in enumerate(published):
+            label = "published by others" if index == 0 else None
+            axes.plot(params, accuracy, color=INK, marker="x", ls="", label=label)
+            axes.annotate(
+                name, (params, accuracy), (-5, 0), textcoords="offset points", ha="right",
+                va="center", fontsize="x-small", color=INK,
+            )  # fmt: skip
         widest = max(curves.values(), key=len)
+        ticks = TICKS if published else [point.params for point in widest]
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([point.params for point in widest]))
+        if published:
+            axes.set_xlim(TICKS[0] / 1.2, TICKS[-1] * 1.2)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set(xlabel="parameters", ylabel="test accuracy, % (95% interval)")
@@ -108,8 +142,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     args = parser.parse_args()
     try:
-        curves = read_curves(args.runs)
-        write_figure(draw(curves), args.out)
+        curves, fingerprint = read_curves(args.runs)
+        write_figure(draw(curves, PUBLISHED if fingerprint == CIFAR10 else ()), args.out)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     for label, points in curves.items():

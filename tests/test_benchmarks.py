@@ -231,23 +231,22 @@ def test_gpu_names_what_is_wrong(tmp_path: Path) -> None:
 
 def test_budgets(tmp_path: Path) -> None:
     out = tmp_path / "accuracy.png"
-    names = ("budgets/record-500000", "budgets/record-50000", "resnet-shared-85")
-    runs = [f"results/{name}" for name in names]
+    runs = [f"results/{name}" for name in ("record", "record-100000", "common-he/resnet20-seed-0")]
     outcome = benchmark("budgets", *runs, "--out", str(out), cwd=ROOT)
     assert outcome.code == 0, outcome.err
     lines = [line.split() for line in outcome.out.splitlines()]
     assert [" ".join(line) for line in lines] == [
-        "record, 250 epochs",
-        "42,448 parameters 81.04% 80.3% to 81.8% n = 1",  # Wilson's, of 8,104 in 10,000
-        "475,240 parameters 90.17% 89.6% to 90.7% n = 1",
-        "shared-85, 100 epochs",
-        "491,082 parameters 86.74% 86.1% to 87.4% n = 1",
+        "record, 100 epochs",
+        "99,184 parameters 90.86% 90.3% to 91.4% n = 1",  # Wilson's, of 9,086 in 10,000
+        "468,808 parameters 94.29% 93.8% to 94.7% n = 1",
+        "common, 15 epochs",
+        "269,722 parameters 89.98% 89.4% to 90.6% n = 1",
         str(out),
     ]
     assert out.read_bytes().startswith(b"\x89PNG")
     twice = benchmark("budgets", runs[0], runs[0], "--out", str(out), cwd=ROOT)
     assert twice.code == 2
-    assert "results/budgets/record-500000 repeats seed 0 at 475,240 parameters" in twice.err
+    assert "results/record repeats seed 0 at 468,808 parameters" in twice.err
 
 
 def test_budgets_of_several_seeds(tmp_path: Path) -> None:
