@@ -27,7 +27,6 @@ from halfmeg.studies.entrant import load_run
 from halfmeg.studies.figures import COLOURS, INK, STYLE, write_figure
 from halfmeg.studies.stats import crossed_interval, wilson_interval
 
-
 CIFAR10 = "976c321e2b2723f8"
 """The fingerprint of its own pixels."""
 

@@ -130,6 +130,11 @@ class RunConfig:
                 raise ValueError(
                     f"{field.name}={value!r} is not known; allowed: {', '.join(allowed)}"
                 )
+        if self.loss and self.class_weights != "none":
+            raise ValueError(
+                f"class_weights={self.class_weights} is of no use to loss={self.loss}; weigh "
+                "the classes in it, or take sampling=balanced"
+            )
         if self.compile not in (True, False, "auto"):
             allowed_here = _type_name(CompileName)
             raise ValueError(f"compile={self.compile!r} is not known; allowed: {allowed_here}")

@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | `config.json` | the `RunConfig` and the facts of the data |
-| `trained_on.u64`, `held_out.u64` | 8 bytes of a hash of each image (`halfmeg.artifacts.seen`) |
+| `trained_on.u64`, `held_out.u64`, `inherited.u64` | 8 bytes of each image's hash (`seen`) |
 | `environment.json` | versions, machine and command |
 | `chosen.json` | what its `auto` settings chose on that machine, where it has any |
 | `metrics.csv` | one row for each epoch |
@@ -39,6 +39,7 @@ from halfmeg.artifacts.readings import read_log, warn_if_read_only
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.seen import (
     HELD_OUT,
+    INHERITED,
     TRAINED_ON,
     ids_to_bytes,
     only_known,
@@ -90,8 +91,17 @@ class Run:
         self.writer: Writer = FolderWriter(folder)
 
     @classmethod
-    def create(cls, folder: str | Path, config: RunConfig, data: DataSplits) -> Run:
+    def create(
+        cls, folder: str | Path, config: RunConfig, data: DataSplits, *,
+        inherited: np.ndarray | None = None, start: tuple[str, bytes] | None = None,
+    ) -> Run:  # fmt: skip
         """Make a new run folder.
+
+        Args:
+            folder: that must not exist.
+            config, data: of the run.
+            inherited: ids of the images that its initial weights were trained on.
+            start: name and content of a checkpoint that it continues from.
 
         Raises:
             ValueError: the folder exists already, or cannot be made.
@@ -108,12 +118,16 @@ class Run:
         try:
             with new_folder(folder) as part:  # a run killed here leaves none that cannot be resumed
                 (part / "checkpoints").mkdir()
+                if start is not None:
+                    (part / "checkpoints" / start[0]).write_bytes(start[1])
                 write_json(part / "environment.json", environment() | {"threads": threads})
                 write_sources(part, config.places())
                 write_json(part / "config.json", stored)
                 trained_on = [own.ids for name, own in data.parts.items() if name != "test"]
                 (part / TRAINED_ON).write_bytes(ids_to_bytes(*trained_on))
                 (part / HELD_OUT).write_bytes(ids_to_bytes(data.test.ids))
+                if inherited is not None:
+                    (part / INHERITED).write_bytes(ids_to_bytes(inherited))
         except OSError as error:
             raise ValueError(f"cannot make the run folder {folder}: {error.strerror}") from None
         return cls(folder, config, facts)
@@ -188,7 +202,7 @@ class Run:
         """Write a checkpoint named by the epochs and steps done, and drop the oldest ones."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        path = self.folder / "checkpoints" / f"epoch_{epoch:05d}_step_{step:07d}.pt"
+        path = self.folder / "checkpoints" / checkpoint_name(epoch, step)
         self.writer.write(f"checkpoints/{path.name}", buffer.getvalue())
         if self.config.keep_checkpoints:
             for old in self.checkpoints()[: -self.config.keep_checkpoints]:
@@ -258,7 +272,7 @@ class Run:
         model, facts = self.load_model(), self.data
         if (self.folder / "logits.npz").exists():
             self.load_logits()  # not used, but a folder that is damaged is not vouched for
-        test, left_out = unseen(data, facts.classes, facts.fingerprint, self.trained_on)
+        test, left_out = unseen(data, facts.classes, facts.fingerprint, self.seen)
         with warn_if_read_only(self.folder):
             self.log_test_reading(f"evaluation on {data.name}")
         found = evaluate(model, test, facts.mean, facts.std, precision=self.config.precision)
@@ -283,6 +297,15 @@ class Run:
             ValueError: the file is damaged.
         """
         return read_ids(self.folder / TRAINED_ON)
+
+    def seen(self) -> np.ndarray | None:
+        """Return the ids of `trained_on`, and of what the weights that it started from had seen.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
+        own, inherited = self.trained_on(), read_ids(self.folder / INHERITED)
+        return own if own is None or inherited is None else np.union1d(own, inherited)
 
     def own_data(self, data: DataSplits) -> DataSplits:
         """Return what the run was trained and tested on, out of a source that may have grown.
@@ -362,6 +385,11 @@ class Run:
                 told if told.startswith(str(path)) else f"{path} is damaged: {told}"
             ) from None
         return result
+
+
+def checkpoint_name(epoch: int, step: int) -> str:
+    """Return the name of the checkpoint after so many epochs, and steps of the next one."""
+    return f"epoch_{epoch:05d}_step_{step:07d}.pt"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

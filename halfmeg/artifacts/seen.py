@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,13 @@ import torch
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.files import read_limited
 
+if TYPE_CHECKING:
+    from halfmeg.artifacts.bundle import Bundle
+
 TRAINED_ON = "trained_on.u64"
+INHERITED = "inherited.u64"
+"""What the weights were trained on that a run started from."""
+
 HELD_OUT = "held_out.u64"
 MAX_BYTES = 256 * 2**20
 
@@ -74,6 +81,25 @@ def unseen(
             "an accuracy on them would say nothing about new ones"
         )
     return test.subset(torch.from_numpy(np.flatnonzero(~seen))), int(seen.sum())
+
+
+def require_unseen(data: DataSplits, bundle: Bundle, setting: str) -> None:
+    """Raise where a bundle that a run learns from was trained on the run's test images.
+
+    Raises:
+        ValueError: it was, or its file of them is damaged.
+    """
+    if data.test is data.train or data.fingerprint == bundle.fingerprint:
+        return  # a run that is only timed; or the same division, whose test images are held out
+    trained_on = bundle.trained_on()
+    if trained_on is None:
+        return
+    count = int(np.isin(data.test.ids, trained_on).sum())
+    if count:
+        raise ValueError(
+            f"{setting} was trained on {count:,} of the {len(data.test):,} test images, so an "
+            "accuracy on them would say nothing about new ones; leave it out, or take other data"
+        )
 
 
 def only_known(

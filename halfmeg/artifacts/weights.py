@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from halfmeg.files import read_limited
 
 MAX_WEIGHTS_BYTES = 256 * 2**20
-MAX_LOGITS_BYTES = 256 * 2**20
+MAX_LOGITS_BYTES = 2**32
 MAX_CHECKPOINT_BYTES = 2**30
 
 OTHER_VERSION = (
@@ -146,20 +146,25 @@ def read_logits(
     Raises:
         ValueError: it is missing or damaged.
     """
-    content = read_checked(path, MAX_LOGITS_BYTES, sha256, "the run cannot be compared")
+    most = min(MAX_LOGITS_BYTES, most_images * (4 * num_classes + 8) + 2**16)
+    content = read_checked(path, most, sha256, "the run cannot be compared")
     try:
-        return _parse_logits(content, num_classes, most_images)
+        return _parse_logits(content, num_classes, most)
     except Exception as error:  # what a damaged archive raises depends on where the damage is
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def _parse_logits(content: bytes, num_classes: int, most_images: int) -> dict[str, Tensor]:
+def _parse_logits(content: bytes, num_classes: int, most: int) -> dict[str, Tensor]:
     """Return the arrays of a logits.npz, whose sizes, types and ranges are those of a run's.
+
+    Args:
+        content: of the file.
+        num_classes: of the run.
+        most: bytes that it may unpack to.
 
     Raises:
         Exception: it is damaged; which one depends on where.
     """
-    most = most_images * (4 * num_classes + 8) + 2**16
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(member.file_size for member in archive.infolist()) > most:
             raise ValueError(f"it unpacks to more than {most:,} bytes")

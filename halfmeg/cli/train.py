@@ -77,7 +77,7 @@ def train(
     from halfmeg.cli.hints import check_train_words
     from halfmeg.cli.progress import load, training_display
     from halfmeg.data.options import read_options, read_size
-    from halfmeg.files import write_json
+    from halfmeg.studies.auto import WithChoice
     from halfmeg.studies.trials import with_trials
     from halfmeg.training.fit import fit
     from halfmeg.training.recipes import build_recipe
@@ -108,10 +108,11 @@ def train(
         return
     names = (file_name(config.recipe), file_name(config.model), f"seed-{config.seed}")
     folder = out or f"runs/{'-'.join(names)}"
-    with training_display(quiet=as_json, note=None if data else NO_DATA) as listener:
-        run = fit(config, loaded, folder, listener=listener(config))
-    if choice is not None and run.writer.writes:
-        write_json(run.folder / "auto.json", choice.to_dict())
+    with training_display(quiet=as_json, note=None if data else NO_DATA) as display:
+        listener = display(config)
+        if choice is not None:
+            listener = WithChoice(choice, listener)
+        run = fit(config, loaded, folder, listener=listener)
     _print_result(run, as_json)
 
 

@@ -106,7 +106,7 @@ class _Trained:
             source.folder, source.load_model().eval(), source.config, facts.classes,
             facts.image_shape, facts.mean, facts.std,
             {"name": facts.name, "fingerprint": facts.fingerprint},
-            source.options, source.trained_on(),
+            source.options, source.seen(),
         )  # fmt: skip
 
 

@@ -15,20 +15,24 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.data.split import hold_out
-from halfmeg.files import scratch_folder
+from halfmeg.files import write_json
 from halfmeg.networks.table import MODELS
 from halfmeg.studies.plan import time_training
 from halfmeg.training.fit import fit
+from halfmeg.training.listen import Listener
 from halfmeg.training.plan import Plan
 from halfmeg.training.recipes import build_recipe
+from halfmeg.training.stopping import throwaway_folder
 
 FIRST = "sprint"
 """The recipe that is chosen where nothing else is known."""
@@ -131,6 +135,21 @@ class Choice:
         }  # fmt: skip
 
 
+class WithChoice:
+    """A listener that also writes auto.json, once the run folder is there."""
+
+    def __init__(self, choice: Choice, inner: Listener) -> None:
+        self.choice = choice
+        self.on_step, self.on_epoch = inner.on_step, inner.on_epoch
+        self._inner = inner
+
+    def on_start(self, run: Run, damaged: list[Path]) -> None:
+        """Write the choice."""
+        if run.writer.writes:
+            write_json(run.folder / "auto.json", self.choice.to_dict())
+        self._inner.on_start(run, damaged)
+
+
 @dataclass
 class _Candidate:
     """Settings on data of a size.
@@ -194,7 +213,7 @@ class _Candidate:
             self.data, train=self.data.train.subset(order[:count]), test=scored, validation=None,
             fingerprint=f"{self.data.fingerprint}-trial",
         )  # fmt: skip
-        with scratch_folder() as folder:
+        with throwaway_folder() as folder:
             # The test part is the scored one, which `schedule=plateau` may watch.
             monitor = "test" if config.schedule == "plateau" else config.monitor
             short = replace(config, epochs=epochs, val_fraction=0.0, monitor=monitor)

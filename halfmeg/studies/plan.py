@@ -10,12 +10,12 @@ import numpy as np
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
-from halfmeg.files import scratch_folder
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.power import TYPICAL, Chance, power, smallest_difference
 from halfmeg.studies.stats import PairedTest
 from halfmeg.training.fit import fit
 from halfmeg.training.plan import Plan as TrainingPlan
+from halfmeg.training.stopping import throwaway_folder
 
 PLANNED_SEEDS = (2, 3, 5, 8, 12, 20)
 TIMED_STEPS = 8
@@ -156,7 +156,7 @@ def time_training(configs: Sequence[RunConfig], data: DataSplits) -> float:
             config, epochs=2, val_fraction=0.0, monitor="val", schedule="constant", milestones=(),
             small_size=0, first_size=0, hard_share=1.0,
         )  # fmt: skip
-        with scratch_folder() as folder:
+        with throwaway_folder() as folder:
             row = fit(short, few, folder / "run").read_metrics()[-1]
         planned = TrainingPlan.of(config, count, data.image_size)
         seen = planned.images_of(data.image_shape.shortest)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.run import Run, checkpoint_name
 from halfmeg.artifacts.sources import check_sources
 from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.config import RunConfig
@@ -19,7 +19,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.training.distributed import Ranks, join_ranks
-from halfmeg.training.job import check, set_up
+from halfmeg.training.job import check, check_start, inherited_ids, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.outcome import end_epoch, finish
@@ -71,13 +71,17 @@ def fit(
     own = {"model": model, "loss": loss, "optimizer": optimizer, "augment": augment}
     config = replace(config, **{key: value for key, value in own.items() if value is not None})
     check(config, data)
-    checkpoint = None
+    checkpoint, first = None, None
     if start is not None:
         checkpoint = read_checkpoint(Path(start))
         if checkpoint is None:
             raise ValueError(f"{start} is missing, damaged or no checkpoint")
+        at = check_start(checkpoint, config, data, str(start))
+        first = checkpoint_name(at.epoch, at.step), Path(start).read_bytes()
     with join_ranks(config.device) as ranks:
-        run = ranks.first(lambda: Run.create(out, config, data))
+        run = ranks.first(
+            lambda: Run.create(out, config, data, inherited=inherited_ids(config), start=first)
+        )
         return _train(run, data, listener or SilentListener(), checkpoint, [], ranks)
 
 

@@ -7,18 +7,21 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.seen import require_unseen
 from halfmeg.artifacts.weights import OTHER_VERSION
 from halfmeg.artifacts.writer import Writer
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize
 from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.data.split import hold_out
+from halfmeg.errors import one_line
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.files import check_json
@@ -71,9 +74,9 @@ def check(config: RunConfig, data: DataSplits) -> None:
                 f"allowed: {_small_sizes_of(config.model, shape.shortest)}"
             )
     if config.init:
-        load_initial_weights(model, config)
+        require_unseen(data, load_initial_weights(model, config), f"init={config.init}")
     if config.teacher:
-        open_teacher(config, data)
+        require_unseen(data, open_teacher(config, data), f"teacher={config.teacher}")
     train, _ = hold_out(data, config.val_fraction, config.seed)
     if len(train) < 2:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
@@ -102,7 +105,34 @@ def _small_sizes_of(model: str, largest: int) -> str:
     return f"0 for none, or from {entry.smallest} to {largest}"
 
 
-def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
+def check_start(
+    checkpoint: dict[str, Any], config: RunConfig, data: DataSplits, name: str
+) -> Position:
+    """Return where a checkpoint stands that a new run is to continue from.
+
+    Raises:
+        ValueError: it is of another network, or further than the run goes.
+    """
+    try:
+        at = check_json(checkpoint["position"], Position)
+        model = build_model(config.model, len(data.classes), data.image_shape, config.budget)
+        model.load_state_dict(checkpoint["model"])
+    except Exception as error:  # what a foreign file raises depends on what it holds
+        told = one_line(error, 200)
+        raise ValueError(f"{name} does not fit {config.model}; {OTHER_VERSION}: {told}") from None
+    if not 0 <= at.epoch <= config.epochs:
+        raise ValueError(
+            f"{name} is of epoch {at.epoch}, and epochs={config.epochs} is less; name more epochs"
+        )
+    return at
+
+
+def inherited_ids(config: RunConfig) -> np.ndarray | None:
+    """Return the ids of the images that a config's initial weights were trained on, if known."""
+    return Bundle.open(config.init).trained_on() if config.init else None
+
+
+def load_initial_weights(model: nn.Module, config: RunConfig) -> Bundle:
     """Copy a bundle's weights into a network of the same kind; a head of other classes is left.
 
     Raises:
@@ -132,6 +162,7 @@ def load_initial_weights(model: nn.Module, config: RunConfig) -> None:
             f"out, or build the network as it was"
         )
     model.load_state_dict(own | fitting)
+    return bundle
 
 
 @final

@@ -18,9 +18,9 @@ from halfmeg.data.source import DecodedSource
 from halfmeg.data.split import units_of
 from halfmeg.evaluation.confident import find_wrong_labels
 from halfmeg.evaluation.evaluate import compute_logits
-from halfmeg.files import scratch_folder
 from halfmeg.training.fit import fit
 from halfmeg.training.listen import Listener
+from halfmeg.training.stopping import throwaway_folder
 
 FOLDS = 5
 
@@ -84,7 +84,7 @@ def out_of_fold_logits(
             test=data.train.subset(fold),
             fingerprint=f"{data.fingerprint}-{number}",
         )
-        with scratch_folder() as folder:
+        with throwaway_folder() as folder:
             run = fit(config, part, folder / "run", listener=listener(config))
             logits[fold] = run.load_logits()["test_logits"]
     return logits

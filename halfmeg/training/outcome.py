@@ -12,6 +12,7 @@ from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.training.job import Job
 from halfmeg.training.state import Position
+from halfmeg.training.stopping import require_finite
 
 
 def end_epoch(job: Job, at: Position) -> Position:
@@ -29,20 +30,27 @@ def end_epoch(job: Job, at: Position) -> Position:
 
 
 def finish(job: Job, at: Position) -> None:
-    """Write weights, logits and result; this reads the test set once."""
+    """Write weights, logits and result; this reads the test set once.
+
+    Raises:
+        TrainingDivergedError: after the last step the network gives no numbers any more.
+    """
     run, config, data = job.run, job.run.config, job.data
     model = job.state.average.evaluated(job.state.model)
+    require_finite(run, model.state_dict().values())
     run.save_weights(model)
     arrays: dict[str, Tensor] = {}
     val_accuracy, familiarity = None, None
     if len(job.val):
         arrays |= {"val_logits": job.logits(job.val.images), "val_labels": job.val.labels}
+        require_finite(run, [arrays["val_logits"]])
         val_accuracy = score(arrays["val_logits"], job.val.labels).accuracy
         familiarity = Familiarity.fit(
             data.train.images, job.batches.indices, job.val.images, arrays["val_logits"]
         )
     run.log_test_reading("final evaluation")
     arrays |= {"test_logits": job.logits(data.test.images), "test_labels": data.test.labels}
+    require_finite(run, [arrays["test_logits"]])
     test = score(arrays["test_logits"], data.test.labels)
     run.save_logits(**arrays)
     macs = measure_macs(model, data.image_shape)

@@ -4,8 +4,9 @@ A network of half a million parameters leaves a large GPU idle, and each of its 
 has to be started. Here each operator is started once for all seeds: the parameters of all of them
 stand in one tensor with a first dimension more, and `torch.func.vmap` runs the layers over it
 (convolutions become grouped ones). Every seed keeps its own order, draws, gradients, averaged
-weights and run folder: it is trained as `fit` would, within rounding, and its checkpoints are those
-of an ordinary run. On a processor nothing is idle, and this is slower than one run after another.
+weights and run folder: it is trained as `fit` would, within rounding and but for the masks of
+dropout, and its checkpoints are those of an ordinary run. On a processor nothing is idle, and this
+is slower than one run after another.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from halfmeg.training.batches import Batch
 from halfmeg.training.compiling import compiled
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
-from halfmeg.training.job import Job, check, optimizer_of, schedule_of, set_up
+from halfmeg.training.job import Job, check, inherited_ids, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.loss import MixedLoss, WeighedLoss
@@ -99,6 +100,7 @@ def train_stack(
     if is_place(config.model):
         try_stack(config.model, len(data.classes), data.image_shape, config.budget)
     prepare_process(config.threads)
+    inherited = inherited_ids(config)
     jobs, positions, damaged = [], [], []
     for task, folder in tasks:
         if folder.exists():
@@ -107,7 +109,7 @@ def train_stack(
                 raise ValueError(f"{folder} is finished already; leave it out of the stack")
             damaged += passed_over
         else:
-            run, checkpoint = Run.create(folder, task, data), None
+            run, checkpoint = Run.create(folder, task, data, inherited=inherited), None
         job = set_up(run, data, Ranks())
         jobs.append(job)
         positions.append(job.load(checkpoint))
@@ -134,7 +136,10 @@ def train_stack(
                 raise TrainingInterruptedError(stack.advice, stop.requested)
     for job, at, failure in zip(jobs, positions, failures, strict=True):
         if failure is None:
-            finish(job, at)
+            try:
+                finish(job, at)
+            except TrainingDivergedError as error:  # in its last step
+                failures[jobs.index(job)] = str(error)
     return failures
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from halfmeg.files import scratch_folder
 
 if TYPE_CHECKING:
     from halfmeg.artifacts.run import Run
@@ -40,6 +45,26 @@ def how_it_diverged(run: Run, at: Position) -> str:
         f"the checkpoints in {run.folder} are from before; "
         f"try a smaller lr than {run.config.lr:g}"
     )
+
+
+def require_finite(run: Run, tensors: Iterable[Tensor]) -> None:
+    """Raise TrainingDivergedError where the weights or answers of a trained network are NaN."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise TrainingDivergedError(
+            f"the network gives no numbers any more after its last step; the last checkpoint in "
+            f"{run.folder} is of it; try a smaller lr than {run.config.lr:g}"
+        )
+
+
+@contextmanager
+def throwaway_folder() -> Iterator[Path]:
+    """Yield a scratch folder for runs that are not kept, of which nobody is told to go on."""
+    with scratch_folder() as folder:
+        try:
+            yield folder
+        except TrainingInterruptedError as error:
+            advice = "nothing is kept of it; give the same command again"
+            raise TrainingInterruptedError(advice, error.signal_number) from None
 
 
 @dataclass

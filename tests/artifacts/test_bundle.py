@@ -15,6 +15,8 @@ from conftest import Cli, first_digits, small_config, with_tests
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
 from halfmeg.config import RunConfig
+from halfmeg.data.dataset import DataSplits, build_splits
+from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.shipping.export import export
 from halfmeg.training.fit import fit
@@ -232,6 +234,33 @@ def test_training_starts_from_a_bundle(bundle_folder: Path, tmp_path: Path) -> N
     alone = fit(small_config(**terms), data, tmp_path / "alone")
     first, second = (run.result() or {} for run in (started, alone))
     assert first["test_accuracy"] > second["test_accuracy"] + 0.2
+
+
+def test_images_that_the_starting_weights_know_are_left_out(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    """The bundle was trained on the first 300 of these digits, the run from it on 100 others."""
+    digits = load_dataset("digits").train
+
+    def others(train: range, test: list[int]) -> DataSplits:
+        parts = (digits.subset(torch.tensor([*indices])) for indices in (train, test))
+        return build_splits("others", *parts)
+
+    terms: dict[str, Any] = {"model": "resnet8", "epochs": 1, "threads": 1}
+    config = small_config(**terms, init=str(bundle_folder))
+    own = others(range(400, 500), [*range(600, 650)])
+    run = fit(config, own, tmp_path / "run")
+    asked = others(range(700, 800), [*range(280, 300), *range(490, 500), *range(500, 550)])
+    export(run, own, tmp_path / "bundle", allow_loss=True)
+    for found in (run.evaluate(asked), Bundle.open(tmp_path / "bundle").evaluate(asked)):
+        assert (found.left_out, found.n) == (30, 50)
+    for setting in ("init", "teacher"):
+        wrong = small_config(**terms, **{setting: str(bundle_folder)})
+        with pytest.raises(
+            ValueError, match=f"{setting}=.* was trained on 20 of the 80 test images"
+        ):
+            fit(wrong, asked, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_mistakes_in_init(bundle_folder: Path, cli: Cli) -> None:

@@ -12,17 +12,21 @@ import torch
 from conftest import Cli, first_digits, small_config
 from PIL import Image
 
+from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
 from halfmeg.data.dataset import DataSplits
 from halfmeg.studies.auto import (
     Choice,
     Trial,
+    WithChoice,
     _Candidate,
     _challenges,
     _first,
     _with_epochs,
     choose,
 )
+from halfmeg.training.fit import fit
+from halfmeg.training.listen import SilentListener
 from halfmeg.training.recipes import build_recipe, common
 
 
@@ -40,6 +44,20 @@ def test_it_trains_and_says_what_it_picked_and_why(
     assert "too little time to try others; " in done.err
     assert "s are left, and an epoch takes" in done.err
     assert run.test_readings() == ["final evaluation"]
+
+
+def test_the_choice_is_written_where_the_training_is_stopped(
+    few_digits: DataSplits, tmp_path: Path
+) -> None:
+    class Stopping(SilentListener):
+        def on_epoch(self, row: MetricsRow) -> None:
+            raise KeyboardInterrupt
+
+    config = small_config(model="mlp")
+    choice = Choice(config, 32, "common", 1.0, "too little time")
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, few_digits, tmp_path / "run", listener=WithChoice(choice, Stopping()))
+    assert json.loads((tmp_path / "run" / "auto.json").read_text()) == choice.to_dict()
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,11 @@ from conftest import Cli, first_digits, small_config
 from PIL import Image
 
 from halfmeg import fit
-from halfmeg.data.dataset import Dataset
+from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.evaluation.confident import find_wrong_labels
 from halfmeg.training.labels import FOLDS, fold_indices, out_of_fold_logits
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import SilentListener, StepReport
+from halfmeg.training.stopping import TrainingInterruptedError
 
 NUM_IMAGES, NUM_FLIPPED = 500, 25
 
@@ -90,6 +93,16 @@ def test_flipped_labels_are_found_with_their_precision_and_recall() -> None:
 
 
 @pytest.mark.slow
+def test_a_stop_names_no_folder_that_is_gone(few_digits: DataSplits) -> None:
+    class Stopping(SilentListener):
+        def on_step(self, report: StepReport) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = small_config(model="mlp", epochs=2)
+    with pytest.raises(TrainingInterruptedError, match="nothing is kept of it; give the same comm"):
+        out_of_fold_logits(config, few_digits, lambda _: Stopping())
+
+
 def test_the_check_shows_them(pictures: Path, tmp_path: Path, cli: Cli) -> None:
     shutil.copytree(pictures, tmp_path / "photos")
     odd = next((tmp_path / "photos" / "train" / "0").iterdir())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FEW, first_digits, small_config, with_tests
+from conftest import FEW, Cli, first_digits, small_config, with_tests
 
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import read_checkpoint
@@ -319,6 +319,28 @@ def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, few_digits, uninte
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="does not fit cnn; if another version"):
         fit(small_config(), few_digits, tmp_path / "cnn", start=whole.checkpoints()[1])
+    fewer = replace(config, epochs=1)
+    with pytest.raises(ValueError, match="is of epoch 2, and epochs=1 is less; name more epochs"):
+        fit(fewer, few_digits, tmp_path / "fewer", start=whole.checkpoints()[1])
+    assert not (tmp_path / "cnn").exists()
+    assert not (tmp_path / "fewer").exists()
+
+
+def test_a_saved_model_goes_on_where_its_run_was_killed_at_once(
+    tmp_path, few_digits, uninterrupted
+) -> None:
+    """Before the first checkpoint of its own."""
+    config = small_config(**KILLED_CONFIG | {"keep_checkpoints": 0})
+    start = fit(config, few_digits, tmp_path / "whole").checkpoints()[1]
+    recorder = Recorder()
+
+    def kill(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    recorder.on_start = kill  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(config, few_digits, tmp_path / "more", start=start, listener=recorder)
+    assert weights_of(resume(tmp_path / "more", few_digits)) == weights_of(uninterrupted)
 
 
 def test_a_checkpoint_from_before_there_was_a_selection_goes_on(tmp_path, few_digits) -> None:
@@ -366,10 +388,19 @@ def test_a_loss_that_diverges_stops_and_keeps_the_last_good_checkpoint(
         fit(config, few_digits, tmp_path / "other")
 
 
+def test_a_network_that_diverges_in_its_last_step_is_told_of(cli: Cli, tmp_path: Path) -> None:
+    terms = ("model=mlp", "optimizer=sgd", "schedule=constant", "lr=1000", "ema=0", "epochs=1",
+             "batch_size=700", "image_size=8", "val_fraction=0", "precision=fp32")  # fmt: skip
+    outcome = cli("train", "common", *terms, "--data", "digits", "--out", "run")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].endswith("try a smaller lr than 1000"), outcome.err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "vgg"}, "model 'vgg' is not known"),
+        ({"loss": "a.py:f", "class_weights": "balanced"}, "class_weights=balanced is of no use to"),
         ({"crop": 32, "crop_mode": "reflect"}, "crop=32 is too wide"),
         ({"device": "cuda"}, "device=cuda is not there"),
         ({"device": "abacus"}, "device=abacus is not there; allowed here: cpu"),
