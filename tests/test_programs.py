@@ -13,7 +13,9 @@ import pytest
 from conftest import ROOT, Outcome
 from PIL import Image
 
+from halfmeg.config import RunConfig
 from halfmeg.studies.figures import curve_figure
+from halfmeg.training.fit import train_run
 
 Program = Callable[..., Outcome]
 
@@ -52,6 +54,29 @@ def test_comparison_cnn_resnets(program: Program, tmp_path: Path) -> None:
         "cnn-seed-0", "resnet-seed-0", "resnet-linear-seed-0",
     }  # fmt: skip
     assert "1,020,490 parameters" in done.out
+    assert "comparison.html" in done.out
+
+
+@pytest.mark.slow
+def test_comparison_draws_what_finished_and_names_what_failed(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_but_cnn(config: RunConfig, *others: Any) -> str | None:
+        return "no luck" if config.model == "cnn" else train_run(config, *others)
+
+    drawn: list[str] = []
+
+    def draw(curves: Any, *titles: str) -> Any:
+        drawn.extend([*(label for label, _ in curves), titles[-1]])
+        return curve_figure(curves, *titles)
+
+    monkeypatch.setattr("halfmeg.studies.workers.train_run", train_but_cnn)
+    monkeypatch.setattr("halfmeg.studies.figures.curve_figure", draw)
+    done = program("comparison_cnn_resnets.py", "--epochs", "1")
+    assert done.code == 1
+    assert done.is_one_line("comparison_cnn_resnets.py: failed: cnn-seed-0: no luck")
+    assert drawn[0] == "ResNet" and drawn[1].startswith("ResNet on ")
+    assert (tmp_path / "runs" / "comparison" / "CNN_ResNet_comparison.png").exists()
     assert "comparison.html" in done.out
 
 
