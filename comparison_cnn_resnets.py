@@ -63,8 +63,8 @@ def main() -> None:
     for pair in comparison.pairs:
         print(pair.verdict)
     print(*written, sep="\n")
-    for name, error in comparison.failures.items():
-        print(f"{parser.prog}: failed: {name}: {error}", file=sys.stderr)
+    for name, reason in comparison.failures.items():
+        print(f"{parser.prog}: failed: {name}: {reason}", file=sys.stderr)
     if comparison.failures:
         parser.exit(1)
 
