@@ -2,10 +2,12 @@
 
 Trains cnn and resnet on the published terms (25 epochs of Adam, no augmentation) and draws both
 test curves in one figure, as published; then resnet-linear, which has the ResNet's body and fits
-the same budget as the cnn. Started again with the same --out, it trains only what is missing.
+the same budget as the cnn. Started again with the same --out, it trains only what is missing. Where
+a run failed, the others are drawn, its error is printed, and the exit code is 1.
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,20 +46,27 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     first = {run.config.model: run for run in reversed(study.runs)}
-    curves = [
-        (label, accuracy_curve(first[model])[1])
-        for label, model in (("CNN", "cnn"), ("ResNet", "resnet"))
-    ]
-    figure = curve_figure(
-        curves, "test accuracy, %", f"CNN and ResNet on {data.name}, seed {args.seed[0]}"
-    )
-    published = write_figure(figure, Path(args.out) / "CNN_ResNet_comparison.png")
+    networks = {"CNN": "cnn", "ResNet": "resnet"}
+    drawn = {label: first[model] for label, model in networks.items() if model in first}
+    written = []
+    if drawn:
+        curves = [(label, accuracy_curve(run)[1]) for label, run in drawn.items()]
+        seeds = " and ".join(dict.fromkeys(str(run.config.seed) for run in drawn.values()))
+        figure = curve_figure(
+            curves, "test accuracy, %", f"{' and '.join(drawn)} on {data.name}, seed {seeds}"
+        )
+        written.append(write_figure(figure, Path(args.out) / "CNN_ResNet_comparison.png"))
     page, fair = write_comparison(comparison, args.out, data)
+    written += [fair, page]
     for model in comparison.models:
         print(f"{model.name:14} {model.test_accuracy.mean:.2%}  {model.params:,} parameters")
     for pair in comparison.pairs:
         print(pair.verdict)
-    print(published, fair, page, sep="\n")
+    print(*written, sep="\n")
+    for name, reason in comparison.failures.items():
+        print(f"{parser.prog}: failed: {name}: {reason}", file=sys.stderr)
+    if comparison.failures:
+        parser.exit(1)
 
 
 if __name__ == "__main__":

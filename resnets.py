@@ -1,11 +1,11 @@
 """The published road to 85%: resnet-shared, 150 epochs of Adam with a falling rate.
 
-Writes save/ResNet2_accuracy-85_checkpoints/model_epoch_N.pt after every epoch. With --resume FILE
-it continues from such a file, and its figure shows the curve from the first epoch on.
+Writes save/ResNet2_accuracy-85_checkpoints/model_epoch_N.pt after every epoch; where another run
+left its own there, it does not start. With --resume FILE it continues from such a file, replaces
+the later ones, and its figure shows the curve from the first epoch on.
 """
 
 import argparse
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import numpy as np
 
 from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.data.load import load_dataset
+from halfmeg.files import make_folder, write_atomically
 from halfmeg.studies.figures import accuracy_curve, curve_figure, write_figure
 from halfmeg.training.fit import fit
 from halfmeg.training.listen import SilentListener
@@ -33,7 +35,8 @@ class EpochSaver(SilentListener):
     def on_epoch(self, row: MetricsRow) -> None:
         """Copy the newest checkpoint."""
         epoch = int(row["epoch"] or 0)
-        shutil.copyfile(self.run.checkpoints()[-1], CHECKPOINTS / f"model_epoch_{epoch}.pt")
+        content = self.run.checkpoints()[-1].read_bytes()
+        write_atomically(CHECKPOINTS / f"model_epoch_{epoch}.pt", content)
         print(f"epoch {epoch}  test accuracy {row['test_accuracy']:.2%}", flush=True)
 
 
@@ -53,8 +56,12 @@ def main() -> None:
     out = Path(args.out or f"runs/resnets-seed-{args.seed}{suffix}")
     try:
         config = replace(study_shared(), epochs=args.epochs, seed=args.seed)
+        if not args.resume:
+            require_no_models()
         data = load_dataset(args.data, data_dir=args.data_dir)
-        CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+        make_folder(CHECKPOINTS)
+        # read first, since the file may be one of those that are replaced; `fit` says what is wrong
+        checkpoint = read_checkpoint(Path(args.resume)) if args.resume else None
         run = fit(config, data, out, listener=EpochSaver(), start=args.resume)
     except TrainingInterruptedError:
         parser.exit(
@@ -64,17 +71,31 @@ def main() -> None:
         parser.exit(2, f"{parser.prog}: {error}\n")
     _, curve = accuracy_curve(run)
     figure = curve_figure(
-        split_curve(curve, args.resume), "test accuracy, %", f"resnet-shared on {data.name}"
+        split_curve(curve, checkpoint["position"]["epoch"] if checkpoint else 0),
+        "test accuracy, %",
+        f"resnet-shared on {data.name}",
     )
     print(f"test accuracy after {args.epochs} epochs: {curve[-1]:.2%}")
     print(write_figure(figure, out / "ResNet_accuracy.png"))
 
 
-def split_curve(curve: np.ndarray, resumed: str | None) -> list[tuple[str, np.ndarray]]:
-    """Return the curve in one part, or in two where a saved model was continued."""
-    if resumed is None:
+def require_no_models() -> None:
+    """Raise where a run that is not continued left its models.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if any(CHECKPOINTS.glob("model_epoch_*.pt")):
+        raise ValueError(
+            f"{CHECKPOINTS} holds the models of another run, which are not overwritten; "
+            "move that folder away, or continue with --resume FILE"
+        )
+
+
+def split_curve(curve: np.ndarray, done: int) -> list[tuple[str, np.ndarray]]:
+    """Return the curve in one part, or in two where a model of so many epochs was continued."""
+    if not done:
         return [("from scratch", curve)]
-    done = int(Path(resumed).stem.rpartition("_")[2])
     epochs = np.arange(1, len(curve) + 1)
     before = np.where(epochs <= done, curve, np.nan)
     after = np.where(epochs >= done, curve, np.nan)

@@ -3,19 +3,21 @@
     python benchmarks/four_sets.py DATA… [--train 1500] [--test 300] [--out sets]
 
 Draws images of each source, with a fixed seed and the shares of its classes, and writes them as
-NAME.npz, which `--data` reads.
+NAME.npz, which `--data` reads. A file that is there already is not overwritten.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 import numpy as np
 
-from halfmeg.data.dataset import Dataset
+from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.data.load import load_dataset
 from halfmeg.data.split import stratified_split
+from halfmeg.files import make_folder, write_atomically
 
 
 def draw(images: Dataset, count: int) -> Dataset:
@@ -24,6 +26,17 @@ def draw(images: Dataset, count: int) -> Dataset:
         return images
     _, chosen = stratified_split(images.labels, count / len(images), seed=0)
     return images.subset(chosen)
+
+
+def draw_parts(data: DataSplits, counts: dict[str, int]) -> dict[str, np.ndarray]:
+    """Return the arrays of a NAME.npz."""
+    short = {"train": "train", "validation": "val", "test": "test"}
+    arrays = {}
+    for name, part in data.parts.items():
+        drawn = draw(part, counts[name])
+        arrays[f"{short[name]}_images"] = drawn.images.permute(0, 2, 3, 1).numpy()
+        arrays[f"{short[name]}_labels"] = np.array(data.classes)[drawn.labels.numpy()]
+    return arrays
 
 
 def main() -> None:
@@ -36,19 +49,25 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=300, metavar="N", help="images")
     parser.add_argument("--out", type=Path, default=Path("sets"), metavar="FOLDER")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     counts = {"train": args.train, "validation": args.train, "test": args.test}
-    short = {"train": "train", "validation": "val", "test": "test"}
-    for source in args.data:
-        data = load_dataset(source)
-        arrays = {}
-        for name, part in data.parts.items():
-            drawn = draw(part, counts[name])
-            arrays[f"{short[name]}_images"] = drawn.images.permute(0, 2, 3, 1).numpy()
-            arrays[f"{short[name]}_labels"] = np.array(data.classes)[drawn.labels.numpy()]
-        path = args.out / f"{data.name}.npz"
-        np.savez_compressed(path, allow_pickle=False, **arrays)
-        print(path, ", ".join(f"{name} {len(a)}" for name, a in arrays.items() if "images" in name))
+    try:
+        found = {args.out / f"{data.name}.npz": data for data in map(load_dataset, args.data)}
+        if len(found) < len(args.data):
+            raise ValueError("two of the data sets have the same name; name each once")
+        for path in found:
+            if path.exists():
+                raise ValueError(
+                    f"{path} exists already and is not overwritten; name another --out"
+                )
+        make_folder(args.out)
+        for path, data in found.items():
+            arrays, content = draw_parts(data, counts), io.BytesIO()
+            np.savez_compressed(content, allow_pickle=False, **arrays)
+            write_atomically(path, content.getvalue())
+            parts = (f"{name} {len(a)}" for name, a in arrays.items() if "images" in name)
+            print(path, ", ".join(parts))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     halfmeg export record --data cifar10-jpeg --out record-c --target c
     python benchmarks/int8.py record-c --data cifar10-jpeg
 
-The C is compiled with gcc and run as it is exported; it has to give onnxruntime's logits. A bundle
+The C is compiled with gcc and run as it is exported; it has to give onnxruntime's logits. Nothing
+keeps that C from this machine's files and network: name bundles of your own only. A bundle
 made with `--target executorch` has its programs run by that runtime.
 """
 

@@ -41,8 +41,11 @@ def main() -> None:
     labels = given.clone()
     labels[chosen] = (labels[chosen] + away) % len(data.classes)
     flipped = replace(data, train=replace(data.train, labels=labels))
-    config = replace(common(args.model), epochs=args.epochs, val_fraction=0.0)
-    logits = out_of_fold_logits(config, flipped, lambda _: SilentListener())
+    try:
+        config = replace(common(args.model), epochs=args.epochs, val_fraction=0.0)
+        logits = out_of_fold_logits(config, flipped, lambda _: SilentListener())
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     found, likely = find_wrong_labels(logits.softmax(1), labels)
     is_flipped = torch.zeros(len(labels), dtype=torch.bool)
     is_flipped[chosen] = True

@@ -76,8 +76,9 @@ def terms(model: str, batch_size: int) -> RunConfig:
     """Return the settings of the network's own recipe for one epoch at full size."""
     config = build_recipe(model) if model in RECIPES else common(model)
     return replace(
-        config, epochs=1, batch_size=batch_size, small_size=0, val_fraction=0.0, monitor="val"
-    )
+        config, epochs=1, batch_size=batch_size, small_size=0, first_size=0, val_fraction=0.0,
+        monitor="val",
+    )  # fmt: skip
 
 
 def train_once(config: RunConfig, data: DataSplits, listener: Listener | None = None) -> float:

@@ -174,6 +174,10 @@ class RunConfig:
             )
         if self.alternate and not self.hflip:
             raise ValueError("alternate=true needs hflip=true")
+        if self.first_size and not self.small_size:
+            raise ValueError(
+                f"first_size={self.first_size} needs small_size above 0; otherwise first_size=0"
+            )
         if self.monitor == "val" and self.schedule == "plateau" and self.val_fraction == 0:
             raise ValueError("schedule=plateau needs val_fraction above 0 to watch a loss")
 
@@ -201,7 +205,7 @@ class RunConfig:
     def small_sizes(self) -> dict[str, int]:
         """Return the settings that make the images of some epochs smaller, and their sides."""
         sides = {"small_size": self.small_size, "first_size": self.first_size}
-        return {name: side for name, side in sides.items() if side and self.small_size}
+        return {name: side for name, side in sides.items() if side}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""

@@ -293,6 +293,36 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
     assert "Traceback" not in outcome.err
 
 
+def test_labels_names_what_is_wrong(tmp_path: Path) -> None:
+    for arguments, told in ((("--model", "foo"), "'foo'"), (("--epochs", "0"), "epochs=0")):
+        outcome = benchmark("labels", *arguments, cwd=tmp_path)
+        assert outcome.code == 2
+        assert told in outcome.err.splitlines()[-1]
+        assert "Traceback" not in outcome.err
+
+
+def test_four_sets_writes_each_once(tmp_path: Path) -> None:
+    arguments = ("four_sets", "digits", "--train", "100", "--test", "50")
+    outcome = benchmark(*arguments, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split()[0] == "sets/digits.npz"
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["digits.npz"]
+    written = (tmp_path / "sets" / "digits.npz").read_bytes()
+    drawn = load_dataset(str(tmp_path / "sets" / "digits.npz"))
+    assert (len(drawn.train), len(drawn.test)) == (100, 50)
+    for wrong, told in (
+        (arguments[:2], "sets/digits.npz exists already and is not overwritten; name another"),
+        (("four_sets", "nosuch"), "data 'nosuch' does not exist"),
+        (("four_sets", "digits", "digits", "--out", "other"), "two of the data sets have the same"),
+    ):
+        outcome = benchmark(*wrong, cwd=tmp_path)
+        assert outcome.code == 2
+        assert told in outcome.err.splitlines()[-1]
+        assert "Traceback" not in outcome.err
+    assert (tmp_path / "sets" / "digits.npz").read_bytes() == written
+    assert not (tmp_path / "other").exists()
+
+
 def test_int8(tmp_path: Path, cnn_in_c: Path) -> None:
     outcome = benchmark("int8", str(cnn_in_c), "--data", "digits", cwd=tmp_path)
     assert outcome.code == 0, outcome.err

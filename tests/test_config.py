@@ -68,6 +68,17 @@ def test_an_alternating_flip_needs_a_flip() -> None:
         small_config(alternate=True)
 
 
+def test_a_smaller_first_epoch_needs_small_ones() -> None:
+    assert small_config(small_size=24, first_size=16).small_sizes() == {
+        "small_size": 24, "first_size": 16,
+    }  # fmt: skip
+    told = "first_size=16 needs small_size above 0; otherwise first_size=0"
+    with pytest.raises(ValueError, match=told):
+        small_config(first_size=16)
+    with pytest.raises(ValueError, match=told):
+        build_recipe("sprint").override(["small_size=0"])
+
+
 def test_a_rate_for_the_head_needs_muon() -> None:
     assert small_config(optimizer="muon", head_lr=5.0).head_lr == 5
     with pytest.raises(ValueError, match="head_lr=5 needs optimizer=muon; otherwise head_lr=1"):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Outcome
 from PIL import Image
+
+from halfmeg.config import RunConfig
+from halfmeg.studies.figures import curve_figure
+from halfmeg.training.fit import train_run
 
 Program = Callable[..., Outcome]
 
@@ -51,6 +57,29 @@ def test_comparison_cnn_resnets(program: Program, tmp_path: Path) -> None:
     assert "comparison.html" in done.out
 
 
+@pytest.mark.slow
+def test_comparison_draws_what_finished_and_names_what_failed(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_but_cnn(config: RunConfig, *others: Any) -> str | None:
+        return "no luck" if config.model == "cnn" else train_run(config, *others)
+
+    drawn: list[str] = []
+
+    def draw(curves: Any, *titles: str) -> Any:
+        drawn.extend([*(label for label, _ in curves), titles[-1]])
+        return curve_figure(curves, *titles)
+
+    monkeypatch.setattr("halfmeg.studies.workers.train_run", train_but_cnn)
+    monkeypatch.setattr("halfmeg.studies.figures.curve_figure", draw)
+    done = program("comparison_cnn_resnets.py", "--epochs", "1")
+    assert done.code == 1
+    assert done.is_one_line("comparison_cnn_resnets.py: failed: cnn-seed-0: no luck")
+    assert drawn[0] == "ResNet" and drawn[1].startswith("ResNet on ")
+    assert (tmp_path / "runs" / "comparison" / "CNN_ResNet_comparison.png").exists()
+    assert "comparison.html" in done.out
+
+
 def test_resnets_saves_each_epoch_and_continues(program: Program, tmp_path: Path) -> None:
     done = program("resnets.py", "--epochs", "2")
     assert done.code == 0, done.err
@@ -64,6 +93,31 @@ def test_resnets_saves_each_epoch_and_continues(program: Program, tmp_path: Path
     assert (continued / "weights.safetensors").read_bytes() == whole
     with Image.open(continued / "ResNet_accuracy.png") as figure:
         figure.verify()
+
+
+def test_resnets_continues_from_a_checkpoint_of_any_name(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def draw(curves: Any, *titles: str) -> Any:
+        drawn.extend(label for label, _ in curves)
+        return curve_figure(curves, *titles)
+
+    monkeypatch.setattr("halfmeg.studies.figures.curve_figure", draw)
+    assert program("resnets.py", "--epochs", "2").code == 0
+    saved = tmp_path / "save" / "ResNet2_accuracy-85_checkpoints"
+    shutil.copyfile(saved / "model_epoch_1.pt", tmp_path / "best.pt")
+    before = {path: path.read_bytes() for path in saved.iterdir()}
+    refused = program("resnets.py", "--epochs", "2", "--seed", "1")
+    assert refused.code == 2
+    assert refused.is_one_line("ResNet2_accuracy-85_checkpoints holds the models of another run",
+                               "move that folder away, or continue with --resume FILE")  # fmt: skip
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before
+    assert not (tmp_path / "runs" / "resnets-seed-1").exists()
+    done = program("resnets.py", "--epochs", "2", "--resume", "best.pt")
+    assert done.code == 0, done.err
+    assert drawn == ["from scratch", "saved model", "continued after epoch 1"]
 
 
 @pytest.mark.parametrize("name", ["resnets.py", "comparison_cnn_resnets.py"])

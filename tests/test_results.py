@@ -139,6 +139,32 @@ def test_the_speed_in_readme_is_that_of_its_file() -> None:
         assert f"{entry['ratio']:.1f} times (`{entry['model']}`)" in row
 
 
+def test_the_share_of_augmentation_is_that_of_its_file() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
+    stated = {(row[2], row[-2]) for row in rows if len(row) == 8}
+    for path in RESULTS.glob("throughput*.json"):
+        for entry in json.loads(path.read_text()):
+            found = (f"{entry['images_per_second']:,.0f}", f"{entry['augment_share']:.1%}")
+            assert found in stated, (path.name, entry["model"])
+
+
+def test_what_auto_tried_is_what_the_page_says() -> None:
+    tried = {
+        name: [run for run in json.loads((RESULTS / name).read_text())["runs"]
+               if run["name"] == "auto"]
+        for name in ("auto.json", "auto-cifar10.json")
+    }  # fmt: skip
+    assert all(run["picked"].startswith("sprint ") for runs in tried.values() for run in runs)
+    assert not any(run["trials"] for run in tried["auto.json"])
+    assert [len(run["trials"]) for run in tried["auto-cifar10.json"]] == [2] * 6
+    flips = [run for run in tried["auto-cifar10.json"] if ", flipped, " in run["picked"]]
+    assert [(run["data"], run["seed"]) for run in flips] == [("cifar10-jpeg", 1)]
+    page = " ".join((RESULTS / "README.md").read_text().split())
+    assert "each of the six runs tried flipped and not flipped" in page
+    assert "five ended not flipped; seed 1 of `cifar10-jpeg` flips" in page
+
+
 def verdicts(cli: Cli, *studies: str) -> dict[tuple[str, str], dict[str, Any]]:
     folders = [str(RESULTS / name) for name in studies]
     outcome = cli("report", *folders, "--out", "again", "--json")

@@ -194,8 +194,12 @@ def _find(
             if files is not None and {"train", "test"} <= files.parts.keys():
                 encoded = read_parquet(files, options)
                 if encoded.classes == CLASSES:
+                    _check_groups(encoded, options)
                     return encoded
     if source in NAMED:
+        _refuse_columns(source, options)
+        if options.group:
+            raise ValueError(f"{_no_group(options)}; the images of {source} have neither")
         return None
     return _read(Path(source), source, options)
 
@@ -226,6 +230,7 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
             beside = beside_tables(path, files)
             encoded = dataclasses.replace(encoded, passed_over=(*encoded.passed_over, *beside))
     elif arrays is not None:
+        _refuse_columns(source, options)
         encoded = arrays
     elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         encoded = read_table(path, options)
@@ -235,6 +240,7 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
             f"{_file_hint(path)}"
         )
     else:
+        _refuse_columns(source, options)
         encoded = read_folder(path, options.path_group)
     _check_groups(encoded, options)
     _check_classes(encoded, source)
@@ -268,10 +274,22 @@ def _check_groups(encoded: EncodedSource, options: DataOptions) -> None:
     """
     images = [image for part in encoded.parts.values() for image in part]
     if options.group and images and not any(image.group for image in images):
-        raise ValueError(
-            f"group={options.group!r} matches no path and is no column; "
-            f"the first image is {images[0].name}"
-        )
+        raise ValueError(f"{_no_group(options)}; the first image is {images[0].name}")
+
+
+def _no_group(options: DataOptions) -> str:
+    return f"group={options.group!r} matches no path and is no column"
+
+
+def _refuse_columns(source: str, options: DataOptions) -> None:
+    """Raise where a column was named of what is no table.
+
+    Raises:
+        ValueError: one was.
+    """
+    for name in ("image_column", "label_column"):
+        if column := getattr(options, name):
+            raise ValueError(f"{name}={column!r}: {source} is no table; leave it out")
 
 
 def _require_text(source: str) -> None:

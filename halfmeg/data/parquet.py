@@ -46,6 +46,7 @@ class _Row:
 @dataclass(frozen=True)
 class _Table:
     path: Path
+    name: str  # as rows are called by
     rows: list[_Row]
     names: tuple[str, ...] | None  # of the class indices
     columns: Columns
@@ -66,7 +67,7 @@ def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
         return set().union(*(_words(path, column) for path in files.parts.get("all", [])))
 
     tables = {
-        part: [_read_file(path, options, words_of) for path in paths]
+        part: [_read_file(path, files.name_of(path), options, words_of) for path in paths]
         for part, paths in files.parts.items()
     }
     everything = [table for part in tables.values() for table in part]
@@ -121,7 +122,7 @@ def _classes_of(tables: list[_Table]) -> tuple[tuple[str, ...], tuple[str, ...]]
     classes = named[0].names
     assert classes is not None
     notes = tuple(
-        f"{table.path.name} has no class names; those of {named[0].path.name} are used"
+        f"{table.name} has no class names; those of {named[0].name} are used"
         for table in tables
         if table.names is None
     )
@@ -149,7 +150,9 @@ def _labels_of(table: _Table, classes: tuple[str, ...]) -> list[int]:
     return labels
 
 
-def _read_file(path: Path, options: DataOptions, words_of: Callable[[str], set[str]]) -> _Table:
+def _read_file(
+    path: Path, name: str, options: DataOptions, words_of: Callable[[str], set[str]]
+) -> _Table:
     import pyarrow.parquet as pq
 
     with _as_mistake(path):
@@ -161,8 +164,8 @@ def _read_file(path: Path, options: DataOptions, words_of: Callable[[str], set[s
         structs = [f.name.lower() for f in schema if str(f.type).startswith("struct<bytes: ")]
         images = dict.fromkeys((*IMAGE_COLUMNS, *(structs if len(structs) == 1 else ())))
         columns = find_columns(path, schema.names, options, ([*images], LABEL_COLUMNS), words_of)
-        rows = _read_rows(path, file, columns, options, room)
-        return _Table(path, rows, _label_names(schema.metadata or {}, columns.label), columns)
+        rows = _read_rows(path, name, file, columns, options, room)
+        return _Table(path, name, rows, _label_names(schema.metadata or {}, columns.label), columns)
 
 
 @contextmanager
@@ -201,21 +204,21 @@ def _words(path: Path, column: str) -> set[str]:
 
 
 def _read_rows(
-    path: Path, file: Any, columns: Columns, options: DataOptions, room: Room
+    path: Path, name: str, file: Any, columns: Columns, options: DataOptions, room: Room
 ) -> list[_Row]:
     names = [n for n in (columns.image, columns.label, columns.group, columns.part) if n]
     rows: list[_Row] = []
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(dict.fromkeys(names))):
-        groups, words = (_texts(batch, name) for name in (columns.group, columns.part))
+        groups, words = (_texts(batch, n) for n in (columns.group, columns.part))
         pairs = zip(_cells(batch[columns.image]), batch[columns.label].to_pylist(), strict=True)
         for place, (cell, label) in enumerate(pairs):
-            where = f"{path.name} row {len(rows)}"
+            where = f"{name} row {len(rows)}"
             content, inner = _content(cell, path, columns.image, len(rows))
             if content == b"":
                 where += f" ({columns.image} is null)"
             group = groups[place] if groups else options.path_group(inner)
             part = words[place] if words else ""
-            label = room.keep(_label(label, path, columns.label, where))
+            label = room.keep(_label(label, columns.label, f"{path} row {len(rows)}"))
             room.take(ROW_BYTES)
             rows.append(_Row(where, room.keep(content), label, room.keep(group), room.keep(part)))
     return rows
@@ -276,15 +279,14 @@ def _content(cell: Any, path: Path, column: str, row: int) -> tuple[bytes | Path
     return file, cell
 
 
-def _label(label: Any, path: Path, column: str, where: str) -> int | str:
+def _label(label: Any, column: str, where: str) -> int | str:
     if isinstance(label, bool):
         label = str(label)
     if isinstance(label, str) and label.strip():
         return unicodedata.normalize("NFC", label.strip())
     if not isinstance(label, int) or label < 0:
         raise ValueError(
-            f"{path.parent / where}: {column} {label!r}; expected: a class index, "
-            "0 or more, or a text"
+            f"{where}: {column} {label!r}; expected: a class index, 0 or more, or a text"
         )
     return label
 

@@ -20,12 +20,18 @@ class ParquetFiles:
     """The files of a source.
 
     Attributes:
+        root: the folder below which they stand.
         parts: "train", "validation" and "test", or "all".
         passed_over: files that belong to no part.
     """
 
+    root: Path
     parts: dict[str, list[Path]]
     passed_over: list[PassedOver] = field(default_factory=list)
+
+    def name_of(self, file: Path) -> str:
+        """Return the path below the root: files of two parts may have the same name."""
+        return str(file.relative_to(self.root))
 
 
 def find_parquet(path: Path) -> ParquetFiles | None:
@@ -41,7 +47,7 @@ def find_parquet(path: Path) -> ParquetFiles | None:
     if path.is_file():
         # Pandas writes .parquet.gzip, and others what they like.
         is_table = _is_parquet(path) or begins_with(path, b"PAR1")
-        return ParquetFiles({"all": [path]}) if is_table else None
+        return ParquetFiles(path.parent, {"all": [path]}) if is_table else None
     files = _files_of(path) or _files_of(path / "data")
     if not files:
         found = {folder.name: _files_of(folder) for folder in _sub_folders(path)}
@@ -57,13 +63,15 @@ def find_parquet(path: Path) -> ParquetFiles | None:
         _require_shards(file, list(files))
     named = find_parts(set(files.values()), str(path), set(files.values()))
     if named is None:
-        return ParquetFiles({"all": sorted(files)})
+        return ParquetFiles(path, {"all": sorted(files)})
     parts = {
         part: sorted(f for f, own in files.items() if own == word) for part, word in named.items()
     }
     left = sorted(files.keys() - {file for part in parts.values() for file in part})
     reason = "beside the tables of the parts"
-    return ParquetFiles(parts, [PassedOver(str(file.relative_to(path)), reason) for file in left])
+    return ParquetFiles(
+        path, parts, [PassedOver(str(file.relative_to(path)), reason) for file in left]
+    )
 
 
 def beside_tables(path: Path, files: ParquetFiles) -> list[PassedOver]:

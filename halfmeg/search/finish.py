@@ -291,7 +291,7 @@ def _configs(winner: RunConfig, final: Final, data: DataSplits) -> Iterator[RunC
         yield replace(winner, tuning_trials=final.tuning_trials, seed=seed)
         for model, budget in final.baselines:
             config = replace(winner, model=model, budget=budget, seed=seed)
-            yield config if _takes(config, data) else replace(config, small_size=0)
+            yield config if _takes(config, data) else replace(config, small_size=0, first_size=0)
 
 
 def _takes(config: RunConfig, data: DataSplits) -> bool:

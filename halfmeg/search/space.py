@@ -55,7 +55,9 @@ SPACE: dict[str, Any] = {
 NETWORK = "network"
 MOST = 1e15  # of a number; more is a mistake, and no float for some
 SHARES = ("epochs", "crop", "cutout", "small_size")
-NEEDS: dict[str, dict[str, Any]] = {"alternate": {"hflip": True}, "head_lr": {"optimizer": "muon"}}
+NEEDS: dict[str, dict[str, Any]] = {
+    "alternate": {"hflip": True}, "head_lr": {"optimizer": "muon"}, "first_size": {"small_size": 1},
+}  # fmt: skip
 RESERVED = (
     "recipe", "model", "budget", "seed", "init", "val_fraction", "monitor", "tuning_trials",
     "device", "threads", "keep_checkpoints", "kernels", "compile", "sync_bn",
@@ -262,10 +264,7 @@ def _with_given(
         if isinstance(value, tuple):
             raise ValueError(f"{key} is not for a search: epochs differ; choose another schedule")
         nested = before.get(value) if isinstance(before, Mapping) else None
-        found = {
-            name: values if name == NETWORK else _without(key, values)
-            for name, values in found.items()
-        }
+        found = {n: v if n == NETWORK else _without(key, v) for n, v in found.items()}
         found[key] = value if nested is None else {value: nested}
     return found
 

@@ -27,6 +27,7 @@ from PIL import Image
 
 from halfmeg.data import cifar
 from halfmeg.data.load import load_dataset
+from halfmeg.data.options import DataOptions
 
 PER_FILE = 20
 
@@ -174,6 +175,13 @@ def write_parquet(path: Path, batches: list[tuple[np.ndarray, np.ndarray]]) -> N
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
+
+
+def test_a_group_that_a_parquet_copy_lacks_is_refused(tmp_path: Path) -> None:
+    for number, part in enumerate(("train", "test")):
+        write_parquet(tmp_path / f"{part}-00000-of-00001.parquet", [batch(number)])
+    with pytest.raises(ValueError, match="group='person' matches no path and is no column"):
+        load_dataset("cifar10", data_dir=tmp_path, options=DataOptions(group="person"))
 
 
 @pytest.mark.slow

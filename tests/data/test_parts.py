@@ -5,7 +5,10 @@ Each test is named after its case in docs/data.md; `test_images.py` has the othe
 
 from __future__ import annotations
 
+import base64
+import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from PIL import Image
 from test_images import QUICK, make, picture, table
 
 from halfmeg.artifacts.run import Run
-from halfmeg.data.load import inspect_data, load_dataset
+from halfmeg.data.load import inspect_data, inspect_source, load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of
 
@@ -442,6 +445,28 @@ def test_an_empty_label_is_named_and_spaces_make_no_class(tmp_path: Path, empty:
     table(tmp_path / "b.parquet", ["a", "b"] * 5 + [empty])
     with pytest.raises(ValueError, match=r"b.parquet row 10: label '\s*'; expected: a class index"):
         load_dataset(str(tmp_path / "b.parquet"))
+
+
+def test_rows_of_equal_files_in_two_parts_have_names_and_pictures_of_their_own(
+    tmp_path: Path, cli: Cli
+) -> None:
+    root = tmp_path / "t" / "default"  # as the hub's own copy has them
+    table(root / "train" / "0000.parquet", LABELS)
+    table(root / "test" / "0000.parquet", LABELS[:6], start=19)  # its first image is the last above
+    report, source = inspect_source(str(root.parent))
+    names = [name for part in source.names.values() for name in part]
+    assert len(set(names)) == len(names) == 26
+    last, first = "default/train/0000.parquet row 19", "default/test/0000.parquet row 0"
+    assert any(f"{last} = {first}" in problem for problem in report.problems)
+    assert cli("data", "check", "t", "--html", "check.html").code == 1
+    page = (tmp_path / "check.html").read_text().partition("<h2>Darkest and brightest</h2>")[2]
+    shown = re.findall(r'base64,([^"]+)" alt=""><figcaption>(.+?)</figcaption>', page)
+    assert len(shown) == 16
+    for picture_of, name in shown:
+        part = name.split("/")[1]
+        pixels = source.splits.parts[part].images[source.names[part].index(name)]
+        with Image.open(io.BytesIO(base64.b64decode(picture_of))) as image:
+            assert np.array_equal(np.asarray(image), pixels.permute(1, 2, 0).numpy())
 
 
 def test_true_and_false_are_names_of_classes(tmp_path: Path) -> None:

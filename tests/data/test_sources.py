@@ -71,6 +71,22 @@ def test_other_columns_and_parts_of_a_csv(tmp_path: Path, cli: Cli) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (24, 8, 8)
 
 
+@pytest.mark.parametrize("source", ["digits", "cifar10", "arrays.npz", "photos"])
+def test_a_source_without_columns_refuses_their_names(
+    tmp_path: Path, cli: Cli, source: str
+) -> None:
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    write_images(tmp_path / "photos" / "a")
+    np.savez(tmp_path / "arrays.npz", images=PIXELS, labels=LABELS)
+    for name in ("image_column", "label_column"):
+        told = f"{name}='kind': {source} is no table; leave it out"
+        refused = cli("train", "common", "--data", source, f"{name}=kind")
+        assert refused.code == 2 and refused.is_one_line(told)
+    refused = cli("data", "check", source, "group=person")
+    assert refused.code == 2
+    assert refused.is_one_line("group='person' matches no path and is no column")
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
     [("path,label\nnone.png,a", "line 2: .*none.png does not exist"),

@@ -404,6 +404,12 @@ def within(limits: Limits, space: Any) -> Any:
     return size
 
 
+def test_a_smaller_first_epoch_is_drawn_beside_small_ones() -> None:
+    space = build_space({"network": "resnet20", "small_size": 24, "first_size": [16, 0]})
+    config = space.config(space.draw(lambda _, values: values[0]), most_epochs=2, side=32)
+    assert (config.small_size, config.first_size) == (24, 16)
+
+
 def test_mutations_stay_near_and_in_the_space() -> None:
     space, generator = build_space(SPACE), np.random.default_rng(0)
     by_name = {d.name: d for d in space.dimensions}
@@ -1044,7 +1050,7 @@ def test_a_network_that_kills_its_process_ends_no_search(
 
 
 def test_a_baseline_of_one_size_is_compared_without_smaller_images(few_digits) -> None:
-    winner = RunConfig(model="resnet20", epochs=2, small_size=24, val_fraction=0.2)
+    winner = RunConfig(model="resnet20", epochs=2, small_size=24, first_size=16, val_fraction=0.2)
     final = Final(0, "final-1", 2, (("cnn", 500_000), ("resnet8", 500_000)), 9)
     configs = list(_configs(winner, final, few_digits))
     assert [(c.model, c.small_size, c.seed) for c in configs] == [
@@ -1052,6 +1058,7 @@ def test_a_baseline_of_one_size_is_compared_without_smaller_images(few_digits) -
         for seed in (0, 1)
         for model, size in (("resnet20", 24), ("cnn", 0), ("resnet8", 24))
     ]
+    assert [c.first_size for c in configs] == [16, 0, 16] * 2
 
 
 @pytest.mark.slow

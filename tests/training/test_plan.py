@@ -59,7 +59,7 @@ def test_small_images_come_first_and_count_by_their_pixels() -> None:
 
     assert sizes() == [12, 16, 32]
     assert sizes(first_size=0) == [16, 16, 32]
-    assert sizes(small_size=0) == sizes(small_share=0.0) == [32, 32, 32]
+    assert sizes(small_size=0, first_size=0) == sizes(small_share=0.0) == [32, 32, 32]
     left = Plan.of(config, 100, 32).images_left(0)
     assert left == pytest.approx(100 * (12**2 + 16**2 + 32**2) / 12**2)
 
