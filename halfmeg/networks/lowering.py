@@ -276,6 +276,8 @@ class Lowering:
     ) -> Value:  # fmt: skip
         """Take the mean of windows."""
         source, zeros = self.image(self_)
+        if ceil_mode and any(zeros):  # where the last window ends depends on them
+            source, zeros = self.node(self_), (0, 0, 0, 0)
         kernel, step, around = pair(kernel_size), pair(stride or kernel_size), pair(padding)
         pads = pool_padding(source.shape, kernel, step, around, ceil_mode)
         uneven = not count_include_pad and any(around)

@@ -131,6 +131,11 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], leaves: set[str
         if not node.meta["val"].is_floating_point():
             raise lowering.unknown("numbers that are not floats")
         return args[0]
+    if kind in MOVES and isinstance(args[0], Tensor):  # a constant that takes a map's shape
+        if kind not in ("expand_as", "view_as"):
+            raise lowering.unknown()
+        shape = node.meta["val"].shape
+        return args[0].expand(shape) if kind == "expand_as" else args[0].reshape(shape)
     if kind in MOVES or kind in MOVES_OF_FLOATS:
         return _move(target, args, kwargs, torch.float64 if kind in MOVES_OF_FLOATS else torch.long)
     if kind in ARITHMETIC and len(given) == 2:

@@ -48,6 +48,8 @@ def function_of_one(first: Value, second: Value) -> Node | None:
     """Return the node that two tensors are both functions of, value by value, or None."""
     if first.index.shape != second.index.shape or not torch.equal(first.index, second.index):
         return None
+    if (first.index == OUTSIDE).any():  # zeros behind the two functions, which make no 0 of 0
+        return None
     others = _sources(second.node)
     return next((node for node in _sources(first.node) if node in others), None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -174,6 +175,7 @@ def in_autocast(x: Tensor) -> Tensor:
         (lambda x: x.int() + 0.5, "aten.to.dtype (to) has no int8 form: numbers that are not"),
         (lambda x: x if x.sum() > 0 else -x, "Module cannot be traced"),
         (lambda x: torch.max(x, x.roll(1, 1)), "aten.max.other (max_1) has no int8 form: of two"),
+        (lambda x: F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, ceil_mode=True), "windows of different"),
         (in_autocast, "Module cannot be traced"),
     ],
 )  # fmt: skip
@@ -292,3 +294,44 @@ def test_sizes_of_maps_are_constants_of_an_exported_graph() -> None:
     kinds = {node.op_type for node in onnx.ModelProto.FromString(content).graph.node}
     assert {"Range", "Shape"}.isdisjoint(kinds)
     check_graph(content, image_shape(8), 3 * 8 * 8 * 5)
+
+
+class Tried(nn.Module):
+    """A network of weights as drawn; a function makes logits of it and of images."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function = function
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.linear = nn.Linear(192, 5)
+        self.p = nn.Parameter(torch.randn(4, 1, 1))
+        self.q = nn.Parameter(torch.randn(1, 2, 128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def padded(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 2, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: net.conv(x) * net.p.expand_as(net.conv(x)),
+        lambda net, x: F.relu(net.conv(x) + net.p.expand_as(net.conv(x))),
+        lambda net, x: net.conv(x) + net.q.view_as(net.conv(x)),
+        lambda net, x: padded(y := net.conv(x)) + padded(y.sigmoid()),
+        lambda net, x: F.avg_pool2d(F.pad(net.conv(x), (0, 1, 0, 1)), 2, 2, ceil_mode=True,
+                                    divisor_override=4),
+        lambda net, x: F.avg_pool2d(F.pad(net.conv(x), (0, 1, 0, 1)), 3, 2, ceil_mode=True),
+    ],
+    ids=["expand_as", "expand_as of a sum", "view_as", "padded functions", "ceil_mode: one more",
+         "ceil_mode: no more"],
+)  # fmt: skip
+def test_code_of_another_form_is_followed(function: Callable[[Any, Tensor], Tensor]) -> None:
+    model = Tried(lambda net, x: function(net, x).flatten(1)).eval()
+    images = torch.randn(1, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.allclose(trace(model, 8).logits(images), model(images), atol=1e-5)
