@@ -335,3 +335,36 @@ def test_code_of_another_form_is_followed(function: Callable[[Any, Tensor], Tens
     images = torch.randn(1, 3, 8, 8)
     with torch.inference_mode():
         assert torch.allclose(trace(model, 8).logits(images), model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: net.linear(x.flatten(1)).relu() + net.linear(x.flip(3).flatten(1)).relu(),
+        lambda net, x: net.linear(x.relu().flatten(1)).relu()
+        + net.linear(x.amax((2, 3)).repeat(1, 64)).relu(),
+        lambda net, x: F.linear(net.square(x), net.p).relu() + (net.square(x) @ net.p).relu(),
+        lambda net, x: ((net.conv(x) * net.p).relu() + (net.conv(x) + net.p).relu()).amax((2, 3)),
+    ],
+    ids=["flipped", "a map and a vector", "turned", "times and plus"],
+)
+def test_only_equal_weights_have_one_key(function: Callable[[Any, Tensor], Tensor]) -> None:
+    model = Tried(function)
+    model.square = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())
+    if "square" in function.__code__.co_names:
+        model.p = nn.Parameter(torch.randn(4, 4))
+    kept: dict[str, Conv] = {}
+    for node in simplify(trace(model.eval(), 8), MEAN, STD).nodes:
+        if isinstance(node, Conv):
+            other = kept.setdefault(node.weight_key, node)
+            assert np.array_equal(other.weight, node.weight)
+    assert len(kept) >= 2
+
+
+def test_a_scale_that_is_learned_counts_whatever_it_is_now() -> None:
+    found = []
+    for scale in (1.0, 0.7):
+        model = Tried(lambda net, x: (net.conv(x).relu() * net.scale).amax((2, 3)))
+        model.scale = nn.Parameter(torch.tensor(scale))
+        found.append(measure_memory(model.eval(), 8).flash_bytes)
+    assert found[0] == found[1]
