@@ -246,6 +246,37 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
 
 
+def test_what_does_nothing_for_a_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
+    for idle in (["--data", "nonsense"], ["--allow-loss"]):
+        told = cli("export", "record", "--out", "copy", *idle)
+        assert (told.code, told.is_one_line(" ".join(idle), "leave it out")) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_threads_than_a_machine_has_are_refused(cli: Cli) -> None:
+    told = cli("bench", "record", "--threads", "1,99999999999")
+    assert (told.code, told.is_one_line("'1,99999999999'", "1 to 4,096")) == (2, True)
+
+
+class Guarded(nn.Module):
+    """Looks at the values of its images before it does anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(x).all():
+            raise ValueError("not finite")
+        return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_what_the_exporter_refuses_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^torch\.onnx does not export the network: .*guard") as told:
+        to_onnx(Guarded(), (0.5,) * 3, (0.2,) * 3, 8)
+    assert len(str(told.value).splitlines()) == 1
+
+
 def test_a_bundle_of_another_budget_is_told(cli: Cli) -> None:
     other = cli("train", "record", "init=record", "budget=20000")
     assert other.is_one_line("was made with budget=500000", "add budget=500000")
