@@ -18,6 +18,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import build_model
 from halfmeg.shipping.export import Proof, copy_bundle, export
+from halfmeg.shipping.finetune import Finetuning
 from halfmeg.shipping.onnx import fold_batchnorm, to_onnx
 from halfmeg.shipping.proof import loses
 from halfmeg.shipping.verify import verify_onnx
@@ -153,6 +154,50 @@ def test_int8_that_loses_too_much_stops(
     assert (
         f"`model.int8.onnx` {loses(proof.int8_loss)}" in (bundle.folder / "README.md").read_text()
     )
+
+
+def test_fine_tuning_is_offered_only_where_it_can_mend(
+    quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfmeg.shipping import export as module
+
+    monkeypatch.setattr(module, "ALLOWED_LOSS", -1.0)
+    with pytest.raises(ValueError, match="more than -100; --finetune may mend it, and with"):
+        export(quick_onnx, first_digits(600), tmp_path / "out")
+
+    def refuse(*_: Any) -> Any:
+        raise ValueError("aten.cumsum has no int8 form")
+
+    monkeypatch.setattr(module, "quantize", refuse)
+    with pytest.raises(ValueError, match="more than -100; with --allow-loss it is"):
+        export(quick_onnx, first_digits(600), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_bundle_that_was_fine_tuned_is_not_exported_without(
+    kept: int, quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfmeg.shipping import export as module
+
+    def tuned(run: Any, training: torch.Tensor, held_out: Any) -> Any:
+        told = Finetuning(2 if kept else 0, (0.01, 0.004, 0.002)[: kept + 1], kept, 540)
+        return module.quantize(run.model, run.mean, run.std, training[:64]), told
+
+    monkeypatch.setattr(module, "_finetune", tuned)
+    options = {"allow_loss": True, "finetune": True}
+    bundle, _ = export(quick_onnx, first_digits(600), tmp_path / "tuned", **options)
+    card = (bundle.folder / "README.md").read_text()
+    told = [
+        "Its weights are those of plain calibration: int8 loses 1.00 points",
+        "Its weights were trained on behind the integers' own rounding: int8 loses 1.00 points",
+    ]
+    assert [text in card for text in told] == [kept == 0, kept > 0]
+    if kept:
+        with pytest.raises(ValueError, match=r"tuned was fine-tuned; add --finetune"):
+            export(bundle, first_digits(600), tmp_path / "anew", allow_loss=True)
+        export(bundle, first_digits(600), tmp_path / "anew", **options)
+    else:
+        export(bundle, first_digits(600), tmp_path / "anew", allow_loss=True)
 
 
 def test_a_wrong_onnx_file_stops(
