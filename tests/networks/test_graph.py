@@ -341,8 +341,9 @@ def test_code_of_another_form_is_followed(function: Callable[[Any, Tensor], Tens
     "function",
     [
         lambda net, x: net.linear(x.flatten(1)).relu() + net.linear(x.flip(3).flatten(1)).relu(),
-        lambda net, x: net.linear(x.relu().flatten(1)).relu()
-        + net.linear(x.amax((2, 3)).repeat(1, 64)).relu(),
+        lambda net, x: (
+            net.linear(x.relu().flatten(1)).relu() + net.linear(x.amax((2, 3)).repeat(1, 64)).relu()
+        ),
         lambda net, x: F.linear(net.square(x), net.p).relu() + (net.square(x) @ net.p).relu(),
         lambda net, x: ((net.conv(x) * net.p).relu() + (net.conv(x) + net.p).relu()).amax((2, 3)),
     ],

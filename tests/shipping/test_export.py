@@ -317,7 +317,7 @@ class Guarded(nn.Module):
 
 
 def test_what_the_exporter_refuses_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^torch\.onnx does not export the network: .*guard") as told:
+    with pytest.raises(ValueError, match=r"^torch\.onnx does not export the network:") as told:
         to_onnx(Guarded(), (0.5,) * 3, (0.2,) * 3, 8)
     assert len(str(told.value).splitlines()) == 1
 
