@@ -28,6 +28,8 @@ CompileName = bool | Literal["auto"]
 BUDGET = 500_000
 """A network fits when it has fewer parameters than this, all of them counted."""
 
+MAX_THREADS = 4_096
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -297,7 +299,7 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("hard_share", 0, 1, False),
     ("val_fraction", 0, 0.9, True),
     ("tuning_trials", 0, 1_000_000, True),
-    ("threads", 0, 4096, True),
+    ("threads", 0, MAX_THREADS, True),
     ("keep_checkpoints", 0, 1_000_000, True),
 )
 

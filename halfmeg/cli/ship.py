@@ -70,6 +70,12 @@ def export(
             raise ValueError(f"{run} is a bundle, which does not know where data is; add --data")
         loaded = load(data, data_dir, opened.image_size, quiet=as_json, options=opened.options)
     elif is_bundle(run):
+        if allow_loss or data is not None:
+            idle = "--allow-loss" if allow_loss else f"--data {data}"
+            raise ValueError(
+                f"{idle} does nothing for {run}, a bundle that is copied as it is; leave it out, "
+                "or add --target or --finetune"
+            )
         copied = copy_bundle(run, out)
         print_error(f"halfmeg: {run} is a bundle already; it was checked and copied")
         if as_json:
@@ -163,6 +169,7 @@ def bench(
 ) -> None:
     """Measure a bundle in each runtime, or on an emulated chip."""
     from halfmeg.artifacts.bundle import Bundle
+    from halfmeg.config import MAX_THREADS
     from halfmeg.shipping.bench import bench as bench_bundle
 
     if device is not None:
@@ -174,8 +181,10 @@ def bench(
         counts = [int(text) for text in threads.split(",")]
     except ValueError:
         counts = []
-    if not counts or min(counts) < 1:
-        raise ValueError(f"threads={threads!r} is not allowed; write numbers, as in 1,2")
+    if not counts or min(counts) < 1 or max(counts) > MAX_THREADS:
+        raise ValueError(
+            f"threads={threads!r} is not allowed; write numbers of 1 to {MAX_THREADS:,}, as in 1,2"
+        )
     rows = bench_bundle(Bundle.open(bundle), threads=counts, rounds=rounds)
     if as_json:
         print_json([row.to_dict() for row in rows])

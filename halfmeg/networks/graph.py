@@ -103,11 +103,13 @@ class Combine(Node):
         scales: for each input, float64 that broadcasts to C×H×W.
         shift: float64 that broadcasts to C×H×W.
         key: equal where two nodes have the same constants.
+        learned: whether weights stand in them, which have other values after another training.
     """
 
     scales: tuple[Array, ...]
     shift: Array
     key: str
+    learned: bool = False
 
     def compute(self, *maps: Tensor) -> Tensor:
         """Add up."""

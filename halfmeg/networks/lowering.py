@@ -34,6 +34,7 @@ from halfmeg.networks.values import (
     compact,
     function_of_one,
     margins,
+    order_of,
     pair,
     pool_padding,
     pooled,
@@ -48,12 +49,14 @@ class Lowering:
         name: of its node in the program.
         operator: its own name, for messages.
         weights: names of the parameters that it reads, or of the operator where it reads none.
+        learned: whether it reads any.
     """
 
-    def __init__(self, name: str, operator: str, weights: str) -> None:
+    def __init__(self, name: str, operator: str, weights: str = "", learned: bool = False) -> None:
         self.name = name
         self.operator = operator
         self.weights = weights
+        self.learned = learned
 
     def unknown(self, why: str = "") -> ValueError:
         """Return the error that names the operator."""
@@ -131,6 +134,7 @@ class Lowering:
                 index = torch.arange(index.numel())
             dense = torch.zeros(len(weight), index.numel(), dtype=torch.float64)
             dense[:, index] = weight.double()
+            self.weights += order_of(index, source.shape)
             found = self._conv(source, dense.view(-1, *source.shape), bias)
             return Value(found.node, found.index.flatten(1))
         if input.index.dim() > 4:
@@ -175,13 +179,9 @@ class Lowering:
             placed = [t.expand(shape).flatten()[flat.argsort()] for t in both]
             arrays.append(compact(*(t.view(value.node.shape).numpy() for t in placed)))
         node = Combine(
-            self.name,
-            value.node.shape,
-            (value.node,),
-            (arrays[0],),
-            arrays[1],
-            self.weights,
-        )
+            self.name, value.node.shape, (value.node,), (arrays[0],), arrays[1], self.weights,
+            self.learned,
+        )  # fmt: skip
         return Value(node, value.index)
 
     def arithmetic(self, kind: str, target: Any, args: Any, kwargs: Any) -> Value:
@@ -223,6 +223,7 @@ class Lowering:
         if kind in ("add", "sub", "mul", "div") and not kwargs.get("rounding_mode"):
             other = torch.as_tensor(args[1 - position]).double()
             one, zero, alpha = torch.ones(()), torch.zeros(()), kwargs.get("alpha", 1)
+            self.weights = f"{kind} {position} {alpha} {self.weights}"
             if kind == "mul":
                 return self._affine(value, other, zero)
             if kind == "div" and position == 0:
@@ -276,6 +277,8 @@ class Lowering:
     ) -> Value:  # fmt: skip
         """Take the mean of windows."""
         source, zeros = self.image(self_)
+        if ceil_mode and any(zeros):  # where the last window ends depends on them
+            source, zeros = self.node(self_), (0, 0, 0, 0)
         kernel, step, around = pair(kernel_size), pair(stride or kernel_size), pair(padding)
         pads = pool_padding(source.shape, kernel, step, around, ceil_mode)
         uneven = not count_include_pad and any(around)

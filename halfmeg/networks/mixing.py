@@ -58,6 +58,7 @@ def _channels(lowering: Lowering, value: Value, axis: int) -> tuple[Node, Callab
 def matmul(lowering: Lowering, self_: Value, other: Value | Tensor) -> Value:
     """Multiply by a constant matrix, or two maps matrix by matrix."""
     if isinstance(self_, Value) and isinstance(other, Tensor) and other.dim() == 2:
+        lowering.weights += " turned"  # `linear` may have the same matrix as it is
         return lowering.linear(self_, other.T)
     if not (isinstance(self_, Value) and isinstance(other, Value)):
         raise lowering.unknown("by a constant that is no matrix")

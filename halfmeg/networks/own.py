@@ -35,6 +35,7 @@ def build_own(
     Raises:
         ValueError: nothing can be built; in one line that says why.
     """
+    check_num_classes(num_classes)
     shape = image_shape(image_size)
     model = _build(place, num_classes, shape, budget)
     if not isinstance(model, nn.Module):
@@ -45,6 +46,16 @@ def build_own(
     if _needs_plain_order[key]:
         model.register_forward_pre_hook(_in_plain_order)
     return model
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Check the length of the logits.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
 
 
 _needs_plain_order: dict[tuple[str, str, int, ImageShape, int], bool] = {}
@@ -62,16 +73,19 @@ def _build(place: str, num_classes: int, shape: ImageShape, budget: int) -> Any:
             return copy.deepcopy(found)
     if callable(found) and not takes(found, "num_classes"):
         raise ValueError(
-            f"{place} takes no num_classes; it is called with the number of classes, "
-            f"as in {place.rpartition(':')[2]}(num_classes={num_classes})"
+            f"{place} takes no num_classes; give its signature one, "
+            f"since it is called with num_classes={num_classes}"
         )
+    given = {
+        "num_classes": num_classes, "in_channels": shape.channels, "image_size": shape.size,
+        "budget": budget,
+    }  # fmt: skip
+    if twice := [key for key in settings if key in given]:
+        where = "the run's own budget" if twice[0] == "budget" else "the data"
+        raise ValueError(f"{place}: leave {twice[0]} out, which is given by {where}")
     if budget != BUDGET and not takes(found, "budget"):
         raise ValueError(f"budget={budget} is not for {place}, whose signature has no budget")
-    return call(
-        place, found,
-        num_classes=num_classes, in_channels=shape.channels, image_size=shape.size, budget=budget,
-        **settings,
-    )  # fmt: skip
+    return call(place, found, **given, **settings)
 
 
 def _build_timm(place: str, num_classes: int, shape: ImageShape) -> Any:

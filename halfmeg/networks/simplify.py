@@ -154,7 +154,7 @@ def _drop_identity(node: Node, graph: Graph) -> Node | None:
     if _is_affine(node) and node.shape == node.inputs[0].shape:
         assert isinstance(node, Combine)
         numbers = node.scales[0].size == node.shift.size == 1
-        if numbers and node.scales[0].item() == 1 and node.shift.item() == 0:
+        if numbers and not node.learned and node.scales[0].item() == 1 and node.shift.item() == 0:
             return node.inputs[0]
     return None
 
@@ -195,6 +195,7 @@ def _merge_sums(node: Node, graph: Graph) -> Node | None:
             scales=(*node.scales[before], *(scale * s for s in source.scales), *node.scales[after]),
             shift=node.shift + scale * source.shift,
             key=f"{source.key}|{node.key}",
+            learned=source.learned or node.learned,
         )
     return None
 

@@ -31,7 +31,7 @@ from halfmeg.networks.gated import gated
 from halfmeg.networks.hassani2021 import cct2
 from halfmeg.networks.he2015 import resnet20, resnet32, resnet56
 from halfmeg.networks.huang2017 import densenet_bc_40
-from halfmeg.networks.own import build_own
+from halfmeg.networks.own import build_own, check_num_classes
 from halfmeg.networks.sandler2018 import mobilenetv2
 from halfmeg.networks.study import cnn, resnet, resnet_linear, resnet_shared
 from halfmeg.networks.trial import accepts
@@ -242,8 +242,7 @@ def build_model(
         491082
     """
     name = hand_over(name)
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
+    check_num_classes(num_classes)
     if is_place(name):
         return build_own(name, num_classes, image_size, budget)
     entry, own = find_entry(name)

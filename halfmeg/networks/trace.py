@@ -102,7 +102,7 @@ def _lower(program: torch.export.ExportedProgram, shape: Shape, leaves: set[str]
     logits = values.get(returned)
     if others or not isinstance(logits, Value) or logits.index.dim() != 2:
         raise ValueError("a network is expected to return one tensor of logits B×K")
-    return Graph(image, in_order(Lowering(returned.name, returned.name, "").node(logits)))
+    return Graph(image, in_order(Lowering(returned.name, returned.name).node(logits)))
 
 
 def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], leaves: set[str]) -> Any:
@@ -124,13 +124,19 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], leaves: set[str
     if kind == "_assert_tensor_metadata":  # stands before `to`, and gives nothing
         return None
     constants = [a.name for a in node.all_input_nodes if isinstance(values[a], Tensor)]
-    lowering = Lowering(_name(node, leaves), str(target), ",".join(constants) or node.name)
+    weights = ",".join(constants) or node.name
+    lowering = Lowering(_name(node, leaves), str(target), weights, bool(constants))
     if kind in OPERATORS:
         return OPERATORS[kind](lowering, **_bind(target, args, kwargs))
     if kind in UNCHANGED:
         if not node.meta["val"].is_floating_point():
             raise lowering.unknown("numbers that are not floats")
         return args[0]
+    if kind in MOVES and isinstance(args[0], Tensor):  # a constant that takes a map's shape
+        if kind not in ("expand_as", "view_as"):
+            raise lowering.unknown()
+        shape = node.meta["val"].shape
+        return args[0].expand(shape) if kind == "expand_as" else args[0].reshape(shape)
     if kind in MOVES or kind in MOVES_OF_FLOATS:
         return _move(target, args, kwargs, torch.float64 if kind in MOVES_OF_FLOATS else torch.long)
     if kind in ARITHMETIC and len(given) == 2:
@@ -144,7 +150,7 @@ def _places(node: torch.fx.Node, leaves: set[str]) -> None:
     """Take the places of maxima, which torch.export writes also where nobody asks for them."""
     if node.users:
         (source,) = node.all_input_nodes
-        lowering = Lowering(_name(source, leaves), str(source.target), "")
+        lowering = Lowering(_name(source, leaves), str(source.target))
         raise lowering.unknown("the places of its maxima")
 
 

@@ -16,7 +16,7 @@ from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.own import build_own, use_channels_last
 from halfmeg.networks.protocol import evaluating
 from halfmeg.networks.ways import right_kernels, with_kernels
-from halfmeg.places.load import describe
+from halfmeg.places.load import describe, running
 from halfmeg.places.place import PlaceWarning
 from halfmeg.places.source import read_source
 
@@ -136,6 +136,11 @@ class _Trial:
             raise self.fault(f"returns logits in {mode} that are not finite")
         return logits
 
+    def copied(self) -> nn.Module:
+        """Return a copy, as training makes one: a lock or a computed tensor allows none."""
+        with running(self.place, "cannot be copied"):
+            return copy.deepcopy(self.model)
+
     def check_parameters(self) -> None:
         """Something to train, each number once."""
         named = dict(self.model.named_parameters())
@@ -159,7 +164,7 @@ class _Trial:
     def check_training(self, dtype: torch.dtype) -> None:
         """In training mode: logits, and a gradient for each parameter, none of them hidden."""
         mode = "training" if dtype == torch.float32 else "training in bfloat16"
-        model = copy.deepcopy(self.model).train()
+        model = self.copied().train()
         labels = torch.arange(BATCH) % self.num_classes
         images = self.images.to(dtype)
         if dtype != torch.float32:  # as a run computes it
@@ -249,7 +254,7 @@ class _Trial:
     def warn_of_export(self) -> None:
         """Say where the exporter would not take it."""
         batch = torch.export.Dim("batch", min=1, max=65_536)
-        model = copy.deepcopy(self.model).eval()
+        model = self.copied().eval()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ def whole(node: Node) -> Value:
 def function_of_one(first: Value, second: Value) -> Node | None:
     """Return the node that two tensors are both functions of, value by value, or None."""
     if first.index.shape != second.index.shape or not torch.equal(first.index, second.index):
+        return None
+    if (first.index == OUTSIDE).any():  # zeros behind the two functions, which make no 0 of 0
         return None
     others = _sources(second.node)
     return next((node for node in _sources(first.node) if node in others), None)
@@ -107,6 +110,16 @@ def compact(values: Array, places: Array) -> Array:
     return (
         values[:1, :1, :1].copy() if (channels == channels[0]).all() else values[:, :1, :1].copy()
     )
+
+
+def order_of(index: Tensor, shape: Shape) -> str:
+    """Return a name of the order in which a map's values meet a matrix; empty for a vector's own.
+
+    In another order, or on a map with sides, the same matrix is stored as other weights.
+    """
+    if shape[1:] == (1, 1) and torch.equal(index, torch.arange(index.numel())):
+        return ""
+    return f" on {shape} {hashlib.sha256(index.numpy().tobytes()).hexdigest()}"
 
 
 def pair(value: Any) -> tuple[int, int]:

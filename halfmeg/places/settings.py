@@ -33,7 +33,7 @@ def split_settings(name: str) -> tuple[str, dict[str, Value]]:
     """Take a name apart into what stands in front of the brackets, and the settings within.
 
     Raises:
-        ValueError: between the brackets stands something else than `key=value, …`.
+        ValueError: between the brackets stands something else than `key=value, …`, or a key twice.
 
     Example:
         >>> split_settings("residual(width=16,depth=2)")
@@ -50,11 +50,14 @@ def split_settings(name: str) -> tuple[str, dict[str, Value]]:
         settings = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         if not all(isinstance(value, Value) for value in settings.values()):
             raise ValueError
+        keys = [keyword.arg for keyword in call.keywords]
     except (ValueError, SyntaxError, AssertionError, RecursionError, MemoryError):
         raise ValueError(
             f"{name!r} is not allowed; settings stand as NAME(key=value,key=value), each a number, "
             "True, False or a quoted text"
         ) from None
+    if twice := [key for key in settings if keys.count(key) > 1]:
+        raise ValueError(f"{name!r} is not allowed; {twice[0]} stands there twice: keep one")
     return head, settings
 
 

@@ -133,6 +133,8 @@ def _imported_files(path: Path, root: Path) -> Iterator[Path]:
         if isinstance(node, ast.Import):
             bases, names = [root], [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
+            if node.level > len(path.parents):
+                continue  # above the topmost folder; whoever loads it says so
             base = path.parents[node.level - 1] if node.level else root
             start = f"{node.module}." if node.module else ""
             bases = [base]

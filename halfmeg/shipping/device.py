@@ -209,10 +209,11 @@ def _parse(sent: bytes, num_images: int) -> tuple[Float32, list[int]]:
         ValueError: it stopped before it had finished.
     """
     row, rest = divmod(len(sent) - len(LAST_WORD), num_images)
-    if not sent.endswith(LAST_WORD.encode()) or rest or row < 8 or row % 4:
+    if not sent.endswith(LAST_WORD.encode()) or rest or row < 12 or row % 4:
         raise ValueError(f"{EMULATOR}: the board stopped before it had finished")
     words = np.frombuffer(sent[: -len(LAST_WORD)], "<u4").reshape(num_images, -1)
-    return words[:, :-1].view(np.float32).copy(), words[:, -1].tolist()
+    ticks = words[:, -2:].copy().view("<u8")
+    return words[:, :-2].copy().view(np.float32), ticks.ravel().tolist()
 
 
 def bench_device(bundle: Bundle, device: str, num_images: int = 2) -> DeviceRun:

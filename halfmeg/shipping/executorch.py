@@ -24,7 +24,7 @@ from halfmeg.shipping.program import (
     with_kept_axes,
     with_pooling,
 )
-from halfmeg.shipping.proof import loses
+from halfmeg.shipping.proof import check_loss, loses, lost
 from halfmeg.shipping.verify import logit_tolerance
 
 NUM_CALIBRATION = 200
@@ -124,13 +124,9 @@ def build_executorch(
             f"the ExecuTorch program does not do what the network does: logits differ by "
             f"{difference:g}"
         )
-    loss = accuracy - score(int8_logits, held_out.labels).accuracy
-    if loss > allowed_loss:
-        raise ValueError(
-            f"the int8 ExecuTorch program loses {100 * loss:.2f} points on {len(held_out):,} "
-            f"images, more than {100 * allowed_loss:g}; with --allow-loss it is exported all the "
-            "same"
-        )
+    loss = lost(accuracy, score(int8_logits, held_out.labels).accuracy)
+    images = f"{len(held_out):,} images"
+    check_loss("the int8 ExecuTorch program", loss, allowed_loss, images)
     runtime = f"ExecuTorch {version('executorch')}"
     return ExecutorchFiles(float32, int8, difference, loss, len(held_out), portable, runtime)
 

@@ -39,7 +39,7 @@ from halfmeg.shipping.integer import run as run_integers
 from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
 from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
-from halfmeg.shipping.proof import Proof, lost, prove
+from halfmeg.shipping.proof import Proof, check_loss, lost, prove
 from halfmeg.shipping.quantize import measure_ranges, quantize
 from halfmeg.shipping.render import render
 from halfmeg.shipping.targets import TARGETS, Source
@@ -62,11 +62,17 @@ class _DescribedData:
 
 
 @dataclass(frozen=True)
+class _DescribedTuning:
+    kept: int = 0
+
+
+@dataclass(frozen=True)
 class _Described:
     """What model.json says that exporting anew needs."""
 
     recipe: dict[str, Any]
     data: _DescribedData
+    finetuning: _DescribedTuning | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class _Trained:
     data: dict[str, str]
     options: DataOptions  # how its data was read
     trained_on: np.ndarray | None  # ids of images
+    tuned: bool = False  # its int8 file has weights of its own
 
     @classmethod
     def of(cls, source: Run | Bundle) -> _Trained:
@@ -98,6 +105,7 @@ class _Trained:
                 source.classes, source.image_shape, source.mean, source.std,
                 {"name": stored.data.name, "fingerprint": stored.data.fingerprint},
                 source.options, source.trained_on(),
+                stored.finetuning is not None and stored.finetuning.kept > 0,
             )  # fmt: skip
         if source.result() is None:
             raise ValueError(f"{source.folder} has not finished; continue it with `halfmeg resume`")
@@ -134,7 +142,7 @@ def export(
     Raises:
         ValueError: `out` exists, other data than the run's, the `ship` extra is missing, an
             operator that a target does not have, or a file that does not do what the network does;
-            weights that were damaged or altered.
+            weights that were damaged or altered; a bundle that was fine-tuned, without `finetune`.
     """
     for target in targets:
         if target not in TARGETS:
@@ -148,6 +156,8 @@ def export(
         raise ValueError(
             f"{run.folder} was trained on other data than {data.name}; name its own with --data"
         )
+    if run.tuned and not finetune:  # what was learned stands in the int8 file alone
+        raise ValueError(f"{run.folder} was fine-tuned; add --finetune, which does so anew")
     _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
     held_out, training, kind = _proof_images(run.config, data)
@@ -170,12 +180,9 @@ def export(
     oracle = None if integers is None else run_integers(integers, held_out.images.numpy())
     reference = compute_logits(model, held_out.images, mean, std, precision="fp32")
     proof = prove(reference, held_out, kind, onnx_model, int8_model, oracle)
-    if proof.int8_loss > ALLOWED_LOSS and not allow_loss:
-        raise ValueError(
-            f"int8 loses {100 * proof.int8_loss:.2f} points on {proof.n:,} {kind} images, more "
-            f"than {100 * ALLOWED_LOSS:g}; {'' if finetune else '--finetune may mend it, and '}"
-            "with --allow-loss it is exported all the same"
-        )
+    allowed = 1.0 if allow_loss else ALLOWED_LOSS
+    hint = "--finetune may mend it, and " if integers is not None and not finetune else ""
+    check_loss("int8", proof.int8_loss, allowed, f"{proof.n:,} {kind} images", hint)
     temperature, origin = _temperature(reference, held_out, kind)
     familiarity = None
     if kind == "validation":
@@ -211,7 +218,7 @@ def export(
         )
     exported = Source(
         model, mean, std, run.image_shape, calibration, held_out, reference, proof.accuracy,
-        1.0 if allow_loss else ALLOWED_LOSS, answered, dict(facts),
+        allowed, answered, dict(facts),
     )  # fmt: skip
     for target in targets:
         built, files = TARGETS[target].build(exported)

@@ -26,7 +26,7 @@ from halfmeg.errors import one_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.onnx import fold_batchnorm, quiet
 from halfmeg.shipping.program import require_packages, taken_from_the_screen, with_pooling
-from halfmeg.shipping.proof import loses
+from halfmeg.shipping.proof import check_loss, loses, lost
 
 NUM_CALIBRATION = 200
 NUM_MICRO_IMAGES = 100
@@ -142,12 +142,8 @@ def build_litert(
     images = _normalized(held_out.images, mean, std).numpy()
     inputs = np.clip(np.rint(images / scale + zero_point), -128, 127).astype(np.int8)
     found = np.array([run(image[None]).argmax() for image in inputs])
-    loss = accuracy - float((found == held_out.labels.numpy()).mean())
-    if loss > allowed_loss:
-        raise ValueError(
-            f"the LiteRT file loses {100 * loss:.2f} points on {len(found):,} images, more than "
-            f"{100 * allowed_loss:g}; with --allow-loss it is exported all the same"
-        )
+    loss = lost(accuracy, float((found == held_out.labels.numpy()).mean()))
+    check_loss("the LiteRT file", loss, allowed_loss, f"{len(found):,} images")
     micro, missing = run_micro(content, inputs[:NUM_MICRO_IMAGES], found)
     runtime = f"LiteRT {version('ai-edge-litert')}"
     return LitertFile(content, (scale, zero_point), loss, len(found), runtime, micro, missing)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from halfmeg.data.shape import ImageSize, image_shape
+from halfmeg.errors import with_kind
 from halfmeg.files import scratch_folder
 
 FOLD_TOLERANCE = 1e-3
@@ -87,22 +88,33 @@ class FromPixels(nn.Module):
 def to_onnx(
     model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], image_size: ImageSize
 ) -> bytes:
-    """Return a network as ONNX: input `pixels` uint8 B×C×H×W, output `logits` B×K, any B."""
+    """Return a network as ONNX: input `pixels` uint8 B×C×H×W, output `logits` B×K, any B.
+
+    Raises:
+        ValueError: the exporter refuses the network.
+    """
     deployed = FromPixels(fold_batchnorm(model, image_size), mean, std).eval()
     # Weights in channels_last make the exporter write a global pool as Range and Gather.
     deployed.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # A batch of 1 in the example would be taken for a constant.
     example = torch.zeros(2, *image_shape(image_size), dtype=torch.uint8)
-    with quiet():
-        program = torch.onnx.export(
-            deployed,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=65_536)}},
-        )
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                deployed,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=65_536)}},
+            )
+    except Exception as error:  # whatever the exporter, or a user's code in it, raises
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # those around it say how to debug the exporter
+            cause = cause.__cause__
+        reason = with_kind(cause, 200)
+        raise ValueError(f"torch.onnx does not export the network: {reason}") from None
     assert program is not None
     content: bytes = _fold_sizes(program.model_proto).SerializeToString()
     return content

@@ -24,6 +24,19 @@ def loses(share: float) -> str:
     return f"{'loses' if share >= 0 else 'gains'} {100 * abs(share):.2f} points"
 
 
+def check_loss(form: str, loss: float, allowed: float, images: str, hint: str = "") -> None:
+    """Hold what a form loses, as `lost` gives it, to what is allowed.
+
+    Raises:
+        ValueError: it loses more; `hint` is what may help, before the option that allows it.
+    """
+    if loss > allowed:
+        raise ValueError(
+            f"{form} loses {100 * loss:.2f} points on {images}, more than {100 * allowed:g}; "
+            f"{hint}with --allow-loss it is exported all the same"
+        )
+
+
 @dataclass(frozen=True)
 class Proof:
     """What was checked before the files got their names.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -174,6 +175,7 @@ def in_autocast(x: Tensor) -> Tensor:
         (lambda x: x.int() + 0.5, "aten.to.dtype (to) has no int8 form: numbers that are not"),
         (lambda x: x if x.sum() > 0 else -x, "Module cannot be traced"),
         (lambda x: torch.max(x, x.roll(1, 1)), "aten.max.other (max_1) has no int8 form: of two"),
+        (lambda x: F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, ceil_mode=True), "windows of different"),
         (in_autocast, "Module cannot be traced"),
     ],
 )  # fmt: skip
@@ -292,3 +294,78 @@ def test_sizes_of_maps_are_constants_of_an_exported_graph() -> None:
     kinds = {node.op_type for node in onnx.ModelProto.FromString(content).graph.node}
     assert {"Range", "Shape"}.isdisjoint(kinds)
     check_graph(content, image_shape(8), 3 * 8 * 8 * 5)
+
+
+class Tried(nn.Module):
+    """A network of weights as drawn; a function makes logits of it and of images."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function = function
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.linear = nn.Linear(192, 5)
+        self.p = nn.Parameter(torch.randn(4, 1, 1))
+        self.q = nn.Parameter(torch.randn(1, 2, 128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def padded(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 2, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: net.conv(x) * net.p.expand_as(net.conv(x)),
+        lambda net, x: F.relu(net.conv(x) + net.p.expand_as(net.conv(x))),
+        lambda net, x: net.conv(x) + net.q.view_as(net.conv(x)),
+        lambda net, x: padded(y := net.conv(x)) + padded(y.sigmoid()),
+        lambda net, x: F.avg_pool2d(F.pad(net.conv(x), (0, 1, 0, 1)), 2, 2, ceil_mode=True,
+                                    divisor_override=4),
+        lambda net, x: F.avg_pool2d(F.pad(net.conv(x), (0, 1, 0, 1)), 3, 2, ceil_mode=True),
+    ],
+    ids=["expand_as", "expand_as of a sum", "view_as", "padded functions", "ceil_mode: one more",
+         "ceil_mode: no more"],
+)  # fmt: skip
+def test_code_of_another_form_is_followed(function: Callable[[Any, Tensor], Tensor]) -> None:
+    model = Tried(lambda net, x: function(net, x).flatten(1)).eval()
+    images = torch.randn(1, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.allclose(trace(model, 8).logits(images), model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: net.linear(x.flatten(1)).relu() + net.linear(x.flip(3).flatten(1)).relu(),
+        lambda net, x: (
+            net.linear(x.relu().flatten(1)).relu() + net.linear(x.amax((2, 3)).repeat(1, 64)).relu()
+        ),
+        lambda net, x: F.linear(net.square(x), net.p).relu() + (net.square(x) @ net.p).relu(),
+        lambda net, x: ((net.conv(x) * net.p).relu() + (net.conv(x) + net.p).relu()).amax((2, 3)),
+    ],
+    ids=["flipped", "a map and a vector", "turned", "times and plus"],
+)
+def test_only_equal_weights_have_one_key(function: Callable[[Any, Tensor], Tensor]) -> None:
+    model = Tried(function)
+    model.square = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())
+    if "square" in function.__code__.co_names:
+        model.p = nn.Parameter(torch.randn(4, 4))
+    kept: dict[str, Conv] = {}
+    for node in simplify(trace(model.eval(), 8), MEAN, STD).nodes:
+        if isinstance(node, Conv):
+            other = kept.setdefault(node.weight_key, node)
+            assert np.array_equal(other.weight, node.weight)
+    assert len(kept) >= 2
+
+
+def test_a_scale_that_is_learned_counts_whatever_it_is_now() -> None:
+    found = []
+    for scale in (1.0, 0.7):
+        model = Tried(lambda net, x: (net.conv(x).relu() * net.scale).amax((2, 3)))
+        model.scale = nn.Parameter(torch.tensor(scale))
+        found.append(measure_memory(model.eval(), 8).flash_bytes)
+    assert found[0] == found[1]

@@ -126,6 +126,13 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
                               "return self.head(self.b(self.a(x.flatten(1))))"),
                       ["same memory", "a.weight and b.weight"]),
     "lazy": (network("self.head = nn.LazyLinear(num_classes)", RUN), ["without a shape"]),
+    "computed when built": (network(HEAD + "\nself.mix = nn.Parameter(torch.randn(3072))\n"
+                                    "self.w = self.mix.softmax(0)",
+                                    "return self.head(x.flatten(1) * self.w)"),
+                            ["cannot be copied", "RuntimeError: Only Tensors created explicitly"]),
+    "a lock": (network(HEAD + "\nimport threading; self.lock = threading.Lock()", RUN),
+               ["cannot be copied", "cannot pickle '_thread.lock'"]),
+    "above the topmost folder": ("from " + 99 * "." + " import x", ["raises on import"]),
     "only in training": (network(HEAD, "if not self.training: return None\n" + RUN),
                          ["returns a NoneType in evaluation"]),
 }  # fmt: skip
@@ -141,6 +148,26 @@ def test_each_fault_has_its_line(folder: Path, fault: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_a_network_of_too_few_classes_is_not_called(folder: Path, cli: Cli) -> None:
+    write(folder, NET)
+    for count in (0, -1, 1):
+        done = cli("summary", "net.py:Net", "--num-classes", str(count))
+        assert (done.code, done.is_one_line(f"num_classes={count} is out of range")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "giver"),
+    [("num_classes=5", "the data"), ("image_size=8", "the data"), ("in_channels=1", "the data"),
+     ("budget=1000", "the run's own budget")],
+)  # fmt: skip
+def test_what_is_given_is_no_setting(folder: Path, cli: Cli, setting: str, giver: str) -> None:
+    write(folder, network(HEAD, RUN, arguments="num_classes, in_channels, image_size, budget"))
+    done = cli("summary", f"net.py:Net({setting})")
+    key = setting.partition("=")[0]
+    assert done.code == 2
+    assert done.is_one_line(f"leave {key} out, which is given by {giver}")
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ def test_a_family_holds_record_and_shrinks_it() -> None:
         ("residual(width=3)", "residual(width=3) cannot be built: "),
         ("residual(width='a')", "1 to 1,024"),
         ("residual(width=__import__('os'))", "key=value"),
+        ("residual(width=8,width=16)", "width stands there twice"),
         ("cnn(width=8)", "allowed: none"),
         ("residul(width=8)", "did you mean 'residual'"),
     ],

@@ -38,6 +38,39 @@ def test_every_board_gives_the_oracles_logits(device: str) -> None:
     assert found.mean_instructions > 100_000
 
 
+HEADER = """
+#include <stdint.h>
+#define NET_IMAGE_BYTES 1
+#define NET_CLASSES 1
+void net_classify(const uint8_t *image, float *logits);
+"""
+WAITS = """
+#include "net.h"
+void net_classify(const uint8_t *image, float *logits)
+{
+    uint32_t rounds = *image * UINT32_C(1000000);
+    __asm__ volatile("1: nop\\n\\tnop\\n\\tsubs %0, %0, #1\\n\\tbne 1b" : "+r"(rounds) : : "cc");
+    *logits = *image;
+}
+"""
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param(device, marks=() if device == "cortex-m4" else pytest.mark.slow)
+        for device in DEVICES
+    ],
+)
+def test_instructions_are_counted_beyond_the_24_bits_of_the_timer(device: str) -> None:
+    """At 25 MHz they count 671 million; each round of the loop is of four."""
+    images = np.array([1, 50, 200, 145], np.uint8).reshape(-1, 1, 1, 1)
+    found = run_on(device, WAITS, HEADER, "net", images)
+    assert found.logits.ravel().tolist() == images.ravel().tolist()
+    assert found.instructions == pytest.approx(images.ravel() * 4e6, rel=1e-4, abs=2_000)
+
+
 @needs_tools
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)

@@ -55,6 +55,25 @@ def answered_by_itself(model: nn.Module, size: int) -> tuple[Dataset, torch.Tens
     return Dataset(images, logits.argmax(1), tuple("0123456789")), logits
 
 
+def test_exactly_what_is_allowed_may_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.929 - 0.924 > 0.005
+    labels = (torch.arange(1_000) < 924).long()
+    worse = torch.tensor([[0.0, 1.0]]).repeat(1_000, 1)
+    reference = worse.clone()
+    reference[-5:] = torch.tensor([1.0, 0.0])
+    logits = iter((reference, worse))
+    for name, made in (("require_executorch", None), ("_export", None), ("_lower", (b"", ())),
+                       ("_quantize", None), ("version", "1")):  # fmt: skip
+        monkeypatch.setattr(f"halfmeg.shipping.executorch.{name}", lambda *_, made=made: made)
+    monkeypatch.setattr("halfmeg.shipping.executorch.run_program", lambda *_: next(logits))
+    images = torch.zeros(1_000, 3, 1, 1, dtype=torch.uint8)
+    held_out = Dataset(images, labels, ("a", "b"))
+    built = build_executorch(
+        nn.Flatten(), MEAN, STD, 1, images, held_out, reference, allowed_loss=0.005
+    )
+    assert built.loss == 0.005
+
+
 @needs_executorch
 @pytest.mark.slow  # the exporter takes half a minute for any network
 @ignore_its_warnings

@@ -18,6 +18,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import build_model
 from halfmeg.shipping.export import Proof, copy_bundle, export
+from halfmeg.shipping.finetune import Finetuning
 from halfmeg.shipping.onnx import fold_batchnorm, to_onnx
 from halfmeg.shipping.proof import loses
 from halfmeg.shipping.verify import verify_onnx
@@ -155,6 +156,50 @@ def test_int8_that_loses_too_much_stops(
     )
 
 
+def test_fine_tuning_is_offered_only_where_it_can_mend(
+    quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfmeg.shipping import export as module
+
+    monkeypatch.setattr(module, "ALLOWED_LOSS", -1.0)
+    with pytest.raises(ValueError, match="more than -100; --finetune may mend it, and with"):
+        export(quick_onnx, first_digits(600), tmp_path / "out")
+
+    def refuse(*_: Any) -> Any:
+        raise ValueError("aten.cumsum has no int8 form")
+
+    monkeypatch.setattr(module, "quantize", refuse)
+    with pytest.raises(ValueError, match="more than -100; with --allow-loss it is"):
+        export(quick_onnx, first_digits(600), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_bundle_that_was_fine_tuned_is_not_exported_without(
+    kept: int, quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfmeg.shipping import export as module
+
+    def tuned(run: Any, training: torch.Tensor, held_out: Any) -> Any:
+        told = Finetuning(2 if kept else 0, (0.01, 0.004, 0.002)[: kept + 1], kept, 540)
+        return module.quantize(run.model, run.mean, run.std, training[:64]), told
+
+    monkeypatch.setattr(module, "_finetune", tuned)
+    options = {"allow_loss": True, "finetune": True}
+    bundle, _ = export(quick_onnx, first_digits(600), tmp_path / "tuned", **options)
+    card = (bundle.folder / "README.md").read_text()
+    told = [
+        "Its weights are those of plain calibration: int8 loses 1.00 points",
+        "Its weights were trained on behind the integers' own rounding: int8 loses 1.00 points",
+    ]
+    assert [text in card for text in told] == [kept == 0, kept > 0]
+    if kept:
+        with pytest.raises(ValueError, match=r"tuned was fine-tuned; add --finetune"):
+            export(bundle, first_digits(600), tmp_path / "anew", allow_loss=True)
+        export(bundle, first_digits(600), tmp_path / "anew", **options)
+    else:
+        export(bundle, first_digits(600), tmp_path / "anew", allow_loss=True)
+
+
 def test_a_wrong_onnx_file_stops(
     quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +289,37 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
     assert described["recipe"] == trained.config.to_dict()
     assert described["data"]["fingerprint"] == trained.data.fingerprint
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
+
+
+def test_what_does_nothing_for_a_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
+    for idle in (["--data", "nonsense"], ["--allow-loss"]):
+        told = cli("export", "record", "--out", "copy", *idle)
+        assert (told.code, told.is_one_line(" ".join(idle), "leave it out")) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_threads_than_a_machine_has_are_refused(cli: Cli) -> None:
+    told = cli("bench", "record", "--threads", "1,99999999999")
+    assert (told.code, told.is_one_line("'1,99999999999'", "1 to 4,096")) == (2, True)
+
+
+class Guarded(nn.Module):
+    """Looks at the values of its images before it does anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(x).all():
+            raise ValueError("not finite")
+        return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_what_the_exporter_refuses_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^torch\.onnx does not export the network:") as told:
+        to_onnx(Guarded(), (0.5,) * 3, (0.2,) * 3, 8)
+    assert len(str(told.value).splitlines()) == 1
 
 
 def test_a_bundle_of_another_budget_is_told(cli: Cli) -> None:

@@ -59,6 +59,18 @@ def test_the_file_runs_in_both(name: str, capfd: pytest.CaptureFixture[str]) -> 
         build_litert(model, MEAN, STD, size, images, held_out, 1.0, -1.0)
 
 
+def test_exactly_what_is_allowed_may_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.929 - 0.924 > 0.005
+    runner = (lambda image: np.array([0, 1]), 1.0, 0)
+    for name, result in (("require_litert", None), ("convert", b""), ("_litert", runner),
+                         ("version", "2"), ("run_micro", (None, ""))):  # fmt: skip
+        monkeypatch.setattr(f"halfmeg.shipping.litert.{name}", lambda *_, result=result: result)
+    images = torch.zeros(1_000, 3, 1, 1, dtype=torch.uint8)
+    held_out = Dataset(images, (torch.arange(1_000) < 924).long(), ("a", "b"))
+    made = build_litert(nn.Flatten(), MEAN, STD, 1, images, held_out, 0.929, 0.005)
+    assert made.loss == 0.005
+
+
 @needs_litert
 def test_a_file_that_is_none_says_why() -> None:
     found, why = run_micro(b"TFL3" * 30, np.zeros((1, 8, 8, 3), np.int8), np.zeros(1, np.int64))

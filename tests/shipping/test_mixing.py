@@ -113,6 +113,18 @@ def test_each_may_give_the_logits(name: str) -> None:
     assert proved_graph(quantize(last, MEAN, STD, images), images).proof is not None
 
 
+@needs_gcc
+def test_c_normalizes_more_values_than_whose_squares_fit_32_bits() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 32, 1)
+    nn.init.constant_(conv.bias, 10.0)  # bright values, whose squares are large
+    norm = nn.LayerNorm((32, 64, 64), elementwise_affine=False)
+    pool = Mixed(lambda x: x.amax((2, 3)))
+    model = nn.Sequential(conv, norm, pool, nn.Linear(32, 4)).eval()
+    images = pixels(2, 64)
+    assert proved_graph(quantize(model, MEAN, STD, images), images).proof is not None
+
+
 class Mixed(nn.Module):
     def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

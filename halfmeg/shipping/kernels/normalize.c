@@ -30,12 +30,13 @@ static void normalize(const struct normalization *c, const uint8_t *in, uint8_t 
     int64_t raised = INT64_C(1) << (60 - c->reciprocal_bits);
     for (int32_t position = 0; position < c->positions; position++, in += c->channels) {
         int32_t first = position * c->channels;
-        uint32_t total = 0, squares = 0;
+        uint32_t total = 0;
+        uint64_t squares = 0; /* from 66,052 values they may pass 2^32 */
         for (int32_t i = 0; i < c->channels; i++) {
             total += in[i];
             squares += (uint32_t)in[i] * in[i];
         }
-        uint64_t spread = (uint64_t)squares * (uint32_t)c->channels - (uint64_t)total * total;
+        uint64_t spread = squares * (uint32_t)c->channels - (uint64_t)total * total;
         uint32_t root = root_of((spread + c->floor) << (2 * c->root_bits));
         int64_t reciprocal = (int64_t)(
             (UINT64_C(1) << (c->root_bits + c->quotient_bits + c->reciprocal_bits)) / root);
