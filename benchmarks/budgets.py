@@ -112,11 +112,12 @@ def draw(
             axes.plot(params, [100 * m for m in means], color=colour, marker="o", label=label)
             low, high = ([100 * bound for bound in bounds] for bounds in (lows, highs))
             axes.fill_between(params, low, high, color=colour, alpha=0.2, lw=0)
-        for index, (name, params, accuracy) in enumerate(published):
-            label = "published by others" if index == 0 else None
-            axes.plot(params, accuracy, color=INK, marker="x", ls="", label=label)
+        if published:
+            _, others, accuracies = zip(*published, strict=True)
+            axes.plot(others, accuracies, color=INK, marker="x", ls="", label="published by others")
+        for name, of_other, accuracy in published:
             axes.annotate(
-                name, (params, accuracy), (-5, 0), textcoords="offset points", ha="right",
+                name, (of_other, accuracy), (-5, 0), textcoords="offset points", ha="right",
                 va="center", fontsize="x-small", color=INK,
             )  # fmt: skip
         widest = max(curves.values(), key=len)
