@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.files import read_limited
-
-if TYPE_CHECKING:
-    from halfmeg.artifacts.bundle import Bundle
 
 TRAINED_ON = "trained_on.u64"
 INHERITED = "inherited.u64"
@@ -83,15 +79,25 @@ def unseen(
     return test.subset(torch.from_numpy(np.flatnonzero(~seen))), int(seen.sum())
 
 
-def require_unseen(data: DataSplits, bundle: Bundle, setting: str) -> None:
-    """Raise where a bundle that a run learns from was trained on the run's test images.
+def require_unseen(
+    data: DataSplits,
+    setting: str,
+    fingerprint: str | None,
+    read_trained_on: Callable[[], np.ndarray | None],
+) -> None:
+    """Raise where what a run learns from was trained on the run's test images.
+
+    Args:
+        data: the run's.
+        setting: that names what it learns from.
+        fingerprint, read_trained_on: of that, as in `unseen`.
 
     Raises:
-        ValueError: it was, or its file of them is damaged.
+        ValueError: it was.
     """
-    if data.test is data.train or data.fingerprint == bundle.fingerprint:
-        return  # a run that is only timed; or the same division, whose test images are held out
-    trained_on = bundle.trained_on()
+    if data.test is data.train:
+        return  # a run that is only timed
+    trained_on = None if data.fingerprint == fingerprint else read_trained_on()
     if trained_on is None:
         return
     count = int(np.isin(data.test.ids, trained_on).sum())

@@ -74,9 +74,11 @@ def check(config: RunConfig, data: DataSplits) -> None:
                 f"allowed: {_small_sizes_of(config.model, shape.shortest)}"
             )
     if config.init:
-        require_unseen(data, load_initial_weights(model, config), f"init={config.init}")
+        init = load_initial_weights(model, config)
+        require_unseen(data, f"init={config.init}", init.fingerprint, init.trained_on)
     if config.teacher:
-        require_unseen(data, open_teacher(config, data), f"teacher={config.teacher}")
+        teacher = open_teacher(config, data)
+        require_unseen(data, f"teacher={config.teacher}", teacher.fingerprint, teacher.trained_on)
     train, _ = hold_out(data, config.val_fraction, config.seed)
     if len(train) < 2:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from halfmeg.files import scratch_folder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from halfmeg.artifacts.run import Run
     from halfmeg.training.distributed import Ranks
     from halfmeg.training.state import Position
