@@ -100,7 +100,7 @@ class Run:
         Args:
             folder: that must not exist.
             config, data: of the run.
-            inherited: ids of the images that its initial weights were trained on.
+            inherited: ids of the images that its initial weights or its teacher know.
             start: name and content of a checkpoint that it continues from.
 
         Raises:
@@ -299,7 +299,7 @@ class Run:
         return read_ids(self.folder / TRAINED_ON)
 
     def seen(self) -> np.ndarray | None:
-        """Return the ids of `trained_on`, and of what the weights that it started from had seen.
+        """Return the ids of `trained_on`, and of what its initial weights and teacher had seen.
 
         Raises:
             ValueError: a file is damaged.

@@ -18,7 +18,7 @@ from halfmeg.files import read_limited
 
 TRAINED_ON = "trained_on.u64"
 INHERITED = "inherited.u64"
-"""What the weights were trained on that a run started from."""
+"""What the weights that a run started from, and its teacher, were trained on."""
 
 HELD_OUT = "held_out.u64"
 MAX_BYTES = 256 * 2**20

@@ -130,8 +130,10 @@ def check_start(
 
 
 def inherited_ids(config: RunConfig) -> np.ndarray | None:
-    """Return the ids of the images that a config's initial weights were trained on, if known."""
-    return Bundle.open(config.init).trained_on() if config.init else None
+    """Return the ids of the images that a config's initial weights and teacher know, if any."""
+    found = [Bundle.open(place).trained_on() for place in (config.init, config.teacher) if place]
+    known = [ids for ids in found if ids is not None]
+    return np.concatenate(known) if known else None
 
 
 def load_initial_weights(model: nn.Module, config: RunConfig) -> Bundle:

@@ -254,6 +254,9 @@ def test_images_that_the_starting_weights_know_are_left_out(
     export(run, own, tmp_path / "bundle", allow_loss=True)
     for found in (run.evaluate(asked), Bundle.open(tmp_path / "bundle").evaluate(asked)):
         assert (found.left_out, found.n) == (30, 50)
+    taught = small_config(**terms, teacher=str(bundle_folder))
+    found = fit(taught, own, tmp_path / "taught").evaluate(asked)
+    assert (found.left_out, found.n) == (30, 50)
     for setting in ("init", "teacher"):
         wrong = small_config(**terms, **{setting: str(bundle_folder)})
         with pytest.raises(
