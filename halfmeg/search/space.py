@@ -29,7 +29,7 @@ from halfmeg.places.place import check_in_file, is_place
 from halfmeg.places.settings import Value, declared_values, split_settings, with_settings
 
 SPACE: dict[str, Any] = {
-    "network": {name: {} for name in FAMILIES},
+    "network": {name: {} for name in FAMILIES} | {"residual": {"depth": [3, 1, 2, 4]}},
     "optimizer": {
         "muon": {"lr": (0.01, 0.15)},
         "sgd": {"lr": (0.02, 0.5)},

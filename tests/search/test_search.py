@@ -795,7 +795,10 @@ def queue(out: Path, stored: Stored, count: int) -> Journal:
     """Leave just so many trials unfinished, none of which has begun; return the journal."""
     journal = Journal(out, stored.seed, stored.strategy)
     for left in [trial for trial in journal.trials() if trial.outcome == "running"]:
-        journal.tell(journal.open(left.number), "over", None)
+        if left.accuracy is None:
+            journal.tell(journal.open(left.number), "over", None)
+        else:
+            journal.tell(journal.open(left.number), "stopped", (left.accuracy, 0.5))
     done = next(trial for trial in journal.trials() if trial.outcome == "done" and trial.config)
     assert done.config is not None
     for _ in range(count):
@@ -1431,7 +1434,7 @@ def test_a_search_that_another_process_goes_on_with_is_not_overwritten(
 def test_what_cannot_be_built_is_listed(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
     space = "SPACE = {'network': {'tiny.py:Tiny': {'width': [4, 'wide']}}, 'epochs': 1}\n"
     (tmp_path / "wide.py").write_text(space)
-    searched(tmp_path / "out", few_digits, seconds=4, place="wide.py:SPACE")
+    searched(tmp_path / "out", few_digits, seconds=60, place="wide.py:SPACE")
     page = (tmp_path / "out" / "search.html").read_text()
     assert "could not be built: " in page
 
