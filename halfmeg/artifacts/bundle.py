@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from halfmeg.artifacts.facts import Channels, StoredSize
 from halfmeg.artifacts.graph import check_graph, onnx_logits
 from halfmeg.artifacts.rebuild import rebuild
+from halfmeg.artifacts.refusals import unfinished
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, read_ids, unseen
 from halfmeg.artifacts.weights import read_checked
@@ -226,7 +227,7 @@ class Bundle:
         """
         result = run.result()
         if result is None:
-            raise ValueError(f"{run.folder} has not finished; continue it with `halfmeg resume`")
+            raise unfinished(run.folder)
         logits = run.load_logits()
         held_out = "val_logits" in logits and "val_labels" in logits
         temperature = None

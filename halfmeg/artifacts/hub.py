@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,15 @@ DEADLINE_SECONDS = 600.0
 """How long a whole download may take."""
 
 
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_name(repo: str) -> None:
+    """Raise ValueError where a text is no name of a repository."""
+    if not NAME.fullmatch(repo):
+        raise ValueError(f"{repo} names no repository of the hub; write OWNER/NAME")
+
+
 def push(bundle: Bundle, repo: str, *, private: bool = False) -> str:
     """Upload a bundle's files to a repository, which is made if it is missing.
 
@@ -40,6 +50,7 @@ def push(bundle: Bundle, repo: str, *, private: bool = False) -> str:
     Raises:
         ValueError: no huggingface-hub, a bad name, no permission, or no answer.
     """
+    check_name(repo)
     hub = import_hub()
     try:
         api = hub.HfApi()
@@ -62,6 +73,7 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> Bundle:
         ValueError: `out` exists, no huggingface-hub, no such repository or answer, or a bundle
             that was damaged or altered.
     """
+    check_name(repo)
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")

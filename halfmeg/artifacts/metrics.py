@@ -29,6 +29,14 @@ def metrics_to_bytes(rows: Sequence[MetricsRow]) -> bytes:
     return text.getvalue().encode()
 
 
+def count_epochs(folder: Path) -> int:
+    """Return how many epochs a run folder has; none where its metrics are damaged."""
+    try:
+        return len(read_metrics(folder / "metrics.csv"))
+    except ValueError:
+        return 0
+
+
 def read_metrics(path: Path) -> list[MetricsRow]:
     """Read the file; an empty list where there is none.
 

@@ -37,6 +37,7 @@ from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
 from halfmeg.artifacts.metrics import MetricsRow, metrics_to_bytes, read_metrics
 from halfmeg.artifacts.readings import read_log, warn_if_read_only
 from halfmeg.artifacts.rebuild import rebuild
+from halfmeg.artifacts.refusals import no_run, occupied, unfinished
 from halfmeg.artifacts.seen import (
     HELD_OUT,
     INHERITED,
@@ -109,10 +110,7 @@ class Run:
         folder = Path(folder)
         facts = DataFacts.of(data)
         if folder.exists():
-            raise ValueError(
-                f"{folder} exists already and is not overwritten; "
-                f"choose another --out, or continue it with `halfmeg resume {folder}`"
-            )
+            raise occupied(folder)
         threads = config.threads or torch.get_num_threads()
         stored = {"config": config.to_dict(), "data": vars(facts)}
         try:
@@ -149,7 +147,7 @@ class Run:
         try:
             stored = read_json(path, StoredConfig)
         except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(f"{folder} is no run folder: it has no config.json") from None
+            raise no_run(folder) from None
         try:
             DataOptions.from_dict(stored.data.options)
             config = RunConfig.from_dict(stored.config)
@@ -254,6 +252,8 @@ class Run:
             PlaceWarning: what stands there has changed since the run was made.
         """
         path, facts, config = self.folder / "weights.safetensors", self.data, self.config
+        if not path.exists() and self.result() is None:
+            raise unfinished(self.folder)
         places = {key: place for key, place in config.places().items() if key == "model"}
         if check_sources(self.folder, places):
             try_out(config.model, len(facts.classes), facts.image_shape, config.budget)

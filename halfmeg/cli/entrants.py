@@ -66,7 +66,7 @@ def read_entrants(
     Raises:
         ValueError: no network, or a recipe or a setting that is not known.
     """
-    from halfmeg.cli.hints import check_network_words
+    from halfmeg.cli.hints import check_network_words, check_setting_words
     from halfmeg.data.options import read_options, read_size
     from halfmeg.networks.table import MODELS
     from halfmeg.training.recipes import build_recipe
@@ -76,6 +76,7 @@ def read_entrants(
     for text in given:
         if (key := text.partition("=")[0]) in NOT_A_SETTING:
             raise ValueError(f"{text} is not for {command}; {NOT_A_SETTING[key]}")
+    check_setting_words(given)
     options, settings = read_options(given, image_column, label_column)
     size, settings = read_size(settings, image_size)
     check_network_words(command, names, given)

@@ -14,7 +14,8 @@ def check_train_words(recipe: str, settings: Sequence[str], data: str | None = N
         ValueError: with the line to type.
     """
     from halfmeg.networks.table import MODELS
-    from halfmeg.training.recipes import RECIPES
+    from halfmeg.places.place import is_place
+    from halfmeg.training.recipes import RECIPES, unknown_recipe
 
     given = [recipe, *(text for text in settings if "=" not in text)]
     recipes = [word for word in given if word in RECIPES]
@@ -31,6 +32,9 @@ def check_train_words(recipe: str, settings: Sequence[str], data: str | None = N
         settings_file = word == recipe and word.endswith(".json") and Path(word).is_file()
         if Path(word).exists() and not settings_file:
             _say("train", f"{word} is data", name, [f"--data {word}", *others])
+    known = ["auto", *RECIPES]
+    if not (recipe in known or "=" in recipe or is_place(recipe) or recipe.endswith(".json")):
+        raise unknown_recipe(recipe, known)
 
 
 def check_network_words(command: str, names: Sequence[str], settings: Sequence[str]) -> None:
@@ -53,21 +57,41 @@ def check_network_words(command: str, names: Sequence[str], settings: Sequence[s
             _say(command, f"{word} is data", *_words(others, settings, f"--data {word}"))
 
 
+def check_setting_words(settings: Sequence[str], *others: str) -> None:
+    """Raise where a key is none of a run's settings, of the data's, or of `others`.
+
+    Raises:
+        ValueError: with all that are.
+    """
+    from halfmeg.errors import did_you_mean
+
+    known = sorted({*_setting_names(), "image_size", *others})
+    for key in (text.partition("=")[0] for text in settings if "=" in text):
+        if key not in known:
+            hint = did_you_mean(key, known)
+            if key == "minutes":
+                hint = "it is one of `train auto`; "
+            raise ValueError(f"{key!r} is no setting; {hint}allowed: {', '.join(known)}")
+
+
 def option_hint(option: str, command: str) -> str:
     """Return what to type instead of an option that is none; "" where that is not known."""
-    from halfmeg.config import RunConfig
-    from halfmeg.data.options import DataOptions
-
     name, _, value = option.removeprefix("--").partition("=")
     key = name.replace("-", "_")
-    known = {field.name for settings in (RunConfig, DataOptions) for field in fields(settings)}
     if (command, key) == ("check", "data"):
         return f"write: halfmeg data check {value or 'SOURCE'}"
     if (command, key) == ("train", "recipe"):
         return f"the recipe stands first: halfmeg train {value or 'RECIPE'}"
-    if command not in ("train", "compare", "plan") or key not in known:
+    if command not in ("train", "compare", "plan") or key not in _setting_names():
         return ""
     return f"settings have no dashes: write {key}={value or 'VALUE'}"
+
+
+def _setting_names() -> set[str]:
+    from halfmeg.config import RunConfig
+    from halfmeg.data.options import DataOptions
+
+    return {field.name for settings in (RunConfig, DataOptions) for field in fields(settings)}
 
 
 def _check_place(word: str) -> None:

@@ -66,6 +66,7 @@ def main() -> NoReturn:
     _log_own_lines()
     escape_unknown_letters()
     try:
+        _refuse_empty(sys.argv[1:])
         code = build_app()(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt  # which typer makes an exit code of
@@ -96,6 +97,14 @@ def main() -> NoReturn:
         if (told := blame(error)) is None:
             raise
         _fail(told, 2)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise where a word is empty, as that of a variable of the shell that is not set."""
+    for before, word in zip(["halfmeg", *arguments], arguments, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            where = word.rstrip("=") or before
+            raise ValueError(f"nothing stands behind {where}; name a value, or leave it out")
 
 
 _unseen = logging.NullHandler()

@@ -54,10 +54,10 @@ def plan(
     from halfmeg.networks.table import build_model
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.plan import make_plan, time_training
-    from halfmeg.studies.study import open_runs
+    from halfmeg.studies.study import open_finished
 
     entrants = read_entrants("plan", arguments, recipe, image_size)
-    found = None if pilot is None else compare_runs(open_runs([pilot]))
+    found = None if pilot is None else compare_runs(open_finished([pilot])[0])
     names, recipes = entrants.names, entrants.recipes
     loaded = load(
         data or "digits", data_dir, entrants.size, quiet=as_json, options=entrants.options

@@ -35,14 +35,14 @@ def report(
 
     from halfmeg.cli.progress import load_study
     from halfmeg.data.folds import Folds
-    from halfmeg.files import make_folder
+    from halfmeg.files import holds_nothing, make_folder
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import COSTS, fingerprint_of, measure
     from halfmeg.studies.page import check_page_folder
     from halfmeg.studies.reading import Reading
-    from halfmeg.studies.study import open_runs
+    from halfmeg.studies.study import open_finished
 
-    runs = open_runs(folders)
+    runs, failures = open_finished(folders)
     is_study = len(folders) == 1 and (Path(folders[0]) / "study.json").exists()
     folder = Path(out or (folders[0] if is_study else "report"))
     reading = Reading.of_all([Path(one) for one in folders])
@@ -50,6 +50,9 @@ def report(
         reading = replace(reading, margin=margin / 100)
     compare_runs(runs, reading=reading)  # raises before anything is written or measured
     check_page_folder(folder)
+    marks = (folder / name for name in ("study.json", "comparison.json"))
+    if folder.exists() and not holds_nothing(folder) and not any(map(Path.exists, marks)):
+        raise ValueError(f"{folder} exists and holds no report; choose another --out")
     loaded: StudyData | None = None
     try:
         loaded = load_study(runs[0], data, data_dir, quiet=as_json)
@@ -65,5 +68,6 @@ def report(
         make_folder(folder)
         measure(runs, loaded, folder)
     measured = [place for place in (folder, *map(Path, folders)) if (place / COSTS).exists()]
-    result = compare_runs(runs, costs_from=next(iter(measured), None), reading=reading)
+    costs_from = next(iter(measured), None)
+    result = compare_runs(runs, costs_from=costs_from, failures=failures, reading=reading)
     write_and_print(result, folder, loaded, as_json)

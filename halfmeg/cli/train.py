@@ -74,7 +74,7 @@ def train(
 
     auto picks network, image size, batch and epochs for the data, in minutes=10.
     """
-    from halfmeg.cli.hints import check_train_words
+    from halfmeg.cli.hints import check_setting_words, check_train_words
     from halfmeg.cli.progress import load, training_display
     from halfmeg.data.options import read_options, read_size
     from halfmeg.studies.auto import WithChoice
@@ -83,6 +83,7 @@ def train(
     from halfmeg.training.recipes import build_recipe
 
     check_train_words(recipe, settings or [], data)
+    check_setting_words(settings or [], *(["minutes"] if recipe == "auto" else []))
     options, others = read_options(settings, image_column, label_column)
     size, others = read_size(others, image_size)
     if recipe == "auto" and folds is not None:

@@ -180,7 +180,9 @@ MODELS: dict[str, ModelEntry] = {
 }  # fmt: skip
 
 FAMILIES: dict[str, ModelEntry] = {
-    "whitened": ModelEntry(whitened, "pooling early behind a whitening layer, as sprint"),
+    "whitened": ModelEntry(
+        whitened, "pooling early behind a whitening layer, as sprint", smallest=9
+    ),
     "whitened-mobile": ModelEntry(whitened_mobile, "blocks of record, then inverted residuals"),
     "whitened-residual": ModelEntry(whitened_residual, "of the kind of record"),
     "residual": ModelEntry(residual, "He et al. 2015"),
@@ -262,7 +264,8 @@ def build_model(
     given = {key: value for key, value in settings.items() if key in taken} | own
     try:
         if not entry.scalable:
-            _try_without_memory(entry, given, shape if own else None)
+            has_settings = entry in FAMILIES.values()
+            _try_without_memory(entry, given, shape if has_settings else None)
         return entry.build(**given)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         if not own and isinstance(error, ValueError):
@@ -290,7 +293,7 @@ def other_sizes(
     name: str, model: nn.Module, num_classes: int, shape: ImageShape, sizes: Iterable[int]
 ) -> list[int]:
     """Return those of some shorter sides that a network, built for images of a shape, takes too."""
-    if is_place(name):
+    entry = None if is_place(name) else find_entry(name)[0]
+    if entry is None or entry in FAMILIES.values():
         return [size for size in sizes if accepts(model, num_classes, shape.scaled_to(size))]
-    entry, _ = find_entry(name)
     return [size for size in sizes if entry.takes(size) and not entry.fixed]

@@ -89,10 +89,11 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
     Raises:
         ValueError: one that the user named cannot be built, or two that would have one run folder.
     """
-    if not stored.compare or stored.seconds < SHORTEST_SECONDS:
-        return []
     chosen: list[Baseline] = []
     if stored.baselines is not None:
+        if stored.baselines and not stored.compare:
+            given = f"--baseline {stored.baselines[0]}"
+            raise ValueError(f"{given} is not for a search with --no-compare; leave one out")
         named = {_named(text, stored.limits, data): text for text in stored.baselines}
         first: dict[str, str] = {}
         for (model, _), text in named.items():
@@ -102,8 +103,12 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
                     "leave one out"
                 )
         chosen = list(named)
+        if stored.seconds < SHORTEST_SECONDS:
+            return []
         if not any(is_search(text) or _is_run(text) for text in stored.baselines):
             return chosen
+    if not stored.compare or stored.seconds < SHORTEST_SECONDS:
+        return []
     for name in BASELINES:  # beside what was found before, too
         known = {file_name(model) for model, _ in chosen}
         if len(chosen) < NUM_BASELINES and name not in known:
@@ -233,6 +238,7 @@ def decide(search: Search, timed: Timed) -> Final | None:
         END_SHARE * left, epochs * _seconds_of_epoch(winner, search.stored),
         [epochs * known[baseline] for baseline in others], SEEDS, search.workers,
     )  # fmt: skip
+    left_out = others[size[1] :] if size[0] else []
     final = Final(
         trial=winner.number,
         folder=f"final-{search.stored.leg}",
@@ -240,7 +246,7 @@ def decide(search: Search, timed: Timed) -> Final | None:
         baselines=tuple(others[: size[1]]),
         tuning_trials=sum(trial.was_trained and trial.repeats is None for trial in trials),
         no_verdict="" if size[0] else _why_alone(search.stored, winner.config, timed),
-        failures=dict(timed.failures),
+        failures={**timed.failures, **dict.fromkeys((m for m, _ in left_out), SHORT)},
     )
     search.stored = replace(search.stored, final=final)
     write_stored(search.folder, search.stored)

@@ -41,10 +41,19 @@ class Journal:
         self.path = folder / JOURNAL
         _cut_torn_line(self.path)
         self.study = _open_study(self.path, create=True)
+        self._drop_waiting()
         # The draws differ each time it is opened: those before are in the journal.
         seed = seed + 1000 * len(self.study.trials)
         random = _optuna().samplers.RandomSampler(seed=seed)
         self.study.sampler = random if strategy == "random" else _build_sampler(seed)
+
+    def _drop_waiting(self) -> None:
+        """End what was queued when a process was killed, which else would be drawn as the next."""
+        for frozen in self.study.get_trials(deepcopy=False):
+            if frozen.state.name == "WAITING":
+                with _quiet():
+                    live = self.study.ask()
+                self.tell(live, "over", None, "it was interrupted before it began")
 
     def trials(self) -> list[Trial]:
         """Return all trials, in the order of their numbers.

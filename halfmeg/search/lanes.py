@@ -15,7 +15,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.search.record import Clock, Trial
 from halfmeg.search.segment import Reached, train_folds
 from halfmeg.studies.cluster import Cluster, read_files, replace_files, unpack_run
-from halfmeg.studies.pool import KILLED, MOST_KILLS, Pool, threads_each
+from halfmeg.studies.pool import KILLED, MOST_KILLS, Kills, Pool, threads_each
 from halfmeg.training.listen import Listener, SilentListener
 
 SAVE_SECONDS = 5.0
@@ -51,7 +51,7 @@ class Lanes:
         folders_of: the run folders of a trial by its number.
         clock: is saved while it waits.
         listener: is told how a run in this process goes, and of killed workers.
-        on_begin: is called before a trial is trained in this process.
+        on_begin: is called before a trial is trained.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Lanes:
         self.folders_of = folders_of
         self.clock, self.listener, self.on_begin = clock, listener, on_begin
         self.waiting: dict[Future[Any], tuple[Trial, int, float]] = {}
-        self.kills: dict[int, int] = {}
+        self.kills = Kills()
         self.pool: Pool | None = None
         self.cluster: Cluster | None = None
 
@@ -103,6 +103,8 @@ class Lanes:
         """Train a trial up to an epoch; it fails where it would take longer to its end."""
         future: Future[Any] = Future()
         configs, folders, *limits = task = self._task(trial, until, most_seconds)
+        if self.cluster is not None or self.pool is not None:
+            self.on_begin(trial)  # in this process it may wait for others first
         if self.cluster is not None:
             files = {folder.name: read_files(folder) for folder in folders}
             future = self.cluster.submit(
@@ -159,15 +161,14 @@ class Lanes:
     def _after_a_kill(
         self, lost: Sequence[tuple[Trial, int, float]]
     ) -> Iterator[tuple[int, Reached]]:
-        """Start new processes; a trial that was under way at two kills is given up."""
+        """Start new processes; a trial under way at three kills without an epoch is given up."""
         assert self.pool is not None
         self.waiting.clear()
         self.pool.restart()
         self.listener.on_note("a worker was killed; its trials go on from their last epoch")
         for asked in lost:
             trial = asked[0]
-            self.kills[trial.number] = self.kills.get(trial.number, 0) + 1
-            if self.kills[trial.number] < MOST_KILLS:
+            if self.kills.count(self.folders_of(trial.number)) <= MOST_KILLS:
                 self.submit(*asked)
             else:
                 yield trial.number, Reached(trial.epochs, None, 0.0, KILLED)

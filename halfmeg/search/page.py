@@ -144,7 +144,7 @@ def advice(search: Search, trials: Sequence[Trial], *, ended: bool) -> list[str]
         told.append(
             "The best trial is one of the last third, so the search has not settled: more trials."
         )
-    took_all = search.space.epochs_are_shares and best.drawn.get("epochs", 1.0) == 1.0
+    took_all = search.space.epochs_are_shares and search.epochs_of(best.drawn) == 1.0
     if took_all and best.config.epochs < MOST_EPOCHS:
         told.append(
             f"The best trial took all {best.config.epochs} epochs that it had time for: with "

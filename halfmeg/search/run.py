@@ -44,6 +44,7 @@ from halfmeg.search.space import SPACE, Space, build_space, load_space
 from halfmeg.search.state import Search
 from halfmeg.search.trials import run_trials
 from halfmeg.studies.cluster import Cluster
+from halfmeg.studies.pool import terminate_as_interrupt
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.job import check
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -206,7 +207,8 @@ def start(
         if note:
             search.listener.on_note(note)
         try:
-            return _run(search, baselines, final_listener)
+            with terminate_as_interrupt():
+                return _run(search, baselines, final_listener)
         except (TrainingInterruptedError, KeyboardInterrupt) as stopped:
             search.clock.save(ended=True)
             with contextlib.suppress(Exception):  # whoever stops it is not to wait for a reason
@@ -296,7 +298,8 @@ def _run(
     final = decide(search, timed)
     if final is None:
         write_page(search)
-        raise ValueError(f"{search.folder} has no network that was trained to its end")
+        told = f"; `halfmeg search --resume {search.folder} --hours` gives it more time"
+        raise ValueError(f"{search.folder} has no network that was trained to its end{told}")
     if final.seeds:
         write_page(search)
     outcome = finish(search, final, listener=final_listener)

@@ -116,7 +116,8 @@ def make_plan(
 
 def final_sizes(seeds: int, num_baselines: int) -> list[tuple[int, int]]:
     """Return seeds and numbers of baselines that a last comparison may have, the largest first."""
-    sizes = [(min(s, seeds), min(n, num_baselines)) for s, n in FINAL_SIZES]
+    largest = (SEEDS, num_baselines)  # more where the user has named more
+    sizes = [(min(s, seeds), min(n, num_baselines)) for s, n in (largest, *FINAL_SIZES)]
     return list(dict.fromkeys(size for size in sizes if size[1]))
 
 

@@ -50,12 +50,14 @@ class Reached:
         accuracy: on validation images after the last of them; None before the first.
         seconds: that it took this time.
         error: why it cannot go on; None where it can.
+        in_all: seconds that its epochs took, those of calls that were interrupted too.
     """
 
     epochs: int
     accuracy: float | None
     seconds: float
     error: str | None = None
+    in_all: float = 0.0
 
 
 TIMED_STEPS = 4
@@ -186,6 +188,7 @@ def train_folds(
         accuracy=sum(accuracies) / len(accuracies) if whole else None,
         seconds=time.monotonic() - started,
         error=found[-1].error,
+        in_all=sum(one.in_all for one in found),
     )
 
 
@@ -228,9 +231,7 @@ def reached(folder: Path) -> Reached:
     Raises:
         ValueError: its metrics are damaged.
     """
-    if not (folder / "config.json").exists():
+    has_begun = (folder / "config.json").exists()
+    if not (rows := Run.open(folder).read_metrics() if has_begun else []):
         return Reached(0, None, 0.0)
-    rows = Run.open(folder).read_metrics()
-    if not rows:
-        return Reached(0, None, 0.0)
-    return Reached(len(rows), rows[-1]["val_accuracy"], 0.0)
+    return Reached(len(rows), rows[-1]["val_accuracy"], 0.0, in_all=rows[-1]["seconds"] or 0.0)

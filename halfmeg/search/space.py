@@ -332,7 +332,7 @@ def _checked(name: str, values: Any) -> Values:
     if isinstance(values, str | int | float | bool):
         values = [values]
     if isinstance(values, range) and values and abs(values[0]) + abs(values[-1]) < MOST:
-        return values
+        return values if values.step > 0 else values[::-1]
     if isinstance(values, tuple):
         numbers = [v for v in values if isinstance(v, int | float) and abs(v) < MOST]
         if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:

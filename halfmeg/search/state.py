@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -178,6 +178,11 @@ class Search:
         except ValueError:
             return 0
         return costs.params if self.limits.fits(costs) else 0
+
+    def epochs_of(self, drawn: Mapping[str, Value]) -> Value:
+        """Return the epochs of a candidate as they were drawn: a number, or a share of the time."""
+        given = (d for d in self.space.dimensions if d.of_recipe and d.setting == "epochs")
+        return next((drawn[d.name] for d in given if d.name in drawn), 1.0)
 
     def starts(self) -> Iterator[dict[str, Value]]:
         """Yield what to begin with: of each network the widest that is within the limits."""

@@ -96,16 +96,13 @@ class _Engine:
         """Take up the trials that a killed process, or the end of the time, left unfinished."""
         free = [0.0] * self.search.workers  # seconds until each worker has done what it took up
         for trial in [t for t in self.trials.values() if t.outcome == "running"]:
-            self.live[trial.number] = self.journal.open(trial.number)
+            live = self.live[trial.number] = self.journal.open(trial.number)
             if not self.search.clock.was_killed:
-                self.journal.keep(self.live[trial.number], tries=(0, 0))
+                self.journal.keep(live, tries=(0, 0))
             if trial.config is None:
                 told = "it was interrupted before it began"
                 self._end(trial, "over", error=told, told=False)  # which says nothing of it
-            elif (
-                self.search.clock.was_killed
-                and self.journal.tries(self.live[trial.number]) > MOST_KILLS
-            ):
+            elif self.search.clock.was_killed and self.journal.tries(live) > MOST_KILLS:
                 self._end(trial, "failed", error=KILLED)
             elif self._has_time_for(trial, free[0]):
                 heapq.heapreplace(free, free[0] + self._seconds_left_of(trial))
@@ -121,13 +118,15 @@ class _Engine:
         failed = [trial for trial in self.trials.values() if trial.outcome == "failed"]
         if len(failed) >= MOST_FAILURES and not self.trials_done:
             raise ValueError(f"all {len(failed)} trials failed; the last: {failed[-1].error}")
+        if self.live and not (self.trials_done or self.lanes.are_busy):  # one has to end
+            self._train(self.trials[min(self.live)])
+            return True
         if self.exhausted or not self._has_time():
             return self._repeat()
         for _ in range(MOST_DRAWS):
             given = self._given()
             live = self.journal.ask(given and self._to_ask(given))
-            trial = self._draw(live, is_given=given is not None)
-            if trial is not None:
+            if (trial := self._draw(live, is_given=given is not None)) is not None:
                 self._train(trial)
                 return True
             if self.search.seconds_left <= 0 and self.trials_done:
@@ -151,7 +150,7 @@ class _Engine:
         trial, live = self.trials[number], self.live[number]
         config = trial.config
         assert config is not None
-        trial = replace(trial, seconds=trial.seconds + outcome.seconds)
+        trial = replace(trial, seconds=max(trial.seconds + outcome.seconds, outcome.in_all))
         if outcome.accuracy is not None:
             trial = replace(trial, reached={**trial.reached, outcome.epochs: outcome.accuracy})
         facts = {str(epochs): accuracy for epochs, accuracy in trial.reached.items()}
@@ -264,9 +263,8 @@ class _Engine:
         for other in self.trials.values():
             if other.config is None or other.outcome == "over":
                 continue
-            if drawn.get("epochs") == other.drawn.get("epochs") and config == replace(
-                other.config, epochs=config.epochs
-            ):
+            alike = self.search.epochs_of(drawn) == self.search.epochs_of(other.drawn)
+            if alike and config == replace(other.config, epochs=config.epochs):
                 self._end(trial, "over", error=f"the same as trial {other.number}", told=False)
                 return None
         costs = search.costs(config.model, whole=True)
@@ -281,13 +279,14 @@ class _Engine:
             live.set_constraint(name, value)
 
     def _train(self, trial: Trial) -> None:
+        plan = self.search.stored.plan
         assert trial.config is not None
-        assert self.search.stored.plan is not None
+        assert plan is not None
         rungs = rung_epochs(trial.config.epochs)
         if self.search.stored.strategy == "random" or trial.repeats is not None:
             rungs = rungs[-1:]
         until = next((rung for rung in rungs if rung > trial.epochs), rungs[-1])
-        most_seconds = SLOWEST * self.search.stored.plan.run_seconds * self.search.sharing
+        most_seconds = SLOWEST * plan.run_seconds * self.search.sharing
         self.lanes.submit(trial, until, math.inf if self._has_to_end(trial) else most_seconds)
 
     def _has_to_end(self, trial: Trial) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.refusals import unfinished
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
 from halfmeg.artifacts.sources import read_sources
@@ -108,7 +109,7 @@ class _Trained:
                 stored.finetuning is not None and stored.finetuning.kept > 0,
             )  # fmt: skip
         if source.result() is None:
-            raise ValueError(f"{source.folder} has not finished; continue it with `halfmeg resume`")
+            raise unfinished(source.folder)
         facts = source.data
         return cls(
             source.folder, source.load_model().eval(), source.config, facts.classes,

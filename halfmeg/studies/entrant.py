@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from halfmeg.artifacts.refusals import unfinished
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.evaluation.calibration import (
@@ -157,9 +158,7 @@ def load_run(run: Run, first: Run) -> LoadedRun:
     """
     result = run.result()
     if result is None:
-        raise ValueError(
-            f"{run.folder} has not finished; continue it with `halfmeg resume {run.folder}`"
-        )
+        raise unfinished(run.folder)
     if run.data.fingerprint != first.data.fingerprint:
         raise ValueError(f"{run.folder} was trained on other data than {first.folder}")
     return LoadedRun(run, result, run.load_logits())

@@ -122,7 +122,9 @@ def make_plan(
 
 
 def chance_of(pilot: Comparison) -> Chance:
-    """Return the variances of a study that has run: means over its pairs.
+    """Return the variances of a study that has run: means over its pairs, each by itself.
+
+    What its tests use is pooled to be on the safe side; a plan pools what it draws, as they do.
 
     Raises:
         ValueError: no pair has two seeds.
@@ -134,7 +136,7 @@ def chance_of(pilot: Comparison) -> Chance:
     if not chances:
         raise ValueError("the pilot has one seed of each network; a plan needs two or more")
     return Chance(
-        seeds=float(np.mean([max(0.0, t.seeds) for t in tests if t.chance is not None])),
+        seeds=max(0.0, float(np.mean([chance.seeds for chance in chances]))),
         images=float(np.mean([chance.images for chance in chances])),
         rest=float(np.mean([chance.rest for chance in chances])),
     )

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, final
 
 import torch
 
+from halfmeg.artifacts.metrics import count_epochs
 from halfmeg.data.cache import open_splits, save_splits
 from halfmeg.data.dataset import DataSplits
 from halfmeg.files import scratch_folder
@@ -33,6 +34,24 @@ def threads_each(workers: int) -> int:
     """Return how many threads each of some workers has, so that they share the cores."""
     allowed = getattr(os, "sched_getaffinity", None)  # fewer in a container, a job or `taskset`
     return max(1, (len(allowed(0)) if allowed else os.cpu_count() or 1) // workers)
+
+
+@final
+class Kills:
+    """How often what was under way was killed without an epoch in between.
+
+    One process that is killed ends all, so a run beside it that gets on is not to blame.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[Path, tuple[int, int]] = {}
+
+    def count(self, folders: Sequence[Path]) -> int:
+        """Count a kill of what is trained in some run folders; return how many there were."""
+        epochs = sum(map(count_epochs, folders))
+        at, count = self._last.get(folders[0], (epochs, 0))
+        self._last[folders[0]] = epochs, count + 1 if at == epochs else 1
+        return self._last[folders[0]][1]
 
 
 @final
@@ -100,7 +119,7 @@ def stopping_workers(pool: Pool, advice: str) -> Iterator[None]:
         TrainingInterruptedError: one of the two came; `advice` says how to go on.
     """
     try:
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             yield
     except (KeyboardInterrupt, TrainingInterruptedError) as stopped:
         pool.stop()
@@ -109,8 +128,8 @@ def stopping_workers(pool: Pool, advice: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM stop the study as Ctrl-C does."""
+def terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM stop a study or search as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -177,6 +177,33 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
+def open_finished(folders: Sequence[str | Path]) -> tuple[list[Run], dict[str, str]]:
+    """Open what `open_runs` opens, but of studies the finished runs alone.
+
+    Returns:
+        The runs; and by its folder's name why a study's run is not among them.
+
+    Raises:
+        ValueError: as `open_runs`, or a study without a finished run.
+    """
+    runs: list[Run] = []
+    failures: dict[str, str] = {}
+    for folder in map(Path, folders):
+        stored = _read_study(folder)
+        if stored is None:
+            runs += open_runs([folder])
+            continue
+        own = [folder / run.folder for run in stored.runs]
+        begun = [Run.open(path) for path in own if (path / "config.json").exists()]
+        finished = [run for run in begun if run.result() is not None]
+        if not finished:
+            raise ValueError(f"{folder} has no finished run; `halfmeg compare` goes on with it")
+        runs += finished
+        names = {run.folder.name for run in finished}
+        failures |= {path.name: "it has not finished" for path in own if path.name not in names}
+    return runs, failures
+
+
 @dataclass(frozen=True)
 class StoredRun:
     """A run in study.json."""

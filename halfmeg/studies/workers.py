@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +16,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.studies.cluster import train_on_cluster
-from halfmeg.studies.pool import KILLED, MOST_KILLS, Pool, stopping_workers
+from halfmeg.studies.pool import KILLED, MOST_KILLS, Kills, Pool, stopping_workers
 from halfmeg.training.fit import RUN_FAILURES, train_run
 from halfmeg.training.listen import Listener
 from halfmeg.training.stack import train_stack
@@ -114,7 +114,7 @@ def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -
         return
     waiting = deque(tasks)
     under_way: dict[Future[str | None], Task] = {}
-    kills: Counter[Path] = Counter()
+    kills = Kills()
     threads = max(config.threads for config, _ in tasks)
     with Pool(data, workers, threads) as pool, stopping_workers(pool, CONTINUED):
         while waiting or under_way:
@@ -133,8 +133,7 @@ def _train_in_processes(tasks: Sequence[Task], data: DataSplits, workers: int) -
                 under_way.clear()
                 pool.restart()
             for task in lost:
-                kills[task[1]] += 1
-                if kills[task[1]] < MOST_KILLS:
+                if kills.count([task[1]]) < MOST_KILLS:
                     waiting.append(task)
                 else:
                     yield task, KILLED

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halfmeg.artifacts.refusals import unfinished
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.check import WrongLabel
@@ -48,7 +49,7 @@ def wrong_labels(
             f"{run.folder} was trained on other data than {data.name}; name a run on this data"
         )
     if run.result() is None:
-        raise ValueError(f"{run.folder} has not finished; continue it with `halfmeg resume`")
+        raise unfinished(run.folder)
     answers = {"train": out_of_fold_logits(run.config, data, listener)}
     run.log_test_reading("data check: likely wrong labels")
     model = run.load_model()

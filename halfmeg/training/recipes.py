@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,17 @@ def build_recipe(name: str) -> RunConfig:
         config = RunConfig.from_json(name)
         return replace(config, recipe=Path(name).stem) if config.recipe == "custom" else config
     if name not in RECIPES:
-        hint = did_you_mean(name, RECIPES)
-        raise ValueError(
-            f"recipe {name!r} is not known; {hint}allowed: {', '.join(RECIPES)}, FILE.py:NAME "
-            f"or FILE.json"
-        )
+        raise unknown_recipe(name, RECIPES)
     return RECIPES[name]()
+
+
+def unknown_recipe(name: str, known: Iterable[str]) -> ValueError:
+    """Return the error for a name that is no recipe, with those that are."""
+    hint = did_you_mean(name, known := [*known])
+    return ValueError(
+        f"recipe {name!r} is not known; {hint}allowed: {', '.join(known)}, FILE.py:NAME "
+        f"or FILE.json"
+    )
 
 
 def _own_recipe(place: str) -> RunConfig:

@@ -230,9 +230,16 @@ MISTAKES = {
     "unknown command": (["trian"], ["'trian'", "allowed: models, summary"]),
     "no model": (["summary"], ["argument 'model'", "halfmeg summary --help"]),
     "unknown model": (["summary", "resnet99"], ["'resnet99'", "cnn, resnet"]),
-    "unknown recipe": (["train", "comon"], ["'comon'", "did you mean 'common'"]),
+    "unknown recipe": (["train", "comon"], ["'comon'", "did you mean 'common'", "allowed: auto, "]),
+    "a recipe and its setting": (["train", "aut", "minutes=1"], ["'aut'", "did you mean 'auto'"]),
     "bad value": (["train", "common", "lr=-1"], ["lr=-1", "(0, 1000]"]),
     "unknown setting": (["train", "common", "speed=9"], ["'speed'", "batch_size"]),
+    "a setting of the data": (["train", "common", "imagesize=64"], ["did you mean 'image_size'"]),
+    "the same of a study": (["compare", "cnn", "mlp", "fitt=pad"], ["did you mean 'fit'"]),
+    "a setting of auto": (["train", "common", "minutes=1"], ["it is one of `train auto`"]),
+    "the same, mistyped": (["train", "auto", "minuts=1"], ["did you mean 'minutes'"]),
+    "a variable not set": (["train", "common", "--data", ""], ["nothing stands behind --data"]),
+    "the same with =": (["train", "common", "--out="], ["nothing stands behind --out"]),
     "recipe as an option": (
         ["train", "--recipe", "mine.py:recipe"],
         ["--recipe", "halfmeg train mine.py:recipe"],
@@ -245,9 +252,15 @@ MISTAKES = {
     "no seeds": (["compare", "cnn", "resnet", "--seeds", "0"], ["seeds=0", "1 or more"]),
     "no network": (["compare", "epochs=2"], ["no network named", "cnn"]),
     "wrong network": (["compare", "cnn", "resnett"], ["'resnett'", "did you mean 'resnet'"]),
-    "no run": (["evaluate", "nowhere"], ["nowhere is no run folder"]),
+    "no run": (["evaluate", "nowhere"], ["nowhere is no run folder: it does not exist"]),
     "not resumable": (["resume", "nowhere"], ["nowhere is no run folder"]),
     "no GPU of that number": (["train", "common", "device=cuda:99"], ["cuda:99", "cpu"]),
+    "small images": (["summary", "whitened()", "--image-size", "8"], ["sides of 9 or more"]),
+    "smaller than settings take": (
+        ["train", "common", "small_size=12", "model=whitened(shrink=2)"],
+        ["small_size=12"],
+    ),
+    "no repository": (["pull", "badname", "--out", "here"], ["badname", "OWNER/NAME"]),
     "odd size": (["train", "common", "--image-size", "12"], ["image_size=12", "16 or more"]),
 }
 
@@ -273,6 +286,39 @@ def test_too_little_memory_is_one_line(
         main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("halfmeg: the memory is not enough; take a smaller")
+
+
+@pytest.mark.parametrize(
+    ("mark", "told"),
+    [
+        ("search.json", "it is a search; `halfmeg export mine` ships its winner"),
+        ("study.json", "it is a study; name one of the runs in it"),
+        ("model.json", "it is a bundle"),
+        ("notes.txt", "it has no config.json; name the --out of a training"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_told_for_what_it_is(
+    cli: Cli, tmp_path: Path, mark: str, told: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / mark).write_text("{}")
+    assert cli("resume", "mine").is_one_line(f"mine is no run folder: {told}")
+    occupied = cli("train", "common", "--out", "mine")
+    assert occupied.is_one_line("mine exists already and is not overwritten; choose another --out")
+    assert "resume" not in occupied.err
+
+
+def test_a_run_that_has_not_finished_is_told_with_how_to_go_on(
+    cli: Cli, trained: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(trained / "run", tmp_path / "run")
+    for name in ("result.json", "weights.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    told = "run has not finished; continue it with `halfmeg resume run`"
+    for command in (["evaluate", "run"], ["export", "run", "--out", "b"], ["report", "run"]):
+        assert cli(*command).is_one_line(told)
 
 
 def test_a_folder_called_as_a_recipe(cli: Cli, tmp_path: Path, pictures: Path) -> None:
@@ -403,6 +449,30 @@ def test_a_report_elsewhere_has_the_costs_that_the_study_has_measured(
     costs = {model["name"]: model["cost"] for model in found.json["models"]}
     assert costs["cnn"]["latency_ms"] == 1.25
     assert costs["logistic"] is None
+
+
+def test_a_study_with_a_run_that_failed_is_reported(
+    cli: Cli, small_study: Path, tmp_path: Path
+) -> None:
+    study = shutil.copytree(small_study, tmp_path / "study")
+    (study / "cnn-seed-0" / "result.json").unlink()
+    told = cli("report", "study", "--out", "page", "--json")
+    assert told.code == 1
+    assert told.json["failures"] == {"cnn-seed-0": "it has not finished"}
+    page = (tmp_path / "page" / "comparison.html").read_text()
+    assert "it has not finished" in page
+    for path in study.glob("*/result.json"):
+        path.unlink()
+    assert cli("report", "study").is_one_line("study has no finished run")
+
+
+def test_a_report_is_not_written_among_files_of_others(
+    cli: Cli, small_study: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    told = cli("report", str(small_study), "--out", "photos")
+    assert told.is_one_line("photos exists and holds no report; choose another --out")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cats"]
 
 
 def test_report_mistakes(cli: Cli, small_study: Path, tmp_path: Path) -> None:

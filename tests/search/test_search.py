@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -74,11 +75,14 @@ from halfmeg.search.schedule import (
     rung_epochs,
     time_share,
 )
-from halfmeg.search.segment import time_epoch, train_until
+from halfmeg.search.segment import time_epoch, train_folds, train_until
 from halfmeg.search.space import ALLOWED, SPACE, build_space
 from halfmeg.search.state import Search
 from halfmeg.search.trials import FIRST_SHARE, _Engine
 from halfmeg.search.vary import fitted, mutated, parents
+from halfmeg.studies.pool import KILLED
+from halfmeg.training.listen import SilentListener
+from halfmeg.training.stopping import TrainingInterruptedError
 
 SHAPE = image_shape(32)
 
@@ -585,8 +589,7 @@ def test_the_front_and_what_is_picked(
     out, _, trials = found
     points = front(trials, "params")
     assert [p.cost for p in points] == sorted(p.cost for p in points)
-    accuracies = [p.trial.accuracy or 0 for p in points]
-    assert accuracies == sorted(accuracies)
+    assert points[-1].trial == best_of(trials)
     assert pick(trials, "params=700") == points[-1].trial
     assert pick(trials, f"params={points[0].cost:.0f}") == points[0].trial
     stored = read_stored(out)
@@ -1032,6 +1035,164 @@ def test_a_trial_for_workers_that_were_killed_meanwhile_is_trained_by_others(
     assert {number: (r.epochs, r.error) for number, r in found.items()} == {
         0: (2, None), 1: (2, None),
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_search_of_many_workers_in_order(
+    tmp_path: Path, tiny: str, pictures: Path
+) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    command = [sys.executable, "-m", "halfmeg", *SEARCH, "--workers", "2", "--hours", "0.02"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob("trials/*/metrics.csv")):
+        time.sleep(0.05)
+    running.terminate()
+    _, told = running.communicate(timeout=120)
+    assert running.returncode == 128 + signal.SIGINT
+    assert told.splitlines()[-1] == "halfmeg: stopped; `halfmeg search --resume out` goes on"
+    assert (tmp_path / "out" / "search.html").exists()
+    assert json.loads((tmp_path / "out" / "clock.json").read_text())["ended"] > 0
+
+
+BYSTANDER = """
+import os, signal, time
+from torch import nn
+
+class Killer(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+        self.steps = 0
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            time.sleep(0.5)
+            if self.steps > 4:  # the epoch before its first checkpoint has seven
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.head(x.mean((2, 3)))
+
+class Bystander(Killer):
+    def forward(self, x):
+        time.sleep(0.1 * self.training)
+        return self.head(x.mean((2, 3)))
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_beside_one_that_kills_its_process_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> None:
+    (tmp_path / "kill.py").write_text(BYSTANDER)
+    monkeypatch.chdir(tmp_path)
+    common = {"batch_size": 24, "val_fraction": 0.2, "keep_checkpoints": 1}
+    trials = [
+        Trial(number, {}, "running", RunConfig(model=f"kill.py:{name}", epochs=epochs, **common))
+        for number, (name, epochs) in enumerate([("Killer", 2), ("Bystander", 40)])
+    ]
+    begun, found = Counter(), {}
+    with Lanes(
+        few_digits, 2, None, lambda number: [tmp_path / f"{number}"], Clock(tmp_path),
+        SearchListener(), lambda trial: begun.update([trial.number]),
+    ) as lanes:  # fmt: skip
+        for trial in trials:
+            lanes.submit(trial, trial.config.epochs, 1e3)
+        while lanes.are_busy:
+            found.update(lanes.wait())
+    assert found[0].error == KILLED
+    assert begun[0] == 3  # so a search of many workers that is killed counts them, too
+    assert (found[1].epochs, found[1].error) == (40, None)
+
+
+def test_the_seconds_of_a_call_that_was_interrupted_count(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    class Stop(SilentListener):
+        def on_epoch(self, row: Any) -> None:
+            if row["epoch"] == 3:
+                raise KeyboardInterrupt
+
+    config = RunConfig(model="logistic", epochs=4, batch_size=32, val_fraction=0.2)
+    folder = tmp_path / "run"
+    with pytest.raises((KeyboardInterrupt, TrainingInterruptedError)):
+        train_folds(few_digits, [config], [folder], 4, listener=lambda _: Stop())
+    before = Run.open(folder).read_metrics()[-1]["seconds"]
+    found = train_folds(few_digits, [config], [folder], 4)
+    assert found.epochs == 4
+    assert found.in_all == Run.open(folder).read_metrics()[-1]["seconds"] > before > 0
+
+
+def test_what_was_queued_when_a_process_was_killed_is_not_drawn_as_the_next(
+    tmp_path: Path,
+) -> None:
+    Journal(tmp_path, 1, "tpe").study.enqueue_trial({"network": "a", "width": 8})
+    journal = Journal(tmp_path, 1, "tpe")
+    assert [(t.outcome, t.error) for t in journal.trials()] == [
+        ("over", "it was interrupted before it began")
+    ]
+    live = journal.ask({"network": "b", "width": 16})
+    assert live.number == 1
+    assert suggest(live, "network", ["a", "b"]) == "b"
+    assert suggest(live, "width", range(8, 65, 8)) == 16
+
+
+def test_a_network_half_trained_is_ended_when_the_time_is_over_and_none_is_done(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    stored, space = describe_search(
+        few_digits, seconds=6.0, limits=Limits(params=700), place="tiny.py:SPACE", compare=False
+    )
+    stored = replace(stored, plan=make_plan(6.0, 0.1, []))
+    journal, clock = Journal(tmp_path, stored.seed, stored.strategy), Clock(tmp_path)
+    drawn = next(d for d in (space.draw(lambda _, values: values[0]),))
+    config = space.config(drawn, most_epochs=4, side=32, val_fraction=0.2)
+    for outcome in ("failed", None):
+        live = journal.ask(None)
+        journal.keep(live, drawn=drawn, config=config.to_dict())
+        if outcome:
+            journal.tell(live, outcome, None, "it diverged")
+    clock.spent = lambda: 1e6
+    search = Search(tmp_path, stored, space, few_digits, journal, clock, SearchListener(), 2)
+    lanes = Lanes(
+        few_digits, 1, None, search.run_folders, clock, SearchListener(), search.count_try
+    )
+    engine = _Engine(search, lanes)
+    engine.live[1] = journal.open(1)  # left for more time, when the other was still under way
+    assert engine.begin()
+    assert [trial.number for trial, *_ in lanes.waiting.values()] == [1]
+
+
+def test_baselines_are_checked_whatever_the_time_and_all_named_are_compared(
+    few_digits: DataSplits,
+) -> None:
+    stored, _ = describe_search(few_digits, limits=Limits(), seconds=60.0, baselines=["resnt20"])
+    with pytest.raises(ValueError, match="'resnt20' is not known; did you mean 'resnet20'"):
+        choose_baselines(stored, few_digits)
+    assert choose_baselines(replace(stored, baselines=["cnn"]), few_digits) == []
+    with pytest.raises(ValueError, match="--baseline cnn is not for a search with --no-compare"):
+        choose_baselines(replace(stored, baselines=["cnn"], compare=False), few_digits)
+    assert fit_final(1e9, 1, [1, 1, 1, 1]) == (5, 4)
+    assert fit_final(16, 1, [1, 1, 1, 1]) == (5, 2)
+
+
+def test_a_range_that_falls_is_one_that_rises() -> None:
+    space = build_space({"network": {"residual": {"width": range(40, 3, -4)}}})
+    (width,) = [d for d in space.dimensions if d.name == "residual.width"]
+    assert width.values == range(4, 41, 4)
+
+
+def test_epochs_behind_another_setting_make_candidates_differ(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    table = {"network": "cnn", "optimizer": {"muon": {"epochs": [1.0, 0.5]}}}
+    space = build_space(table)
+    stored, _ = describe_search(few_digits, limits=Limits(), seconds=6.0)
+    journal = Journal(tmp_path, 0, "tpe")
+    search = Search(
+        tmp_path, stored, space, few_digits, journal, Clock(tmp_path), SearchListener()
+    )  # fmt: skip
+    drawn = [space.draw(lambda _, values, i=i: values[min(i, len(values) - 1)]) for i in (0, 1)]
+    assert [search.epochs_of(one) for one in drawn] == [1.0, 0.5]
 
 
 @pytest.mark.slow

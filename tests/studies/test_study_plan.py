@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise, product
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -130,8 +131,16 @@ def test_a_pilot_gives_its_variances(tmp_path) -> None:
     plan = make_plan(2, 31, difference=0.05, pilot=found)
     test = found.pairs[0].test
     assert test.chance is not None
-    assert plan.chance == Chance(max(0.0, test.seeds), test.chance.images, test.chance.rest)
+    own = test.chance
+    assert plan.chance == Chance(max(0.0, own.seeds), own.images, own.rest)
     assert plan.origin == "measured on digits with 2 seeds"
+    three = compare(
+        ["mlp", "logistic", "sprint"], data, seeds=2, out=tmp_path / "three", config=config
+    )
+    tests = [pair.test for pair in three.pairs]
+    of_seeds = mean(test.chance.seeds for test in tests)
+    assert chance_of(three).seeds == pytest.approx(max(0.0, of_seeds))
+    assert max(test.seeds for test in tests) > of_seeds  # what the tests use is pooled upwards
     single = compare(["mlp", "logistic"], data, seeds=1, out=tmp_path / "one", config=config)
     with pytest.raises(ValueError, match="one seed of each network; a plan needs two or more"):
         chance_of(single)
