@@ -76,7 +76,7 @@ def test_an_accuracy_in_readme_is_that_of_its_runs(words: str, pattern: str) -> 
     assert f"[{accuracy(pattern):.1f}%]" in headline(words)
 
 
-@pytest.mark.parametrize("name", ["eurosat", "cifar10", "clothing"])
+@pytest.mark.parametrize("name", ["eurosat", "cifar10", "clothing", "clothing-48"])
 def test_what_a_search_found_is_that_of_its_comparison(name: str) -> None:
     page = (RESULTS / "README.md").read_text()
     stored = json.loads((RESULTS / "search" / name / "comparison.json").read_text())

@@ -39,7 +39,7 @@ def study_shared() -> RunConfig:
 
     Published: learning rate 0.005 falling by 0.1 to 0.000005, so three drops, batch 512, and the
     names of the augmentations. Not published, chosen here: the epochs of the drops and the
-    strengths of the augmentations. Measured on CIFAR-10 (JPEG): 82.03% (n = 1 seed).
+    strengths of the augmentations. Measured on CIFAR-10: 84.07% (n = 1 seed).
     """
     return RunConfig(
         recipe="study-shared",
