@@ -42,9 +42,6 @@ INSTRUCTIONS_PER_MAC = {
 }  # fmt: skip
 """The most that docs/ship.md counts in QEMU of convolutions in C; of M3, M33 and M55 `record`'s."""
 
-NARROW = 1 / 8
-"""Of the way from a network's smallest width to its largest."""
-
 LATENCY_ROUNDS = 20
 
 
@@ -253,70 +250,6 @@ def _latency(
     return 1000 * min(seconds)  # what else runs, as trials do, only adds to it
 
 
-def largest_within(
-    space: Space, network: str, size: Callable[[dict[str, Value]], int]
-) -> dict[str, Value] | None:
-    """Return the widest candidate of a network that fits; None where nothing does.
-
-    All widths grow by one share, and then each by itself, a step in turn. Its choices are those
-    that a search begins with, unless they leave room for little more than its narrowest. Then one
-    of them is another: that with which the most parameters fit.
-
-    Args:
-        space: of the search.
-        network: of the space.
-        size: the parameters of a candidate; 0 where it does not fit.
-    """
-    choices = [d for d in _parameters(space, network) if isinstance(d.values, list)]
-    usual = {d.name: d.first() for d in choices}
-    share, widest = _widest(space, network, usual, size, 32)
-    if share > NARROW and widest is not None:
-        return _widened(space, network, widest, size)
-    for form in (usual, {d.name: d.at(0) for d in choices}):
-        changed = [form | {d.name: value} for d in choices for value in (d.at(0), d.at(1))]
-        others = [_widest(space, network, one, size, 16)[1] for one in changed]
-        fitting = [drawn for drawn in (widest, *others) if drawn is not None]
-        if fitting:
-            return _widened(space, network, max(fitting, key=size), size)
-    return None
-
-
-def _widened(
-    space: Space, network: str, drawn: dict[str, Value], size: Callable[[dict[str, Value]], int]
-) -> dict[str, Value]:
-    """Return a candidate that fits, with each width as large as the others leave room for."""
-    growing = [d for d in _parameters(space, network) if isinstance(d.values, range)]
-    while growing:
-        for dimension in list(growing):
-            wider = [v for v in dimension.values if float(v) > float(drawn[dimension.name])]
-            if wider and size(drawn | {dimension.name: min(wider)}):
-                drawn = drawn | {dimension.name: min(wider)}
-            else:
-                growing.remove(dimension)
-    return drawn
-
-
-def _widest(
-    space: Space, network: str, form: dict[str, Value], size: Callable[[dict[str, Value]], int],
-    steps: int,
-) -> tuple[float, dict[str, Value] | None]:  # fmt: skip
-    """Return the widest candidate with these choices that fits, and how wide that is; 0 to 1."""
-
-    def at(step: int) -> dict[str, Value]:
-        return space.of_network(network, lambda d: form.get(d.name, d.at(step / steps)))
-
-    if not size(at(0)):
-        return 0.0, None
-    below, above = 0, steps + 1  # what grows fits less and less, so the edge is found by halves
-    while above - below > 1:
-        middle = (below + above) // 2
-        if size(at(middle)):
-            below = middle
-        else:
-            above = middle
-    return below / steps, at(below)
-
-
 def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageShape) -> None:
     """Check that something of a space may be built within limits.
 
@@ -346,7 +279,7 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
 
     for network in space.networks:
         low = space.of_network(network, lambda d: d.at(0))
-        one_at_its_end = (low | {d.name: d.at(1)} for d in _parameters(space, network))
+        one_at_its_end = (low | {d.name: d.at(1)} for d in parameters_of(space, network))
         if any(map(fits, (low, space.scaled(network, 0), *one_at_its_end))):
             return
     told = []
@@ -383,7 +316,7 @@ def _smallest(
     for network in space.networks:
         drawn = space.of_network(network, lambda d: d.at(0))
         least = cost(drawn)
-        for dimension in _parameters(space, network):
+        for dimension in parameters_of(space, network):
             other = drawn | {dimension.name: dimension.at(1)}
             found = cost(other)
             if found is not None and (least is None or found < least):
@@ -393,7 +326,8 @@ def _smallest(
     return best
 
 
-def _parameters(space: Space, network: str) -> list[Dimension]:
+def parameters_of(space: Space, network: str) -> list[Dimension]:
+    """Return what is drawn of a network: its own dimensions of more than one value."""
     return [
         d for d in space.dimensions
         if d.parent == "network" and d.choice == network and d.is_drawn

@@ -120,13 +120,13 @@ def choose_baselines(stored: Stored, data: DataSplits) -> list[Baseline]:
 def fill_up(search: Search, baselines: Sequence[Baseline]) -> list[Baseline]:
     """Add to fewer than three, of which the user named none, what the search begins with.
 
-    That is the widest network of each of the space that fits: what one takes without a search.
+    That is the largest network of each of the space that fits: what one takes without a search.
     """
     stored = search.stored
     if not stored.compare or stored.seconds < SHORTEST_SECONDS or stored.baselines is not None:
         return list(baselines)
-    widest = ((search.space.model(drawn), BUDGET) for drawn in search.starts())
-    return list(dict.fromkeys([*baselines, *islice(widest, NUM_BASELINES - len(baselines))]))
+    largest = ((search.space.model(drawn), BUDGET) for drawn in search.starts())
+    return list(dict.fromkeys([*baselines, *islice(largest, NUM_BASELINES - len(baselines))]))
 
 
 def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:

@@ -14,12 +14,13 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.split import hold_out
 from halfmeg.places.settings import Value
-from halfmeg.search.budget import Costs, Limits, largest_within, measure_costs
+from halfmeg.search.budget import Costs, Limits, measure_costs
 from halfmeg.search.journal import Journal
 from halfmeg.search.lanes import SearchListener
 from halfmeg.search.record import Clock, Stored, Trial
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.space import Space
+from halfmeg.search.vary import largest_within
 from halfmeg.studies.pool import threads_each
 from halfmeg.training.job import check
 
@@ -185,7 +186,7 @@ class Search:
         return next((drawn[d.name] for d in given if d.name in drawn), 1.0)
 
     def starts(self) -> Iterator[dict[str, Value]]:
-        """Yield what to begin with: of each network the widest that is within the limits."""
+        """Yield what to begin with: of each network the largest that is within the limits."""
         for network in self.space.networks:
             drawn = largest_within(self.space, network, self.size)
             if drawn is not None:

@@ -15,6 +15,7 @@ from itertools import chain, zip_longest
 import numpy as np
 
 from halfmeg.places.settings import Value
+from halfmeg.search.budget import parameters_of
 from halfmeg.search.space import NETWORK, Dimension, Space, Values
 
 Drawn = dict[str, Value]
@@ -32,6 +33,9 @@ FACTOR_STEPS = 16
 """Factors of width that are tried between one and its double."""
 
 MOST_DOUBLINGS = 4
+
+NARROW = 1 / 8
+"""Of the way from a network's smallest width to its largest."""
 
 
 def parents(best_first: Sequence[Drawn], count: int) -> list[Drawn]:
@@ -74,10 +78,8 @@ def fitted(space: Space, drawn: Drawn, size: Callable[[Drawn], int], *, grow: bo
         size: the parameters of a candidate; 0 where it does not fit.
         grow: whether one that fits is made wider.
     """
-    widths = [
-        d for d in space.dimensions
-        if d.parent == NETWORK and d.name in drawn and d.is_drawn and isinstance(d.values, range)
-    ]  # fmt: skip
+    network = str(drawn[NETWORK])
+    widths = [d for d in parameters_of(space, network) if isinstance(d.values, range)]
 
     def scaled(step: int) -> Drawn:
         factor = 2 ** (step / FACTOR_STEPS)
@@ -94,6 +96,95 @@ def fitted(space: Space, drawn: Drawn, size: Callable[[Drawn], int], *, grow: bo
         else:
             above = middle
     return scaled(below)
+
+
+def largest_within(space: Space, network: str, size: Callable[[Drawn], int]) -> Drawn | None:
+    """Return the largest candidate of a network that fits; None where nothing does.
+
+    All widths grow by one share, and then each by itself, a step in turn. Its choices are those
+    that a search begins with, unless they leave room for little more than its narrowest. Then one
+    of them is another: that with which the most parameters fit. Where widths leave room, it gets
+    deeper.
+
+    Args:
+        space: of the search.
+        network: of the space.
+        size: the parameters of a candidate; 0 where it does not fit.
+    """
+    evenly = _evenly_wide(space, network, size)
+    if evenly is None:
+        return None
+    return _deepened(space, network, _widened(space, network, evenly, size), size)
+
+
+def _evenly_wide(space: Space, network: str, size: Callable[[Drawn], int]) -> Drawn | None:
+    """Return the candidate of the best choices whose widths are all at one share of their way."""
+    choices = [d for d in parameters_of(space, network) if isinstance(d.values, list)]
+    usual = {d.name: d.first() for d in choices}
+    share, widest = _widest(space, network, usual, size, 32)
+    if share > NARROW:
+        return widest
+    for form in (usual, {d.name: d.at(0) for d in choices}):
+        changed = [form | {d.name: value} for d in choices for value in (d.at(0), d.at(1))]
+        others = [_widest(space, network, one, size, 16)[1] for one in changed]
+        fitting = [drawn for drawn in (widest, *others) if drawn is not None]
+        if fitting:
+            return max(fitting, key=size)
+    return None
+
+
+def _widened(space: Space, network: str, drawn: Drawn, size: Callable[[Drawn], int]) -> Drawn:
+    """Return a candidate that fits, with each width as large as the others leave room for."""
+    growing = [d for d in parameters_of(space, network) if isinstance(d.values, range)]
+    while growing:
+        for dimension in list(growing):
+            wider = [v for v in dimension.values if float(v) > float(drawn[dimension.name])]
+            if wider and size(drawn | {dimension.name: min(wider)}):
+                drawn = drawn | {dimension.name: min(wider)}
+            else:
+                growing.remove(dimension)
+    return drawn
+
+
+def _deepened(space: Space, network: str, drawn: Drawn, size: Callable[[Drawn], int]) -> Drawn:
+    """Return a candidate that fits, with more layers or filters where its widths left room.
+
+    Widths go by steps, and a step of all of them may be more than half as much again. The choices
+    that are counts grow, that first which adds the fewest parameters.
+    """
+    counts = [
+        d for d in parameters_of(space, network)
+        if isinstance(d.values, list) and all(type(value) is int for value in d.values)
+    ]  # fmt: skip
+    while True:
+        larger = [
+            drawn | {d.name: min(more)}
+            for d in counts if (more := [v for v in d.values if float(v) > float(drawn[d.name])])
+        ]  # fmt: skip
+        fitting = [one for one in larger if size(one) > size(drawn)]
+        if not fitting:
+            return drawn
+        drawn = min(fitting, key=size)
+
+
+def _widest(
+    space: Space, network: str, form: Drawn, size: Callable[[Drawn], int], steps: int
+) -> tuple[float, Drawn | None]:
+    """Return the widest candidate with these choices that fits, and how wide that is; 0 to 1."""
+
+    def at(step: int) -> Drawn:
+        return space.of_network(network, lambda d: form.get(d.name, d.at(step / steps)))
+
+    if not size(at(0)):
+        return 0.0, None
+    below, above = 0, steps + 1  # what grows fits less and less, so the edge is found by halves
+    while above - below > 1:
+        middle = (below + above) // 2
+        if size(at(middle)):
+            below = middle
+        else:
+            above = middle
+    return below / steps, at(below)
 
 
 def _near(dimension: Dimension, value: Value, random: np.random.Generator) -> Value:

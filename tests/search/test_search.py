@@ -38,7 +38,6 @@ from halfmeg.search.budget import (
     Costs,
     Limits,
     describe_limit,
-    largest_within,
     measure_costs,
     parse_amount,
     parse_limits,
@@ -79,7 +78,7 @@ from halfmeg.search.segment import time_epoch, train_folds, train_until
 from halfmeg.search.space import ALLOWED, SPACE, build_space
 from halfmeg.search.state import Search
 from halfmeg.search.trials import FIRST_SHARE, _Engine
-from halfmeg.search.vary import fitted, mutated, parents
+from halfmeg.search.vary import fitted, largest_within, mutated, parents
 from halfmeg.studies.pool import KILLED
 from halfmeg.training.listen import SilentListener
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -354,7 +353,7 @@ def test_without_a_limit_it_is_the_half_million() -> None:
         parse_limits("cortex-m7", ram="1k")
 
 
-def test_the_widest_that_fits_is_found() -> None:
+def test_the_largest_that_fits_is_found() -> None:
     space = build_space(SPACE, ["residual"])
 
     def fits_in(limit: int) -> Any:
@@ -388,13 +387,24 @@ def test_a_start_is_as_wide_as_each_width_fits() -> None:
     assert size(widest) == 77_128
 
 
+def test_a_start_gets_deeper_where_its_widths_leave_room() -> None:
+    """The next width of `residual` is half as wide again, which has 2.2 times the arithmetic."""
+    space = build_space(SPACE, ["residual"])
+    size = within(Limits(params=100_000, macs=14_000_000), space)
+    drawn = largest_within(space, "residual", size)
+    assert drawn is not None
+    assert drawn["residual.width"] == 8
+    assert drawn["residual.depth"] == 4
+    assert size(drawn) > 90_000
+    assert not size(drawn | {"residual.width": 12, "residual.depth": 3})
+    fewer = largest_within(space, "residual", within(Limits(params=80_000), space))
+    assert fewer is not None
+    assert (fewer["residual.width"], fewer["residual.depth"]) == (8, 3)
+
+
 def test_a_tight_budget_is_filled_by_another_choice() -> None:
-    space, limits = build_space(SPACE), Limits(params=20_000, macs=2_000_000)
-
-    def size(drawn: Any) -> int:
-        costs = measure_costs(space.model(drawn), 10, SHAPE, limits)
-        return costs.params if limits.fits(costs) else 0
-
+    space = build_space(SPACE)
+    size = within(Limits(params=20_000, macs=2_000_000), space)
     for network in space.networks:
         drawn = largest_within(space, network, size)
         assert drawn is not None
@@ -1254,7 +1264,7 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
     assert shipped.json["model"].startswith("tiny.py:Tiny(")
 
 
-def test_where_too_few_networks_fit_the_widest_of_the_space_are_compared(
+def test_where_too_few_networks_fit_the_largest_of_the_space_are_compared(
     tmp_path: Path, few_digits: DataSplits
 ) -> None:
     limits = Limits(params=20_000, ram=6_000)
