@@ -72,6 +72,11 @@ class ModelEntry:
     tflite_micro_bytes: int | None = None
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What may be set behind its name, and the values of each; empty for none."""
+        return declared_values(self.build)
+
+    @property
     def scalable(self) -> bool:
         """Whether a budget chooses its widths."""
         return "budget" in inspect.signature(self.build).parameters
@@ -207,7 +212,7 @@ def find_entry(name: str) -> tuple[ModelEntry, dict[str, Value]]:
             f"with settings: {', '.join(FAMILIES)}"
         )
     entry = known[head]
-    own = list(declared_values(entry.build)) if head in FAMILIES else []
+    own = list(entry.settings)
     for key in settings:
         if key not in own:
             hint = did_you_mean(key, own)
@@ -264,8 +269,7 @@ def build_model(
     given = {key: value for key, value in settings.items() if key in taken} | own
     try:
         if not entry.scalable:
-            has_settings = entry in FAMILIES.values()
-            _try_without_memory(entry, given, shape if has_settings else None)
+            _try_without_memory(entry, given, shape if entry.settings else None)
         return entry.build(**given)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         if not own and isinstance(error, ValueError):
@@ -294,6 +298,6 @@ def other_sizes(
 ) -> list[int]:
     """Return those of some shorter sides that a network, built for images of a shape, takes too."""
     entry = None if is_place(name) else find_entry(name)[0]
-    if entry is None or entry in FAMILIES.values():
+    if entry is None or entry.settings:
         return [size for size in sizes if accepts(model, num_classes, shape.scaled_to(size))]
     return [size for size in sizes if entry.takes(size) and not entry.fixed]

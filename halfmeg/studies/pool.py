@@ -27,7 +27,7 @@ T = TypeVar("T")
 KILLED = "its process was killed (out of memory?)"
 
 MOST_KILLS = 2
-"""What was under way when so many processes were killed is given up."""
+"""Kills without an epoch in between: a study gives a run up at so many, a search at one more."""
 
 
 def threads_each(workers: int) -> int:

@@ -27,7 +27,7 @@ from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.files import check_json
 from halfmeg.networks.own import use_channels_last
 from halfmeg.networks.protocol import preparation
-from halfmeg.networks.table import FAMILIES, build_model, find_entry, other_sizes
+from halfmeg.networks.table import build_model, find_entry, other_sizes
 from halfmeg.networks.trial import try_out
 from halfmeg.networks.ways import with_kernels
 from halfmeg.places.place import is_place, short_name
@@ -100,7 +100,7 @@ def check_places(config: RunConfig, data: DataSplits) -> None:
 
 def _small_sizes_of(model: str, largest: int) -> str:
     entry = None if is_place(model) else find_entry(model)[0]
-    if entry is None or entry in FAMILIES.values():  # where settings decide, too
+    if entry is None or entry.settings:  # where settings decide, too
         return "0 for none, or a side that it takes"
     if entry.fixed:
         return "0 for none"
