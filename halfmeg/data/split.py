@@ -193,6 +193,27 @@ def _both_sides(held_out: np.ndarray) -> tuple[Tensor, Tensor]:
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
 
+def require_full_folds(images: Dataset, members: np.ndarray, count: int, remedy: str) -> None:
+    """Raise where a fold has no images, or leaves a class none to train on.
+
+    Args:
+        images: those of all folds.
+        members: int64 B, the fold of each image, 0 to `count` - 1.
+        count: of folds.
+        remedy: how to get other folds, with which the message ends.
+
+    Raises:
+        ValueError: the message names the first such fold, and the class.
+    """
+    labels = images.labels.numpy()
+    for fold in range(count):
+        trained = np.bincount(labels[members != fold], minlength=len(images.classes))
+        missing = [name for name, n in zip(images.classes, trained, strict=True) if not n]
+        if missing or (members != fold).all():
+            told = f"no training image of the class {missing[0]!r}" if missing else "no test image"
+            raise ValueError(f"fold {fold + 1} of {count} would have {told}; {remedy}")
+
+
 def split_by_content(
     labels: Tensor, keys: Sequence[bytes], fraction: float
 ) -> tuple[Tensor, Tensor]:
