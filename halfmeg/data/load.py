@@ -346,4 +346,6 @@ def _unbalanced(data: DataSplits) -> tuple[str, ...]:
 def _name(source: str) -> str:
     if source in NAMED:
         return source
-    return Path(source.partition("@")[0] if is_hub_source(source) else source).resolve().name
+    path = source.partition("@")[0] if is_hub_source(source) else source
+    # `Path.resolve` fails where links lead in a circle.
+    return os.path.basename(os.path.realpath(path))

@@ -369,6 +369,14 @@ def test_sources_that_do_not_exist(tmp_path: Path) -> None:
         load_dataset("digits", image_size=4)
 
 
+def test_links_in_a_circle_do_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to(tmp_path / "images")
+    (tmp_path / "images").symlink_to(tmp_path / "photos")
+    for read in (load_dataset, inspect_data):
+        with pytest.raises(ValueError, match="photos' does not exist; "):
+            read(str(tmp_path / "photos"))
+
+
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, {"a": 5, "b": 5})
     (folder / "a" / "text.png").write_text("no image")
