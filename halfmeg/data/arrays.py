@@ -202,13 +202,20 @@ def _npy(path: Path) -> EncodedSource:
     if not labels.is_file():
         raise ValueError(f"{path} needs its labels beside it, in {labels.name}")
     try:
-        for file in (path, labels):
-            if file.stat().st_size > MAX_BYTES:
-                raise ValueError(f"{file.name} is larger than {MAX_BYTES:,} bytes")
-        pair = (np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False))
+        pair = (_read_npy(path), _read_npy(labels))
     except Exception as error:  # as above
         raise ValueError(f"{path} cannot be read: {_reason(error)}") from None
     return _source({"all": pair}, path, None)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_BYTES:,} bytes")
+    stored: np.ndarray | np.lib.npyio.NpzFile = np.load(path, allow_pickle=False)
+    if isinstance(stored, np.lib.npyio.NpzFile):  # NumPy goes by the content
+        stored.close()
+        raise ValueError(f"{path.name} is an .npz file; name it so")
+    return stored
 
 
 def _source(

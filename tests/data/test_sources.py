@@ -304,6 +304,17 @@ def test_npz_mistakes(tmp_path: Path, arrays: dict, told: str) -> None:
         load_dataset(str(tmp_path / "x.npz"))
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x_labels.npy"])
+def test_an_npz_that_is_called_npy_is_named(tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / "x.npy", PIXELS)
+    np.save(tmp_path / "x_labels.npy", LABELS)
+    with (tmp_path / name).open("wb") as file:
+        np.savez(file, images=PIXELS, labels=LABELS)
+    told = rf"x\.npy cannot be read: {name} is an \.npz file; name it so"
+    with pytest.raises(ValueError, match=told):
+        load_dataset(str(tmp_path / "x.npy"))
+
+
 # --- classes of different size ------------------------------------------------------------------
 
 
