@@ -22,7 +22,7 @@ from halfmeg.data.dataset import (
     one_class_message,
     require_trainable,
 )
-from halfmeg.data.decode import Progress, no_progress
+from halfmeg.data.decode import FitName, Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
 from halfmeg.data.folds import Folds, parse_fold
@@ -49,18 +49,20 @@ class Named:
     """A source that goes by a name.
 
     Attributes:
-        load: takes the folder that it may be downloaded to, the shape of its images, and who is
-            told of longer work.
+        load: takes the folder that it may be downloaded to, the shape of its images, how they are
+            brought to it, and who is told of longer work.
         side: of its images before they are brought to that shape, in pixels.
     """
 
-    load: Callable[[Path, ImageShape, Progress], DataSplits]
+    load: Callable[[Path, ImageShape, FitName, Progress], DataSplits]
     side: int
 
 
 NAMED = {
-    "digits": Named(lambda data_dir, shape, progress: load_digits(shape), 8),
-    "cifar10": Named(load_cifar10, 32),
+    "digits": Named(lambda data_dir, shape, fit, progress: load_digits(shape, fit), 8),
+    "cifar10": Named(
+        lambda data_dir, shape, fit, progress: load_cifar10(data_dir, shape, progress), 32
+    ),
 }
 SINGLE = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *SINGLE)
@@ -102,7 +104,7 @@ def load_dataset(
     _require_text(source)
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
-        splits = _load_named(source, Path(data_dir), shape, progress)
+        splits = _load_named(source, Path(data_dir), shape, options.fit, progress)
     else:
         torn = torn_groups(encoded)
         if torn and to_train:
@@ -160,7 +162,7 @@ def inspect_source(
     shape = data_shape(image_size, options.channels)
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
-        splits = _load_named(source, Path(data_dir), shape, progress)
+        splits = _load_named(source, Path(data_dir), shape, options.fit, progress)
         names = {part: [f"{part} {i}" for i in range(len(d))] for part, d in splits.parts.items()}
         sizes = np.full((sum(map(len, names.values())), 2), NAMED[source].side)
         decoded = DecodedSource(splits, names, ())
@@ -204,8 +206,10 @@ def _find(
     return _read(Path(source), source, options)
 
 
-def _load_named(source: str, data_dir: Path, shape: ImageShape, progress: Progress) -> DataSplits:
-    splits = NAMED[source].load(data_dir, shape, progress)
+def _load_named(
+    source: str, data_dir: Path, shape: ImageShape, fit: FitName, progress: Progress
+) -> DataSplits:
+    splits = NAMED[source].load(data_dir, shape, fit, progress)
     if not Path(source).exists():
         return splits
     note = (
