@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from halfmeg.data.cache import list_cache
 from halfmeg.data.dataset import (
     Dataset,
     DataSplits,
@@ -308,6 +309,13 @@ def test_the_cache_follows_the_content(tmp_path: Path, monkeypatch) -> None:
     assert calls
     assert changed.fingerprint != first.fingerprint
     assert not list((tmp_path / "cache").glob(".partial-*"))
+
+
+def test_the_cache_counts_the_images_of_all_parts(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "cache"))
+    parts = {"train/a": 4, "train/b": 4, "val/a": 3, "val/b": 3, "test/a": 2, "test/b": 2}
+    load_dataset(str(make_folder(tmp_path / "images", parts)))
+    assert [entry.num_images for entry in list_cache()] == [18]
 
 
 def test_cached_images_are_memory_mapped(tmp_path: Path) -> None:
