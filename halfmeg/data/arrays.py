@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from halfmeg.data.batches import read_batch, read_names
+from halfmeg.data.batches import read_batch, read_names, read_records
 from halfmeg.data.dataset import MAX_CLASSES, class_names, list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts
@@ -35,7 +35,7 @@ CIFAR100 = {
 }
 """The files of each official form: the parts, and the names of the 100 classes."""
 
-CIFAR100_RECORD = 2 + 3 * 32 * 32  # a byte for the coarse class, one for the fine one
+CIFAR100_LABEL_BYTES = 2  # the coarse class, and the fine one
 
 _NPZ_KINDS = {"images": 0, "image": 0, "x": 0, "data": 0, "labels": 1, "label": 1, "y": 1}
 """Words for images (0) and for labels (1) in names such as x_train, as Keras and MedMNIST write."""
@@ -85,14 +85,8 @@ def _cifar100(contents: list[bytes], path: Path) -> EncodedSource:
         called = f"{path}: its {part} part"
         if in_python:
             pixels, labels = read_batch(content, called, "fine_labels")
-        elif not content or len(content) % CIFAR100_RECORD:
-            raise ValueError(
-                f"{called} is damaged: {len(content)} bytes are no whole number of "
-                f"{CIFAR100_RECORD}-byte records"
-            )
         else:
-            records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR100_RECORD)
-            pixels, labels = records[:, 2:], records[:, 1]
+            pixels, labels = read_records(content, called, CIFAR100_LABEL_BYTES)
         parts[part] = (pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
     return _source(parts, path, names)
 

@@ -184,6 +184,11 @@ def test_cifar100_as_folder_and_as_archive(tmp_path: Path) -> None:
     (folder / "test.bin").write_bytes(records[30:].tobytes())
     (folder / "fine_label_names.txt").write_text("apple\nbaby\nbear\nbed\n")
     assert_is_read_packed_too(folder)
+    for content in (b"", records[30:].tobytes()[:-1]):
+        (folder / "test.bin").write_bytes(content)
+        told = f"its test part is damaged: {len(content)} bytes are no whole number of 3074-byte"
+        with pytest.raises(ValueError, match=told):
+            load_dataset(str(folder))
 
 
 def python2(value: object) -> bytes:
