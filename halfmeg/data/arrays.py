@@ -215,7 +215,7 @@ def _read_npy(path: Path) -> np.ndarray:
 def _source(
     parts: dict[str, tuple[np.ndarray, np.ndarray]], path: Path, names: list[str] | None
 ) -> EncodedSource:
-    """Make a source of images B×H×W, B×H×W×3 or B×3×H×W of bytes, and labels B."""
+    """Make a source of images B×H×W, B×H×W×C or B×C×H×W of bytes, and labels B."""
     checked = {part: _checked(*pair, path) for part, pair in parts.items()}
     texts = sorted({str(n) for _, labels in checked.values() for n in labels if isinstance(n, str)})
     names = texts or names

@@ -64,6 +64,12 @@ NAMED = {
         lambda data_dir, shape, fit, progress: load_cifar10(data_dir, shape, progress), 32
     ),
 }
+PATHS = (
+    "a folder of images or of IDX files, CIFAR-100's folder or archive, or a .parquet, .csv, .tsv, "
+    ".npz or .npy file"
+)
+"""What is read by its path."""
+
 SINGLE = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *SINGLE)
 
@@ -80,8 +86,9 @@ def load_dataset(
     """Load a source of labelled images.
 
     Args:
-        source: `digits`, `cifar10`, a path to Parquet files or to a folder of images, or
-            `hf:OWNER/NAME` for a data set of the Hugging Face hub.
+        source: `digits`, `cifar10`, `hf:OWNER/NAME` for a data set of the Hugging Face hub, or the
+            path of a folder of images, of Parquet files, a .csv, .tsv, .npz or .npy file, IDX files
+            or CIFAR-100.
         data_dir: where `cifar10` is looked for and downloaded to.
         image_size: side of the images in pixels, or (height, width).
         options: how the source is read.
@@ -223,8 +230,8 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     if not path.exists():
         hint = did_you_mean(source, NAMED)
         raise ValueError(
-            f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED)}, "
-            "a path to Parquet files, a path to a folder of images, or hf:OWNER/NAME"
+            f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED)}, hf:OWNER/NAME, "
+            f"or the path of {PATHS}"
         )
     files = find_parquet(path)
     arrays = find_arrays(path) if files is None else None
@@ -239,10 +246,7 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         encoded = read_table(path, options)
     elif path.is_file():
-        raise ValueError(
-            f"{source} is a file; expected: a folder of images, or a .parquet, .csv or .npz file"
-            f"{_file_hint(path)}"
-        )
+        raise ValueError(f"{source} is a file; expected: {PATHS}{_file_hint(path)}")
     else:
         _refuse_columns(source, options)
         encoded = read_folder(path, options.path_group)

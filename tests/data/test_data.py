@@ -373,6 +373,9 @@ def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("text")
     with pytest.raises(ValueError, match="is a file; expected"):
         load_dataset(str(tmp_path / "notes.txt"))
+    for source in ("photographs", str(tmp_path / "notes.txt")):
+        with pytest.raises(ValueError, match=r"IDX files, CIFAR-100.*\.csv, \.tsv, \.npz or \.npy"):
+            load_dataset(source)
     with pytest.raises(ValueError, match="image_size=4"):
         load_dataset("digits", image_size=4)
 
