@@ -13,16 +13,10 @@ import torch
 from PIL import Image
 
 from halfmeg.data.cache import list_cache
-from halfmeg.data.dataset import (
-    Dataset,
-    DataSplits,
-    build_splits,
-    channel_statistics,
-    fingerprint,
-)
+from halfmeg.data.dataset import Dataset, channel_statistics, fingerprint
 from halfmeg.data.decode import decode_image
 from halfmeg.data.load import inspect_data, load_dataset
-from halfmeg.data.split import hold_out, stratified_split
+from halfmeg.data.split import stratified_split
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> Image.Image:
@@ -79,46 +73,6 @@ def test_small_classes_are_held_out_without_a_message() -> None:
     assert 10 in first.tolist() and len(second) == 2
     with pytest.raises(ValueError, match=r"val_fraction=0\.1 cannot hold out.* set val_fraction=0"):
         stratified_split(torch.arange(5), 0.1, seed=0)
-
-
-def grouped(labels: list[int], groups: list[int]) -> DataSplits:
-    """Return different images of the classes a, b, ... in groups; all are training images."""
-    images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
-    names = tuple("abcdef"[: max(labels) + 1])
-    train = Dataset(images, torch.tensor(labels), names, torch.tensor(groups))
-    return build_splits("made", train, train.subset(slice(1)))
-
-
-@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5])
-@pytest.mark.parametrize("seed", range(4))
-def test_a_class_of_one_group_is_trained_on(fraction: float, seed: int) -> None:
-    """Class a has ten groups of three images, b and c one group each."""
-    data = grouped(
-        [0] * 30 + [1] * 10 + [2] * 5, [i // 3 for i in range(30)] + [10] * 10 + [11] * 5
-    )
-    indices, held_out = hold_out(data, fraction, seed)
-    assert data.train.labels[indices].unique().tolist() == [0, 1, 2]
-    assert held_out.labels.unique().tolist() == [0]
-    assert len(indices) + len(held_out) == 45
-    assert data.train.groups is not None and held_out.groups is not None
-    assert not set(data.train.groups[indices].tolist()) & set(held_out.groups.tolist())
-
-
-def test_one_group_that_is_drawn_is_no_whole_class() -> None:
-    """With fewer images in each class than folds, one group is held out."""
-    data = grouped([0, 0, 1, 1, 2, 2], [0, 1, 2, 3, 4, 4])
-    for seed in range(6):
-        indices, held_out = hold_out(data, 0.1, seed)
-        assert data.train.labels[indices].unique().tolist() == [0, 1, 2]
-        assert len(held_out) == 1
-
-
-def test_classes_of_one_group_each_leave_nothing_to_hold_out() -> None:
-    told = (
-        r"val_fraction=0\.1 cannot .* all training images of a class, as one has those of 'a'; set"
-    )
-    with pytest.raises(ValueError, match=told):
-        hold_out(grouped([0] * 10 + [1] * 10, [0] * 10 + [1] * 10), 0.1, 0)
 
 
 def test_statistics_equal_numpy() -> None:
