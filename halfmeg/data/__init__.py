@@ -5,7 +5,7 @@
 | `load` | `load_dataset` and `inspect_data`: one call for every source |
 | `digits`, `cifar`, `parquet`, `folder`, `table`, `arrays` | the sources |
 | `parquet_files` | the Parquet files of a source, by part |
-| `batches` | the Python form of CIFAR, without running what it names |
+| `batches` | the files of CIFAR's two forms, without running what they name |
 | `shape` | channels, height and width of images, and how a user writes them |
 | `hub` | data sets of the Hugging Face hub |
 | `pace` | when to give up on a server that hardly sends |

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from halfmeg.data.batches import read_batch, read_names
+from halfmeg.data.batches import read_batch, read_names, read_records
 from halfmeg.data.dataset import MAX_CLASSES, class_names, list_some
 from halfmeg.data.decode import EncodedImage
 from halfmeg.data.parts import find_parts
@@ -35,7 +35,7 @@ CIFAR100 = {
 }
 """The files of each official form: the parts, and the names of the 100 classes."""
 
-CIFAR100_RECORD = 2 + 3 * 32 * 32  # a byte for the coarse class, one for the fine one
+CIFAR100_LABEL_BYTES = 2  # the coarse class, and the fine one
 
 _NPZ_KINDS = {"images": 0, "image": 0, "x": 0, "data": 0, "labels": 1, "label": 1, "y": 1}
 """Words for images (0) and for labels (1) in names such as x_train, as Keras and MedMNIST write."""
@@ -85,14 +85,8 @@ def _cifar100(contents: list[bytes], path: Path) -> EncodedSource:
         called = f"{path}: its {part} part"
         if in_python:
             pixels, labels = read_batch(content, called, "fine_labels")
-        elif not content or len(content) % CIFAR100_RECORD:
-            raise ValueError(
-                f"{called} is damaged: {len(content)} bytes are no whole number of "
-                f"{CIFAR100_RECORD}-byte records"
-            )
         else:
-            records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR100_RECORD)
-            pixels, labels = records[:, 2:], records[:, 1]
+            pixels, labels = read_records(content, called, CIFAR100_LABEL_BYTES)
         parts[part] = (pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
     return _source(parts, path, names)
 
@@ -202,19 +196,26 @@ def _npy(path: Path) -> EncodedSource:
     if not labels.is_file():
         raise ValueError(f"{path} needs its labels beside it, in {labels.name}")
     try:
-        for file in (path, labels):
-            if file.stat().st_size > MAX_BYTES:
-                raise ValueError(f"{file.name} is larger than {MAX_BYTES:,} bytes")
-        pair = (np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False))
+        pair = (_read_npy(path), _read_npy(labels))
     except Exception as error:  # as above
         raise ValueError(f"{path} cannot be read: {_reason(error)}") from None
     return _source({"all": pair}, path, None)
 
 
+def _read_npy(path: Path) -> np.ndarray:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_BYTES:,} bytes")
+    stored: np.ndarray | np.lib.npyio.NpzFile = np.load(path, allow_pickle=False)
+    if isinstance(stored, np.lib.npyio.NpzFile):  # NumPy goes by the content
+        stored.close()
+        raise ValueError(f"{path.name} is an .npz file; name it so")
+    return stored
+
+
 def _source(
     parts: dict[str, tuple[np.ndarray, np.ndarray]], path: Path, names: list[str] | None
 ) -> EncodedSource:
-    """Make a source of images B×H×W, B×H×W×3 or B×3×H×W of bytes, and labels B."""
+    """Make a source of images B×H×W, B×H×W×C or B×C×H×W of bytes, and labels B."""
     checked = {part: _checked(*pair, path) for part, pair in parts.items()}
     texts = sorted({str(n) for _, labels in checked.values() for n in labels if isinstance(n, str)})
     names = texts or names

@@ -1,7 +1,8 @@
-"""The Python form of CIFAR-10 and CIFAR-100: pickles of plain values and of arrays of bytes.
+"""A file of CIFAR-10 or CIFAR-100, in the binary form or in the Python form.
 
-They are read by a reader of its own, which makes and runs nothing that a pickle names, and takes
-memory in proportion to the file.
+Those of the Python form are pickles of plain values and of arrays of bytes. They are read by a
+reader of its own, which makes and runs nothing that a pickle names, and takes memory in proportion
+to the file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,29 @@ _OPERATIONS = (
     pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD,
 )  # fmt: skip
 """What a batch is written with since protocol 2."""
+
+
+def read_records(content: bytes, name: str, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read a file in the binary form of CIFAR-10 or CIFAR-100.
+
+    Args:
+        content: of the file.
+        name: what to call it.
+        label_bytes: in front of an image's pixels; the last of them is the label.
+
+    Returns:
+        uint8 pixels B×3072, channel by channel, and uint8 labels B.
+
+    Raises:
+        ValueError: it is empty, or ends within an image.
+    """
+    size = label_bytes + PIXEL_BYTES
+    if not content or len(content) % size:
+        raise ValueError(
+            f"{name} is damaged: {len(content)} bytes are no whole number of {size}-byte records"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, size)
+    return records[:, label_bytes:], records[:, label_bytes - 1]
 
 
 def read_batch(content: bytes, name: str, key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -217,7 +217,7 @@ def list_cache() -> list[CacheEntry]:
             name, count = "damaged", 0
             try:
                 splits = open_splits(path)
-                name, count = splits.name, len(splits.train) + len(splits.test)
+                name, count = splits.name, sum(map(len, splits.parts.values()))
             except (OSError, ValueError):
                 pass  # it will be made again when next asked for
             entries.append(CacheEntry(path, name, count, size))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from halfmeg.data.batches import read_batch
+from halfmeg.data.batches import read_batch, read_records
 from halfmeg.data.cache import load_cached
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
@@ -78,7 +78,7 @@ MIRRORS = (
 """Where the binary archive is asked for, in this order; `HALFMEG_CIFAR10_URL` replaces them."""
 
 TIMEOUT_SECONDS = 30
-RECORD_BYTES = 1 + 3 * 32 * 32
+LABEL_BYTES = 1
 LARGEST_FILE_BYTES = 64 * 2**20
 """An official file has 31 MB; no larger one is read into memory."""
 
@@ -172,13 +172,7 @@ def _read_folder(folder: Path, form: Form) -> dict[str, bytes]:
 
 
 def _parse_binary(content: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    if not content or len(content) % RECORD_BYTES:
-        raise ValueError(
-            f"{name} is damaged: {len(content)} bytes are no whole number of "
-            f"{RECORD_BYTES}-byte records"
-        )
-    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
-    return _to_tensors(records[:, 1:], records[:, 0], name)
+    return _to_tensors(*read_records(content, name, LABEL_BYTES), name)
 
 
 def _parse_python(content: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,7 +25,7 @@ class Dataset:
     """Labelled images of one size.
 
     Attributes:
-        images: uint8 B×3×H×W, in memory or memory-mapped.
+        images: uint8 B×C×H×W, in memory or memory-mapped.
         labels: int64 B, indices into `classes`.
         classes: the names.
         groups: int64 B, equal where images have to stay together in every split; None where none

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from halfmeg.data.dataset import Dataset, DataSplits, channel_statistics
-from halfmeg.data.split import units_of
+from halfmeg.data.split import require_full_folds, units_of
 
 
 def parse_fold(text: str) -> tuple[int, int]:
@@ -141,13 +141,6 @@ def _members(images: Dataset, count: int) -> Tensor:
                 f"folds={count} is out of range; allowed: 2 to {largest}, the images of the "
                 "largest class"
             ) from None
-    for fold in range(count):
-        trained = np.bincount(images.labels.numpy()[members != fold], minlength=len(images.classes))
-        missing = [name for name, n in zip(images.classes, trained, strict=True) if not n]
-        if missing or (members != fold).all():
-            told = f"no training image of the class {missing[0]!r}" if missing else "no test image"
-            raise ValueError(
-                f"fold {fold + 1} of {count} would have {told}; "
-                "take fewer folds, or add images or groups"
-            )
+    remedy = "take fewer folds, or add images or groups"
+    require_full_folds(images, members, count, remedy)
     return torch.from_numpy(members)

@@ -15,6 +15,7 @@ import hashlib
 import http
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ MAX_REDIRECTS = 10
 CHUNK_BYTES = 2**16
 TIMEOUT_SECONDS = 30.0
 DEADLINE_SECONDS = 600.0
-LEAST_BYTES_PER_SECOND = 50_000
+PLANNED_BYTES_PER_SECOND = 50_000
 """A download may take `DEADLINE_SECONDS`, and as long as its size needs at this speed."""
 
 _SOURCE = re.compile(
@@ -142,12 +143,13 @@ def _download(
     target = cache_folder() / f"hub-{_digest(key)}-{listing.sha[:16]}"
     if _is_whole(target):
         return target, note
+    shutil.rmtree(target, ignore_errors=True)  # a damaged copy would stand in the way
     try:
         wanted = _choose(listing, folder)
         if not wanted:
             return None, ""
         total, done = sum(file.size or 0 for file in wanted), 0
-        deadline = time.monotonic() + DEADLINE_SECONDS + total / LEAST_BYTES_PER_SECOND
+        deadline = time.monotonic() + DEADLINE_SECONDS + total / PLANNED_BYTES_PER_SECOND
         with new_folder(target) as part:
             for file in wanted:
                 path = part / file.rfilename
@@ -159,8 +161,9 @@ def _download(
                 progress(f"downloading {repo}", done, total)
             files = {file.rfilename: file.size or 0 for file in wanted}
             write_json(part / HUB_INFO, {"source": key, "commit": listing.sha, "files": files})
-    except FileExistsError:
-        pass  # another process was first
+    except FileExistsError:  # another process was first
+        if not _is_whole(target):
+            raise ValueError(f"{source}: {target} is damaged; remove it") from None
     except NotOnHubError as error:
         raise ValueError(f"{source}: {error}") from None
     except ValueError as error:

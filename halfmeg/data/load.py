@@ -22,7 +22,7 @@ from halfmeg.data.dataset import (
     one_class_message,
     require_trainable,
 )
-from halfmeg.data.decode import Progress, no_progress
+from halfmeg.data.decode import FitName, Progress, no_progress
 from halfmeg.data.digits import load_digits
 from halfmeg.data.folder import read_folder
 from halfmeg.data.folds import Folds, parse_fold
@@ -49,19 +49,27 @@ class Named:
     """A source that goes by a name.
 
     Attributes:
-        load: takes the folder that it may be downloaded to, the shape of its images, and who is
-            told of longer work.
+        load: takes the folder that it may be downloaded to, the shape of its images, how they are
+            brought to it, and who is told of longer work.
         side: of its images before they are brought to that shape, in pixels.
     """
 
-    load: Callable[[Path, ImageShape, Progress], DataSplits]
+    load: Callable[[Path, ImageShape, FitName, Progress], DataSplits]
     side: int
 
 
 NAMED = {
-    "digits": Named(lambda data_dir, shape, progress: load_digits(shape), 8),
-    "cifar10": Named(load_cifar10, 32),
+    "digits": Named(lambda data_dir, shape, fit, progress: load_digits(shape, fit), 8),
+    "cifar10": Named(
+        lambda data_dir, shape, fit, progress: load_cifar10(data_dir, shape, progress), 32
+    ),
 }
+PATHS = (
+    "a folder of images or of IDX files, CIFAR-100's folder or archive, or a .parquet, .csv, .tsv, "
+    ".npz or .npy file"
+)
+"""What is read by its path."""
+
 SINGLE = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *SINGLE)
 
@@ -78,8 +86,9 @@ def load_dataset(
     """Load a source of labelled images.
 
     Args:
-        source: `digits`, `cifar10`, a path to Parquet files or to a folder of images, or
-            `hf:OWNER/NAME` for a data set of the Hugging Face hub.
+        source: `digits`, `cifar10`, `hf:OWNER/NAME` for a data set of the Hugging Face hub, or the
+            path of a folder of images, of Parquet files, a .csv, .tsv, .npz or .npy file, IDX files
+            or CIFAR-100.
         data_dir: where `cifar10` is looked for and downloaded to.
         image_size: side of the images in pixels, or (height, width).
         options: how the source is read.
@@ -102,7 +111,7 @@ def load_dataset(
     _require_text(source)
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
-        splits = _load_named(source, Path(data_dir), shape, progress)
+        splits = _load_named(source, Path(data_dir), shape, options.fit, progress)
     else:
         torn = torn_groups(encoded)
         if torn and to_train:
@@ -160,7 +169,7 @@ def inspect_source(
     shape = data_shape(image_size, options.channels)
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:
-        splits = _load_named(source, Path(data_dir), shape, progress)
+        splits = _load_named(source, Path(data_dir), shape, options.fit, progress)
         names = {part: [f"{part} {i}" for i in range(len(d))] for part, d in splits.parts.items()}
         sizes = np.full((sum(map(len, names.values())), 2), NAMED[source].side)
         decoded = DecodedSource(splits, names, ())
@@ -204,8 +213,10 @@ def _find(
     return _read(Path(source), source, options)
 
 
-def _load_named(source: str, data_dir: Path, shape: ImageShape, progress: Progress) -> DataSplits:
-    splits = NAMED[source].load(data_dir, shape, progress)
+def _load_named(
+    source: str, data_dir: Path, shape: ImageShape, fit: FitName, progress: Progress
+) -> DataSplits:
+    splits = NAMED[source].load(data_dir, shape, fit, progress)
     if not Path(source).exists():
         return splits
     note = (
@@ -219,8 +230,8 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     if not path.exists():
         hint = did_you_mean(source, NAMED)
         raise ValueError(
-            f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED)}, "
-            "a path to Parquet files, a path to a folder of images, or hf:OWNER/NAME"
+            f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED)}, hf:OWNER/NAME, "
+            f"or the path of {PATHS}"
         )
     files = find_parquet(path)
     arrays = find_arrays(path) if files is None else None
@@ -235,10 +246,7 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         encoded = read_table(path, options)
     elif path.is_file():
-        raise ValueError(
-            f"{source} is a file; expected: a folder of images, or a .parquet, .csv or .npz file"
-            f"{_file_hint(path)}"
-        )
+        raise ValueError(f"{source} is a file; expected: {PATHS}{_file_hint(path)}")
     else:
         _refuse_columns(source, options)
         encoded = read_folder(path, options.path_group)
@@ -346,4 +354,6 @@ def _unbalanced(data: DataSplits) -> tuple[str, ...]:
 def _name(source: str) -> str:
     if source in NAMED:
         return source
-    return Path(source.partition("@")[0] if is_hub_source(source) else source).resolve().name
+    path = source.partition("@")[0] if is_hub_source(source) else source
+    # `Path.resolve` fails where links lead in a circle.
+    return os.path.basename(os.path.realpath(path))

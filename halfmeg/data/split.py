@@ -6,7 +6,7 @@ What has to stay together does: the images of a group, and those of the same pix
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -46,14 +46,13 @@ def _drawn(images: Dataset, fraction: float, seed: int) -> tuple[Tensor, Tensor]
             distinct
         )  # no two groups share an image
         groups = images.groups if apart else torch.from_numpy(units)
-        return _grouped_split(images.labels, groups, fraction, seed)
+        return _grouped_split(images, groups, fraction, seed)
     if len(distinct) == len(images):
         return stratified_split(images.labels, fraction, seed)
     # The first of each set of copies is drawn, and the others go with it.
     order = np.sort(firsts)
     _, second = stratified_split(images.labels[order], fraction, seed)
-    held_out = torch.from_numpy(np.isin(firsts[places], order[second.numpy()]))
-    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+    return _both_sides(np.isin(firsts[places], order[second.numpy()]))
 
 
 def units_of(images: Dataset) -> np.ndarray:
@@ -120,16 +119,42 @@ def _split_small_classes(labels: Tensor, fraction: float, seed: int) -> tuple[Te
             f"val_fraction={fraction:g} cannot hold out any of {len(labels)} images, since no "
             "class has two; add images, or set val_fraction=0"
         )
-    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+    return _both_sides(held_out.numpy())
 
 
 def _grouped_split(
-    labels: Tensor, groups: Tensor, fraction: float, seed: int
+    images: Dataset, groups: Tensor, fraction: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Split with each group on one side, the classes' shares as equal as that allows."""
+    """Split with each group on one side, the classes' shares as equal as that allows.
+
+    Every class keeps a group to be trained on, so one whose images are one group gives none to
+    the second part.
+    """
+    labels, units = images.labels.numpy(), groups.numpy()
+    second_choice = None
+    for drawn in _draws_of_groups(labels, units, fraction, seed):
+        held_out = _without_whole_classes(drawn, labels, units)
+        if np.array_equal(held_out, drawn):
+            return _both_sides(held_out)
+        if second_choice is None and held_out.any():
+            second_choice = held_out
+    if second_choice is None:
+        whole = next(c for c in np.unique(labels) if len(np.unique(units[labels == c])) == 1)
+        raise ValueError(
+            f"val_fraction={fraction:g} cannot hold out whole groups, since each has all training "
+            f"images of a class, as one has those of {images.classes[whole]!r}; "
+            "set val_fraction=0, or another group="
+        )
+    return _both_sides(second_choice)
+
+
+def _draws_of_groups(
+    labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield what may be held out, bool B each, the draw of the seed first."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    distinct = np.unique(groups.numpy())
+    distinct = np.unique(groups)
     count = len(distinct)
     folds = min(max(2, round(1 / fraction)), count)
     if folds < 2:
@@ -137,15 +162,56 @@ def _grouped_split(
             f"val_fraction={fraction:g} cannot hold out whole groups, since the training images "
             "are one group; set val_fraction=0, or another group="
         )
+    if np.bincount(labels).max() < folds:  # more folds than any class could be spread over
+        yield from (groups == distinct[(seed + step) % count] for step in range(count))
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a class has fewer images than there are folds
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        try:
-            first, second = next(splitter.split(labels.numpy(), labels.numpy(), groups.numpy()))
-        except ValueError:  # every class has fewer images than there are folds
-            kept = groups != int(distinct[seed % count])
-            return kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
-    return torch.from_numpy(np.sort(first)), torch.from_numpy(np.sort(second))
+        for _, second in splitter.split(labels, labels, groups):
+            held_out = np.zeros(len(labels), dtype=bool)
+            held_out[second] = True
+            yield held_out
+
+
+def _without_whole_classes(
+    held_out: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Return what is held out where a class takes a group back that would have none left."""
+    lost = np.setdiff1d(labels, labels[~held_out])
+    # Those of one group first: what they take back may serve the others.
+    for label in sorted(lost, key=lambda label: len(np.unique(groups[labels == label]))):
+        own = labels == label
+        if held_out[own].all():
+            held_out = held_out & (groups != groups[own][0])
+    return held_out
+
+
+def _both_sides(held_out: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the int64 indices of what stays and of what is held out."""
+    chosen = torch.from_numpy(held_out)
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def require_full_folds(images: Dataset, members: np.ndarray, count: int, remedy: str) -> None:
+    """Raise where a fold has no images, or leaves a class none to train on.
+
+    Args:
+        images: those of all folds.
+        members: int64 B, the fold of each image, 0 to `count` - 1.
+        count: of folds.
+        remedy: how to get other folds, with which the message ends.
+
+    Raises:
+        ValueError: the message names the first such fold, and the class.
+    """
+    labels = images.labels.numpy()
+    for fold in range(count):
+        trained = np.bincount(labels[members != fold], minlength=len(images.classes))
+        missing = [name for name, n in zip(images.classes, trained, strict=True) if not n]
+        if missing or (members != fold).all():
+            told = f"no training image of the class {missing[0]!r}" if missing else "no test image"
+            raise ValueError(f"fold {fold + 1} of {count} would have {told}; {remedy}")
 
 
 def split_by_content(

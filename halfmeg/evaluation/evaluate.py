@@ -99,7 +99,7 @@ def compute_logits(
     *,
     precision: str = "auto",
 ) -> Tensor:
-    """Return float32 logits B×K, on the CPU, of uint8 images B×3×H×W.
+    """Return float32 logits B×K, on the CPU, of uint8 images B×C×H×W.
 
     The network is put into evaluation mode for the time and left as it was.
     """

@@ -18,7 +18,7 @@ def grad_cam(model: nn.Module, layer: nn.Module, images: Tensor, classes: Tensor
     Args:
         model: in evaluation mode; its weights collect no gradient.
         layer: a part of it that gives a map B×C×h×w, as `networks.protocol.last_map` finds.
-        images: normalized B×3×H×W.
+        images: normalized B×C×H×W.
         classes: int64 of length B.
     """
     maps: list[Tensor] = []

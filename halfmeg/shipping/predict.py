@@ -112,7 +112,7 @@ def _answers(bundle: Bundle, paths: Sequence[Path], top: int, run: Runner) -> It
 
 
 def unfamiliar(bundle: Bundle, images: Tensor, logits: Tensor) -> Sequence[bool | None]:
-    """Return for each image, uint8 B×3×H×W with logits B×K, whether it is unfamiliar.
+    """Return for each image, uint8 B×C×H×W with logits B×K, whether it is unfamiliar.
 
     None where the bundle does not know.
     """

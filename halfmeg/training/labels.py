@@ -16,7 +16,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.check import WrongLabel
 from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.data.source import DecodedSource
-from halfmeg.data.split import units_of
+from halfmeg.data.split import require_full_folds, units_of
 from halfmeg.evaluation.confident import find_wrong_labels
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.training.fit import fit
@@ -98,15 +98,27 @@ def fold_indices(train: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]:
     whose answers would otherwise know the label.
 
     Raises:
-        ValueError: fewer groups of images than folds.
+        ValueError: fewer groups of images than folds, or a class that is too small for them.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     keys = units_of(train)
     if len(np.unique(keys)) < FOLDS:
         raise ValueError(f"{len(np.unique(keys))} image groups are too few; {FOLDS} are needed")
+    counts = train.labels.bincount(minlength=len(train.classes))
+    if counts.max() < FOLDS:
+        raise ValueError(
+            f"the largest class has {int(counts.max())} training images; {FOLDS} are needed"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a class has fewer images than there are folds
         folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
         found = list(folds.split(keys, train.labels.numpy(), keys))
+    members = np.zeros(len(train), dtype=np.int64)
+    for number, (_, second) in enumerate(found):
+        members[second] = number
+    # A class without any training image is lacking in the run as well.
+    present = tuple(name for name, n in zip(train.classes, counts, strict=True) if n)
+    remedy = "add images or groups of it, or remove it"
+    require_full_folds(train.renamed(present), members, FOLDS, remedy)
     return [(torch.from_numpy(first), torch.from_numpy(second)) for first, second in found]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from halfmeg.data.cache import list_cache
 from halfmeg.data.dataset import Dataset, channel_statistics, fingerprint
 from halfmeg.data.decode import decode_image
 from halfmeg.data.load import inspect_data, load_dataset
@@ -264,6 +265,13 @@ def test_the_cache_follows_the_content(tmp_path: Path, monkeypatch) -> None:
     assert not list((tmp_path / "cache").glob(".partial-*"))
 
 
+def test_the_cache_counts_the_images_of_all_parts(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HALFMEG_CACHE", str(tmp_path / "cache"))
+    parts = {"train/a": 4, "train/b": 4, "val/a": 3, "val/b": 3, "test/a": 2, "test/b": 2}
+    load_dataset(str(make_folder(tmp_path / "images", parts)))
+    assert [entry.num_images for entry in list_cache()] == [18]
+
+
 def test_cached_images_are_memory_mapped(tmp_path: Path) -> None:
     data = load_dataset(str(make_folder(tmp_path, {"a": 6, "b": 6})))
     maps = Path("/proc/self/maps")
@@ -319,8 +327,19 @@ def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("text")
     with pytest.raises(ValueError, match="is a file; expected"):
         load_dataset(str(tmp_path / "notes.txt"))
+    for source in ("photographs", str(tmp_path / "notes.txt")):
+        with pytest.raises(ValueError, match=r"IDX files, CIFAR-100.*\.csv, \.tsv, \.npz or \.npy"):
+            load_dataset(source)
     with pytest.raises(ValueError, match="image_size=4"):
         load_dataset("digits", image_size=4)
+
+
+def test_links_in_a_circle_do_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to(tmp_path / "images")
+    (tmp_path / "images").symlink_to(tmp_path / "photos")
+    for read in (load_dataset, inspect_data):
+        with pytest.raises(ValueError, match="photos' does not exist; "):
+            read(str(tmp_path / "photos"))
 
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -170,6 +171,36 @@ def test_a_data_set_of_the_hub_is_downloaded_once(
     assert "downloaded from the hub" in [entry["name"] for entry in cached["entries"]]
     cli("data", "cache", "--clear")
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("damaged", ["*.parquet", "test.parquet", "hub.json"])
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_copy_that_is_not_whole_is_downloaded_again(
+    hub: Hub, load: Callable[..., Outcome], tmp_path: Path, damaged: str, is_gone: bool
+) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": table(60), "test.parquet": table(20, 60)}
+    found = load("hf:me/digits")
+    (copy,) = (tmp_path / "cache").glob("hub-*")
+    for path in copy.glob(damaged):
+        path.unlink()
+        if not is_gone:
+            path.write_bytes(b"cut")
+    for _ in range(2):
+        again = load("hf:me/digits")
+        assert again.json == found.json, again.err
+    assert sum("resolve" in path for path in hub.asked) == 4, "and is kept from then on"
+
+
+def test_a_copy_that_cannot_be_removed_is_named(
+    hub: Hub, load: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": table(60), "test.parquet": table(20, 60)}
+    load("hf:me/digits")
+    (copy,) = (tmp_path / "cache").glob("hub-*")
+    shutil.rmtree(copy)
+    copy.write_text("no folder")
+    found = load("hf:me/digits")
+    assert found.is_one_line("hf:me/digits: ", copy.name, "is damaged; remove it"), found.err
 
 
 def test_one_of_several_tables_and_the_hubs_own_copy(

@@ -12,16 +12,17 @@ import pytest
 import torch
 from conftest import Cli
 from PIL import Image
+from sklearn.datasets import load_digits
 from test_images import encoded, make, picture
 
 from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.run import Run
 from halfmeg.data.augment import Augmentation, augment, jitter_colour, shrink
 from halfmeg.data.corrupt import CORRUPTIONS, corrupt
-from halfmeg.data.decode import decode_image
+from halfmeg.data.decode import FITS, FitName, decode_image
 from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions, read_size
-from halfmeg.data.shape import ImageShape, image_shape, parse_size
+from halfmeg.data.shape import ImageShape, ImageSize, image_shape, parse_size
 from halfmeg.networks.memory import measure_memory
 from halfmeg.networks.summary import summarize
 from halfmeg.networks.table import build_model
@@ -96,6 +97,19 @@ def test_the_three_ways_to_fit() -> None:
     assert pad[:, 16].max(0).min() > 100  # whole in the middle
     assert squash.max(0).min() > 100
     assert not np.array_equal(crop, squash)
+
+
+@pytest.mark.parametrize("size", [32, (32, 16), (20, 48)])
+@pytest.mark.parametrize("fit", FITS)
+def test_the_digits_are_brought_to_size_as_files_are(size: ImageSize, fit: FitName) -> None:
+    """As `predict` prepares them for the network that was trained on them."""
+    data = load_dataset("digits", image_size=size, options=DataOptions(fit=fit))
+    found = {image.tobytes() for part in data.parts.values() for image in part.images.numpy()}
+    for image in load_digits().images[:20]:
+        file = encoded(Image.fromarray((image * (255 / 16)).round().astype(np.uint8)))
+        assert decode_image(file, size, fit).pixels.tobytes() in found
+    inspected = inspect_data("digits", image_size=size, options=DataOptions(fit=fit))
+    assert inspected.fingerprint == data.fingerprint
 
 
 def test_an_image_too_narrow_to_pad_is_named(tmp_path: Path, cli: Cli) -> None:

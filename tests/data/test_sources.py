@@ -184,6 +184,11 @@ def test_cifar100_as_folder_and_as_archive(tmp_path: Path) -> None:
     (folder / "test.bin").write_bytes(records[30:].tobytes())
     (folder / "fine_label_names.txt").write_text("apple\nbaby\nbear\nbed\n")
     assert_is_read_packed_too(folder)
+    for content in (b"", records[30:].tobytes()[:-1]):
+        (folder / "test.bin").write_bytes(content)
+        told = f"its test part is damaged: {len(content)} bytes are no whole number of 3074-byte"
+        with pytest.raises(ValueError, match=told):
+            load_dataset(str(folder))
 
 
 def python2(value: object) -> bytes:
@@ -302,6 +307,17 @@ def test_npz_mistakes(tmp_path: Path, arrays: dict, told: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=told):
         load_dataset(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x_labels.npy"])
+def test_an_npz_that_is_called_npy_is_named(tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / "x.npy", PIXELS)
+    np.save(tmp_path / "x_labels.npy", LABELS)
+    with (tmp_path / name).open("wb") as file:
+        np.savez(file, images=PIXELS, labels=LABELS)
+    told = rf"x\.npy cannot be read: {name} is an \.npz file; name it so"
+    with pytest.raises(ValueError, match=told):
+        load_dataset(str(tmp_path / "x.npy"))
 
 
 # --- classes of different size ------------------------------------------------------------------

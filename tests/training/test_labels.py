@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,30 @@ def test_folds_keep_groups_and_equal_images_together() -> None:
         assert not set((others % 50).tolist()) & set((fold % 50).tolist())
     with pytest.raises(ValueError, match="1 image groups are too few; 5 are needed"):
         fold_indices(replace(train, groups=torch.zeros(100, dtype=torch.int64)), 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "told"),
+    [
+        ([0] * 30 + [1], range(31), r"fold \d of 5 would have no training image of the class 'b'"),
+        ([0] * 30 + [1] * 9, [*range(30)] + [30] * 9, "no training image of the class 'b'; add"),
+        ([0, 1] * 4, range(8), "the largest class has 4 training images; 5 are needed"),
+    ],
+)
+def test_a_class_too_small_for_folds_is_named(
+    labels: list[int], groups: Iterable[int], told: str
+) -> None:
+    images = torch.randint(0, 256, (len(labels), 3, 8, 8), dtype=torch.uint8)
+    train = Dataset(images, torch.tensor(labels), ("a", "b"), torch.tensor(list(groups)))
+    with pytest.raises(ValueError, match=told) as error:
+        fold_indices(train, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_without_training_images_is_left_out_of_all_folds() -> None:
+    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    train = Dataset(images, torch.arange(40) % 2 * 2, ("a", "in the test part alone", "b"))
+    assert [len(fold) for _, fold in fold_indices(train, 0)] == [8] * FOLDS
 
 
 @pytest.mark.slow
