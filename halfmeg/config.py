@@ -145,14 +145,8 @@ class RunConfig:
                 "kernels=auto chooses among torch's kernels, which compile replaces; "
                 "leave one of them out"
             )
-        for name, low, high, inclusive in _RANGES:
-            value = getattr(self, name)
-            above = value >= low if inclusive else value > low
-            if not (above and value <= high):
-                bracket = "[" if inclusive else "("
-                raise ValueError(
-                    f"{name}={value} is out of range; allowed: {bracket}{low:g}, {high:g}]"
-                )
+        for name in _RANGES:
+            check_range(name, getattr(self, name))
         if list(self.milestones) != sorted(set(self.milestones)) or any(
             not epoch > 0 for epoch in self.milestones
         ):
@@ -265,43 +259,56 @@ def _instead_of(key: str) -> str:
     return f"{did_you_mean(key, _TYPES)}allowed: {', '.join(sorted(_TYPES))}"
 
 
-# name, lowest, highest, whether the lowest itself is allowed
-_RANGES: tuple[tuple[str, float, float, bool], ...] = (
-    ("budget", 1, 10_000_000, True),
-    ("epochs", 1, 100_000, True),
-    ("batch_size", 1, 1_000_000, True),
-    ("seed", 0, 2**32 - 1, True),
-    ("teacher_share", 0, 1, False),
-    ("teacher_temperature", 0, 1_000, False),
-    ("lr", 0, 1_000, False),
-    ("head_lr", 0, 1_000, False),
-    ("beta1", 0, 0.999999, True),
-    ("beta2", 0, 0.999999, True),
-    ("momentum", 0, 0.999999, True),
-    ("weight_decay", 0, 10, True),
-    ("lr_drop", 0, 1, False),
-    ("patience", 1, 100_000, True),
-    ("warmup", 0, 0.9, False),
-    ("label_smoothing", 0, 0.9, True),
-    ("ema", 0, 0.999999, True),
-    ("rotation", 0, 180, True),
-    ("crop", 0, 512, True),
-    ("brightness", 0, 1, True),
-    ("contrast", 0, 1, True),
-    ("saturation", 0, 1, True),
-    ("sharpness", 0, 1, True),
-    ("cutout", 0, 512, True),
-    ("mixup", 0, 100, True),
-    ("cutmix", 0, 100, True),
-    ("small_size", 0, 512, True),
-    ("small_share", 0, 1, True),
-    ("first_size", 0, 512, True),
-    ("hard_share", 0, 1, False),
-    ("val_fraction", 0, 0.9, True),
-    ("tuning_trials", 0, 1_000_000, True),
-    ("threads", 0, MAX_THREADS, True),
-    ("keep_checkpoints", 0, 1_000_000, True),
-)
+# lowest, highest, whether the lowest itself is allowed
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "budget": (1, 10_000_000, True),
+    "epochs": (1, 100_000, True),
+    "batch_size": (1, 1_000_000, True),
+    "seed": (0, 2**32 - 1, True),
+    "teacher_share": (0, 1, False),
+    "teacher_temperature": (0, 1_000, False),
+    "lr": (0, 1_000, False),
+    "head_lr": (0, 1_000, False),
+    "beta1": (0, 0.999999, True),
+    "beta2": (0, 0.999999, True),
+    "momentum": (0, 0.999999, True),
+    "weight_decay": (0, 10, True),
+    "lr_drop": (0, 1, False),
+    "patience": (1, 100_000, True),
+    "warmup": (0, 0.9, False),
+    "label_smoothing": (0, 0.9, True),
+    "ema": (0, 0.999999, True),
+    "rotation": (0, 180, True),
+    "crop": (0, 512, True),
+    "brightness": (0, 1, True),
+    "contrast": (0, 1, True),
+    "saturation": (0, 1, True),
+    "sharpness": (0, 1, True),
+    "cutout": (0, 512, True),
+    "mixup": (0, 100, True),
+    "cutmix": (0, 100, True),
+    "small_size": (0, 512, True),
+    "small_share": (0, 1, True),
+    "first_size": (0, 512, True),
+    "hard_share": (0, 1, False),
+    "val_fraction": (0, 0.9, True),
+    "tuning_trials": (0, 1_000_000, True),
+    "threads": (0, MAX_THREADS, True),
+    "keep_checkpoints": (0, 1_000_000, True),
+}
+
+
+def check_range(name: str, value: float) -> None:
+    """Check a number against the range of the setting of that name.
+
+    Raises:
+        ValueError: it is outside; the message names setting, value and range.
+    """
+    low, high, inclusive = _RANGES[name]
+    above = value >= low if inclusive else value > low
+    if not (above and value <= high):
+        bracket = "[" if inclusive else "("
+        raise ValueError(f"{name}={value} is out of range; allowed: {bracket}{low:g}, {high:g}]")
 
 
 def _literal_values(annotation: Any) -> tuple[str, ...]:

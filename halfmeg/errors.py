@@ -35,6 +35,18 @@ def with_kind(error: BaseException, most: int | None = None) -> str:
     return f"{kind}: {text}" if text else kind
 
 
+def error_line(output: str) -> str:
+    """Return the line of a program's output that names its error, or the first; 200 letters.
+
+    Example:
+        >>> from halfmeg.errors import error_line
+        >>> error_line("In file net.c:\\n  net.c:3: error: no such name\\n")
+        'net.c:3: error: no such name'
+    """
+    lines = [line.strip() for line in output.splitlines() if "error" in line.lower()]
+    return (lines or output.splitlines() or ["it says nothing"])[0][:200]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question with the known word that is most like a mistyped one; empty without any.
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from halfmeg.errors import did_you_mean, one_line, text_of, with_kind
+from halfmeg.errors import did_you_mean, error_line, one_line, text_of, with_kind
 
 
 class SilentError(Exception):
@@ -28,6 +28,19 @@ def test_what_an_error_says_is_one_line(error: Exception, text: str, line: str, 
     assert (text_of(error), one_line(error), with_kind(error)) == (text, line, kind)
 
 
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        ("In file net.c:\n  net.c:3: error: no such name\n", "net.c:3: error: no such name"),
+        ("Killed\nafter a while", "Killed"),
+        ("", "it says nothing"),
+        (f"Error {'x' * 300}", f"Error {'x' * 194}"),
+    ],
+)
+def test_the_line_of_a_programs_output_that_names_its_error(output: str, line: str) -> None:
+    assert error_line(output) == line
+
+
 def test_a_mistyped_word_is_asked_about() -> None:
     assert did_you_mean("resnet200", {"cnn": 1, "resnet20": 2}) == "did you mean 'resnet20'? "
     assert did_you_mean("x", ["cnn"]) == did_you_mean("cnn", []) == ""
@@ -42,4 +55,7 @@ def test_a_long_text_is_cut() -> None:
 def test_it_is_written_nowhere_else() -> None:
     for path in (ROOT / "halfmeg").rglob("*.py"):
         if path.name != "errors.py":
-            assert not re.search(r"str\(error\)\.split\(\)", path.read_text()), path
+            written = (
+                r"str\(error\)\.split\(\)|\{error\}\"\.split\(\)|import difflib|\"error\" in line"
+            )
+            assert not re.search(written, path.read_text()), path

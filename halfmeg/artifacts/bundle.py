@@ -39,8 +39,8 @@ from halfmeg.artifacts.refusals import unfinished
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, read_ids, unseen
 from halfmeg.artifacts.weights import read_checked
-from halfmeg.config import BUDGET
-from halfmeg.data.dataset import DataSplits
+from halfmeg.config import BUDGET, check_range
+from halfmeg.data.dataset import MAX_CLASSES, DataSplits
 from halfmeg.data.decode import FitName
 from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageShape, data_shape
@@ -55,8 +55,6 @@ from halfmeg.places.place import is_place
 FORMAT = 1
 MAX_FILE_BYTES = 256 * 2**20
 MAX_DESCRIPTION_BYTES = 2**20
-MAX_CLASSES = 10_000
-MAX_BUDGET = 10_000_000
 FILES = (
     "model.safetensors", "model.onnx", "model.int8.onnx", "model.tflite", "model.pte",
     "model.int8.pte", "README.md", TRAINED_ON,
@@ -186,10 +184,7 @@ class Bundle:
                 raise ValueError(f"files: {name!r} is not known; allowed: {allowed}")
         if "model.safetensors" not in stored.files:
             raise ValueError("files: model.safetensors is missing")
-        if not 0 < stored.budget <= MAX_BUDGET:
-            raise ValueError(
-                f"budget={stored.budget} is out of range; allowed: [1, {MAX_BUDGET:,}]"
-            )
+        check_range("budget", stored.budget)
         if not is_place(stored.model):  # raises for an unknown or unfit one
             build_model(stored.model, len(stored.classes), shape, stored.budget)
         elif "model.onnx" not in stored.files:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Required, TypedDict
 
 from msgspec import Meta
 
-from halfmeg.data.dataset import DataSplits
+from halfmeg.data.dataset import MAX_CLASSES, DataSplits
 from halfmeg.data.shape import ImageShape, image_shape
 from halfmeg.evaluation.familiarity import Familiarity
 
@@ -50,7 +50,7 @@ class DataFacts:
     name: str
     source: str
     fingerprint: str
-    classes: Annotated[tuple[str, ...], Meta(min_length=2, max_length=100_000)]
+    classes: Annotated[tuple[str, ...], Meta(min_length=2, max_length=MAX_CLASSES)]
     image_size: StoredSize
     mean: Channels
     std: Channels

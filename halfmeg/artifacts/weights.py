@@ -84,10 +84,16 @@ def read_checked(path: Path, limit: int, sha256: str | None, hint: str = "") -> 
 
 
 def weights_to_bytes(model: nn.Module) -> bytes:
-    """Return parameters and buffers in the safetensors format, shared ones once."""
+    """Return parameters and buffers in the safetensors format, shared ones once.
+
+    Two buffers may lie on one memory, as a part of another; the format wants each on its own.
+    """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     return safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
     )
 
 

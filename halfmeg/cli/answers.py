@@ -40,7 +40,7 @@ def write_answers(
     top: int,
     progress: Callable[[str, int, int], None],
 ) -> int:
-    """Write each answer as it comes; return the number of images that could not be read.
+    """Write each answer as it comes; return the number of images without one.
 
     Args:
         predictions: the answers.

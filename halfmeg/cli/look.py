@@ -42,6 +42,8 @@ def models(
     from halfmeg.networks.summary import summarize
     from halfmeg.networks.table import MODELS, build_model
 
+    if chip and not as_json:
+        raise ValueError("--chip does nothing without --json; add it, or leave --chip out")
     rows = [(name, entry, summarize(build_model(name))) for name, entry in MODELS.items()]
     if as_json:
         memories = (
@@ -110,7 +112,7 @@ def summary(
     as_json: JsonOption = False,
 ) -> None:
     """Print a network's layer table, with published and true counts."""
-    from halfmeg.config import BUDGET
+    from halfmeg.config import BUDGET, check_range
     from halfmeg.data.options import read_size
     from halfmeg.data.shape import data_shape
     from halfmeg.networks.summary import format_table, summarize
@@ -119,6 +121,7 @@ def summary(
     from halfmeg.places.place import is_place
 
     budget = BUDGET if budget is None else budget
+    check_range("budget", budget)
     shape = data_shape(read_size([], image_size)[0], channels)
     if is_place(model):
         try_out(model, num_classes, shape, budget)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
-from halfmeg.cli.show import print_error, screen
+from halfmeg.cli.show import SPEAKS, print_error, screen
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds, parse_fold
@@ -189,12 +189,13 @@ class _TensorBoard(Listener):
 
     def __init__(self, display: _Display) -> None:
         self.display = display
+        self.writer: Any = None
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.display.on_start(run, damaged)
-        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"))
+        self.writer = SummaryWriter(str(run.folder / "tensorboard"))
 
     def on_step(self, report: StepReport) -> None:
         self.display.on_step(report)
@@ -206,6 +207,11 @@ class _TensorBoard(Listener):
         self.writer.flush()
         self.display.on_epoch(row)
 
+    def close(self) -> None:
+        """End the writer, which has a file and a thread, of a run that has started."""
+        if self.writer is not None:
+            self.writer.close()
+
 
 @contextmanager
 def training_display(
@@ -213,6 +219,7 @@ def training_display(
 ) -> Iterator[Callable[[RunConfig], Listener]]:
     """Yield a function that returns the display of a run; TensorBoard too, where installed.
 
+    The runs are shown one after another: the display of the one before ends when the next is made.
     A note is told when the first run starts, so that a mistake before it remains one line.
     """
     notes = [note] if note and not quiet else []
@@ -221,7 +228,7 @@ def training_display(
         while notes:
             print_error(notes.pop())
 
-    with Progress(
+    with ExitStack() as last, Progress(
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
         TextColumn("{task.fields[numbers]}", markup=False), transient=True,
         console=screen(stderr=True),
@@ -231,8 +238,13 @@ def training_display(
         def listener(config: RunConfig) -> Listener:
             for ended in bars.task_ids:  # early, or by an error
                 bars.remove_task(ended)
+            last.close()
             display = _Display(bars, config, tell)
-            return _TensorBoard(display) if _has_tensorboard() else display
+            if not (SPEAKS and _has_tensorboard()):
+                return display
+            curves = _TensorBoard(display)
+            last.callback(curves.close)
+            return curves
 
         yield listener
         tell()  # where all runs were trained elsewhere

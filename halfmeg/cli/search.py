@@ -103,8 +103,10 @@ def search(
     from halfmeg.data.options import read_options, read_size
     from halfmeg.search.budget import parse_limits
     from halfmeg.search.record import read_stored
-    from halfmeg.search.run import describe_search, open_search, start, with_time
+    from halfmeg.search.run import check_time, describe_search, open_search, start, with_time
 
+    seconds = HOUR * (1.0 if hours is None else hours)
+    check_time(seconds)  # before data is loaded
     limits = {"params": params, "macs": macs, "flash": flash, "ram": ram, "latency": latency}
     if resume is not None:
         given = [f"--{name}" for name, text in limits.items() if text is not None]
@@ -124,7 +126,7 @@ def search(
         loaded = _load_as_before(read_stored(folder), data, data_dir, quiet=as_json)
         stored, chosen = open_search(folder, loaded)
         if hours is not None:
-            stored = with_time(folder, stored, hours * HOUR)
+            stored = with_time(folder, stored, seconds)
     else:
         given = list(arguments or [])
         options, settings = read_options(
@@ -132,13 +134,11 @@ def search(
         )
         size, settings = read_size(settings, image_size)
         wanted = parse_limits(chip, **limits)
-        if hours is not None and not hours > 0:
-            raise ValueError(f"--hours {hours:g} is out of range; allowed: above 0")
         loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
         stored, chosen = describe_search(
-            loaded, limits=wanted, seconds=HOUR * (1.0 if hours is None else hours),
-            place=space or "", networks=[text for text in given if not is_setting(text)],
-            settings=settings, baselines=baseline, compare=compare is not False, seed=seed or 0,
+            loaded, limits=wanted, seconds=seconds, place=space or "",
+            networks=[text for text in given if not is_setting(text)], settings=settings,
+            baselines=baseline, compare=compare is not False, seed=seed or 0,
         )  # fmt: skip
         folder = Path(out or f"runs/search-{loaded.name}")
     with training_display(quiet=as_json, note=None if data or resume else NO_DATA) as display:

@@ -127,7 +127,7 @@ def predict(
 ) -> None:
     """Name the class of each image.
 
-    Each answer is given as soon as it is known. Exits with 1 when an image could not be read.
+    Each answer is given as soon as it is known. Exits with 1 when an image has none.
     """
     from halfmeg.artifacts.bundle import BUNDLED, open_network
     from halfmeg.cli.answers import form_of, write_answers
@@ -135,6 +135,8 @@ def predict(
     from halfmeg.data.scan import find_images, summarize_passed_over
     from halfmeg.shipping.predict import predict as predict_images
 
+    if as_csv and as_json:
+        raise ValueError("--csv and --json exclude each other; leave one of them out")
     form = form_of(out, "json" if as_json else "csv" if as_csv else None)  # before all else
     opened = open_network(bundle or BUNDLED)
     paths, passed_over = find_images(images)
@@ -157,8 +159,12 @@ def predict(
 
 def bench(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
-    threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
-    rounds: Annotated[int, typer.Option(help="Each runs every runtime in turn.")] = 20,
+    threads: Annotated[
+        str | None, typer.Option(help="Numbers of threads.", show_default="1,2")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Each runs every runtime in turn.", show_default="20")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Count instructions on this instead, as cortex-m7.")
     ] = None,
@@ -173,10 +179,17 @@ def bench(
     from halfmeg.shipping.bench import bench as bench_bundle
 
     if device is not None:
+        for name, value in (("--threads", threads), ("--rounds", rounds)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} {value} does nothing for a device, whose instructions are counted; "
+                    f"leave it or --device {device} out"
+                )
         _bench_device(Bundle.open(bundle), device, mhz, as_json)
         return
     if mhz is not None:
         raise ValueError(f"--mhz {mhz} is the clock of a device; name one, as --device cortex-m7")
+    threads = "1,2" if threads is None else threads
     try:
         counts = [int(text) for text in threads.split(",")]
     except ValueError:
@@ -185,7 +198,9 @@ def bench(
         raise ValueError(
             f"threads={threads!r} is not allowed; write numbers of 1 to {MAX_THREADS:,}, as in 1,2"
         )
-    rows = bench_bundle(Bundle.open(bundle), threads=counts, rounds=rounds)
+    rows = bench_bundle(
+        Bundle.open(bundle), threads=counts, rounds=20 if rounds is None else rounds
+    )
     if as_json:
         print_json([row.to_dict() for row in rows])
         return

@@ -81,7 +81,7 @@ def print_error(text: str) -> None:
 
 NO_DATA = "halfmeg: without --data this is the built-in data set, digits"
 
-TEXT_COLUMNS = ("description", "most often taken for", "class", "then")
+TEXT_COLUMNS = ("most often taken for", "class")
 
 
 @dataclass

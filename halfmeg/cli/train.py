@@ -262,6 +262,12 @@ def evaluate(
         evaluated = Run.open(folder)
         size, fingerprint = evaluated.data.image_size, evaluated.data.fingerprint
     if data is None and isinstance(evaluated, Run):
+        for name, column in (("image", image_column), ("label", label_column)):
+            if column is not None:
+                raise ValueError(
+                    f"--{name}-column {column} is for other data, and {folder} reads its own as "
+                    "before; add --data, or leave it out"
+                )
         loaded = load_again(evaluated, None, data_dir, quiet=as_json)
     else:
         own = evaluated.options

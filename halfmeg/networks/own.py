@@ -10,7 +10,6 @@ registered or renamed.
 from __future__ import annotations
 
 import copy
-import difflib
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
+from halfmeg.errors import did_you_mean
 from halfmeg.places.load import call, load, running, takes
 from halfmeg.places.place import TIMM
 from halfmeg.places.settings import split_settings
@@ -101,9 +101,8 @@ def _build_timm(place: str, num_classes: int, shape: ImageShape) -> Any:
     with running(place, "cannot be had"):
         known = list(timm.list_models())
     if name.partition(".")[0] not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {TIMM}{close[0]}?" if close else ""
-        raise ValueError(f"{place}: timm has no network {name!r}{hint}")
+        hint = did_you_mean(name, known)
+        raise ValueError(f"{place}: timm has no network {name!r}; {hint}".rstrip("; "))
     settings = {"pretrained": False, "num_classes": num_classes, "in_chans": shape.channels}
     with running(place, "cannot be built"):
         try:  # a transformer has to know the size

@@ -31,7 +31,8 @@ class LayerRow:
         kind: the module's class.
         depth, index: its place; index counts the rows of a depth and is None for containers
             that are never called themselves.
-        output_shape: without the batch dimension; empty for such containers.
+        output_shape: without the batch dimension, of the first tensor of several; empty for such
+            containers and for a module that gives no tensor.
         params: None where the table shows none, as for modules whose children are listed.
         recursive: True from the second use of the same weights on.
         frozen: True where not all parameters take a gradient; the table puts them in parentheses.
@@ -97,9 +98,11 @@ def count_macs(model: nn.Module, image_size: ImageSize = 32) -> int:
 def summarize(model: nn.Module, image_size: ImageSize = 32) -> ModelSummary:
     """Run one blank image through a network and count; the network is left as it was."""
     table = _LayerTable(model)
-    with torch.no_grad():
-        run_once(model, image_size, lambda module, output: None)
-    table.remove_hooks()
+    try:
+        with torch.no_grad():
+            run_once(model, image_size, lambda module, output: None)
+    finally:
+        table.remove_hooks()
     macs = measure_macs(model, image_size)
     return ModelSummary(
         params=count_params(model),
@@ -156,6 +159,16 @@ def _format_row(name: str, shape: str, params: str) -> str:
     return f"{name:<40} {shape:<25} {params:<25}".rstrip()
 
 
+def _first_tensor(output: object) -> Tensor | None:
+    """Return what a module gives, or the first tensor in it, as of an LSTM or of attention."""
+    if isinstance(output, Tensor):
+        return output
+    parts = list(output.values()) if isinstance(output, dict) else output
+    if not isinstance(parts, list | tuple):
+        return None
+    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
+
+
 class _LayerTable:
     """Collects the rows and totals of the published table while a network runs once."""
 
@@ -181,8 +194,10 @@ class _LayerTable:
         def before(module: nn.Module, inputs: object) -> None:
             pending.append(self._open_row(module, depth, parents))
 
-        def after(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self._close_row(pending.pop(), module, tuple(output.shape[1:]))
+        def after(module: nn.Module, inputs: object, output: object) -> None:
+            first = _first_tensor(output)
+            shape = () if first is None else tuple(first.shape[1:])
+            self._close_row(pending.pop(), module, shape)
 
         self._handles.append(module.register_forward_pre_hook(before))
         self._handles.append(module.register_forward_hook(after))

@@ -18,6 +18,7 @@ from halfmeg.errors import one_line, with_kind
 from halfmeg.networks.graph import Graph, Input, Shape, in_order
 from halfmeg.networks.lowering import LOWERINGS, Lowering
 from halfmeg.networks.mixing import MIXING
+from halfmeg.networks.protocol import evaluating
 from halfmeg.networks.values import Value, whole
 
 MOVES = {
@@ -53,10 +54,8 @@ def trace(model: nn.Module, image_size: ImageSize) -> Graph:
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     image = torch.zeros(1, *image_shape(image_size), device=device)
-    was_training = model.training
-    model.eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with evaluating(model), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch about its own code
             program = torch.export.export(model, (image,))
             if any(_changes_its_input(node) for node in program.graph.nodes):
@@ -64,8 +63,6 @@ def trace(model: nn.Module, image_size: ImageSize) -> Graph:
     except Exception as error:  # whatever a user's code, or torch about it, raises
         reason = one_line(error, 200)
         raise ValueError(f"{type(model).__name__} cannot be traced: {reason}") from None
-    finally:
-        model.train(was_training)
     leaves = {path for path, module in model.named_modules() if not any(module.children())}
     try:
         return _lower(program, image_shape(image_size), leaves)

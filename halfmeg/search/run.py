@@ -64,6 +64,16 @@ PAGE_PAUSE = 100
 """Between two pages pass so many seconds, and so many times what one takes."""
 
 
+def check_time(seconds: float) -> None:
+    """Check the time that a search is to have.
+
+    Raises:
+        ValueError: it is not above 0, or has no end.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"--hours {seconds / 3600:g} is out of range; allowed: above 0")
+
+
 def describe_search(
     data: DataSplits,
     *,
@@ -94,8 +104,7 @@ def describe_search(
     Raises:
         ValueError: a fault in any of these, or data that nothing can be validated on.
     """
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"--hours {seconds / 3600:g} is out of range; allowed: above 0")
+    check_time(seconds)
     if not 0 <= seed < MOST_SEED:
         raise ValueError(f"--seed {seed} is out of range; allowed: 0 to {MOST_SEED - 1:,}")
     require_trainable(data)
@@ -268,8 +277,7 @@ def with_time(folder: str | Path, stored: Stored, seconds: float) -> Stored:
     Raises:
         ValueError: not above 0.
     """
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"--hours {seconds / 3600:g} is out of range; allowed: above 0")
+    check_time(seconds)
     won = (stored.final.trial,) if stored.final else ()
     plan = stored.plan  # `plan_time` sees that the time is another
     return replace(

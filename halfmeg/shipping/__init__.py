@@ -4,7 +4,7 @@
 |---|---|
 | `render` | files of `templates/` filled in |
 | `preprocess` | what happens to an image before the network, in words and as a program |
-| `onnx` | ONNX in float32, and logits by onnxruntime |
+| `onnx` | ONNX in float32, and in int8 by onnxruntime's quantizer |
 | `operations` | what a graph of integers is made of |
 | `integer` | int8 as integers, and their oracle in NumPy |
 | `quantize` | a trained network in integers, calibrated on images |

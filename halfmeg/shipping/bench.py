@@ -135,8 +135,8 @@ def bench(
         runtimes: names from `RUNTIMES`; None takes what is installed.
 
     Raises:
-        ValueError: fewer than one round, no such runtime here, or a file of the bundle that does
-            not do what its weights do.
+        ValueError: fewer than one round, no such runtime here, a file of the bundle that does
+            not do what its weights do, or a runtime that ends its process.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds} is out of range; allowed: 1 or more")
@@ -196,6 +196,10 @@ def _peak_memory(folder: Path, name: str) -> int:
     theirs.close()
     try:
         return int(ours.recv())
+    except EOFError:
+        raise ValueError(
+            f"the memory of {name} cannot be measured: its process ended (out of memory?)"
+        ) from None
     finally:
         process.join()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from halfmeg.errors import error_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.c import c_name, write_c
@@ -117,7 +118,7 @@ def prove(
         command += ["-lm"] if unfamiliar else []
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(f"gcc does not compile {name}.c: {_first_line(done.stderr)}")
+            raise ValueError(f"gcc does not compile {name}.c: {error_line(done.stderr)}")
         pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes()
         environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
         ran = subprocess.run(
@@ -125,7 +126,7 @@ def prove(
             check=False,
         )  # fmt: skip
         if ran.returncode:
-            reason = _first_line(ran.stderr.decode(errors="replace"))
+            reason = error_line(ran.stderr.decode(errors="replace"))
             raise ValueError(f"{name}.c stops on this machine: {reason}")
     printed = ran.stdout.decode()
     found = read_logits(printed, logits.shape[1])
@@ -146,8 +147,3 @@ def read_logits(output: str, num_classes: int) -> Float32:
     """Return logits B×K as main.c prints them: the last columns of each line."""
     rows = [line.split("\t")[-num_classes:] for line in output.splitlines()]
     return np.array(rows, np.float64).reshape(-1, num_classes).astype(np.float32)
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "error" in line.lower()]
-    return (lines or text.splitlines() or ["it says nothing"])[0][:200]

@@ -25,6 +25,7 @@ from halfmeg.files import read_limited, scratch_folder
 from halfmeg.networks.protocol import last_map
 from halfmeg.shipping.gate import MAX_UPLOAD_BYTES, Gate, Sweeper, check_upload
 from halfmeg.shipping.predict import open_runner, top_classes, unfamiliar
+from halfmeg.shipping.unfamiliar import REMARK
 
 MAX_BARS = 5
 HEAT_SIZE = 256
@@ -34,7 +35,7 @@ HEAT_SHARE = 0.5
 MAX_SESSIONS = 100
 """Page loads that gradio remembers, at about 40 kB each; the page keeps nothing in them."""
 
-UNFAMILIAR = "**Unfamiliar**: unlike the images that this network was trained on."
+UNFAMILIAR = REMARK.replace("Unfamiliar", "**Unfamiliar**")
 
 CSS = ".gradio-container {max-width: 1100px !important; margin: 0 auto}"
 

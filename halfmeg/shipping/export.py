@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
 from halfmeg.shipping.onnx import quantize_by_library, to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
 from halfmeg.shipping.proof import Proof, check_loss, lost, prove
-from halfmeg.shipping.quantize import measure_ranges, quantize
+from halfmeg.shipping.quantize import measure_ranges, quantize_graph
 from halfmeg.shipping.render import render
 from halfmeg.shipping.targets import TARGETS, Source
 from halfmeg.shipping.unfamiliar import Unfamiliar
@@ -161,16 +161,22 @@ def export(
         raise ValueError(f"{run.folder} was fine-tuned; add --finetune, which does so anew")
     _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
-    held_out, training, kind = _proof_images(run.config, data)
+    held_out, trained, kind = _proof_images(run.config, data)
+    training = _drawn_of(data.train.images, trained)
     calibration = training[:NUM_CALIBRATION]
     onnx_model = to_onnx(model, mean, std, run.image_shape)
+    reference = compute_logits(model, held_out.images, mean, std, precision="fp32")
     integers: IntegerGraph | None = None
     tuned: Finetuning | None = None
     why_no_integers = ""
     try:
-        integers = quantize(model, mean, std, calibration)
+        graph = simplify(trace(model, run.image_shape), mean, std)
+        ranges = measure_ranges(graph, calibration)
         if finetune:
-            integers, tuned = _finetune(run, training, held_out)
+            loss_of = _loss_on(held_out, reference)
+            integers, tuned = finetune_graph(graph, ranges, training, loss_of, seed=run.config.seed)
+        else:
+            integers = quantize_graph(graph, ranges)
     except ValueError as error:
         why_no_integers = one_line(error, 200)
         if finetune or any(TARGETS[target].of_integers for target in targets):
@@ -179,7 +185,6 @@ def export(
     else:
         int8_model = integers_to_onnx(integers)
     oracle = None if integers is None else run_integers(integers, held_out.images.numpy())
-    reference = compute_logits(model, held_out.images, mean, std, precision="fp32")
     proof = prove(reference, held_out, kind, onnx_model, int8_model, oracle)
     allowed = 1.0 if allow_loss else ALLOWED_LOSS
     hint = "--finetune may mend it, and " if integers is not None and not finetune else ""
@@ -187,7 +192,6 @@ def export(
     temperature, origin = _temperature(reference, held_out, kind)
     familiarity = None
     if kind == "validation":
-        trained, _ = hold_out(data, run.config.val_fraction, run.config.seed)
         familiarity = Familiarity.fit(data.train.images, trained, held_out.images, reference)
     measured = _measure(source, run, data)
     contents = {
@@ -333,35 +337,33 @@ def _require_ship_extra() -> None:
         raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
 
 
-def _finetune(
-    run: _Trained, training: Tensor, held_out: Dataset
-) -> tuple[IntegerGraph, Finetuning]:
-    """Return the network in integers that lose as little as can be on the images of the proof."""
-    graph = simplify(trace(run.model, run.image_shape), run.mean, run.std)
-    ranges = measure_ranges(graph, training[:NUM_CALIBRATION])
-    labels, images = held_out.labels, held_out.images
-    float_logits = compute_logits(run.model, images, run.mean, run.std, precision="fp32")
-    accuracy = score(float_logits, labels).accuracy
+def _loss_on(held_out: Dataset, reference: Tensor) -> Callable[[IntegerGraph], float]:
+    """Return what tells the accuracy that integers lose against float logits of images."""
+    labels, images = held_out.labels, held_out.images.numpy()
+    accuracy = score(reference, labels).accuracy
 
     def loss_of(integers: IntegerGraph) -> float:
-        logits = torch.from_numpy(run_integers(integers, images.numpy()))
+        logits = torch.from_numpy(run_integers(integers, images))
         return lost(accuracy, score(logits, labels).accuracy)
 
-    return finetune_graph(graph, ranges, training, loss_of, seed=run.config.seed)
+    return loss_of
 
 
 def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor, str]:
-    """Return the images of the proof, those that int8 may learn from, and what the former are.
+    """Return the images of the proof, the indices of the other training images, and what it is of.
 
-    The latter are shuffled: the first of them are as good a calibration as any.
+    A run without a share for validation has trained on all training images, and on no other: where
+    the data has a validation part, the proof is of that.
     """
-    fraction, kind = config.val_fraction, "validation"
-    if fraction == 0:
-        fraction, kind = 0.1, "training"
-    trained, held_out = hold_out(data, fraction, config.seed)
+    drawn = config.val_fraction == 0 and data.validation is None
+    trained, held_out = hold_out(data, config.val_fraction or 0.1, config.seed)
+    return held_out.subset(slice(MAX_PROOF_IMAGES)), trained, "training" if drawn else "validation"
+
+
+def _drawn_of(images: Tensor, trained: Tensor) -> Tensor:
+    """Return the images that int8 may learn from; the first are as good a calibration as any."""
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))
-    training = data.train.images[trained[order[:MAX_TUNING_IMAGES]]]
-    return held_out.subset(slice(MAX_PROOF_IMAGES)), training, kind
+    return images[trained[order[:MAX_TUNING_IMAGES]]]
 
 
 def _versions() -> dict[str, Any]:

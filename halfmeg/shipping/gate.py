@@ -274,8 +274,7 @@ class Sweeper:
     only while nothing is being written.
 
     Args:
-        folder: where they lie.
-        kept: files and folders in it that stay.
+        folder: where they lie; what is in it when the sweeping starts stays.
     """
 
     def __init__(self, folder: Path) -> None:

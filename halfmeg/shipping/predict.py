@@ -25,6 +25,8 @@ BATCH_SIZE = 16
 Runner = Callable[[Tensor], Tensor]
 """Maps uint8 B×C×H×W to float32 logits B×K."""
 
+NO_NUMBERS = "the network gives no numbers for it"
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -34,7 +36,8 @@ class Prediction:
         top: classes with their calibrated probabilities, the likeliest first; empty on an error.
         unfamiliar: whether it is unlike the images that the network was trained on; None where
             that is not known.
-        error: why the image could not be read; None where it could.
+        error: why there is none: the image could not be read, or the network gives no numbers for
+            it; None where there is one.
         note: what a user should know of how it was read, to follow "3 image(s)"; "" mostly.
     """
 
@@ -75,7 +78,7 @@ def open_runner(bundle: Bundle) -> Runner:
 
 
 def predict(bundle: Bundle, paths: Sequence[Path], *, top: int = 3) -> Iterator[Prediction]:
-    """Classify images one batch after another; a broken one gets its error and the rest go on.
+    """Classify images one batch after another; one without an answer gets its error.
 
     Args:
         bundle: the network.
@@ -93,22 +96,26 @@ def predict(bundle: Bundle, paths: Sequence[Path], *, top: int = 3) -> Iterator[
 def _answers(bundle: Bundle, paths: Sequence[Path], top: int, run: Runner) -> Iterator[Prediction]:
     fit = bundle.options.fit
     for start in range(0, len(paths), BATCH_SIZE):
-        decoded = {
-            path: _read(path, bundle.image_shape, fit) for path in paths[start:][:BATCH_SIZE]
-        }
-        pixels = [image.pixels for image in decoded.values() if isinstance(image, DecodedImage)]
-        answers: Iterator[tuple[tuple[tuple[str, float], ...], bool | None]] = iter(())
+        decoded = [
+            (path, _read(path, bundle.image_shape, fit)) for path in paths[start:][:BATCH_SIZE]
+        ]
+        pixels = [image.pixels for _, image in decoded if isinstance(image, DecodedImage)]
+        answers: Iterator[tuple[bool, tuple[tuple[str, float], ...], bool | None]] = iter(())
         if pixels:
             images = torch.from_numpy(np.stack(pixels))
             logits = run(images)
+            finite = logits.isfinite().all(1).tolist()
             tops = top_classes(bundle, logits, top)
-            answers = zip(tops, unfamiliar(bundle, images, logits), strict=True)
-        for path, image in decoded.items():
+            answers = zip(finite, tops, unfamiliar(bundle, images, logits), strict=True)
+        for path, image in decoded:
             if isinstance(image, str):
                 yield Prediction(str(path), (), image)
-            else:
-                classes, is_unfamiliar = next(answers)
+                continue
+            is_finite, classes, is_unfamiliar = next(answers)
+            if is_finite:
                 yield Prediction(str(path), classes, None, is_unfamiliar, image.note)
+            else:
+                yield Prediction(str(path), (), NO_NUMBERS)
 
 
 def unfamiliar(bundle: Bundle, images: Tensor, logits: Tensor) -> Sequence[bool | None]:

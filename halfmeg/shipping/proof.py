@@ -42,7 +42,7 @@ class Proof:
     """What was checked before the files got their names.
 
     Attributes:
-        images: which images, "validation" or "training" where the run held none out.
+        images: which images: "validation", or "training" where the run and its data held none out.
         n: number of them.
         max_difference: largest difference between a logit of the ONNX file and torch's.
         accuracy, onnx_accuracy, int8_accuracy: of torch in float32 and of the two files.

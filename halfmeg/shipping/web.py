@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from halfmeg.errors import error_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.c import c_name, write_c
@@ -203,7 +204,7 @@ def prove(
         command = [node, *map(str, (*paths, logits.shape[1]))]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
-            raise ValueError(f"node does not run the page's network: {_error_line(ran.stderr)}")
+            raise ValueError(f"node does not run the page's network: {error_line(ran.stderr)}")
         found = np.fromfile(found_path, np.float32).reshape(len(BUILDS), *logits.shape)
         if unfamiliar is not None:
             unfamiliar.check(np.fromfile(scores_path, np.float64), "unfamiliar.js")
@@ -227,7 +228,7 @@ def _compile(sources: dict[str, str], build: str) -> bytes:
         command = [*COMPILE, *BUILDS[build], "-o", "network.wasm", *inputs]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = _error_line(done.stderr)
+            reason = error_line(done.stderr)
             raise ValueError(f"clang does not compile the network to WebAssembly: {reason}")
         return (folder / "network.wasm").read_bytes()
 
@@ -290,8 +291,3 @@ def _text(content: bytes) -> str:
 def _content_hash(text: str) -> str:
     """Return what a Content-Security-Policy allows an inline text by."""
     return f"sha256-{_text(hashlib.sha256(text.encode()).digest())}"
-
-
-def _error_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "error" in line.lower()]
-    return (lines or text.splitlines() or ["it says nothing"])[0][:200]

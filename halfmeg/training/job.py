@@ -21,7 +21,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize
 from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.data.split import hold_out
-from halfmeg.errors import one_line
+from halfmeg.errors import one_line, with_kind
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.files import check_json
@@ -321,7 +321,7 @@ def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) ->
         try:
             prepare(normalize(some, torch.tensor(data.mean), torch.tensor(data.std)))
         except Exception as error:  # of a network that is a user's own it may be anything
-            told = " ".join(f"{type(error).__name__}: {error}".split())
+            told = with_kind(error)
             raise ValueError(f"{type(model).__name__}.prepare failed: {told}") from None
     if config.init:
         load_initial_weights(model, config)

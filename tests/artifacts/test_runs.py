@@ -3,17 +3,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import NETWORKS, small_config
+from torch import nn
 
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import DataFacts, Run
 from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_bytes
+from halfmeg.data.dataset import MAX_CLASSES
 from halfmeg.files import new_folder, write_atomically
 from halfmeg.networks.table import build_model
 
@@ -34,6 +38,16 @@ def test_a_new_folder_opens_as_it_was_made(run: Run, digits) -> None:
     assert environment["cores"] == os.cpu_count()
     assert environment["threads"] == torch.get_num_threads()
     assert environment["commit"] is None or len(environment["commit"].rstrip("+")) == 12
+
+
+def test_a_folder_of_more_classes_than_data_has_is_damaged(run: Run) -> None:
+    path = run.folder / "config.json"
+    stored = json.loads(path.read_text())
+    for count, told in ((MAX_CLASSES, ""), (MAX_CLASSES + 1, "length <= 10000")):
+        stored["data"]["classes"] = [str(number) for number in range(count)]
+        path.write_text(json.dumps(stored))
+        with pytest.raises(ValueError, match=told) if told else nullcontext():
+            assert len(Run.open(run.folder).data.classes) == MAX_CLASSES
 
 
 def test_the_environment_has_the_threads_that_the_config_asks_for(tmp_path, digits) -> None:
@@ -143,6 +157,30 @@ def test_weights_come_back_to_the_bit(name: str, tmp_path: Path) -> None:
     load_weights(other, path)
     for key, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
+
+
+class Overlapping(nn.Module):
+    """Two buffers on one memory, and one parameter under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        grid = torch.arange(6.0)
+        self.register_buffer("grid", grid)
+        self.register_buffer("first", grid[:2])
+        self.register_buffer("turned", grid.view(2, 3).T)
+        self.head = nn.Linear(6, 6)
+        self.again = nn.Linear(6, 6)
+        self.again.weight = self.head.weight
+
+
+def test_buffers_on_one_memory_are_stored_each_and_a_shared_parameter_once(tmp_path: Path) -> None:
+    model = Overlapping()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(weights_to_bytes(model))
+    stored = safetensors.torch.load(path.read_bytes())
+    assert set(stored) == {"grid", "first", "turned", "head.weight", "head.bias", "again.bias"}
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in stored.items())
+    load_weights(Overlapping(), path)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli, full_after, small_config
+from conftest import Cli, full_after, small_config, with_tests
 from PIL import Image
 
 import halfmeg
+from halfmeg.artifacts.run import Run
 from halfmeg.cli.commands import answer_at_once
 from halfmeg.cli.main import main
+from halfmeg.cli.progress import training_display
 from halfmeg.studies.study import run_study
 
 QUICK = ("model=cnn", "epochs=2", "batch_size=256")
@@ -155,6 +157,54 @@ def test_tensorboard_files_are_written_when_it_is_installed(trained: Path) -> No
     assert list((trained / "run" / "tensorboard").glob("events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize("option", ["--label-column", "--image-column"])
+def test_a_column_of_a_runs_own_data_is_refused(cli: Cli, trained: Path, option: str) -> None:
+    told = cli("evaluate", "run", option, "kind", cwd=trained)
+    assert (told.code, told.is_one_line(f"{option} kind is for other data", "--data")) == (2, True)
+
+
+def test_only_the_run_under_way_has_a_writer_of_tensorboard(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+
+    def writers() -> int:
+        return sum("AsyncWriter" in type(thread).__name__ for thread in threading.enumerate())
+
+    before = writers()
+    with training_display(quiet=True) as display:
+        for number in range(3):
+            without = shutil.ignore_patterns("tensorboard")
+            run = Run.open(shutil.copytree(trained / "run", tmp_path / str(number), ignore=without))
+            listener = display(run.config)
+            listener.on_start(run, [])
+            listener.on_epoch(run.read_metrics()[0])
+            assert writers() == before + 1
+        display(run.config)  # which never starts
+    assert writers() == before
+    for number in range(3):
+        (written,) = (tmp_path / str(number) / "tensorboard").glob("*tfevents*")
+        assert b"accuracy" in written.read_bytes()
+
+
+@pytest.mark.parametrize(("rank", "files"), [("0", 1), ("1", 0)])
+def test_one_process_of_several_writes_curves(
+    rank: str, files: int, trained: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
+    (tmp_path / "show.py").write_text(
+        "from halfmeg.artifacts.run import Run\n"
+        "from halfmeg.cli.progress import training_display\n"
+        "run = Run.open('run')\n"
+        "with training_display(quiet=True) as display:\n"
+        "    listener = display(run.config)\n"
+        "    listener.on_start(run, [])\n"
+        "    listener.on_epoch(run.read_metrics()[0])\n"
+    )
+    environment = with_tests() | {"RANK": rank}
+    subprocess.run([sys.executable, "show.py"], cwd=tmp_path, env=environment, check=True)
+    assert len(list((tmp_path / "run").glob("tensorboard/*"))) == files
+
+
 def test_compare_writes_page_and_figure(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     command = (
         "compare", "cnn", "logistic", "epochs=2", "--seeds", "1", "--out", "study",
@@ -261,6 +311,28 @@ MISTAKES = {
         ["small_size=12"],
     ),
     "no repository": (["pull", "badname", "--out", "here"], ["badname", "OWNER/NAME"]),
+    "two forms": (["predict", "a.png", "--csv", "--json"], ["--csv and --json exclude"]),
+    "a chip in text": (["models", "--chip"], ["--chip does nothing without --json"]),
+    "threads of a device": (
+        ["bench", "record", "--device", "cortex-m7", "--threads", "4"],
+        ["--threads 4 does nothing", "--device cortex-m7"],
+    ),
+    "rounds of a device": (
+        ["bench", "record", "--device", "cortex-m7", "--rounds", "5"],
+        ["--rounds 5 does nothing"],
+    ),
+    "a budget above all": (
+        ["summary", "mlp", "--budget", "20000000000"],
+        ["budget=20000000000", "[1, 1e+07]"],
+    ),
+    "endless hours": (
+        ["search", "--hours", "inf", "--data", "nowhere"],
+        ["--hours inf is out of range"],
+    ),
+    "endless hours to go on": (
+        ["search", "--resume", "nowhere", "--hours", "inf"],
+        ["--hours inf is out of range"],
+    ),
     "odd size": (["train", "common", "--image-size", "12"], ["image_size=12", "16 or more"]),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -210,6 +211,16 @@ def test_maxima_and_repeated_values_without_their_places(
     model = functional(function)
     images = torch.randn(3, 3, 8, 8)
     assert torch.allclose(trace(model, 8).logits(images), model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_that_is_traced_keeps_the_mode_of_each_module(fails: bool) -> None:
+    layers: list[nn.Module] = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval(), nn.Flatten()]
+    model = nn.Sequential(*layers, *([nn.Linear(1, 1)] if fails else []))
+    with pytest.raises(ValueError, match="cannot be traced") if fails else nullcontext():
+        trace(model, 8)
+    assert [module.training for module in model] == [True, False, True, True][: len(model)]
+    assert model.training
 
 
 def test_maps_that_separate_are_found() -> None:

@@ -313,7 +313,7 @@ def test_timm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(__import__("sys").modules, "timm", raising=False)
     assert build_model("timm:tiny_net", 7)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     assert build_model("timm:tiny_vit", 7, 16)(torch.zeros(1, 3, 16, 16)).shape == (1, 7)
-    with pytest.raises(ValueError, match="did you mean timm:tiny_net"):
+    with pytest.raises(ValueError, match=r"no network 'tiny_nett'; did you mean 'tiny_net'\?$"):
         build_model("timm:tiny_nett")
     try_out("timm:tiny_net", 10, 32, 500_000)
     assert read_source("timm:tiny_net").texts == {"timm": "timm 1.0"}

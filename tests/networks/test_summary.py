@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import torchsummary
-from conftest import ONE_OF_A_FAMILY
+from conftest import ONE_OF_A_FAMILY, Cli
+from torch import nn
 
 from halfmeg.networks.summary import count_macs, format_table, summarize
 from halfmeg.networks.table import build_model
@@ -99,4 +101,51 @@ def test_summarizing_leaves_the_network_as_it_was() -> None:
     summarize(model)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("layer", "call"),
+    [
+        ("LSTM(48, 48, batch_first=True)", "self.layer(x)[0]"),
+        ("GRU(48, 48, batch_first=True)", "self.layer(x)[0]"),
+        ("MultiheadAttention(48, 4, batch_first=True)", "self.layer(x, x, x)[0]"),
+        ("TransformerEncoderLayer(48, 4, 16, batch_first=True)", "self.layer(x)"),
+    ],
+)
+def test_a_layer_that_gives_several_tensors_has_the_shape_of_the_first(
+    layer: str, call: str, cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        f"        self.layer = nn.{layer}\n"
+        "        self.head = nn.Linear(48, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        x = x.reshape(len(x), 64, 48)\n"
+        f"        return self.head({call}.mean(1))\n"
+    )
+    found = cli("summary", "net.py:Net", "--json")
+    assert found.code == 0, found.err
+    shapes = {row["name"]: row["output_shape"] for row in found.json["layers"]}
+    assert shapes[f"{layer.partition('(')[0]}: 1-1"] == [-1, 64, 48]
+
+
+class Fragile(nn.Module):
+    """Has a layer that fails behind one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def test_nothing_is_left_in_a_network_that_fails() -> None:
+    model = Fragile()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        summarize(model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,12 @@ import torch
 from conftest import FEW, NETWORKS, Cli, first_digits, small_config
 from torch import nn
 
-from halfmeg.artifacts.bundle import Bundle, checksum
+from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
 from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.run import Run
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import build_model
+from halfmeg.shipping.bench import _peak_memory
 from halfmeg.shipping.export import Proof, copy_bundle, export
 from halfmeg.shipping.finetune import Finetuning
 from halfmeg.shipping.onnx import fold_batchnorm, to_onnx
@@ -131,6 +135,47 @@ def test_a_bundle_is_proved_on_validation_images(
     assert "export" in purposes, "the reading of the test set is logged"
 
 
+@pytest.mark.parametrize("has_part", [True, False])
+def test_a_validation_part_is_called_so_also_where_a_run_did_not_look_at_it(
+    has_part: bool, tmp_path: Path
+) -> None:
+    data = first_digits(600)
+    if has_part:
+        train, validation = data.train.subset(slice(400)), data.train.subset(slice(400, 600))
+        data = replace(data, train=train, validation=validation)
+    config = small_config(batch_size=32, val_fraction=0, epochs=1)
+    run = fit(config, data, tmp_path / "run")
+    bundle, proof = export(run, data, tmp_path / "bundle", allow_loss=True)
+    assert (proof.images, proof.n) == (("validation", 200) if has_part else ("training", 60))
+    card = (bundle.folder / "README.md").read_text()
+    assert ("so these were training images" in card) is not has_part
+    assert (bundle.familiarity is not None) is has_part
+    assert ("held no images out" in bundle.described["temperature_origin"]) is not has_part
+
+
+def test_a_network_is_made_integers_of_once(
+    quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfmeg.shipping import export as module
+
+    calls: list[str] = []
+
+    def counted(name: str) -> None:
+        honest = getattr(module, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return honest(*arguments, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    steps = ("hold_out", "trace", "simplify", "measure_ranges", "compute_logits")
+    for name in steps:
+        counted(name)
+    export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True, finetune=True)
+    assert sorted(calls) == sorted(steps)
+
+
 def test_a_loss_of_exactly_what_is_allowed_is_no_more() -> None:
     assert 0.9242 - 0.9222 > 0.002
     assert Proof("validation", 5_000, 0.0, 0.9242, 0.9242, 0.9222, True).int8_loss == 0.002
@@ -142,9 +187,9 @@ def test_int8_that_loses_too_much_stops(
     """Integers that see every image as flat are useless: the export says so and writes nothing."""
     from halfmeg.shipping import export as module
 
-    honest = module.quantize
+    honest = module.simplify
     monkeypatch.setattr(
-        module, "quantize", lambda m, mean, std, x: honest(m, mean, [100 * s for s in std], x)
+        module, "simplify", lambda graph, mean, std: honest(graph, mean, [100 * s for s in std])
     )
     with pytest.raises(ValueError, match=r"int8 loses [\d.]+ points on 60 validation images"):
         export(quick_onnx, first_digits(600), tmp_path / "out")
@@ -168,7 +213,7 @@ def test_fine_tuning_is_offered_only_where_it_can_mend(
     def refuse(*_: Any) -> Any:
         raise ValueError("aten.cumsum has no int8 form")
 
-    monkeypatch.setattr(module, "quantize", refuse)
+    monkeypatch.setattr(module, "quantize_graph", refuse)
     with pytest.raises(ValueError, match="more than -100; with --allow-loss it is"):
         export(quick_onnx, first_digits(600), tmp_path / "out")
 
@@ -179,11 +224,12 @@ def test_a_bundle_that_was_fine_tuned_is_not_exported_without(
 ) -> None:
     from halfmeg.shipping import export as module
 
-    def tuned(run: Any, training: torch.Tensor, held_out: Any) -> Any:
+    def tuned(graph: Any, ranges: Any, training: torch.Tensor, *_: Any, **__: Any) -> Any:
+        assert len(training) == 540
         told = Finetuning(2 if kept else 0, (0.01, 0.004, 0.002)[: kept + 1], kept, 540)
-        return module.quantize(run.model, run.mean, run.std, training[:64]), told
+        return module.quantize_graph(graph, ranges), told
 
-    monkeypatch.setattr(module, "_finetune", tuned)
+    monkeypatch.setattr(module, "finetune_graph", tuned)
     options = {"allow_loss": True, "finetune": True}
     bundle, _ = export(quick_onnx, first_digits(600), tmp_path / "tuned", **options)
     card = (bundle.folder / "README.md").read_text()
@@ -281,6 +327,20 @@ def test_a_bench_times_every_runtime(cli: Cli, exported: tuple[Bundle, Proof]) -
     for row in rows:
         assert 0 < row["latency_ms"] <= row["latency_p95_ms"]
         assert row["peak_memory_bytes"] >= 0
+
+
+def test_a_runtime_that_is_killed_is_named() -> None:
+    def kill() -> None:
+        while not (children := multiprocessing.active_children()):
+            ended.wait(0.01)
+        children[0].kill()
+
+    ended = threading.Event()
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(ValueError, match=r"of torch .*: its process ended \(out of memory\?\)"):
+        _peak_memory(BUNDLED, "torch")
+    thread.join()
 
 
 def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Proof]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from conftest import Cli
 from PIL import Image
 
-from halfmeg.artifacts.bundle import BUNDLED, Bundle
+from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
+from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.data.load import load_dataset
 from halfmeg.data.scan import find_images
+from halfmeg.networks.table import build_model
 from halfmeg.shipping.predict import predict
 
 
@@ -85,6 +88,50 @@ def test_probabilities_use_the_temperature(tmp_path: Path) -> None:
     assert sum(p for _, p in sure.top) == pytest.approx(1)
     assert unsure.top[0][1] < sure.top[0][1]
     assert [name for name, _ in sure.top] == [name for name, _ in unsure.top]
+
+
+def test_an_image_that_is_named_twice_has_two_answers(photos: Path) -> None:
+    path = photos / "a.png"
+    first, broken, second = predict(Bundle.open(BUNDLED), [path, photos / "text.png", path])
+    assert first == second
+    assert broken.error is not None
+
+
+@pytest.fixture
+def overflowing(tmp_path: Path) -> Path:
+    """A bundle whose network gives finite logits for black images alone."""
+    model = build_model("logistic")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 3e38 if parameter.ndim > 1 else 0.5)
+    weights = weights_to_bytes(model)
+    described = json.loads((BUNDLED / "model.json").read_text()) | {
+        "model": "logistic", "mean": [0.0] * 3, "std": [1.0] * 3, "familiarity": None,
+        "files": {"model.safetensors": checksum(weights)},
+    }  # fmt: skip
+    folder = tmp_path / "overflowing"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "model.json").write_text(json.dumps(described))
+    return folder
+
+
+def test_an_image_without_numbers_is_an_error_and_the_rest_go_on(
+    cli: Cli, overflowing: Path, tmp_path: Path
+) -> None:
+    for name in ("a-black", "b-white", "c-black"):
+        colour = name.partition("-")[2]
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+    words = ["predict", "a-black.png", "b-white.png", "c-black.png", "--bundle", str(overflowing)]
+    found = cli(*words, "--json")
+    assert found.code == 1
+    told = "the network gives no numbers for it"
+    assert [row.get("error") for row in found.json] == [None, told, None]
+    assert found.json[0]["probability"] == pytest.approx(0.1)
+    lines = cli(*words)
+    assert lines.code == 1
+    assert f"b-white.png: {told}" in lines.err
+    assert "nan" not in lines.out
+    assert len(lines.out.splitlines()) == 2
 
 
 def test_mistakes(cli: Cli, photos: Path) -> None:

@@ -4,6 +4,7 @@ import gc
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ def test_two_processes_train_what_one_trains(
     assert torch.allclose(first["test_logits"], second["test_logits"], atol=0.05)
     readings = (two.folder / "test_readings.jsonl").read_text().splitlines()
     assert len(readings) == 1, "only the first process writes"
+    if find_spec("tensorboard") is not None:
+        assert len(list((two.folder / "tensorboard").iterdir())) == 1
     assert json.loads((two.folder / "result.json").read_text())["test_n"] == NUM_TEST
     again = torchrun(2, "-m", "halfmeg", *terms, "--out", "two", cwd=tmp_path)
     assert again.returncode != 0

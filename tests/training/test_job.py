@@ -47,6 +47,22 @@ def test_what_a_network_raises_while_it_is_prepared_is_one_line(monkeypatch, few
         build_network(small_config(model="failing"), few_digits, torch.arange(9))
 
 
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class FailingSilently(Looking):
+    def prepare(self, images: Tensor) -> None:
+        raise SilentError
+
+
+def test_an_error_that_cannot_say_itself_is_one_line_too(monkeypatch, few_digits) -> None:
+    monkeypatch.setitem(MODELS, "failing", ModelEntry(FailingSilently, ""))
+    with pytest.raises(ValueError, match=r"^FailingSilently\.prepare failed: SilentError$"):
+        build_network(small_config(model="failing"), few_digits, torch.arange(9))
+
+
 def test_the_first_weights_come_from_the_seed_alone(few_digits) -> None:
     first, again, other = (
         build_network(small_config(seed=seed), few_digits, torch.arange(9)).state_dict()
