@@ -24,7 +24,7 @@ from halfmeg.evaluation.explain import grad_cam
 from halfmeg.files import read_limited, scratch_folder
 from halfmeg.networks.protocol import last_map
 from halfmeg.shipping.gate import MAX_UPLOAD_BYTES, Gate, Sweeper, check_upload
-from halfmeg.shipping.predict import open_runner, top_classes, unfamiliar
+from halfmeg.shipping.predict import NO_NUMBERS, open_runner, top_classes, unfamiliar
 from halfmeg.shipping.unfamiliar import REMARK
 
 MAX_BARS = 5
@@ -180,6 +180,8 @@ def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], str, 
         pixels = torch.from_numpy(image.pixels.copy())[None]
         logits = run(pixels)
         heat = torch.zeros(pixels.shape[2:])  # of a network without a map: the image alone
+        if not logits.isfinite().all():
+            return {}, f"{NO_NUMBERS.capitalize()}.", _overlay(pixels[0], heat)
         if model is not None and layer is not None:
             heat = grad_cam(model, layer, normalize(pixels, mean, std), logits.argmax(1))[0]
         (is_unfamiliar,) = unfamiliar(bundle, pixels, logits)

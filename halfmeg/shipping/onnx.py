@@ -116,7 +116,7 @@ def to_onnx(
         reason = with_kind(cause, 200)
         raise ValueError(f"torch.onnx does not export the network: {reason}") from None
     assert program is not None
-    content: bytes = _fold_sizes(program.model_proto).SerializeToString()
+    content: bytes = _without_origins(_fold_sizes(program.model_proto)).SerializeToString()
     return content
 
 
@@ -147,6 +147,14 @@ def _fold_sizes(model: Any) -> Any:
             model.graph.node.remove(node)
             folded = True
     return onnxscript.optimizer.optimize(model) if folded else model
+
+
+def _without_origins(model: Any) -> Any:
+    """Drop where in the source each node comes from, which names folders of this machine."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+    return model
 
 
 def quantize_by_library(onnx_model: bytes, calibration: Tensor) -> bytes:

@@ -76,6 +76,17 @@ def test_onnx_equals_torch_at_batches_of_1_2_and_7(name: str) -> None:
     )
 
 
+def test_an_onnx_file_names_no_folder_of_the_machine_it_was_made_on() -> None:
+    """The exporter writes for each node where in which source file it stands."""
+    for content in (
+        to_onnx(unsettled("resnet8"), (0.5,) * 3, (0.5,) * 3, 32),
+        (BUNDLED / "model.onnx").read_bytes(),
+        (BUNDLED / "model.int8.onnx").read_bytes(),
+    ):
+        assert b".py" not in content
+        onnx.checker.check_model(onnx.load_from_string(content))
+
+
 def test_other_sizes_export() -> None:
     content = to_onnx(unsettled("resnet8", 48), (0.5,) * 3, (0.5,) * 3, 48)
     images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)

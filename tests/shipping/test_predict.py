@@ -16,6 +16,7 @@ from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.data.load import load_dataset
 from halfmeg.data.scan import find_images
 from halfmeg.networks.table import build_model
+from halfmeg.shipping.demo import _answerer
 from halfmeg.shipping.predict import predict
 
 
@@ -132,6 +133,16 @@ def test_an_image_without_numbers_is_an_error_and_the_rest_go_on(
     assert f"b-white.png: {told}" in lines.err
     assert "nan" not in lines.out
     assert len(lines.out.splitlines()) == 2
+
+
+def test_the_demo_says_so_too(overflowing: Path, tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio", reason="the page needs the extra `demo`")
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
+    answer = _answerer(Bundle.open(overflowing))
+    classes, remark, picture = answer((tmp_path / "white.png").read_bytes())
+    assert (classes, remark) == ({}, "The network gives no numbers for it.")
+    assert picture.size == (256, 256)
+    assert gradio.Label().postprocess(classes) is not None
 
 
 def test_mistakes(cli: Cli, photos: Path) -> None:
