@@ -33,7 +33,7 @@ from halfmeg.search.front import (
 )
 from halfmeg.search.journal import Journal
 from halfmeg.search.record import UNBUILT, Trial
-from halfmeg.search.schedule import MOST_EPOCHS
+from halfmeg.search.schedule import MOST_EPOCHS, Plan
 from halfmeg.search.state import Search
 from halfmeg.studies.figures import figure_svg
 from halfmeg.studies.page import build_templates, write_comparison
@@ -46,6 +46,8 @@ PAGE = "search.html"
 FEWEST_FOR_IMPORTANCE = 8
 MOST_ROWS = 100
 MOST_REASONS = 5
+LONGER = 1.5
+"""So many times the epochs that a run has without baselines are worth a word."""
 
 
 def best_so_far(search: Search) -> tuple[Trial, Interval] | None:
@@ -150,6 +152,7 @@ def advice(search: Search, trials: Sequence[Trial], *, ended: bool) -> list[str]
             f"The best trial took all {best.config.epochs} epochs that it had time for: with "
             "double the time, runs may be twice as long."
         )
+        told += fewer_baselines(search.stored.plan, best.config.epochs)
     for dimension in search.space.dimensions:
         value = best.drawn.get(dimension.name)
         if isinstance(dimension.values, list) or not isinstance(value, int | float):
@@ -176,6 +179,19 @@ def advice(search: Search, trials: Sequence[Trial], *, ended: bool) -> list[str]
     if ended:
         told += larger_images(search, best)
     return told
+
+
+def fewer_baselines(plan: Plan | None, epochs: int) -> list[str]:
+    """Return the advice to name one baseline, if all of them shorten runs of these epochs much."""
+    if plan is None or plan.num_baselines < 2:
+        return []
+    alone = plan.epochs_alone(epochs)
+    if alone < LONGER * epochs:
+        return []
+    return [
+        f"Beside {plan.num_baselines} baselines a run has {epochs} epochs, and without any there "
+        f"would be time for {alone}. For longer runs name one alone, as --baseline cnn."
+    ]
 
 
 def larger_images(search: Search, best: Trial) -> list[str]:

@@ -74,6 +74,16 @@ class Plan:
             most = min(most, self.final_seconds / (seconds + self.baseline_seconds))
         return max(1, min(MOST_EPOCHS, int(most)))
 
+    def epochs_alone(self, epochs: int) -> int:
+        """Return how many epochs a network that has so many would have with no baselines beside it.
+
+        Without them no test image is read, but with fewer of them runs come near to it.
+        """
+        if not self.seeds:
+            return epochs
+        seconds = self.final_seconds / epochs - self.baseline_seconds
+        return max(epochs, replace(self, baseline_seconds=0.0).epochs_of(max(seconds, 1e-9)))
+
 
 def time_share(total_seconds: float, candidate: float) -> float:
     """Return the share of its arithmetic at which a candidate has 8 epochs; 1 for all of it.

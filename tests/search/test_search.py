@@ -49,6 +49,7 @@ from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
 from halfmeg.search.page import (
     advice,
+    fewer_baselines,
     importance_of,
     larger_images,
     learning_curve,
@@ -497,6 +498,28 @@ def test_a_network_that_trains_fast_has_more_epochs() -> None:
     assert plan.epochs_of(0.5) > plan.epochs > plan.epochs_of(8.0)
     assert plan.epochs_of(1e6) == 1
     assert make_plan(3600, 2.0, []).epochs_of(0.01) == 200  # without a comparison all time is its
+
+
+def test_a_plan_says_how_long_runs_are_without_baselines() -> None:
+    plan = make_plan(3600, 3.0, [2.0, 3.0, 4.0])
+    assert plan.epochs_alone(plan.epochs) == pytest.approx(324 / 3.0, abs=10)  # epochs are whole
+    fast = plan.epochs_of(0.001)
+    assert plan.epochs_alone(fast) >= fast
+    for others in ([], [1e-6]):
+        plan = make_plan(3600, 10.0, others)
+        assert plan.epochs_alone(plan.epochs) in (plan.epochs, plan.epochs + 1)
+        assert fewer_baselines(plan, plan.epochs) == []
+    assert fewer_baselines(None, 20) == []
+
+
+def test_fewer_baselines_are_advised_where_they_shorten_runs() -> None:
+    plan = make_plan(3600, 3.0, [2.0, 3.0, 4.0])
+    (told,) = fewer_baselines(plan, plan.epochs)
+    assert told.startswith(
+        f"Beside {plan.num_baselines} baselines a run has {plan.epochs} epochs, "
+    )
+    assert f"time for {plan.epochs_alone(plan.epochs)}. " in told
+    assert fewer_baselines(make_plan(3600, 5.0, [0.1, 0.1, 0.1]), 20) == []
 
 
 def test_what_is_too_large_for_the_time_is_left_out() -> None:
