@@ -294,7 +294,7 @@ def evaluate(
 def _print_evaluation(result: Evaluation, classes: Sequence[str], data: str, as_json: bool) -> None:
     from halfmeg.studies.stats import wilson_interval
 
-    interval = wilson_interval(round(result.accuracy * result.n), result.n)
+    interval = wilson_interval(result.accuracy * result.n, result.n)
     if as_json:
         print_json(result.to_dict() | {"accuracy_interval": interval.to_dict(), "data": data})
         return

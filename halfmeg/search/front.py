@@ -111,14 +111,14 @@ def pick(trials: Sequence[Trial], text: str) -> Trial:
         told = f"{name} is known of none"
         if least is not None:
             told = f"the smallest needs {describe_limit(name, least)}"
-        raise ValueError(f"no trial is within --pick {text}; {told}")
+        raise ValueError(f"no trial that came to its end is within --pick {text}; {told}")
     return within
 
 
 def accuracy_interval(trial: Trial, num_images: int) -> Interval:
     """Return an accuracy with its interval of other validation images (Wilson 1927)."""
     assert trial.accuracy is not None
-    return wilson_interval(round(trial.accuracy * num_images), num_images)
+    return wilson_interval(trial.accuracy * num_images, num_images)
 
 
 def read_answers(folders: Sequence[Path], data: DataSplits) -> np.ndarray:

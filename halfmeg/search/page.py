@@ -258,7 +258,7 @@ def _context(
         "failures": failures,
         "unbuilt": unbuilt.most_common(MOST_REASONS),
         "fronts": fronts,
-        "figures": {name: figure_svg(figure) for name, figure in figures.items()},
+        "figures": {name: figure_svg(figure, name) for name, figure in figures.items()},
         "importance": importance,
         "advice": advice(search, trials, ended=outcome is not None),
         "spent": search.clock.spent() / 60,

@@ -365,7 +365,7 @@ def _check_settings(space: Space) -> None:
             continue
         if not is_of_type(name, value):
             raise ValueError(f"{name}={value!r} in the space is not allowed; {describe_type(name)}")
-        needs = NEEDS.get(name, {}) | ({"milestones": [1]} if value == "step" else {})
+        needs = NEEDS.get(name, {})
         try:
             if isinstance(value, str):  # says what is allowed
                 named: dict[str, Any] = {name: value}

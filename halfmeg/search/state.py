@@ -180,6 +180,10 @@ class Search:
             return 0
         return costs.params if self.limits.fits(costs) else 0
 
+    def work(self, drawn: dict[str, Value]) -> int:
+        """Return the multiply-accumulates of a candidate that fits."""
+        return self.costs(self.space.model(drawn)).macs
+
     def epochs_of(self, drawn: Mapping[str, Value]) -> Value:
         """Return the epochs of a candidate as they were drawn: a number, or a share of the time."""
         given = (d for d in self.space.dimensions if d.of_recipe and d.setting == "epochs")
@@ -188,6 +192,6 @@ class Search:
     def starts(self) -> Iterator[dict[str, Value]]:
         """Yield what to begin with: of each network the largest that is within the limits."""
         for network in self.space.networks:
-            drawn = largest_within(self.space, network, self.size)
+            drawn = largest_within(self.space, network, self.size, self.work)
             if drawn is not None:
                 yield drawn

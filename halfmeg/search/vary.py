@@ -34,6 +34,9 @@ FACTOR_STEPS = 16
 
 MOST_DOUBLINGS = 4
 
+AHEAD = 4
+"""So many values of a width are tried beyond one that fits: it may have to be a multiple."""
+
 NARROW = 1 / 8
 """Of the way from a network's smallest width to its largest."""
 
@@ -98,33 +101,37 @@ def fitted(space: Space, drawn: Drawn, size: Callable[[Drawn], int], *, grow: bo
     return scaled(below)
 
 
-def largest_within(space: Space, network: str, size: Callable[[Drawn], int]) -> Drawn | None:
+def largest_within(
+    space: Space, network: str, size: Callable[[Drawn], int], work: Callable[[Drawn], int]
+) -> Drawn | None:
     """Return the largest candidate of a network that fits; None where nothing does.
 
     All widths grow by one share, and then each by itself, a step in turn. Its choices are those
     that a search begins with, unless they leave room for little more than its narrowest. Then one
-    of them is another: that with which the most parameters fit. Where widths leave room, it gets
-    deeper.
+    of them is another: that with which the most parameters fit. Where widths leave room, its counts
+    grow, as that of its layers. What is between two numbers is halfway.
 
     Args:
         space: of the search.
         network: of the space.
         size: the parameters of a candidate; 0 where it does not fit.
+        work: the multiply-accumulates of one that fits.
     """
     evenly = _evenly_wide(space, network, size)
     if evenly is None:
         return None
-    return _deepened(space, network, _widened(space, network, evenly, size), size)
+    return _deepened(space, network, _widened(space, network, evenly, size), size, work)
 
 
 def _evenly_wide(space: Space, network: str, size: Callable[[Drawn], int]) -> Drawn | None:
     """Return the candidate of the best choices whose widths are all at one share of their way."""
-    choices = [d for d in parameters_of(space, network) if isinstance(d.values, list)]
-    usual = {d.name: d.first() for d in choices}
+    parameters = parameters_of(space, network)
+    choices = [d for d in parameters if isinstance(d.values, list)]
+    usual = {d.name: d.first() for d in parameters if not isinstance(d.values, range)}
     share, widest = _widest(space, network, usual, size, 32)
     if share > NARROW:
         return widest
-    for form in (usual, {d.name: d.at(0) for d in choices}):
+    for form in (usual, usual | {d.name: d.at(0) for d in choices}):
         changed = [form | {d.name: value} for d in choices for value in (d.at(0), d.at(1))]
         others = [_widest(space, network, one, size, 16)[1] for one in changed]
         fitting = [drawn for drawn in (widest, *others) if drawn is not None]
@@ -138,19 +145,24 @@ def _widened(space: Space, network: str, drawn: Drawn, size: Callable[[Drawn], i
     growing = [d for d in parameters_of(space, network) if isinstance(d.values, range)]
     while growing:
         for dimension in list(growing):
-            wider = [v for v in dimension.values if float(v) > float(drawn[dimension.name])]
-            if wider and size(drawn | {dimension.name: min(wider)}):
-                drawn = drawn | {dimension.name: min(wider)}
-            else:
+            after = dimension.values.index(int(drawn[dimension.name])) + 1
+            wider = ({dimension.name: v} for v in dimension.values[after : after + AHEAD])
+            fitting = next((drawn | one for one in wider if size(drawn | one)), None)
+            if fitting is None:
                 growing.remove(dimension)
+            drawn = fitting or drawn
     return drawn
 
 
-def _deepened(space: Space, network: str, drawn: Drawn, size: Callable[[Drawn], int]) -> Drawn:
+def _deepened(
+    space: Space, network: str, drawn: Drawn, size: Callable[[Drawn], int],
+    work: Callable[[Drawn], int],
+) -> Drawn:  # fmt: skip
     """Return a candidate that fits, with more layers or filters where its widths left room.
 
     Widths go by steps, and a step of all of them may be more than half as much again. The choices
-    that are counts grow, that first which adds the fewest parameters.
+    that are counts grow, that first which adds the fewest parameters. It has to add arithmetic,
+    too, which a larger patch or stride does not.
     """
     counts = [
         d for d in parameters_of(space, network)
@@ -161,7 +173,9 @@ def _deepened(space: Space, network: str, drawn: Drawn, size: Callable[[Drawn], 
             drawn | {d.name: min(more)}
             for d in counts if (more := [v for v in d.values if float(v) > float(drawn[d.name])])
         ]  # fmt: skip
-        fitting = [one for one in larger if size(one) > size(drawn)]
+        fitting = [
+            one for one in larger if size(one) > size(drawn) and work(one) > work(drawn)
+        ]  # fmt: skip
         if not fitting:
             return drawn
         drawn = min(fitting, key=size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,14 +193,18 @@ def figure_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def figure_svg(figure: Figure) -> str:
-    """Return a figure as an SVG element that takes the colour of the text around it."""
+def figure_svg(figure: Figure, name: str) -> str:
+    """Return a figure as an SVG element that takes the colour of the text around it.
+
+    Its ids begin with its name, as they have to differ from those of others on the page.
+    """
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         _lay_out(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    named = re.sub(r' id="|href="#|url\(#', lambda found: f"{found[0]}{name}-", svg)
+    return named[named.index("<svg") :].replace(INK, "currentColor")
 
 
 def write_figure(figure: Figure, path: Path) -> Path:

@@ -189,7 +189,7 @@ def render_page(
         .get_template("comparison.html")
         .render(
             _context(comparison),
-            figures={name: figure_svg(figure) for name, figure in figures.items()},
+            figures={name: figure_svg(figure, name) for name, figure in figures.items()},
             texts={name: _alternative(name, comparison) for name in figures},
             pictures=pictures,
         )

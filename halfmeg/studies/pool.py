@@ -127,13 +127,23 @@ def stopping_workers(pool: Pool, advice: str) -> Iterator[None]:
         raise TrainingInterruptedError(advice, number) from None
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the program as Ctrl-C does, but with its own exit code."""
+
+    signal_number = signal.SIGTERM
+
+
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
     """Let SIGTERM stop a study or search as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:

@@ -147,7 +147,7 @@ def write_ranking(
     page = out / "ranking.html"
     rendered = build_templates().get_template("ranking.html").render(
         ranking=ranking, tables=tables, text=text, missing=MISSING,
-        drawing=figure and figure_svg(figure), failures=failures,
+        drawing=figure and figure_svg(figure, "ranks"), failures=failures,
         friedman=None if ranking.p_friedman is None else p_text(ranking.p_friedman, LEVEL),
         studies=[
             (comparison, f"{folder.name}/comparison.html")

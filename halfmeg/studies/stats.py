@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -50,19 +51,20 @@ class Interval:
         return f"{lo} to {hi}"
 
 
-def wilson_interval(num_right: int, n: int) -> Interval:
+def wilson_interval(num_right: float, n: int) -> Interval:
     """Return the share of right answers with its 95% interval over images (Wilson 1927).
 
     It stands for other images of the same kind, not for another training of the network.
 
     Args:
-        num_right: right answers, 0 to n.
+        num_right: right answers, 0 to n; between whole numbers for the mean of several trainings.
         n: answers, 1 or more.
     """
-    from scipy import stats  # takes most of a second to import
-
-    found = stats.binomtest(num_right, n).proportion_ci(1 - LEVEL, method="wilson")
-    return Interval(num_right / n, float(found.low), float(found.high))
+    share, z = num_right / n, NormalDist().inv_cdf(1 - LEVEL / 2)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    # At either end one bound is the share itself, but for rounding.
+    return Interval(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 
 @dataclass(frozen=True)

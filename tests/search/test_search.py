@@ -289,6 +289,8 @@ def test_a_value_of_a_wrong_type_says_what_is_taken() -> None:
             assert re.search("takes|allowed: |no share", str(caught.value)), caught.value
     with pytest.raises(ValueError, match="milestones is not for a search"):
         build_space(SPACE, settings=["schedule=step", "milestones=3,6"])
+    with pytest.raises(ValueError, match=r"schedule='step' in the space: .* needs milestones"):
+        build_space(SPACE | {"schedule": ["onecycle", "step"]})
 
 
 # The budget
@@ -363,7 +365,7 @@ def test_the_largest_that_fits_is_found() -> None:
         def fits(drawn: Any) -> bool:
             return limits.fits(measure_costs(space.model(drawn), 10, SHAPE, limits))
 
-        return largest_within(space, "residual", fits)
+        return largest_within(space, "residual", fits, work_in(space))
 
     model = build_model(space.model(fits_in(100_000)))
     assert 60_000 < count_params(model) <= 100_000
@@ -376,13 +378,13 @@ def test_a_start_is_as_wide_as_each_width_fits() -> None:
     space = build_space(SPACE)
     size = within(Limits(params=78_666, macs=12_500_000), space)
     for network in space.networks:
-        drawn = largest_within(space, network, size)
+        drawn = largest_within(space, network, size, work_in(space))
         assert drawn is not None
         for dimension in (d for d in space.dimensions if d.choice == network):
             if isinstance(dimension.values, range):
                 wider = [v for v in dimension.values if v > drawn[dimension.name]]
                 assert not wider or not size(drawn | {dimension.name: wider[0]})
-    widest = largest_within(space, "whitened-mobile", size)
+    widest = largest_within(space, "whitened-mobile", size, work_in(space))
     assert widest is not None
     assert [widest[f"whitened-mobile.width{i}"] for i in (1, 2)] == [32, 48]
     assert size(widest) == 77_128
@@ -392,13 +394,14 @@ def test_a_start_gets_deeper_where_its_widths_leave_room() -> None:
     """The next width of `residual` is half as wide again, which has 2.2 times the arithmetic."""
     space = build_space(SPACE, ["residual"])
     size = within(Limits(params=100_000, macs=14_000_000), space)
-    drawn = largest_within(space, "residual", size)
+    drawn = largest_within(space, "residual", size, work_in(space))
     assert drawn is not None
     assert drawn["residual.width"] == 8
     assert drawn["residual.depth"] == 4
     assert size(drawn) > 90_000
     assert not size(drawn | {"residual.width": 12, "residual.depth": 3})
-    fewer = largest_within(space, "residual", within(Limits(params=80_000), space))
+    size = within(Limits(params=80_000), space)
+    fewer = largest_within(space, "residual", size, work_in(space))
     assert fewer is not None
     assert (fewer["residual.width"], fewer["residual.depth"]) == (8, 3)
 
@@ -407,14 +410,59 @@ def test_a_tight_budget_is_filled_by_another_choice() -> None:
     space = build_space(SPACE)
     size = within(Limits(params=20_000, macs=2_000_000), space)
     for network in space.networks:
-        drawn = largest_within(space, network, size)
+        drawn = largest_within(space, network, size, work_in(space))
         assert drawn is not None
         assert size(drawn) > 10_000
 
 
+OWN = """
+from typing import Annotated, Literal
+from torch import nn
+
+class Patch(nn.Module):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: Annotated[int, range(8, 33, 4)] = 8,
+        patch: Literal[4, 8, 16] = 4,
+        drop: Annotated[float, (0.0, 0.8)] = 0.1,
+    ) -> None:
+        super().__init__()
+        if dim % 8:
+            raise ValueError("dim must be a multiple of 8")
+        self.net = nn.Sequential(
+            nn.Conv2d(3, dim, patch, patch), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Dropout(drop), nn.Linear(dim, num_classes),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
+
+def test_a_start_of_ones_own_network_grows_what_makes_it_larger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No dropout, no patch; and a width is passed over that the network refuses."""
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    space = build_space({"network": "own.py:Patch"})
+    drawn = largest_within(space, "own.py:Patch", within(Limits(), space), work_in(space))
+    assert drawn is not None
+    settings = {name.rpartition(".")[2]: value for name, value in drawn.items() if "." in name}
+    assert (settings["dim"], settings["patch"], settings["drop"]) == (32, 4, 0.4)
+
+
+def work_in(space: Any) -> Any:
+    return lambda drawn: measure_costs(space.model(drawn), 10, SHAPE, Limits()).macs
+
+
 def within(limits: Limits, space: Any) -> Any:
     def size(drawn: Any) -> int:
-        costs = measure_costs(space.model(drawn), 10, SHAPE, limits)
+        try:
+            costs = measure_costs(space.model(drawn), 10, SHAPE, limits)
+        except ValueError:  # it cannot be built
+            return 0
         return costs.params if limits.fits(costs) else 0
 
     return size
@@ -659,6 +707,9 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
     page = (out / "search.html").read_text()
     for text in ("Front", "What mattered", "Learning curves", "With double the time", "tiny.py"):
         assert text in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)), "each figure has its own"
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
     assert page.count("<svg") >= 1
     # started again it is done
     again, same = searched(out, few_digits)
@@ -1081,7 +1132,7 @@ def test_sigterm_ends_a_search_of_many_workers_in_order(
         time.sleep(0.05)
     running.terminate()
     _, told = running.communicate(timeout=120)
-    assert running.returncode == 128 + signal.SIGINT
+    assert running.returncode == 128 + signal.SIGTERM
     assert told.splitlines()[-1] == "halfmeg: stopped; `halfmeg search --resume out` goes on"
     assert (tmp_path / "out" / "search.html").exists()
     assert json.loads((tmp_path / "out" / "clock.json").read_text())["ended"] > 0

@@ -135,12 +135,12 @@ def test_too_few_data_sets_are_named() -> None:
         found = rank_networks(names, ["x", "y"], table)
         assert found.critical_difference is None
         assert found.verdict.endswith("so few data sets cannot tell any apart")
-        assert "critical difference" not in figure_svg(ranking_figure(found))
+        assert "critical difference" not in figure_svg(ranking_figure(found), "ranks")
 
 
 def test_the_diagram_is_drawn_and_the_tables_hold_all() -> None:
     found, _ = ranking()
-    svg = figure_svg(ranking_figure(found))
+    svg = figure_svg(ranking_figure(found), "ranks")
     ET.fromstring(svg)
     for name in found.networks:
         assert name in svg

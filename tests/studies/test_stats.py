@@ -32,7 +32,7 @@ def answers(
     return (latent < stats.norm.ppf(share) * 1.5).astype(float)
 
 
-@pytest.mark.parametrize("right", [0, 57, 107])
+@pytest.mark.parametrize("right", [0, 57, 57.4, 107])
 def test_wilson_interval_equals_the_formula_of_1927(right: int) -> None:
     """Its ends p solve |share - p| = z sqrt(p (1 - p) / n)."""
     interval = wilson_interval(right, 107)
