@@ -14,6 +14,7 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
+from halfmeg.places.place import is_place
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import parameters_of
 from halfmeg.search.space import NETWORK, Dimension, Space, Values
@@ -35,7 +36,8 @@ FACTOR_STEPS = 16
 MOST_DOUBLINGS = 4
 
 AHEAD = 4
-"""So many values of a width are tried beyond one that fits: it may have to be a multiple."""
+"""So many values of a width are tried beyond one that fits, in a network of one's own: it may take
+multiples alone."""
 
 NARROW = 1 / 8
 """Of the way from a network's smallest width to its largest."""
@@ -143,10 +145,11 @@ def _evenly_wide(space: Space, network: str, size: Callable[[Drawn], int]) -> Dr
 def _widened(space: Space, network: str, drawn: Drawn, size: Callable[[Drawn], int]) -> Drawn:
     """Return a candidate that fits, with each width as large as the others leave room for."""
     growing = [d for d in parameters_of(space, network) if isinstance(d.values, range)]
+    ahead = AHEAD if is_place(network) else 1
     while growing:
         for dimension in list(growing):
             after = dimension.values.index(int(drawn[dimension.name])) + 1
-            wider = ({dimension.name: v} for v in dimension.values[after : after + AHEAD])
+            wider = ({dimension.name: v} for v in dimension.values[after : after + ahead])
             fitting = next((drawn | one for one in wider if size(drawn | one)), None)
             if fitting is None:
                 growing.remove(dimension)

@@ -99,6 +99,7 @@ def with_wins(sets: int, wins: int) -> Ranking:
     return rank_networks(["a", "b"], [f"set{i}" for i in range(sets)], table)
 
 
+@pytest.mark.slow
 def test_two_networks_are_told_apart_in_no_more_than_5_percent_by_chance() -> None:
     """Exactly, over all ways that chance may share out the wins; the normal one made 12.5%."""
     from scipy import stats
