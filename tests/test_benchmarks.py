@@ -231,7 +231,8 @@ def test_gpu_names_what_is_wrong(tmp_path: Path) -> None:
 
 def test_budgets(tmp_path: Path) -> None:
     out = tmp_path / "accuracy.png"
-    runs = [f"results/{name}" for name in ("record", "record-100000", "common-he/resnet20-seed-0")]
+    names = ("record-500000", "record-100000", "common-he/resnet20-seed-0")
+    runs = [f"results/{name}" for name in names]
     outcome = benchmark("budgets", *runs, "--out", str(out), cwd=ROOT)
     assert outcome.code == 0, outcome.err
     lines = [line.split() for line in outcome.out.splitlines()]
@@ -246,7 +247,7 @@ def test_budgets(tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
     twice = benchmark("budgets", runs[0], runs[0], "--out", str(out), cwd=ROOT)
     assert twice.code == 2
-    assert "results/record repeats seed 0 at 468,808 parameters" in twice.err
+    assert "results/record-500000 repeats seed 0 at 468,808 parameters" in twice.err
 
 
 def test_budgets_of_several_seeds(tmp_path: Path) -> None:

@@ -63,11 +63,12 @@ FILES = (
 TARGET_FILE = re.compile(r"(c|web)(/[A-Za-z0-9_][A-Za-z0-9_.]*){1,3}")
 """Names of files in the folders of C and of the page."""
 
-BUNDLED = Path(str(files("halfmeg") / "bundled"))
-"""The network that is installed with the program."""
+SHIPPED = {name: Path(str(files("halfmeg") / "bundled" / name)) for name in ("record", "gated")}
+"""The bundles that are installed with the program: the best below 500,000 parameters and the best
+below 100,000. They go by their names where no folder of that name is."""
 
-SHIPPED = {"record": BUNDLED}
-"""Bundles that go by a name where no folder of that name is."""
+BUNDLED = SHIPPED["record"]
+"""The one that answers where none is named."""
 
 
 @dataclass(frozen=True)

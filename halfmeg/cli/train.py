@@ -232,7 +232,7 @@ def _print_result(run: Run, as_json: bool) -> None:
 
 
 def evaluate(
-    folder: Annotated[str, typer.Argument(help="A finished run folder, a bundle, or `record`.")],
+    folder: Annotated[str, typer.Argument(help="A finished run, a bundle, `record` or `gated`.")],
     data: Annotated[
         str | None, typer.Option(help="Other data of the same classes.", show_default="the run's")
     ] = None,

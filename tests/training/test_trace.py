@@ -34,7 +34,7 @@ from halfmeg import Run, RunConfig, build_model, fit, load_dataset, resume
 
 TRACE = Path(__file__).with_name("trace.json")
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10"
-BUNDLED = Path(str(files("halfmeg") / "bundled"))
+BUNDLED = Path(str(files("halfmeg") / "bundled" / "record"))
 NUM_DIGITS, NUM_CIFAR, NUM_CIFAR_TEST = 120, 2_000, 100
 
 EPOCHS = 3
