@@ -144,14 +144,22 @@ def time_steps(
     step(plain)
     if not compiling:
         return StepTimes(min(step(plain) for _ in range(2)))
-    network = compiled(copy.deepcopy(model).train(), device, on=True)
+    copied = copy.deepcopy(model).train()
+    network = compiled(copied, device, on=True)
     try:
         started = time.perf_counter()
         step(network)
         first = time.perf_counter() - started  # compilers are processes of their own
+        if not _finite_gradients(copied):  # seen on a GPU: docs/scale.md
+            return StepTimes(0.0, failure="its gradients are no numbers")
         pairs = [(step(plain), step(network)) for _ in range(ROUNDS)]
     except Exception as error:  # the compiler's errors have no common base
         text = " ".join(str(error).partition("Set TORCH")[0].split())[:200]
         return StepTimes(0.0, failure=f"{type(error).__name__}: {text}")
     of_plain, of_compiled = (min(times) for times in zip(*pairs, strict=True))
     return StepTimes(of_plain, of_compiled, max(0.0, first - of_compiled))
+
+
+def _finite_gradients(model: nn.Module) -> bool:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)

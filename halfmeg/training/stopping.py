@@ -40,10 +40,11 @@ def how_to_continue(run: Run) -> str:
 
 def how_it_diverged(run: Run, at: Position) -> str:
     """Return what to say of a run whose loss is no number any more."""
+    uncompiled = ", or compile=false" if run.config.compile is True else ""
     return (
         f"the loss became {at.loss_sum / at.num_seen} in epoch {at.epoch + 1}, step {at.step}; "
         f"the checkpoints in {run.folder} are from before; "
-        f"try a smaller lr than {run.config.lr:g}"
+        f"try a smaller lr than {run.config.lr:g}{uncompiled}"
     )
 
 

@@ -407,6 +407,11 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+of_importing_the_compiler = pytest.mark.filterwarnings(
+    r"ignore:.torch\.jit\.script_method. is deprecated:DeprecationWarning"
+)
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_compile_auto_measures_a_longer_run(
@@ -424,6 +429,7 @@ def test_compile_auto_measures_a_longer_run(
 
 @pytest.mark.slow
 @needs_compiler
+@of_importing_the_compiler
 def test_a_compiler_that_fails_is_a_reason_and_no_error() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.SiLU(), nn.Linear(8, 3))
     useless = {"cpp.cxx": (shutil.which("true"),), "compile_threads": 1}
@@ -432,6 +438,26 @@ def test_a_compiler_that_fails_is_a_reason_and_no_error() -> None:
     assert times.failure
     assert "\n" not in times.failure
     assert not judge(times, 10**6, 1)[0]
+
+
+class WrongWhenCompiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x.flatten(1))
+        return y * float("nan") if torch.compiler.is_compiling() else y
+
+
+@pytest.mark.slow
+@needs_compiler
+@of_importing_the_compiler
+def test_what_gives_no_numbers_compiled_is_not_compiled() -> None:
+    images = torch.zeros(4, 3, 4, 4)
+    with fresh_cache():
+        times = time_steps(WrongWhenCompiled(), images, torch.float32, compiling=True)
+    assert times.failure == "its gradients are no numbers"
 
 
 RANKS = """
