@@ -1,168 +1,250 @@
-"""What half an hour of a GPU gives: the comparison, sprint, and the candidates for the record.
+"""What half an hour of a GPU gives: trainings in the order in which they are worth it.
 
-    python benchmarks/gpu.py DATA --out FOLDER [--steps STEP…] [--minutes STEP=12…] [--bring TO]
+    python benchmarks/gpu.py DATA --out FOLDER [--runs NAME…] [--minutes M] [--bring TO]
     python benchmarks/gpu.py DATA --split PARTS
 
-DATA is what `--data` takes: a folder with the Parquet files, say. All seeds of a network train at
-once, their weights stacked, since one small network leaves a large card idle.
+DATA is what `--data` takes: a folder with the Parquet files, say. Each run of `RUNS` is a process
+of its own, as `halfmeg train` starts it, several at once (`--at-once`), since one small network
+leaves a large card idle. They share it better under CUDA's MPS:
 
-Each step has minutes of its own. When they are over, it stops after an epoch with a checkpoint; the
-same command goes on where it stopped, and passes over the steps that are done. FOLDER holds
-`gpu.json`, written anew after each step, and for each step its study's folder, weights included.
-`--bring` packs for each step one archive of its runs, without checkpoints, and a copy of
-`gpu.json` into another folder, to take home what may be lost with the machine.
+    nvidia-cuda-mps-control -d
+    python benchmarks/gpu.py DATA --out FOLDER
+    echo quit | nvidia-cuda-mps-control
+
+When the minutes are over, or at Ctrl-C or SIGTERM, each run stops with a checkpoint; the same
+command goes on with them. FOLDER holds a run folder for each, what they print in `logs`, and
+`gpu.json`, written anew after each change. `--bring` packs each run that ends into another folder,
+to take home what may be lost with the machine: without checkpoints where it is done, else with the
+newest. Unpacked beside `gpu.json`, into a FOLDER of the same name, they go on anywhere.
 
 `--split` cuts Parquet files into parts of at most 12 MiB in the same order, for a machine that
 takes little at a time; a folder of all parts is DATA again, with the same fingerprint.
 
-It runs on a processor too (`--device cpu`), where `--images` and `--epochs` cut it to size.
+It runs on a processor too (`--device cpu`), where `--epochs` cuts it to size.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
+import shlex
 import signal
+import subprocess
+import sys
 import tarfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from arguments import fewer, open_data
+from arguments import open_data
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.metrics import MetricsRow
-from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits
-from halfmeg.files import write_json
-from halfmeg.networks.table import MODELS
-from halfmeg.studies.compare import compare_runs
-from halfmeg.studies.study import run_study
-from halfmeg.studies.workers import StudyListener
-from halfmeg.training.listen import Listener, SilentListener
-from halfmeg.training.recipes import build_recipe, common
-from halfmeg.training.stopping import TrainingInterruptedError
-
-TIMED_IMAGES = 10_000
-"""How many images an epoch has that is timed: few, as each network is timed alone and stacked."""
+from halfmeg.artifacts.run import checkpoints_in
+from halfmeg.files import make_folder, read_json, write_json
 
 PART_BYTES = 12 * 2**20
 
-TINIEST = (
-    "model=gated", "budget=97600", "optimizer=adamw", "lr=0.02", "weight_decay=0.01",
-    "batch_size=256", "epochs=200", "schedule=onecycle", "warmup=0.1", "mixup=0.5", "rotation=15",
-    "crop=4", "brightness=0.2", "contrast=0.2", "saturation=0.2", "sharpness=0.5", "ema=0.999",
-)  # fmt: skip
-"""After what the tiniest network on CIFAR-10 is said to be trained by (97,530 parameters)."""
+SECONDS_TO_STOP = 30
+"""From the request to write a checkpoint to the kill."""
 
-STEPS: dict[str, tuple[float, list[tuple[str, tuple[str, ...], int]]]] = {
-    # name: minutes, and its recipes with their settings and the most seeds worth their time
-    "sprint": (2, [("sprint", (), 5)]),
-    "record": (8, [("record", ("epochs=200",), 3)]),
-    "record-varied": (8, [("record", ("epochs=400", "lr=0.05", "trivial_augment=true"), 1)]),
-    "record-mixed": (8, [("record", ("epochs=400", "lr=0.05", "mixup=0.2", "cutmix=1"), 1)]),
-    "tiniest": (6, [("common", TINIEST, 3)]),
-    "small": (6, [("record", ("budget=100000", "epochs=400"), 5)]),
-    "mlperf": (4, [("record", ("model=whitened-residual(width=8,growth=16)", "epochs=400"), 3)]),
-    "comparison": (5, [("study-compare", (f"model={m}",), 5) for m in ("cnn", "resnet-linear")]),
-    "common": (6, [("common", (f"model={m}",), 5) for m in ("resnet20", "resnet32")]),
-    "speeds": (3, []),
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
+"""Exit codes of a run that was asked to stop: with a checkpoint, or before it listened."""
+
+TAUGHT = "record teacher=teacher epochs=240 small_size=0 label_smoothing=0 cutout=8"
+
+RUNS = {
+    # over the budget, since it only teaches
+    "teacher": (
+        "record model=whitened-residual(width=64,growth=64) epochs=45 small_size=0 "
+        "label_smoothing=0"
+    ),
+    **{f"record-{seed}": f"record epochs=220 small_size=0 seed={seed}" for seed in (1, 2)},
+    "gated": (
+        "common model=gated teacher=teacher budget=97600 optimizer=adamw lr=0.02 weight_decay=0.01 "
+        "batch_size=500 epochs=200 warmup=0.05 label_smoothing=0 ema=0.999 cutout=8 rotation=10 "
+        "brightness=0.1 contrast=0.1 saturation=0.3 val_fraction=0.02"
+    ),
+    **{f"mobile-{seed}": f"{TAUGHT} model=whitened-mobile() seed={seed}" for seed in range(3)},
+    **{f"resnet8-{seed}": f"{TAUGHT} model=resnet8 seed={seed}" for seed in range(3)},
+    **{
+        f"budget-{budget}": f"record budget={budget} epochs=100 small_size=24 small_share=0.6"
+        for budget in (200_000, 350_000)
+    },
 }
-"""In the order in which they are worth it; those of the record's recipe choose on validation."""
+"""Recipe and settings of each run, in the order in which they are worth it.
+
+`teacher=NAME` names another run: its bundle is awaited.
+"""
 
 
-class Deadline(StudyListener):
-    """Stops a study after the epoch in which its time is over."""
-
-    def __init__(self, minutes: float) -> None:
-        self.started = time.perf_counter()
-        self.seconds = 60 * minutes
-
-    def passed(self) -> float:
-        """Return the seconds since the start."""
-        return time.perf_counter() - self.started
-
-    def is_over(self) -> bool:
-        """Whether the time is over."""
-        return self.passed() > self.seconds
-
-    def of_run(self, config: RunConfig) -> Listener:
-        """Return who stops a run."""
-        return StopAt(self, config.epochs)
+def teacher_of(name: str) -> str | None:
+    """Return the run whose bundle a run learns from."""
+    named = [text.partition("=")[2] for text in RUNS[name].split() if text.startswith("teacher=")]
+    return named[0] if named else None
 
 
-class StopAt(SilentListener):
-    """Stops one run."""
+@dataclass
+class Entry:
+    """What `gpu.json` says of a run."""
 
-    def __init__(self, deadline: Deadline, epochs: int) -> None:
-        self.deadline = deadline
-        self.epochs = epochs
-
-    def on_epoch(self, row: MetricsRow) -> None:
-        """Stop it if the time is over and it is not done."""
-        if self.deadline.is_over() and row["epoch"] != self.epochs:
-            done = f"after {row['epoch']} of {self.epochs} epochs"
-            raise TrainingInterruptedError(done, signal.SIGTERM)
+    settings: str
+    command: str = ""  # the last that was given for it
+    state: str = "waiting"  # or running, done, stopped, failed
+    seconds: float = 0.0
+    test_accuracy: float | None = None
 
 
-def speeds(
-    data: DataSplits, out: Path, device: str, seeds: int, deadline: Deadline
-) -> dict[str, Any]:
-    """Return images per second of each network, alone and of all seeds at once together.
+@dataclass
+class Log:
+    """What `gpu.json` holds."""
 
-    They are those of the second of two epochs of few images. Nothing is compiled: two graphs for
-    each network would take minutes from the trainings.
-    """
-    data = fewer(data, TIMED_IMAGES, TIMED_IMAGES // 10)
-    found: dict[str, Any] = {"failures": {}}
-    for kind, count in (("alone", 1), ("stacked", seeds)):
-        configs = [
-            replace(
-                common(model), epochs=2, batch_size=500, device=device, val_fraction=0.0, seed=seed
+    machine: dict[str, Any] = field(default_factory=dict)
+    runs: dict[str, Entry] = field(default_factory=dict)
+
+
+class Queue:
+    """Runs that wait for their turn, and those under way."""
+
+    def __init__(self, folder: Path, data: list[str], log: Log, home: Path | None) -> None:
+        self.folder = folder
+        self.data = data
+        self.log = log
+        self.home = home
+        self.waiting: list[str] = []
+        self.running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+        self.failed = False
+
+    def add(self, name: str) -> None:
+        """Let a run wait for its turn, unless it is done."""
+        is_begun = (self.folder / name).exists()
+        if self.command(name):
+            self.waiting.append(name)
+            self.note(name, "stopped" if is_begun else "waiting")
+        else:
+            self.note(name, "done")
+        if is_begun:
+            self.pack(name)
+
+    def bundle(self, teacher: str) -> Path:
+        """Return where the bundle of a teacher is, or will be."""
+        return self.folder / f"{teacher}-bundle"
+
+    def output(self, name: str) -> Path:
+        """Return the file of what a run prints."""
+        return self.folder / "logs" / f"{name}.txt"
+
+    def command(self, name: str) -> list[str]:
+        """Return how to start a run, go on with it, or export a teacher; nothing if it is done."""
+        run = self.folder / name
+        if not run.exists():
+            words = self.log.runs[name].settings.split()
+            if teacher := teacher_of(name):
+                words[words.index(f"teacher={teacher}")] = f"teacher={self.bundle(teacher)}"
+            return ["train", *words, *self.data, "--out", str(run)]
+        if not (run / "result.json").exists():
+            return ["resume", str(run), *self.data]
+        if name in map(teacher_of, RUNS) and not self.bundle(name).exists():
+            return ["export", str(run), *self.data, "--out", str(self.bundle(name)), "--allow-loss"]
+        return []
+
+    def work(self, at_once: int, is_over: Callable[[], bool]) -> None:
+        """Run all that can be run, until it is over; what then runs is stopped."""
+        while not is_over():
+            self.collect()
+            for name in [*self.waiting]:
+                teacher = teacher_of(name)
+                is_ready = teacher is None or self.bundle(teacher).exists()
+                if is_ready and len(self.running) < at_once:
+                    self.waiting.remove(name)
+                    self.start(name)
+            if not self.running:
+                return
+            time.sleep(0.2)
+        self.stop()
+
+    def start(self, name: str) -> None:
+        """Start what a run needs next; what it prints is added to its file."""
+        command = ["-m", "halfmeg", *self.command(name)]
+        with self.output(name).open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # a Ctrl-C beside SIGTERM would leave it no checkpoint
             )
-            for model in MODELS
-            for seed in range(count)
-        ]  # fmt: skip
-        study = run_study(configs, data, out / kind, stack=count > 1, listener=deadline)
-        found["failures"] |= study.failures
-        found[kind] = {
-            run.config.model: (run.read_metrics()[-1]["images_per_second"] or 0) * count
-            for run in study.runs
-            if run.config.seed == 0
-        }
-    return found
+        self.running[name] = process, time.monotonic()
+        self.log.runs[name].command = shlex.join(["python", *command])
+        self.note(name, "running")
 
+    def collect(self, stopped: tuple[int, ...] = STOPPED) -> None:
+        """Note the runs that have ended; `stopped` are the exit codes of those that go on later."""
+        for name, (process, started) in [*self.running.items()]:
+            code = process.poll()
+            if code is None:
+                continue
+            del self.running[name]
+            self.log.runs[name].seconds += time.monotonic() - started
+            if code in (0, *stopped) and not self.command(name):
+                self.note(name, "done")
+            elif code == 0:  # a teacher, to be exported
+                self.waiting.insert(0, name)
+                self.note(name, "waiting")
+            elif code in stopped:
+                self.note(name, "stopped")
+            else:
+                self.failed = True
+                self.note(name, "failed")
+                lines = self.output(name).read_text(errors="replace").split("\n")
+                told = next((line for line in reversed(lines) if line.strip()), "it says nothing")
+                print(f"{name} failed with exit code {code}: {told}", file=sys.stderr, flush=True)
+            self.pack(name)
 
-def train(
-    configs: list[RunConfig], data: DataSplits, out: Path, deadline: Deadline
-) -> dict[str, Any]:
-    """Train all seeds of a network at once; return their results, and the time that all took."""
-    study = run_study(configs, data, out, stack=True, listener=deadline)
-    found: dict[str, Any] = {"failures": study.failures}
-    if study.runs:
-        comparison = compare_runs(study.runs)
-        found |= {
-            "verdicts": [pair.verdict for pair in comparison.pairs],
-            "test_accuracy": {m.name: m.test_accuracy.mean for m in comparison.models},
-            "runs": [run.result() for run in study.runs],
-        }
-    return found
+    def stop(self) -> None:
+        """Let each run write a checkpoint and end; kill those that take too long."""
+        for process, _ in self.running.values():
+            process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_STOP
+        while self.running and time.monotonic() < deadline:
+            self.collect()
+            time.sleep(0.1)
+        for process, _ in self.running.values():
+            process.kill()
+            process.wait()
+        self.collect((*STOPPED, -signal.SIGKILL))
 
+    def note(self, name: str, state: str) -> None:
+        """Write down the state of a run."""
+        entry = self.log.runs[name]
+        entry.state = state
+        result = self.folder / name / "result.json"
+        if result.exists():
+            entry.test_accuracy = json.loads(result.read_text())["test_accuracy"]
+        print(f"{name}: {state}", flush=True)
+        for folder in filter(None, (self.folder, self.home)):
+            write_json(folder / "gpu.json", asdict(self.log))
 
-def bring(step: str, out: Path, home: Path) -> None:
-    """Pack the runs of a step, without checkpoints, and copy what was found so far."""
-    home.mkdir(parents=True, exist_ok=True)
+    def pack(self, name: str) -> None:
+        """Pack a run, and what it printed, to take it home."""
+        if self.home is None:
+            return
+        checkpoints = checkpoints_in(self.folder / name)
+        is_trained = (self.folder / name / "result.json").exists()
+        dropped = {path.name for path in (checkpoints if is_trained else checkpoints[:-1])}
 
-    def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        return None if "checkpoints" in Path(member.name).parts else member
+        def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+            return None if Path(member.name).name in dropped else member
 
-    with tarfile.open(home / f"{step}.tar.xz", "w:xz") as archive:
-        archive.add(out / step, step, filter=wanted)
-    shutil.copyfile(out / "gpu.json", home / "gpu.json")
+        with tarfile.open(self.home / f"{name}.tar.gz", "w:gz") as archive:
+            for path in (self.folder / name, self.output(name)):
+                if path.exists():
+                    archive.add(path, path.relative_to(self.folder), filter=wanted)
 
 
 def split(source: Path, parts: Path) -> None:
@@ -180,8 +262,33 @@ def split(source: Path, parts: Path) -> None:
             print(part)
 
 
+def open_log(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Log:
+    """Return what the folder's `gpu.json` says, the chosen runs added; one line if it is wrong."""
+    path = args.out / "gpu.json"
+    log = Log()
+    if path.exists():
+        try:
+            log = read_json(path, Log)
+        except ValueError as error:
+            parser.error(str(error))
+    elif args.out.is_file() or (args.out.exists() and any(args.out.iterdir())):
+        parser.error(f"{args.out} holds something else; choose another --out")
+    log.machine = environment()
+    for name in args.runs:
+        teacher = teacher_of(name)
+        if teacher and teacher not in args.runs and not (args.out / f"{teacher}-bundle").exists():
+            parser.error(f"{name} learns from another run; add {teacher} to --runs")
+        settings = f"{RUNS[name]} device={args.device}"
+        settings += f" epochs={args.epochs}" if args.epochs else ""
+        entry = log.runs.setdefault(name, Entry(settings))
+        if (args.out / name).exists() and entry.settings != settings:
+            parser.error(f"{args.out} has {name} with other settings; choose another --out")
+        entry.settings = settings
+    return log
+
+
 def main() -> None:
-    """Do all steps for which there is time."""
+    """Do the runs for which there is time."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -190,17 +297,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder; what it holds is gone on with")
     parser.add_argument("--split", type=Path, metavar="PARTS", help="cut DATA and do nothing else")
     parser.add_argument("--bring", type=Path, metavar="TO", help="a folder to pack the runs into")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
-    parser.add_argument("--minutes", nargs="+", default=[], metavar="STEP=MINUTES")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME")
+    parser.add_argument("--minutes", type=float, default=25.0, metavar="M")
+    parser.add_argument("--at-once", type=int, default=6, metavar="N", help="the most processes")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seeds", type=int, help="of every step, instead of its own number")
-    parser.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="the trainings, not what is timed alone; on a GPU the default",
-    )
-    parser.add_argument("--images", type=int, help="training images, all if not given")
-    parser.add_argument("--epochs", type=int, help="of every run, instead of its recipe's")
+    parser.add_argument("--epochs", type=int, help="of every run, instead of its own")
     args = parser.parse_args()
     if args.split:
         if args.split.exists():
@@ -209,58 +310,28 @@ def main() -> None:
         return
     if args.out is None:
         parser.error("--out is missing: the folder to train into")
-    on_gpu = args.device.startswith("cuda")
-    compiled = on_gpu if args.compile is None else args.compile
-    if on_gpu and not torch.cuda.is_available():
+    for option in ("minutes", "at_once", "epochs"):
+        value = getattr(args, option)
+        if value is not None and not value > 0:
+            parser.error(f"--{option.replace('_', '-')} {value} is out of range; allowed: above 0")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu runs on the processor")
-    minutes = {name: STEPS[name][0] for name in STEPS}
-    for text in args.minutes:
-        name, _, number = text.partition("=")
-        try:
-            minutes[name] = float(number)
-        except ValueError:
-            parser.error(f"--minutes {text} is not allowed; write STEP=MINUTES, as in record=12")
-        if name not in STEPS:
-            parser.error(f"--minutes {text}: no such step; allowed: {', '.join(STEPS)}")
-    data = open_data(parser, args)
-    if args.images:
-        data = fewer(data, args.images, len(data.test))
+    log = open_log(parser, args)
+    open_data(parser, args)  # decoded once, before several runs want it
+    make_folder(args.out / "logs")
+    if args.bring:
+        make_folder(args.bring)
 
-    def configs(step: str) -> list[RunConfig]:
-        found = []
-        for recipe, settings, seeds in STEPS[step][1]:
-            config = build_recipe(recipe).override([f"device={args.device}", *settings])
-            config = replace(config, compile=compiled, epochs=args.epochs or config.epochs)
-            found += [replace(config, seed=seed) for seed in range(args.seeds or seeds)]
-        return found
-
-    log = args.out / "gpu.json"
-    found: dict[str, Any] = {"machine": environment(), "data": data.name, "done": []}
-    if log.exists():
-        found = json.loads(log.read_text())
-    elif args.out.exists() and any(args.out.iterdir()):
-        parser.error(f"{args.out} holds something else; choose another --out")
-    args.out.mkdir(parents=True, exist_ok=True)
-    for step in args.steps:
-        if step in found["done"]:
-            continue
-        print(f"{step}: at most {minutes[step]:g} minutes", flush=True)
-        deadline = Deadline(minutes[step])
-        seconds = found.get(step, {}).get("seconds", 0.0)
-        folder = args.out / step
-        try:
-            if step == "speeds":
-                found[step] = speeds(data, folder, args.device, args.seeds or 5, deadline)
-            else:
-                found[step] = train(configs(step), data, folder, deadline)
-            found["done"].append(step)
-        except TrainingInterruptedError as stopped:
-            found[step] = {"stopped": str(stopped), "failures": {}}
-        found[step]["seconds"] = seconds + deadline.passed()
-        write_json(log, found)
-        if args.bring:
-            bring(step, args.out, args.bring)
-    print(log)
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
+    end = time.monotonic() + 60 * args.minutes
+    queue = Queue(args.out, ["--data", args.data, "--data-dir", args.data_dir], log, args.bring)
+    for name in filter(args.runs.__contains__, RUNS):
+        queue.add(name)
+    queue.work(args.at_once, lambda: bool(signals) or time.monotonic() > end)
+    print(args.out / "gpu.json")
+    sys.exit(128 + signals[0] if signals else int(queue.failed))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from conftest import ROOT, Cli, Outcome
+import torch
+from conftest import ROOT, Cli, Outcome, first_digits
 
+from halfmeg.artifacts.run import checkpoints_in
 from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS
 from halfmeg.shipping.device import missing_tool
@@ -161,49 +168,95 @@ def test_a_training_that_fails_ends_the_race(tmp_path: Path, pictures: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-GPU = ("gpu", "digits", "--device", "cpu", "--images", "520", "--seeds", "2", "--out", "gpu")
-GPU_STEPS = ("sprint", "comparison", "small")
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Too few images to learn from, so that large networks train on them in seconds."""
+    data = first_digits(100)
+    path = tmp_path_factory.mktemp("few") / "few.npz"
+    arrays = {}
+    for part, images in (("train", data.train), ("test", data.test)):
+        arrays[f"{part}_images"] = images.images.permute(0, 2, 3, 1).numpy()
+        arrays[f"{part}_labels"] = images.labels.numpy()
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
 
 
-def test_gpu_runs_whole_on_a_processor(tmp_path: Path) -> None:
-    command = (*GPU, "--epochs", "1", "--steps", *GPU_STEPS, "--bring", "home")
-    outcome = benchmark(*command, cwd=tmp_path)
+def gpu_arguments(data: Path, *runs: str, epochs: int = 1) -> tuple[str, ...]:
+    return (
+        str(data), "--device", "cpu", "--out", "gpu", "--bring", "home", "--epochs", str(epochs),
+        "--runs", *runs,
+    )  # fmt: skip
+
+
+def gpu_log(folder: Path) -> dict[str, Any]:
+    log = json.loads((folder / "gpu.json").read_text())
+    assert log["machine"]["torch"] == torch.__version__
+    runs: dict[str, Any] = log["runs"]
+    return runs
+
+
+def packed(archive: Path) -> list[str]:
+    with tarfile.open(archive) as file:
+        return file.getnames()
+
+
+def test_gpu_waits_for_a_teacher_and_names_what_fails(tmp_path: Path, few_digits: Path) -> None:
+    taught = gpu_arguments(few_digits, "mobile-0", "teacher")
+    outcome = benchmark("gpu", *taught, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
-    found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
-    assert found["done"] == [*GPU_STEPS]
-    for step in GPU_STEPS:
-        assert found[step]["failures"] == {}
-        for result in found[step].get("runs", ()):
-            (folder,) = (tmp_path / "gpu" / step).glob(f"{result['model']}*seed-{result['seed']}")
-            assert (folder / "weights.safetensors").exists()
-        with tarfile.open(tmp_path / "home" / f"{step}.tar.xz") as archive:
-            names = archive.getnames()
-        assert any(name.endswith("weights.safetensors") for name in names)
-        assert not any("checkpoints" in name for name in names)
-    before = (tmp_path / "gpu" / "gpu.json").stat().st_mtime_ns
-    assert benchmark(*command, cwd=tmp_path).code == 0
-    assert (tmp_path / "gpu" / "gpu.json").stat().st_mtime_ns == before  # nothing was left to do
+    runs = gpu_log(tmp_path / "home")
+    assert runs == gpu_log(tmp_path / "gpu")
+    assert {name: run["state"] for name, run in runs.items()} == {
+        "mobile-0": "done", "teacher": "done",
+    }  # fmt: skip
+    assert "teacher=gpu/teacher-bundle" in runs["mobile-0"]["command"]
+    for name, run in runs.items():
+        result = json.loads((tmp_path / "gpu" / name / "result.json").read_text())
+        assert run["test_accuracy"] == result["test_accuracy"]
+        names = packed(tmp_path / "home" / f"{name}.tar.gz")
+        assert {f"{name}/weights.safetensors", f"logs/{name}.txt"} <= {*names}
+        assert not any(name.endswith(".pt") for name in names)
+    assert benchmark("gpu", *taught, cwd=tmp_path).code == 0
+    assert gpu_log(tmp_path / "gpu") == runs  # nothing was left to do
+
+    (tmp_path / "gpu" / "record-1").mkdir()  # which holds no run to go on with
+    broken = gpu_arguments(few_digits, "record-1", "budget-200000")
+    outcome = benchmark("gpu", *broken, "--at-once", "1", cwd=tmp_path)
+    assert outcome.code == 1
+    assert outcome.err.startswith("record-1 failed with exit code 2: halfmeg: gpu/record-1 ")
+    assert len(outcome.err.splitlines()) == 1
+    states = {name: run["state"] for name, run in gpu_log(tmp_path / "gpu").items()}
+    assert (states["record-1"], states["budget-200000"]) == ("failed", "done")
 
 
-@pytest.mark.campaign
-def test_gpu_times_every_network(tmp_path: Path) -> None:
-    assert benchmark(*GPU, "--steps", "speeds", "--minutes", "speeds=60", cwd=tmp_path).code == 0
-    found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())["speeds"]
-    assert set(found["alone"]) == set(MODELS)
-    assert set(found["stacked"]) | set(found["failures"]) >= set(MODELS)
+def test_gpu_stops_and_goes_on(tmp_path: Path, few_digits: Path) -> None:
+    name = "budget-200000"
+    arguments = gpu_arguments(few_digits, name, epochs=20)
+    assert benchmark("gpu", *arguments, "--minutes", "0.01", cwd=tmp_path).code == 0
+    assert gpu_log(tmp_path / "gpu")[name]["state"] == "stopped"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *arguments]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        while process.poll() is None and not checkpoints_in(tmp_path / "gpu" / name):
+            time.sleep(0.05)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    stopped = gpu_log(tmp_path / "home")[name]
+    assert (stopped["state"], stopped["test_accuracy"]) == ("stopped", None)
+    names = packed(tmp_path / "home" / f"{name}.tar.gz")
+    assert sum(name.endswith(".pt") for name in names) == 1
 
-
-def test_gpu_stops_in_time_and_goes_on(tmp_path: Path) -> None:
-    command = (*GPU, "--epochs", "6", "--steps", "comparison")
-    assert benchmark(*command, "--minutes", "comparison=0.02", cwd=tmp_path).code == 0
-    stopped = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
-    assert stopped["done"] == []
-    assert "epochs" in stopped["comparison"]["stopped"]
-    assert benchmark(*command, cwd=tmp_path).code == 0
-    found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
-    assert found["done"] == ["comparison"]
-    assert len(found["comparison"]["runs"]) == 4
-    assert found["comparison"]["seconds"] > stopped["comparison"]["seconds"]
+    shutil.rmtree(tmp_path / "gpu")  # as where the machine is lost
+    shutil.copytree(tmp_path / "home", tmp_path / "gpu")
+    with tarfile.open(tmp_path / "home" / f"{name}.tar.gz") as archive:
+        archive.extractall(tmp_path / "gpu", filter="data")
+    other = benchmark("gpu", *gpu_arguments(few_digits, name), cwd=tmp_path)
+    assert other.code == 2
+    assert "gpu has budget-200000 with other settings" in other.err
+    assert benchmark("gpu", *arguments, cwd=tmp_path).code == 0
+    done = gpu_log(tmp_path / "gpu")[name]
+    assert done["state"] == "done"
+    assert done["command"].startswith("python -m halfmeg resume ")
+    assert done["seconds"] > stopped["seconds"]
 
 
 def test_gpu_takes_its_data_in_parts(tmp_path: Path, cifar_jpeg: Path) -> None:
@@ -218,15 +271,23 @@ def test_gpu_takes_its_data_in_parts(tmp_path: Path, cifar_jpeg: Path) -> None:
 
 
 def test_gpu_names_what_is_wrong(tmp_path: Path) -> None:
-    for arguments, words in (
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    on_cpu = ("digits", "--device", "cpu", "--out")
+    for arguments, told in (
         (("digits",), "--out is missing"),
-        ((*GPU[1:], "--minutes", "record"), "STEP=MINUTES"),
-        ((*GPU[1:], "--minutes", "rekord=3"), "allowed: sprint"),
-        ((*GPU[1:], "--steps", "rekord"), "rekord"),
+        ((*on_cpu, "gpu", "--runs", "rekord"), "rekord"),
+        ((*on_cpu, "gpu", "--runs", "gated"), "add teacher to --runs"),
+        ((*on_cpu, "gpu", "--at-once", "0"), "--at-once 0 is out of range"),
+        ((*on_cpu, "gpu", "--minutes", "nan"), "--minutes nan is out of range"),
+        ((*on_cpu, "other"), "other holds something else"),
+        (("nowhere", *on_cpu[1:], "gpu"), "nowhere"),
     ):
         outcome = benchmark("gpu", *arguments, cwd=tmp_path)
         assert outcome.code == 2
-        assert words in outcome.err
+        assert told in outcome.err.splitlines()[-1]
+        assert "Traceback" not in outcome.err
+        assert not (tmp_path / "gpu").exists()
 
 
 def test_budgets(tmp_path: Path) -> None:
