@@ -404,10 +404,12 @@ def test_every_run_that_is_kept_is_whole() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cifar10-jpeg", "cifar10"])
-def test_the_bundled_network_has_the_stated_accuracy(cli: Cli, name: str) -> None:
+@pytest.mark.parametrize(
+    ("network", "name"), [("record", "cifar10-jpeg"), ("record", "cifar10"), ("gated", "cifar10")]
+)
+def test_the_bundled_networks_have_the_stated_accuracy(cli: Cli, network: str, name: str) -> None:
     page = (RESULTS / "README.md").read_text()
-    (stated,) = re.findall(rf"halfmeg evaluate record --data {name} +# ([\d.]+)%", page)
-    outcome = cli("evaluate", "record", "--data", str(at_hand(name)), "--json")
+    (stated,) = re.findall(rf"halfmeg evaluate {network} --data {name} +# ([\d.]+)%", page)
+    outcome = cli("evaluate", network, "--data", str(at_hand(name)), "--json")
     assert outcome.code == 0, outcome.err
     assert f"{100 * outcome.json['accuracy']:.2f}" == stated

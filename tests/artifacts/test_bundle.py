@@ -19,6 +19,7 @@ from halfmeg.data.dataset import DataSplits, build_splits
 from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.shipping.export import export
+from halfmeg.shipping.verify import verify_onnx
 from halfmeg.training.fit import fit
 
 
@@ -213,11 +214,14 @@ def test_2000_mutations_neither_crash_nor_hang(kind: str, broken: Path) -> None:
     assert found["peak_bytes"] < 2**30
 
 
-def test_the_bundled_network_is_in_the_budget() -> None:
-    bundle = Bundle.open(BUNDLED)
-    assert sum(p.numel() for p in bundle.load_model().parameters()) < 500_000
+@pytest.mark.parametrize(("name", "budget"), [("record", 500_000), ("gated", 100_000)])
+def test_the_bundled_networks_are_in_the_budget(name: str, budget: int) -> None:
+    bundle = Bundle.open(name)
+    assert sum(p.numel() for p in bundle.load_model().parameters()) < budget
     assert bundle.model in MODELS
-    assert bundle.accuracy["test_accuracy"] > 0.85
+    assert bundle.accuracy["test_accuracy"] > 0.93
+    for graph in ("model.onnx", "model.int8.onnx"):
+        verify_onnx(bundle, graph)
 
 
 @pytest.mark.slow
