@@ -108,7 +108,7 @@ def test_mistakes_in_teacher(cli: Cli, teacher_folder: Path) -> None:
     assert cli(*terms, "teacher=nowhere").is_one_line("nowhere is no bundle")
     assert cli(*terms, "teacher=record").is_one_line("teacher=record knows the classes airplane")
     named = f"teacher={teacher_folder}"
-    small = cli("train", "record", "epochs=1", named)
+    small = cli("train", "record", "epochs=1", "small_size=24", named)
     assert small.is_one_line("mlp, which does not take images of small_size=24")
     first = cli(*terms, "model=sprint", "small_size=32", "first_size=20", named)
     assert first.is_one_line("which does not take images of first_size=20")
