@@ -11,13 +11,13 @@ leaves a large card idle. They share it better under CUDA's MPS:
     python benchmarks/gpu.py DATA --out FOLDER
     echo quit | nvidia-cuda-mps-control
 
-When the minutes are over, or at Ctrl-C or SIGTERM, each run stops with a checkpoint; the same
-command goes on with them. FOLDER holds a run folder for each, what they print in `logs`, and
-`gpu.json`, written anew after each change. `--bring` packs each run that ends into another folder,
-to take home what may be lost with the machine: without checkpoints where it is done, else with the
-newest. Unpacked beside `gpu.json`, into a FOLDER of the same name, they go on anywhere.
+When the minutes are over, or at Ctrl-C, SIGTERM or SIGHUP, each run stops with a checkpoint; the
+same command goes on with them. FOLDER holds a run folder for each, what they print in `logs`, and
+`gpu.json`, written anew after each change. `--bring` packs each run into another folder when it
+ends or stops, to take home what may be lost with the machine: without checkpoints where it is done,
+else with the newest. Unpacked beside `gpu.json`, into a FOLDER of the same name, they go on.
 
-`--split` cuts Parquet files into parts of at most 12 MiB in the same order, for a machine that
+`--split` cuts Parquet files into parts of about 12 MiB in the same order, for a machine that
 takes little at a time; a folder of all parts is DATA again, with the same fingerprint.
 
 It runs on a processor too (`--device cpu`), where `--epochs` cuts it to size.
@@ -124,7 +124,8 @@ class Queue:
         is_begun = (self.folder / name).exists()
         if self.command(name):
             self.waiting.append(name)
-            self.note(name, "stopped" if is_begun else "waiting")
+            is_trained = (self.folder / name / "result.json").exists()
+            self.note(name, "stopped" if is_begun and not is_trained else "waiting")
         else:
             self.note(name, "done")
         if is_begun:
@@ -154,18 +155,22 @@ class Queue:
 
     def work(self, at_once: int, is_over: Callable[[], bool]) -> None:
         """Run all that can be run, until it is over; what then runs is stopped."""
-        while not is_over():
-            self.collect()
-            for name in [*self.waiting]:
-                teacher = teacher_of(name)
-                is_ready = teacher is None or self.bundle(teacher).exists()
-                if is_ready and len(self.running) < at_once:
-                    self.waiting.remove(name)
-                    self.start(name)
-            if not self.running:
-                return
-            time.sleep(0.2)
-        self.stop()
+        try:
+            while not is_over():
+                self.collect()
+                for name in [*self.waiting]:
+                    teacher = teacher_of(name)
+                    is_ready = teacher is None or self.bundle(teacher).exists()
+                    if is_ready and len(self.running) < at_once:
+                        self.waiting.remove(name)
+                        self.start(name)
+                if not self.running:
+                    for name in self.waiting:
+                        print(f"{name}: its teacher is missing", file=sys.stderr, flush=True)
+                    return
+                time.sleep(0.2)
+        finally:  # they have sessions of their own, and would outlive an error here
+            self.stop()
 
     def start(self, name: str) -> None:
         """Start what a run needs next; what it prints is added to its file."""
@@ -208,15 +213,16 @@ class Queue:
 
     def stop(self) -> None:
         """Let each run write a checkpoint and end; kill those that take too long."""
-        for process, _ in self.running.values():
+        processes = [process for process, _ in self.running.values()]
+        for process in processes:
             process.terminate()
         deadline = time.monotonic() + SECONDS_TO_STOP
-        while self.running and time.monotonic() < deadline:
-            self.collect()
-            time.sleep(0.1)
-        for process, _ in self.running.values():
-            process.kill()
-            process.wait()
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         self.collect((*STOPPED, -signal.SIGKILL))
 
     def note(self, name: str, state: str) -> None:
@@ -241,19 +247,29 @@ class Queue:
         def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
             return None if Path(member.name).name in dropped else member
 
-        with tarfile.open(self.home / f"{name}.tar.gz", "w:gz") as archive:
+        part = self.home / f"{name}.part"  # the archive before it stays until this one is whole
+        with tarfile.open(part, "w:gz") as archive:
             for path in (self.folder / name, self.output(name)):
                 if path.exists():
                     archive.add(path, path.relative_to(self.folder), filter=wanted)
+        part.replace(self.home / f"{name}.tar.gz")
 
 
 def split(source: Path, parts: Path) -> None:
-    """Cut each Parquet file of a folder into files of at most `PART_BYTES`, in the same order."""
-    parts.mkdir(parents=True)
+    """Cut the Parquet files of each part of a folder into files of about `PART_BYTES`, in order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    kinds: dict[str, list[Path]] = {}
     for path in sorted(source.glob("*.parquet")):
-        table = pq.read_table(path)
-        number = -(-path.stat().st_size // PART_BYTES)
-        kind = path.name.split("-")[0]
+        kinds.setdefault(path.name.split("-")[0], []).append(path)
+    if not kinds:
+        raise ValueError(f"{source} holds no Parquet files")
+    parts.mkdir(parents=True)
+    for kind, paths in kinds.items():
+        table = pq.read_table(paths)
+        number = -(-sum(path.stat().st_size for path in paths) // PART_BYTES)
         edges = [len(table) * i // number for i in range(number + 1)]
         for index in range(number):
             rows = table.slice(edges[index], edges[index + 1] - edges[index])
@@ -306,7 +322,10 @@ def main() -> None:
     if args.split:
         if args.split.exists():
             parser.error(f"{args.split} exists already and is not overwritten")
-        split(Path(args.data), args.split)
+        try:
+            split(Path(args.data), args.split)
+        except ValueError as error:
+            parser.error(str(error))
         return
     if args.out is None:
         parser.error("--out is missing: the folder to train into")
@@ -323,7 +342,7 @@ def main() -> None:
         make_folder(args.bring)
 
     signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: signals.append(number))
     end = time.monotonic() + 60 * args.minutes
     queue = Queue(args.out, ["--data", args.data, "--data-dir", args.data_dir], log, args.bring)

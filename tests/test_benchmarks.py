@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, Cli, Outcome, first_digits
@@ -268,6 +270,22 @@ def test_gpu_takes_its_data_in_parts(tmp_path: Path, cifar_jpeg: Path) -> None:
     whole, again = load_dataset(str(cifar_jpeg)), load_dataset(str(tmp_path / "parts"))
     assert whole.fingerprint == again.fingerprint
     assert benchmark("gpu", str(cifar_jpeg), "--split", "parts", cwd=tmp_path).code == 2
+
+
+def test_gpu_splits_several_files_of_a_part_and_none(tmp_path: Path) -> None:
+    """Files of one part become one row of parts; a folder without any is refused."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for index in range(2):
+        table = pa.table({"label": [2 * index, 2 * index + 1]})
+        pq.write_table(table, source / f"train-{index:05d}-of-00002.parquet")
+    assert benchmark("gpu", "source", "--split", "parts", cwd=tmp_path).code == 0
+    (part,) = (tmp_path / "parts").iterdir()
+    assert pq.read_table(part)["label"].to_pylist() == [0, 1, 2, 3]
+    (tmp_path / "empty").mkdir()
+    outcome = benchmark("gpu", "empty", "--split", "more", cwd=tmp_path)
+    assert (outcome.code, (tmp_path / "more").exists()) == (2, False)
+    assert "empty holds no Parquet files" in outcome.err.splitlines()[-1]
 
 
 def test_gpu_names_what_is_wrong(tmp_path: Path) -> None:

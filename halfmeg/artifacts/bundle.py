@@ -64,7 +64,7 @@ TARGET_FILE = re.compile(r"(c|web)(/[A-Za-z0-9_][A-Za-z0-9_.]*){1,3}")
 """Names of files in the folders of C and of the page."""
 
 SHIPPED = {name: Path(str(files("halfmeg") / "bundled" / name)) for name in ("record", "gated")}
-"""The bundles that are installed with the program: the best below 500,000 parameters and the best
+"""The bundles that are installed with the program: our most accurate below 500,000 parameters, and
 below 100,000. They go by their names where no folder of that name is."""
 
 BUNDLED = SHIPPED["record"]

@@ -116,7 +116,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Image files, folders, or patterns.")],
     bundle: Annotated[
         str | None,
-        typer.Option(help="A bundle or a run.", show_default="the one installed with halfmeg"),
+        typer.Option(help="A bundle or a run.", show_default="record"),
     ] = None,
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 3,
     out: Annotated[
@@ -240,7 +240,7 @@ def _bench_device(bundle: Bundle, device: str, mhz: int | None, as_json: bool) -
 def demo(
     bundles: Annotated[
         list[str] | None,
-        typer.Argument(help="Bundles to show side by side.", show_default="the installed one"),
+        typer.Argument(help="Bundles to show side by side.", show_default="record"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
     port: Annotated[

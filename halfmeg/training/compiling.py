@@ -150,9 +150,9 @@ def time_steps(
         started = time.perf_counter()
         step(network)
         first = time.perf_counter() - started  # compilers are processes of their own
+        pairs = [(step(plain), step(network)) for _ in range(ROUNDS)]
         if not _finite_gradients(copied):  # seen on a GPU: docs/scale.md
             return StepTimes(0.0, failure="its gradients are no numbers")
-        pairs = [(step(plain), step(network)) for _ in range(ROUNDS)]
     except Exception as error:  # the compiler's errors have no common base
         text = " ".join(str(error).partition("Set TORCH")[0].split())[:200]
         return StepTimes(0.0, failure=f"{type(error).__name__}: {text}")
