@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
+import math
 import re
 import subprocess
 import unicodedata
@@ -150,9 +152,16 @@ def test_all_trials_stand_in_the_table() -> None:
         for key in ("question", "setting", "result", "n", "outcome"):
             assert row[key], f"trial {row['trial']} has no {key}"
         for macs in re.findall(r"[^,\s]+", row["MACs"].replace(" and ", " ")):
-            assert 1e12 < float(macs) < 1e16, row["trial"]
+            assert 1e12 < float(macs) < 1e15 or is_of_a_run(float(macs)), row["trial"]
         for other in re.findall(r"\btrial (\d+)", " ".join(row.values())):
             assert 1 <= int(other) <= NUM_TRIALS
+
+
+def is_of_a_run(macs: float) -> bool:
+    """Whether a run in results/ took so much: trials of more than 10¹⁵ are kept there."""
+    results = (ROOT / "results").rglob("result.json")
+    totals = (json.loads(path.read_text())["total_macs"] for path in results)
+    return any(math.isclose(macs, total, rel_tol=5e-4) for total in totals)
 
 
 def test_recipes_state_how_many_settings_were_tried_for_them() -> None:

@@ -67,6 +67,7 @@ def test_every_figure_in_results_is_shown() -> None:
 @pytest.mark.parametrize(
     ("words", "pattern"),
     [
+        ("`resnet32`", "common-he/resnet32-seed-?"),
         ("MLPerf Tiny", "mlperf-tiny/mobile-seed-?"),
         ("`record`", "record"),
         ("`sprint`", "sprint/sprint-seed-?"),
