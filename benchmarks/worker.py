@@ -16,8 +16,8 @@ class Worker:
     waits in which it would else be ready at once: two trainings in turn took a fifth longer so.
 
     Args:
-        work: is called with a pipe and the arguments. What comes from the pipe, True or the name of
-            a piece of work, asks for it, and its result is sent back; False asks it to end.
+        work: is called with a pipe and the arguments. The name of a piece of work that comes from
+            the pipe asks for it, and its result is sent back; an empty one asks to end.
         name: what to call it where it fails.
         arguments: of `work`, after the pipe.
     """
@@ -30,8 +30,8 @@ class Worker:
         self.process.start()
         theirs.close()  # so that the pipe ends when the process does
 
-    def request(self, piece: str | bool = True) -> Any:
-        """Return the result of the next piece of work, or of that of a name.
+    def request(self, piece: str) -> Any:
+        """Return the result of a piece of work.
 
         Raises:
             SystemExit: the process has ended; what it printed says why.
@@ -48,5 +48,5 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         """End the process."""
         with suppress(ConnectionError):  # it may have ended by itself
-            self.pipe.send(False)
+            self.pipe.send("")
         self.process.join()

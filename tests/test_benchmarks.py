@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -143,31 +144,25 @@ def test_finetune_int8_takes_runs_that_exist(tmp_path: Path, pictures: Path, cli
     assert "Traceback" not in outcome.err
 
 
-def test_sprint(tmp_path: Path, pictures: Path) -> None:
-    outcome = benchmark(
-        "sprint", "--data", str(pictures), "--study-epochs", "2", "--conventional-images", "64",
-        "--json", "budget=20000", "epochs=2", cwd=tmp_path,
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
-    result = outcome.json
-    assert result["sprint"]["recipe"] == "sprint"
-    assert result["sprint"]["params"] < 20_000
-    assert result["study_shared"]["epochs"] in (1, 2)
-    ratio = result["study_shared"]["seconds"] / result["sprint"]["seconds"]
-    assert result["ratio_to_study_shared"] == ratio
-    assert result["ratio_to_conventional"] > 0
-    assert not list(tmp_path.iterdir())
+def test_a_worker_that_fails_ends_the_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "turns.py").write_text(
+        """from worker import Worker
 
+def fail(pipe):
+    raise RuntimeError(pipe.recv() + " does not fit")
 
-def test_a_training_that_fails_ends_the_race(tmp_path: Path, pictures: Path) -> None:
-    outcome = benchmark(
-        "sprint", "--data", str(pictures), "--conventional-images", "64",
-        "budget=20000", "small_size=99", cwd=tmp_path,
+if __name__ == "__main__":
+    with Worker(fail, "the loop") as worker:
+        worker.request("cnn")
+"""
+    )
+    outcome = subprocess.run(
+        [sys.executable, "turns.py"], cwd=tmp_path, text=True, capture_output=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")},
     )  # fmt: skip
-    assert outcome.code == 1
-    assert "small_size=99 does not fit sprint" in outcome.err
-    assert outcome.err.rstrip().endswith("the sprint failed; its error stands above")
-    assert not list(tmp_path.iterdir())
+    assert outcome.returncode == 1
+    assert "cnn does not fit" in outcome.stderr
+    assert outcome.stderr.rstrip().endswith("the loop failed; its error stands above")
 
 
 @pytest.fixture(scope="session")

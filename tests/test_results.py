@@ -133,6 +133,28 @@ def test_the_sprints_seconds_are_those_of_its_runs() -> None:
     assert f"in {seconds:.0f} seconds" in headline("`sprint`")
 
 
+@pytest.mark.parametrize("goal", [85, 90])
+def test_how_soon_a_goal_is_reached_is_that_of_its_runs(goal: int) -> None:
+    page = (RESULTS / "README.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| {goal}% |")]
+    found = [
+        json.loads((RESULTS / "soonest" / f"{goal}-seed-{seed}" / "result.json").read_text())
+        for seed in range(5)
+    ]
+    stored = json.loads((RESULTS / "soonest" / f"comparison-{goal}.json").read_text())
+    (model,) = stored["models"]
+    lo, hi = (100 * model["test_accuracy"][key] for key in ("lo", "hi"))
+    shares = [100 * result["test_accuracy"] for result in found]
+    assert mean(shares) >= goal
+    each = ", ".join(f"{share:.2f}" for share in shares)
+    assert f"| {mean(shares):.2f}%, {lo:.1f} to {hi:.1f} | {each} |" in row
+    (macs,) = {result["total_macs"] for result in found}
+    mantissa, exponent = f"{macs:.2e}".split("e+")
+    power = "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(digit)] for digit in exponent)
+    assert f"| {mantissa} · 10{power} (" in row
+    assert f"| {mean(result['seconds'] for result in found):.3g} s (" in row
+
+
 def test_the_speed_in_readme_is_that_of_its_file() -> None:
     stored = json.loads((RESULTS / "throughput.json").read_text())
     row = headline("speed of training")

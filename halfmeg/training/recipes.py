@@ -164,7 +164,7 @@ def sprint() -> RunConfig:
         small_share=0.34,
         hard_share=0.55,
         val_fraction=0.0,
-        tuning_trials=98,
+        tuning_trials=122,
     )
 
 
