@@ -34,6 +34,13 @@ def accuracy(pattern: str) -> float:
     return 100 * mean(result["test_accuracy"] for result in found)
 
 
+def accuracy_cells(model: dict[str, Any]) -> str:
+    """Return how the page tells a network's accuracy, from its study's comparison.json."""
+    mean_, lo, hi = (100 * model["test_accuracy"][key] for key in ("mean", "lo", "hi"))
+    each = ", ".join(f"{100 * share:.2f}" for share in model["per_seed"].values())
+    return f"| {mean_:.2f}%, {lo:.1f} to {hi:.1f} | {each} |"
+
+
 def headline(words: str) -> str:
     (row,) = [line for line in README.splitlines() if line.startswith("|") and words in line]
     return row
@@ -114,11 +121,23 @@ def test_what_a_trained_start_brings_is_that_of_its_study() -> None:
     stored = json.loads((RESULTS / "finetune" / "comparison.json").read_text())
     page = (RESULTS / "README.md").read_text()
     for model in stored["models"]:
-        mean_, lo, hi = (100 * model["test_accuracy"][key] for key in ("mean", "lo", "hi"))
-        each = ", ".join(f"{100 * share:.2f}" for share in model["per_seed"].values())
-        assert f"| {mean_:.2f}%, {lo:.1f} to {hi:.1f} | {each} |" in page
+        assert accuracy_cells(model) in page
         folder = re.sub(r".*\((.*)\)", r"\1", model["name"]).replace(" ", "-")
-        assert mean_ == pytest.approx(accuracy(f"finetune/{folder}/*"))
+        share = accuracy(f"finetune/{folder}/*")
+        assert 100 * model["test_accuracy"]["mean"] == pytest.approx(share)
+
+
+def test_the_fair_pair_is_that_of_its_study() -> None:
+    stored = json.loads((RESULTS / "published-terms" / "comparison.json").read_text())
+    page = (RESULTS / "README.md").read_text()
+    assert len(stored["models"]) == 2
+    for model in stored["models"]:
+        row = f"| `{model['name']}` | {model['params']:,} {accuracy_cells(model)}"
+        assert row in page, row
+        share = accuracy(f"published-terms/{model['name']}-seed-?")
+        assert 100 * model["test_accuracy"]["mean"] == pytest.approx(share)
+    (verdict,) = stored["verdicts"]
+    assert verdict.split(";")[0].split(": ")[1] in page
 
 
 def test_the_sprints_interval_in_readme_is_that_of_its_study() -> None:
@@ -143,11 +162,9 @@ def test_how_soon_a_goal_is_reached_is_that_of_its_runs(goal: int) -> None:
     ]
     stored = json.loads((RESULTS / "soonest" / f"comparison-{goal}.json").read_text())
     (model,) = stored["models"]
-    lo, hi = (100 * model["test_accuracy"][key] for key in ("lo", "hi"))
-    shares = [100 * result["test_accuracy"] for result in found]
-    assert mean(shares) >= goal
-    each = ", ".join(f"{share:.2f}" for share in shares)
-    assert f"| {mean(shares):.2f}%, {lo:.1f} to {hi:.1f} | {each} |" in row
+    assert list(model["per_seed"].values()) == [result["test_accuracy"] for result in found]
+    assert 100 * model["test_accuracy"]["mean"] >= goal
+    assert accuracy_cells(model) in row
     (macs,) = {result["total_macs"] for result in found}
     mantissa, exponent = f"{macs:.2e}".split("e+")
     power = "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(digit)] for digit in exponent)
