@@ -184,6 +184,14 @@ def test_a_recipe_states_the_accuracy_that_results_have(name: str) -> None:
     assert all(percent in stated for percent in found), found
 
 
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/experiments.md"])
+def test_pages_state_how_many_trials_there_were(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert re.search(rf"\b{NUM_TRIALS} trials\b", text)
+    for number in re.findall(r"\b(\d+)(?: for|, 20, 5 and 3 for) `sprint`", text):
+        assert int(number) == RECIPES["sprint"]().tuning_trials
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_trials_that_pages_name_exist(page: Path) -> None:
     for numbers in re.findall(r"\btrials? ([\d ,;toand]*\d)", page.read_text()):
