@@ -173,19 +173,33 @@ def test_how_soon_a_goal_is_reached_is_that_of_its_runs(goal: int) -> None:
 
 
 def test_the_speed_in_readme_is_that_of_its_file() -> None:
-    stored = json.loads((RESULTS / "throughput.json").read_text())
+    bfloat16, float32 = (
+        {entry["model"]: f"{entry['ratio']:.1f}" for entry in json.loads(path.read_text())}
+        for path in (RESULTS / "throughput-all.json", RESULTS / "throughput-fp32.json")
+    )
     row = headline("speed of training")
-    for entry in stored:
-        assert f"{entry['ratio']:.1f} times (`{entry['model']}`)" in row
+    for model in ("cnn", "resnet-shared"):
+        assert f"{bfloat16[model]} times (`{model}`)" in row
+    assert f"in float32 {float32['cnn']} and {float32['resnet-shared']} |" in row
 
 
-def test_the_share_of_augmentation_is_that_of_its_file() -> None:
+def test_each_row_of_training_speed_is_that_of_its_file() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
-    stated = {(row[2], row[-2]) for row in rows if len(row) == 8}
-    for path in RESULTS.glob("throughput*.json"):
+    stated = {tuple(row[2:-1]) for row in rows if len(row) == 8}
+    paths = list(RESULTS.glob("throughput*.json"))
+    assert len(paths) == 3
+    for path in paths:
         for entry in json.loads(path.read_text()):
-            found = (f"{entry['images_per_second']:,.0f}", f"{entry['augment_share']:.1%}")
+            each = ", ".join(f"{ratio:.1f}" for ratio in entry["ratio_of_each_round"])
+            eager = ", ".join(f"{ratio:.2f}" for ratio in entry["ratio_to_eager_of_each_round"])
+            found = (
+                f"{entry['images_per_second']:,.0f}",
+                f"{entry['ratio']:.1f} ({each})",
+                f"{entry['ratio_to_eager']:.2f} ({eager})",
+                f"{entry['gemm_share']:.0%}",
+                f"{entry['augment_share']:.1%}",
+            )
             assert found in stated, (path.name, entry["model"])
 
 
