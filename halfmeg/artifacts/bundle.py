@@ -44,7 +44,7 @@ from halfmeg.data.dataset import MAX_CLASSES, DataSplits
 from halfmeg.data.decode import FitName
 from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageShape, data_shape
-from halfmeg.errors import one_line
+from halfmeg.errors import did_you_mean, one_line
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
 from halfmeg.evaluation.familiarity import Familiarity
@@ -149,7 +149,10 @@ class Bundle:
         try:
             described = read_json(path, dict[str, Any], MAX_DESCRIPTION_BYTES)
         except (FileNotFoundError, NotADirectoryError):
-            missing = "it has no model.json" if folder.exists() else "it does not exist"
+            missing = "it has no model.json"
+            if not folder.exists():
+                hint = did_you_mean(str(folder), SHIPPED).strip()
+                missing = f"it does not exist; {hint}" if hint else "it does not exist"
             raise ValueError(f"{folder} is no bundle: {missing}") from None
         try:
             bundle = cls._from_description(folder, described)

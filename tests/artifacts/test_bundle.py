@@ -110,6 +110,9 @@ def test_a_damaged_file_is_refused(broken: Path, cli: Cli) -> None:
     assert cli("predict", "x", "--bundle", "nowhere").is_one_line(
         "nowhere is no bundle: it does not exist"
     )
+    assert cli("predict", "x", "--bundle", "gatd").is_one_line(
+        "it does not exist; did you mean 'gated'?"
+    )
 
 
 def write_weights(folder: Path, content: bytes) -> None:

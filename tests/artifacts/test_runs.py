@@ -16,7 +16,7 @@ from torch import nn
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import DataFacts, Run
-from halfmeg.artifacts.weights import load_weights, read_checkpoint, weights_to_bytes
+from halfmeg.artifacts.weights import load_weights, read_checkpoint, read_logits, weights_to_bytes
 from halfmeg.data.dataset import MAX_CLASSES
 from halfmeg.files import new_folder, write_atomically
 from halfmeg.networks.table import build_model
@@ -218,6 +218,15 @@ def test_logits_are_plain_arrays(run: Run) -> None:
     run.save_logits(test_logits=torch.eye(3), test_labels=torch.tensor([0, 1, 2]))
     with np.load(run.folder / "logits.npz", allow_pickle=False) as stored:
         assert np.array_equal(stored["test_logits"], np.eye(3))
+
+
+def test_logits_that_unpack_to_more_than_the_images_take_are_not_read(tmp_path: Path) -> None:
+    path, zeros = tmp_path / "logits.npz", np.zeros((100_000, 10), np.float32)
+    np.savez_compressed(path, test_logits=zeros, test_labels=np.zeros(100_000, np.int64))
+    assert path.stat().st_size < 2**16
+    assert len(read_logits(path, None, 10, 100_000)["test_labels"]) == 100_000
+    with pytest.raises(ValueError, match="unpacks to more than 70,336 bytes"):
+        read_logits(path, None, 10, 100)
 
 
 def test_each_reading_of_the_test_set_is_logged(run: Run) -> None:

@@ -221,6 +221,7 @@ def test_texts_that_a_table_repeats_stand_in_memory_once(tmp_path: Path, column:
     assert len(data.train) + len(data.test) == 600
 
 
+@pytest.mark.slow
 def test_a_table_that_holds_much_more_than_its_size(tmp_path: Path) -> None:
     rows = 500_000
     many = write_table(
@@ -315,7 +316,16 @@ PICKLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "told"), PICKLES.values(), ids=PICKLES)
+SLOW_PICKLES = ("lists", "marks", "places in the memo")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        pytest.param(*pickle, id=name, marks=[pytest.mark.slow] if name in SLOW_PICKLES else [])
+        for name, pickle in PICKLES.items()
+    ],
+)
 def test_a_pickle_takes_memory_as_its_size(content: bytes, told: str) -> None:
     """Python's objects are as large for a byte as for a kilobyte of a file."""
     with python_memory_below(160e6), pytest.raises(ValueError, match=told):

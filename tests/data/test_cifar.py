@@ -394,6 +394,7 @@ def test_a_failing_mirror_gives_way_to_the_next(tmp_path, server, monkeypatch) -
     assert len(server.ranges) == 2
 
 
+@pytest.mark.slow
 def test_a_mirror_that_hardly_sends_gives_way_to_the_next(tmp_path, server, monkeypatch) -> None:
     monkeypatch.setattr(cifar, "MIRRORS", (server.url, server.url))
     monkeypatch.setattr("halfmeg.data.pace.PATIENCE_SECONDS", 4.0)  # the next one takes less

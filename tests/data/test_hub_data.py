@@ -298,7 +298,10 @@ SLOW = {
 # Before a file the listing comes, in less than the patience of that case.
 @pytest.mark.parametrize(
     ("path", "part", "patience"),
-    [*(("/api/", part, 0.5) for part in SLOW), ("/resolve/", "a body", 4.0)],
+    [
+        *(("/api/", part, 0.5) for part in SLOW),
+        pytest.param("/resolve/", "a body", 4.0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_hub_that_hardly_sends_is_given_up(
     hub: Hub, load: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,

@@ -499,6 +499,7 @@ def test_groups_stay_on_one_side_of_every_split(tmp_path: Path, cli: Cli) -> Non
     assert cli("evaluate", "run", "--json").json["accuracy"] == run.result()["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_bundle_is_exported_anew_with_the_split_of_its_run(tmp_path: Path, cli: Cli) -> None:
     """Else what it is proved on would be among what it was trained on."""
     make(tmp_path / "photos", {"train/a": 100, "train/b": 100})

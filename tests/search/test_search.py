@@ -407,6 +407,7 @@ def test_a_start_gets_deeper_where_its_widths_leave_room() -> None:
     assert (fewer["residual.width"], fewer["residual.depth"]) == (8, 3)
 
 
+@pytest.mark.slow
 def test_a_tight_budget_is_filled_by_another_choice() -> None:
     space = build_space(SPACE)
     size = within(Limits(params=20_000, macs=2_000_000), space)
@@ -744,6 +745,7 @@ def test_larger_images_are_advised_where_there_are_any_and_they_fit(
     assert not larger_images(search, outcome.winner)
 
 
+@pytest.mark.slow
 def test_the_best_are_trained_again_before_one_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits, tiny: str
 ) -> None:
@@ -807,6 +809,7 @@ class Late(Soon):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "outcome"), [(FIRST_SHARE, "done"), (0.0, "stopped")])
 def test_the_first_of_each_network_comes_to_its_end_where_there_is_time(
     share: float, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -1340,6 +1343,7 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
     assert shipped.json["model"].startswith("tiny.py:Tiny(")
 
 
+@pytest.mark.slow
 def test_where_too_few_networks_fit_the_largest_of_the_space_are_compared(
     tmp_path: Path, few_digits: DataSplits
 ) -> None:
@@ -1472,6 +1476,7 @@ def test_what_else_runs_for_a_moment_does_not_make_a_network_slow(
     assert seconds < 1
 
 
+@pytest.mark.slow
 def test_a_run_is_too_slow_by_the_fastest_that_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
 ) -> None:
@@ -1522,6 +1527,7 @@ class Wide(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_what_is_drawn_comes_in_the_limits_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
 ) -> None:
@@ -1566,6 +1572,7 @@ class Slow(Fast):
 """
 
 
+@pytest.mark.slow
 def test_trials_have_as_many_epochs_as_fit_the_time_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
 ) -> None:
@@ -1680,6 +1687,7 @@ def test_a_search_that_another_process_goes_on_with_is_not_overwritten(
     assert read_stored(out).leg == 7
 
 
+@pytest.mark.slow
 def test_what_cannot_be_built_is_listed(tmp_path: Path, few_digits: DataSplits, tiny: str) -> None:
     space = "SPACE = {'network': {'tiny.py:Tiny': {'width': [4, 'wide']}}, 'epochs': 1}\n"
     (tmp_path / "wide.py").write_text(space)

@@ -248,6 +248,7 @@ def copy_few(pictures: Path, out: Path, count: int) -> None:
             image.unlink()
 
 
+@pytest.mark.slow
 def test_a_network_that_fails_on_one_data_set_leaves_the_pages(
     cli: Cli, tmp_path: Path, pictures: Path
 ) -> None:
@@ -305,6 +306,7 @@ def same(images):
 """
 
 
+@pytest.mark.slow
 def test_a_recipe_that_fails_on_one_data_set_leaves_the_ranks_of_the_others(
     cli: Cli, tmp_path: Path, pictures: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_what_cannot_be_planned_is_told(networks: int, difference: float, told: 
     assert told in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_pilot_gives_its_variances(tmp_path) -> None:
     config = small_config(epochs=1)
     data = first_digits(80)
