@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from halfmeg.artifacts.metrics import MetricsRow
@@ -19,6 +20,7 @@ from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.data.load import load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageSize
+from halfmeg.evaluation.precision import emulation_note
 from halfmeg.places.place import short_name
 from halfmeg.studies.study import StudyData
 from halfmeg.studies.workers import StudyListener
@@ -220,13 +222,17 @@ def training_display(
     """Yield a function that returns the display of a run; TensorBoard too, where installed.
 
     The runs are shown one after another: the display of the one before ends when the next is made.
-    A note is told when the first run starts, so that a mistake before it remains one line.
+    A note is told when the first run starts, so that a mistake before it remains one line; what is
+    to be said of a run's precision likewise, once.
     """
-    notes = [note] if note and not quiet else []
+    notes = [note] if note else []
+    told: set[str] = set()
 
     def tell() -> None:
-        while notes:
-            print_error(notes.pop())
+        for note in notes:
+            if note not in told and not quiet:
+                print_error(note)
+            told.add(note)
 
     with ExitStack() as last, Progress(
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
@@ -239,6 +245,8 @@ def training_display(
             for ended in bars.task_ids:  # early, or by an error
                 bars.remove_task(ended)
             last.close()
+            slow = emulation_note(config.precision, torch.device(config.device))
+            notes.extend([f"halfmeg: {slow}"] if slow else [])
             display = _Display(bars, config, tell)
             if not (SPEAKS and _has_tensorboard()):
                 return display

@@ -20,6 +20,16 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def emulation_note(precision: str, device: torch.device) -> str:
+    """Return what to say of a type that a device computes without hardware for it, or nothing."""
+    if precision != "bf16" or has_bf16_hardware(device):
+        return ""
+    return (
+        f"precision=bf16 takes many times as long on this {device.type}, which has no hardware "
+        "for it; precision=auto chooses what is fast"
+    )
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Return the context in which a network runs in `dtype`; float32 is a no-op."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)

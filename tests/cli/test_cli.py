@@ -152,6 +152,20 @@ def test_epochs_on_hard_images_are_named_so(cli: Cli, pictures: Path) -> None:
     assert "  hard images " in second
 
 
+def test_a_precision_without_hardware_is_told_once(
+    cli: Cli, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "halfmeg: precision=bf16 takes many times as long on this cpu"
+    terms = ("mlp", "logistic", "epochs=1", "--seeds", "2", "--data", str(pictures))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    slow = cli("compare", *terms, "precision=bf16", "--out", "slow")
+    assert (slow.code, slow.err.count(told)) == (0, 1), slow.err
+    assert told not in cli("compare", *terms, "precision=bf16", "--out", "mute", "--json").err
+    assert told not in cli("compare", *terms, "--out", "auto").err
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert told not in cli("compare", *terms, "precision=bf16", "--out", "fast").err
+
+
 def test_tensorboard_files_are_written_when_it_is_installed(trained: Path) -> None:
     pytest.importorskip("tensorboard")
     assert list((trained / "run" / "tensorboard").glob("events.out.tfevents.*"))
