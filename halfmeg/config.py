@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -126,11 +128,16 @@ class RunConfig:
             object.__setattr__(self, name, hand_over(getattr(self, name)))
         for field in dataclasses.fields(self):
             allowed = _literal_values(_TYPES[field.name])
-            value = getattr(self, field.name)
+            value = _for_json(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
             of_ones_own = field.name in PLACES and is_place(value)
             if allowed and value not in allowed and not of_ones_own:
                 raise ValueError(
                     f"{field.name}={value!r} is not known; allowed: {', '.join(allowed)}"
+                )
+            if not is_of_type(field.name, value):  # config.json could not be read again
+                raise ValueError(
+                    f"{field.name}={value!r} is not allowed; {describe_type(field.name)}"
                 )
         if self.loss and self.class_weights != "none":
             raise ValueError(
@@ -311,6 +318,19 @@ def check_range(name: str, value: float) -> None:
         raise ValueError(f"{name}={value} is out of range; allowed: {bracket}{low:g}, {high:g}]")
 
 
+def _for_json(value: Any) -> Any:
+    """Return a number of NumPy's as one of Python's and a path as text; all else as it is."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_for_json, value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) in (bool, int, float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
 def _literal_values(annotation: Any) -> tuple[str, ...]:
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
@@ -328,7 +348,7 @@ def is_of_type(key: str, value: Any) -> bool:
     """Return whether a value is of a setting's type, be it out of range or an unknown name."""
     annotation = _TYPES[key]
     if isinstance(value, str):
-        return annotation is str or bool(_literal_values(annotation))
+        return annotation in (str, CompileName) or bool(_literal_values(annotation))
     try:
         msgspec.convert(value, annotation)
     except msgspec.ValidationError:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import small_config
 
@@ -56,6 +59,35 @@ def test_a_stored_config_of_wrong_type_is_refused() -> None:
             RunConfig.from_dict(stored | {key: value})
     with pytest.raises(ValueError, match="unknown setting 'colour'"):
         RunConfig.from_dict(stored | {"colour": 1})
+
+
+def test_numbers_of_numpy_and_paths_are_stored_as_python_has_them() -> None:
+    config = small_config(
+        seed=np.int64(3), lr=np.float32(0.5), init=Path("b"), milestones=np.array([2, 5]).tolist()
+    )
+    stored = config.to_dict()
+    assert [stored[key] for key in ("seed", "lr", "init", "milestones")] == [3, 0.5, "b", [2, 5]]
+    assert RunConfig.from_dict(stored) == config
+    assert hash(config) == hash(RunConfig.from_dict(stored))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("batch_size", 128 / 2, "batch_size=64.0 is not allowed; batch_size takes a whole number"),
+        ("epochs", "5", "epochs='5' is not allowed; epochs takes a whole number"),
+        ("lr", None, "lr=None is not allowed; lr takes a number"),
+        ("hflip", "no", "hflip='no' is not allowed; hflip takes true or false"),
+        ("init", 3, "init=3 is not allowed; init takes a text"),
+        ("milestones", (1.5,), "milestones=(1.5,) is not allowed; milestones takes whole numbers"),
+        ("compile", 2, "compile=2 is not allowed; compile takes true, false or auto"),
+    ],
+)
+def test_a_setting_of_wrong_type_is_refused_before_anything_is_stored(
+    key: str, value: object, told: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        small_config(**{key: value})
 
 
 def test_plateau_needs_a_loss_to_watch() -> None:

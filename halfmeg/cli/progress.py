@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class StudyDisplay(StudyListener):
 
     def __init__(
         self,
-        display: Callable[[RunConfig], Listener],
+        display: TrainingDisplay,
         *,
         quiet: bool,
         apart: bool,
@@ -124,6 +124,10 @@ class StudyDisplay(StudyListener):
         self.quiet = quiet
         self.apart = apart
         self.measured = measured
+
+    def on_start(self, configs: Sequence[RunConfig], *, here: bool) -> None:
+        """Print what is to be known of the runs before they are trained."""
+        self.display.tell(configs if here else ())
 
     def of_run(self, config: RunConfig) -> Listener:
         """Return the display of a run in this process."""
@@ -144,7 +148,9 @@ class StudyDisplay(StudyListener):
 class _Display(Listener):
     """Shows a run as a progress bar, and as one line for each epoch where there is no screen."""
 
-    def __init__(self, bars: Progress, config: RunConfig, tell: Callable[[], None]) -> None:
+    def __init__(
+        self, bars: Progress, config: RunConfig, tell: Callable[[Sequence[RunConfig]], None]
+    ) -> None:
         self.bars = bars
         self.tell = tell
         self.config = config
@@ -152,7 +158,7 @@ class _Display(Listener):
         self.task = bars.add_task(self.name, total=None, numbers="")
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
-        self.tell()
+        self.tell([self.config])
         for note in chosen.notes if (chosen := run.chosen()) else ():
             print_error(f"{self.name}  {note}")
         for path in damaged:
@@ -215,44 +221,51 @@ class _TensorBoard(Listener):
             self.writer.close()
 
 
-@contextmanager
-def training_display(
-    *, quiet: bool, note: str | None = None
-) -> Iterator[Callable[[RunConfig], Listener]]:
-    """Yield a function that returns the display of a run; TensorBoard too, where installed.
+class TrainingDisplay:
+    """Shows the runs of a command one after another, and tells once what is to be known of them."""
 
-    The runs are shown one after another: the display of the one before ends when the next is made.
-    A note is told when the first run starts, so that a mistake before it remains one line; what is
-    to be said of a run's precision likewise, once.
-    """
-    notes = [note] if note else []
-    told: set[str] = set()
+    def __init__(self, bars: Progress, note: str | None, *, quiet: bool) -> None:
+        self.bars = bars
+        self.note = note
+        self.quiet = quiet
+        self.curves = ExitStack()
+        self.told: set[str] = set()
 
-    def tell() -> None:
-        for note in notes:
-            if note not in told and not quiet:
+    def __call__(self, config: RunConfig) -> Listener:
+        """Return the display of a run, TensorBoard too, where installed; that of the last ends."""
+        self.close()
+        display = _Display(self.bars, config, self.tell)
+        if not (SPEAKS and _has_tensorboard()):
+            return display
+        curves = _TensorBoard(display)
+        self.curves.callback(curves.close)
+        return curves
+
+    def tell(self, configs: Sequence[RunConfig]) -> None:
+        """Print the command's note, and what is slow in runs that this machine is to train.
+
+        When the first begins, so that a mistake before it remains one line.
+        """
+        slow = [emulation_note(config.precision, torch.device(config.device)) for config in configs]
+        for note in (self.note, *(f"halfmeg: {text}" for text in slow if text)):
+            if note and note not in self.told and not self.quiet:
                 print_error(note)
-            told.add(note)
+                self.told.add(note)
 
-    with ExitStack() as last, Progress(
+    def close(self) -> None:
+        """End the display of the last run."""
+        for ended in self.bars.task_ids:  # early, or by an error
+            self.bars.remove_task(ended)
+        self.curves.close()
+
+
+@contextmanager
+def training_display(*, quiet: bool, note: str | None = None) -> Iterator[TrainingDisplay]:
+    """Yield what shows a command's runs; a note is told when the first begins."""
+    with Progress(
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
         TextColumn("{task.fields[numbers]}", markup=False), transient=True,
         console=screen(stderr=True),
         disable=quiet or not screen(stderr=True).is_terminal,
-    ) as bars:  # fmt: skip
-
-        def listener(config: RunConfig) -> Listener:
-            for ended in bars.task_ids:  # early, or by an error
-                bars.remove_task(ended)
-            last.close()
-            slow = emulation_note(config.precision, torch.device(config.device))
-            notes.extend([f"halfmeg: {slow}"] if slow else [])
-            display = _Display(bars, config, tell)
-            if not (SPEAKS and _has_tensorboard()):
-                return display
-            curves = _TensorBoard(display)
-            last.callback(curves.close)
-            return curves
-
-        yield listener
-        tell()  # where all runs were trained elsewhere
+    ) as bars, closing(TrainingDisplay(bars, note, quiet=quiet)) as display:  # fmt: skip
+        yield display

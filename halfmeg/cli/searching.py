@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from halfmeg.cli.progress import duration
+from halfmeg.cli.progress import TrainingDisplay, duration
 from halfmeg.cli.show import print_error
 from halfmeg.config import RunConfig
 from halfmeg.places.place import short_name
@@ -18,10 +18,12 @@ from halfmeg.training.listen import Listener
 class SearchDisplay(SearchListener):
     """Prints a line for each trial, and shows the run under way."""
 
-    def __init__(
-        self, search: Search, display: Callable[[RunConfig], Listener], *, quiet: bool
-    ) -> None:
+    def __init__(self, search: Search, display: TrainingDisplay, *, quiet: bool) -> None:
         self.search, self.display, self.quiet = search, display, quiet
+
+    def on_start(self, configs: Sequence[RunConfig], *, here: bool) -> None:
+        """Print what is to be known of the runs before they are trained."""
+        self.display.tell(configs if here else ())
 
     def of_run(self, config: RunConfig) -> Listener | None:
         """Return the display of a run in this process."""

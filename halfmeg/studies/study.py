@@ -23,7 +23,7 @@ from halfmeg.studies.pool import threads_each
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.trials import with_trials
 from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers
-from halfmeg.training.job import check_places
+from halfmeg.training.job import check, check_places
 from halfmeg.training.stack import check_stack
 
 StudyData = DataSplits | Folds
@@ -128,9 +128,9 @@ def run_study(
         configs = [c if c.threads else replace(c, threads=threads) for c in configs]
         for config in configs:
             check_in_file(config.places().values(), "other processes")
-    for config in dict.fromkeys(replace(config, seed=0) for config in configs):
-        check_places(config, data.data if isinstance(data, Folds) else data)  # before training
     folders = _folder_names(configs, "fold" if isinstance(data, Folds) else "seed")
+    _check_configs(configs, [(out / name / "result.json").exists() for name in folders], data,
+                   here=cluster is None)  # fmt: skip
     if stack:
         _check_stacks(configs, data)
     reading = _check_folder(out, configs, folders, data, reading or Reading())
@@ -140,6 +140,7 @@ def run_study(
         if not (out / name / "result.json").exists()
     ]
     how = Workers(workers, cluster, gpus_per_run, stack)
+    listener.on_start([config for config, _ in tasks], here=cluster is None)
     outcomes = (
         _train_folds(tasks, data, how, listener)
         if isinstance(data, Folds)
@@ -246,6 +247,17 @@ def _train_folds(
         own = [(config, folder) for config, folder in tasks if config.seed == fold]
         if own:
             yield from how.train(own, data.splits(fold), listener)
+
+
+def _check_configs(
+    configs: Sequence[RunConfig], trained: Sequence[bool], data: StudyData, *, here: bool
+) -> None:
+    """Raise before anything is trained what would fail in each run; a cluster has other devices."""
+    tried = data.data if isinstance(data, Folds) else data
+    every = [replace(config, seed=0) for config in configs]
+    missing = {config for config, is_there in zip(every, trained, strict=True) if not is_there}
+    for config in dict.fromkeys(every):
+        (check if here and config in missing else check_places)(config, tried)
 
 
 def _check_stacks(configs: Sequence[RunConfig], data: StudyData) -> None:

@@ -160,6 +160,9 @@ def test_a_precision_without_hardware_is_told_once(
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     slow = cli("compare", *terms, "precision=bf16", "--out", "slow")
     assert (slow.code, slow.err.count(told)) == (0, 1), slow.err
+    apart = cli("compare", *terms, "precision=bf16", "--workers", "2", "--out", "apart").err
+    assert apart.count(told) == 1, apart
+    assert apart.index(told) < apart.index("  done  "), apart
     assert told not in cli("compare", *terms, "precision=bf16", "--out", "mute", "--json").err
     assert told not in cli("compare", *terms, "--out", "auto").err
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
