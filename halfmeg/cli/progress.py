@@ -125,7 +125,7 @@ class StudyDisplay(StudyListener):
         self.apart = apart
         self.measured = measured
 
-    def on_start(self, configs: Sequence[RunConfig], *, here: bool) -> None:
+    def on_begin(self, configs: Sequence[RunConfig], *, here: bool) -> None:
         """Print what is to be known of the runs before they are trained."""
         self.display.tell(configs if here else ())
 

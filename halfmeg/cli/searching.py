@@ -21,7 +21,7 @@ class SearchDisplay(SearchListener):
     def __init__(self, search: Search, display: TrainingDisplay, *, quiet: bool) -> None:
         self.search, self.display, self.quiet = search, display, quiet
 
-    def on_start(self, configs: Sequence[RunConfig], *, here: bool) -> None:
+    def on_begin(self, configs: Sequence[RunConfig], *, here: bool) -> None:
         """Print what is to be known of the runs before they are trained."""
         self.display.tell(configs if here else ())
 

@@ -26,7 +26,7 @@ Returned = tuple[Reached, dict[str, dict[str, bytes]]]
 class SearchListener:
     """Is told how a search goes; this one tells nobody."""
 
-    def on_start(self, configs: Sequence[RunConfig], *, here: bool) -> None:
+    def on_begin(self, configs: Sequence[RunConfig], *, here: bool) -> None:
         """Runs are about to be trained, by processes of this machine (`here`) or by a cluster."""
 
     def of_run(self, config: RunConfig) -> Listener | None:
@@ -108,7 +108,7 @@ class Lanes:
         configs, folders, *limits = task = self._task(trial, until, most_seconds)
         if self.cluster is not None or self.pool is not None:
             self.on_begin(trial)  # in this process it may wait for others first
-            self.listener.on_start(configs, here=self.cluster is None)
+            self.listener.on_begin(configs, here=self.cluster is None)
         if self.cluster is not None:
             files = {folder.name: read_files(folder) for folder in folders}
             future = self.cluster.submit(

@@ -320,7 +320,7 @@ class _WithPage(SearchListener):
 
     def __init__(self, inner: SearchListener, search: Search) -> None:
         self.inner, self.search = inner, search
-        self.on_start = inner.on_start  # type: ignore[method-assign]
+        self.on_begin = inner.on_begin  # type: ignore[method-assign]
         self.of_run = inner.of_run  # type: ignore[method-assign]
         self.on_note = inner.on_note  # type: ignore[method-assign]
         self.due = search.clock.spent() + PAGE_SECONDS

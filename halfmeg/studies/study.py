@@ -140,7 +140,7 @@ def run_study(
         if not (out / name / "result.json").exists()
     ]
     how = Workers(workers, cluster, gpus_per_run, stack)
-    listener.on_start([config for config, _ in tasks], here=cluster is None)
+    listener.on_begin([config for config, _ in tasks], here=cluster is None)
     outcomes = (
         _train_folds(tasks, data, how, listener)
         if isinstance(data, Folds)

@@ -28,7 +28,7 @@ CONTINUED = "the same command continues the study"
 class StudyListener:
     """Is told how a study goes; this one tells nobody."""
 
-    def on_start(self, configs: Sequence[RunConfig], *, here: bool) -> None:
+    def on_begin(self, configs: Sequence[RunConfig], *, here: bool) -> None:
         """Runs are about to be trained, by this machine (`here`) or by a cluster."""
 
     def of_run(self, config: RunConfig) -> Listener | None:
