@@ -93,18 +93,21 @@ def compare(
     from halfmeg.studies.compare import compare as compare_models
     from halfmeg.studies.reading import MARGIN
     from halfmeg.studies.sequential import compare_until_decided
+    from halfmeg.studies.study import check_study_folder, require_no_fold
 
     _check_one_way(until_decided, seeds, folds)
     entrants = read_entrants("compare", arguments, recipe, image_size, image_column, label_column)
     names = entrants.names
     if entrants.count < 2:
         raise ValueError(f"{names[0]} alone is no comparison; name two networks, or --recipe twice")
+    if seeds != 1:
+        require_no_fold(entrants.options.fold)
     all_data = [
         load(source, data_dir, entrants.size, quiet=as_json, options=entrants.options)
         for source in data or ["digits"]
     ]
     folders = _study_folders(all_data, out, names)
-    entrants.check(all_data)
+    entrants.check(all_data, here=cluster is None)
     if folds is not None:
         for loaded in all_data:  # before anything is trained
             note = Folds.of(loaded, folds).note
@@ -120,7 +123,6 @@ def compare(
     study = compare_until_decided if until_decided else compare_models
     if len(folders) > 1:
         from halfmeg.studies.sets import check_ranking_folder
-        from halfmeg.studies.study import check_study_folder
 
         check_ranking_folder(folders[0].parent)  # all of them before anything is trained
         for folder in folders:
@@ -128,7 +130,9 @@ def compare(
     finished: list[Finished] = []
     failures: dict[str, dict[str, str]] = {}
     for loaded, folder in zip(all_data, folders, strict=True):
-        with training_display(quiet=as_json, note=None if data else NO_DATA) as display:
+        with training_display(
+            quiet=as_json, note=None if data else NO_DATA, folds=folds is not None
+        ) as display:
             apart = workers > 1 or bool(cluster) or stack
             listener = StudyDisplay(display, quiet=as_json, apart=apart)
             try:
@@ -163,8 +167,11 @@ def _study_folders(data: list[DataSplits], out: str | None, names: list[str]) ->
     """Return the folder of each study: of several data sets one below --out for each.
 
     Raises:
-        ValueError: a data set is named twice, two are called the same, or have the same images.
+        ValueError: a data set is named twice, two are called the same, or have the same images, or
+            one is called as the folder beside the studies'.
     """
+    from halfmeg.studies.tables import TABLES
+
     sets = [loaded.name for loaded in data]
     called: dict[str, DataSplits] = {}
     for loaded in data:
@@ -176,6 +183,11 @@ def _study_folders(data: list[DataSplits], out: str | None, names: list[str]) ->
         raise ValueError(
             f"--data {before.source} and --data {loaded.source} would both be called "
             f"{loaded.name}; rename one of them"
+        )
+    if len(sets) > 1 and TABLES in called:
+        raise ValueError(
+            f"--data {called[TABLES].source} would be called {TABLES}, as the folder of the tables "
+            "of all data sets is; rename it"
         )
     firsts: dict[str, str] = {}
     for loaded in data:

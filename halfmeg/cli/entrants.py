@@ -35,20 +35,24 @@ class Entrants:
         """How many are compared: each network by each recipe."""
         return len(self.names) * len(self.recipes)
 
-    def check(self, data: list[DataSplits]) -> None:
-        """Build and try every network once, so that a mistake is told before anything is trained.
+    def check(self, data: list[DataSplits], *, here: bool = True) -> None:
+        """Try every network and recipe once, so that a mistake is told before anything is trained.
+
+        Args:
+            data: what each is trained on.
+            here: by this machine; a cluster's may have other devices.
 
         Raises:
-            ValueError: a network that these images or this budget do not suit.
+            ValueError: a network or recipe that does not suit these images.
         """
         from halfmeg.networks.table import build_model
-        from halfmeg.training.job import check_places
+        from halfmeg.training.job import check, check_places
 
         for loaded in data:
             for name in self.names:
                 build_model(name, len(loaded.classes), loaded.image_shape, self.recipes[0].budget)
                 for recipe in self.recipes:
-                    check_places(replace(recipe, model=name), loaded)
+                    (check if here else check_places)(replace(recipe, model=name), loaded)
 
 
 def read_entrants(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+
+from halfmeg.places.settings import is_setting
 
 
 def check_train_words(recipe: str, settings: Sequence[str], data: str | None = None) -> None:
@@ -13,25 +16,25 @@ def check_train_words(recipe: str, settings: Sequence[str], data: str | None = N
     Raises:
         ValueError: with the line to type.
     """
-    from halfmeg.networks.table import MODELS
+    from halfmeg.networks.table import FAMILIES, MODELS
     from halfmeg.places.place import is_place
     from halfmeg.training.recipes import RECIPES, unknown_recipe
 
-    given = [recipe, *(text for text in settings if "=" not in text)]
+    given = [recipe, *(text for text in settings if not is_setting(text))]
     recipes = [word for word in given if word in RECIPES]
     name = recipes[0] if recipes else "common"
-    others = [text for text in settings if "=" in text]
+    others = [text for text in settings if is_setting(text)]
     wrong = [word for word in given if word not in recipes[:1]]
     for word in wrong:
         if word == recipe == "auto":
             continue
         _check_place(word)
-        if word in MODELS:
-            option = [] if data is None else [f"--data {data}"]
-            _say("train", f"{word} is a network", name, [f"model={word}", *others, *option])
+        if word in MODELS or word.partition("(")[0] in FAMILIES:
+            option = [] if data is None else ["--data", data]
+            _say("train", f"{word} is a network", name, f"model={word}", *others, *option)
         settings_file = word == recipe and word.endswith(".json") and Path(word).is_file()
         if Path(word).exists() and not settings_file:
-            _say("train", f"{word} is data", name, [f"--data {word}", *others])
+            _say("train", f"{word} is data", name, "--data", word, *others)
     known = ["auto", *RECIPES]
     if not (recipe in known or "=" in recipe or is_place(recipe) or recipe.endswith(".json")):
         raise unknown_recipe(recipe, known)
@@ -46,15 +49,16 @@ def check_network_words(command: str, names: Sequence[str], settings: Sequence[s
     from halfmeg.networks.table import MODELS
     from halfmeg.training.recipes import RECIPES
 
+    missing = [] if command == "search" else ["NETWORK"]
     for word in names:
         others = [name for name in names if name != word]
         if word in MODELS:
             continue
         if word in RECIPES:
-            _say(command, f"{word} is a recipe", *_words(others, settings, f"--recipe {word}"))
+            _say(command, f"{word} is a recipe", *(others or missing), *settings, "--recipe", word)
         _check_place(word)
         if Path(word).exists() and ":" not in word:
-            _say(command, f"{word} is data", *_words(others, settings, f"--data {word}"))
+            _say(command, f"{word} is data", *(others or missing), *settings, "--data", word)
 
 
 def check_setting_words(settings: Sequence[str], *others: str) -> None:
@@ -66,7 +70,7 @@ def check_setting_words(settings: Sequence[str], *others: str) -> None:
     from halfmeg.errors import did_you_mean
 
     known = sorted({*_setting_names(), "image_size", *others})
-    for key in (text.partition("=")[0] for text in settings if "=" in text):
+    for key in (text.partition("=")[0] for text in settings if is_setting(text)):
         if key not in known:
             hint = did_you_mean(key, known)
             if key == "minutes":
@@ -99,10 +103,5 @@ def _check_place(word: str) -> None:
         raise ValueError(f"{word} is a file of Python; name what it holds: {word}:NAME")
 
 
-def _words(names: Sequence[str], settings: Sequence[str], option: str) -> tuple[str, list[str]]:
-    first, *rest = [*names] or ["NETWORK"]
-    return first, [*rest, *settings, option]
-
-
-def _say(command: str, what: str, first: str, words: Sequence[str]) -> None:
-    raise ValueError(f"{what}; write: halfmeg {command} {' '.join([first, *words])}")
+def _say(command: str, what: str, *words: str) -> None:
+    raise ValueError(f"{what}; write: halfmeg {command} {shlex.join(words)}")

@@ -125,9 +125,9 @@ class StudyDisplay(StudyListener):
         self.apart = apart
         self.measured = measured
 
-    def on_begin(self, configs: Sequence[RunConfig], *, here: bool) -> None:
+    def on_begin(self, configs: Sequence[RunConfig]) -> None:
         """Print what is to be known of the runs before they are trained."""
-        self.display.tell(configs if here else ())
+        self.display.tell(configs)
 
     def of_run(self, config: RunConfig) -> Listener:
         """Return the display of a run in this process."""
@@ -137,10 +137,11 @@ class StudyDisplay(StudyListener):
         """Print how a run has ended that was not shown, and what follows the last."""
         if self.quiet:
             return
+        self.display.tell(())  # not yet where a cluster trains
         if self.apart or error:
             outcome = f"failed: {error}" if error else "done"
-            name = f"{short_name(config.model)} {short_name(config.recipe)} seed {config.seed}"
-            print_error(f"{name}  {outcome}  {done}/{total}")
+            name = f"{short_name(config.model)} {short_name(config.recipe)}"
+            print_error(f"{name} {self.display.unit_of(config)}  {outcome}  {done}/{total}")
         if done == total and self.measured:
             print_error("all runs have ended; now robustness and costs are measured")
 
@@ -148,13 +149,11 @@ class StudyDisplay(StudyListener):
 class _Display(Listener):
     """Shows a run as a progress bar, and as one line for each epoch where there is no screen."""
 
-    def __init__(
-        self, bars: Progress, config: RunConfig, tell: Callable[[Sequence[RunConfig]], None]
-    ) -> None:
+    def __init__(self, bars: Progress, config: RunConfig, whole: TrainingDisplay) -> None:
         self.bars = bars
-        self.tell = tell
+        self.tell = whole.tell
         self.config = config
-        self.name = f"{short_name(config.model)} seed {config.seed}"
+        self.name = f"{short_name(config.model)} {whole.unit_of(config)}"
         self.task = bars.add_task(self.name, total=None, numbers="")
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
@@ -224,9 +223,10 @@ class _TensorBoard(Listener):
 class TrainingDisplay:
     """Shows the runs of a command one after another, and tells once what is to be known of them."""
 
-    def __init__(self, bars: Progress, note: str | None, *, quiet: bool) -> None:
+    def __init__(self, bars: Progress, note: str | None, *, folds: bool, quiet: bool) -> None:
         self.bars = bars
         self.note = note
+        self.folds = folds
         self.quiet = quiet
         self.curves = ExitStack()
         self.told: set[str] = set()
@@ -234,12 +234,16 @@ class TrainingDisplay:
     def __call__(self, config: RunConfig) -> Listener:
         """Return the display of a run, TensorBoard too, where installed; that of the last ends."""
         self.close()
-        display = _Display(self.bars, config, self.tell)
+        display = _Display(self.bars, config, self)
         if not (SPEAKS and _has_tensorboard()):
             return display
         curves = _TensorBoard(display)
         self.curves.callback(curves.close)
         return curves
+
+    def unit_of(self, config: RunConfig) -> str:
+        """Return which of a network's runs one is, as its folder is called."""
+        return f"fold {config.seed + 1}" if self.folds else f"seed {config.seed}"
 
     def tell(self, configs: Sequence[RunConfig]) -> None:
         """Print the command's note, and what is slow in runs that this machine is to train.
@@ -260,12 +264,15 @@ class TrainingDisplay:
 
 
 @contextmanager
-def training_display(*, quiet: bool, note: str | None = None) -> Iterator[TrainingDisplay]:
+def training_display(
+    *, quiet: bool, note: str | None = None, folds: bool = False
+) -> Iterator[TrainingDisplay]:
     """Yield what shows a command's runs; a note is told when the first begins."""
-    with Progress(
+    bars = Progress(
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
         TextColumn("{task.fields[numbers]}", markup=False), transient=True,
         console=screen(stderr=True),
         disable=quiet or not screen(stderr=True).is_terminal,
-    ) as bars, closing(TrainingDisplay(bars, note, quiet=quiet)) as display:  # fmt: skip
+    )  # fmt: skip
+    with bars, closing(TrainingDisplay(bars, note, folds=folds, quiet=quiet)) as display:
         yield display

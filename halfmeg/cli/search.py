@@ -98,12 +98,14 @@ def search(
     Chooses by validation images, and compares the winner on the test images at the end. Started
     again with the same --out, it goes on where it was.
     """
+    from halfmeg.cli.hints import check_network_words
     from halfmeg.cli.progress import StudyDisplay, load, training_display
     from halfmeg.cli.searching import SearchDisplay
     from halfmeg.data.options import read_options, read_size
     from halfmeg.search.budget import parse_limits
     from halfmeg.search.record import read_stored
     from halfmeg.search.run import check_time, describe_search, open_search, start, with_time
+    from halfmeg.studies.study import require_no_fold
 
     seconds = HOUR * (1.0 if hours is None else hours)
     check_time(seconds)  # before data is loaded
@@ -129,15 +131,18 @@ def search(
             stored = with_time(folder, stored, seconds)
     else:
         given = list(arguments or [])
+        networks = [text for text in given if not is_setting(text)]
         options, settings = read_options(
             [text for text in given if is_setting(text)], image_column, label_column
         )
+        check_network_words("search", networks, settings)
+        require_no_fold(options.fold)  # what is told of the data comes before
         size, settings = read_size(settings, image_size)
         wanted = parse_limits(chip, **limits)
         loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
         stored, chosen = describe_search(
             loaded, limits=wanted, seconds=seconds, place=space or "",
-            networks=[text for text in given if not is_setting(text)], settings=settings,
+            networks=networks, settings=settings,
             baselines=baseline, compare=compare is not False, seed=seed or 0,
         )  # fmt: skip
         folder = Path(out or f"runs/search-{loaded.name}")

@@ -21,9 +21,9 @@ class SearchDisplay(SearchListener):
     def __init__(self, search: Search, display: TrainingDisplay, *, quiet: bool) -> None:
         self.search, self.display, self.quiet = search, display, quiet
 
-    def on_begin(self, configs: Sequence[RunConfig], *, here: bool) -> None:
+    def on_begin(self, configs: Sequence[RunConfig]) -> None:
         """Print what is to be known of the runs before they are trained."""
-        self.display.tell(configs if here else ())
+        self.display.tell(configs)
 
     def of_run(self, config: RunConfig) -> Listener | None:
         """Return the display of a run in this process."""
@@ -38,6 +38,7 @@ class SearchDisplay(SearchListener):
         """Print how far it has come, the best so far with its interval, and the time left."""
         if self.quiet or trial.config is None:
             return
+        self.display.tell(())  # not yet where a cluster trains
         reached = "" if trial.accuracy is None else f" {trial.accuracy:.1%}"
         told = f": {trial.error}" if trial.error else ""
         again = "" if trial.repeats is None else f" (trial {trial.repeats} again)"

@@ -125,6 +125,7 @@ def _train_folds(
     from halfmeg.cli.progress import StudyDisplay, training_display
     from halfmeg.data.folds import Folds
     from halfmeg.studies.compare import cross_validate
+    from halfmeg.training.job import check
 
     if config.seed:
         raise ValueError(
@@ -132,11 +133,12 @@ def _train_folds(
             "fold 1 has the seed 0, fold 2 the seed 1, and so on; leave seed out"
         )
     folds = Folds.of(data, count)
+    check(config, data)
     if not as_json:
         print_error(f"halfmeg: {folds.note}")
     names = (file_name(config.recipe), file_name(config.model), f"folds-{count}")
     folder = Path(out or f"runs/{'-'.join(names)}")
-    with training_display(quiet=as_json) as display:
+    with training_display(quiet=as_json, folds=True) as display:
         listener = StudyDisplay(display, quiet=as_json, apart=False)
         found = cross_validate(config, data, folds=count, out=folder, listener=listener)
     write_and_print(found, folder, folds, as_json)

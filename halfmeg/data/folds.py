@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -81,11 +82,16 @@ class Folds:
             options=self.data.options | {"fold": f"{fold + 1}/{self.count}"},
         )  # fmt: skip
 
+    def tested(self, folds: Iterable[int]) -> Dataset:
+        """Return the images that some folds, from 0, test: those of the first one first."""
+        order = self.members.argsort(stable=True)
+        return self.images.subset(order[torch.isin(self.members[order], torch.tensor([*folds]))])
+
     @property
     def whole(self) -> DataSplits:
         """The source with all images as its test part, those of the first fold first."""
-        order = self.members.argsort(stable=True)
-        return replace(self.data, test=self.images.subset(order), validation=None, divided=False)
+        test = self.tested(range(self.count))
+        return replace(self.data, test=test, validation=None, divided=False)
 
     @property
     def note(self) -> str:

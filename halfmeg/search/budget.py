@@ -150,7 +150,7 @@ def parse_amount(name: str, text: str, option: str = "") -> float:
         ValueError: no number above 0, or an unknown unit.
     """
     units = TIME_UNITS if name == "latency" else UNITS
-    found = re.fullmatch(r"([0-9][0-9_]*|[0-9]*\.[0-9]+)\s*([a-z]*)", text.strip().lower())
+    found = re.fullmatch(r"([0-9]+(?:_[0-9]+)*|[0-9]*\.[0-9]+)\s*([a-z]*)", text.strip().lower())
     unit = units.get(found[2]) if found else None
     least = 1e-6 if name == "latency" else 1
     if found is None or unit is None or not least <= float(found[1]) * unit < 1e15:

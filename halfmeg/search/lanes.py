@@ -26,8 +26,8 @@ Returned = tuple[Reached, dict[str, dict[str, bytes]]]
 class SearchListener:
     """Is told how a search goes; this one tells nobody."""
 
-    def on_begin(self, configs: Sequence[RunConfig], *, here: bool) -> None:
-        """Runs are about to be trained, by processes of this machine (`here`) or by a cluster."""
+    def on_begin(self, configs: Sequence[RunConfig]) -> None:
+        """Runs are about to be trained by other processes of this machine."""
 
     def of_run(self, config: RunConfig) -> Listener | None:
         """Return who is told how a run in this process goes."""
@@ -108,13 +108,13 @@ class Lanes:
         configs, folders, *limits = task = self._task(trial, until, most_seconds)
         if self.cluster is not None or self.pool is not None:
             self.on_begin(trial)  # in this process it may wait for others first
-            self.listener.on_begin(configs, here=self.cluster is None)
         if self.cluster is not None:
             files = {folder.name: read_files(folder) for folder in folders}
             future = self.cluster.submit(
                 train_folds_on_node, configs, files, *limits, configs=configs
             )
         elif self.pool is not None:
+            self.listener.on_begin(configs)
             future = self.pool.submit(train_folds, *task)
         self.waiting[future] = (trial, until, most_seconds)
 

@@ -45,6 +45,7 @@ from halfmeg.search.state import Search
 from halfmeg.search.trials import run_trials
 from halfmeg.studies.cluster import Cluster
 from halfmeg.studies.pool import terminate_as_interrupt
+from halfmeg.studies.study import require_no_fold
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.job import check
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -108,6 +109,7 @@ def describe_search(
     if not 0 <= seed < MOST_SEED:
         raise ValueError(f"--seed {seed} is out of range; allowed: 0 to {MOST_SEED - 1:,}")
     require_trainable(data)
+    require_no_fold(data.options.get("fold"))  # the last comparison has several seeds
     space = build_space(load_space(place) if place else SPACE, networks, settings)
     fraction, folds = _validation(data)
     stored = Stored(

@@ -105,9 +105,8 @@ class Dimension:
         """Return the value at a share of the way from the lowest to the highest."""
         if isinstance(self.values, tuple):
             low, high = self.values
-            if low > 0:
-                return float(low * (high / low) ** share)
-            return float(low + share * (high - low))
+            way = low * (high / low) ** share if low > 0 else low + share * (high - low)
+            return float(min(high, way))  # rounding may lead past it
         ordered = self.values if isinstance(self.values, range) else _sorted(self.values)
         return ordered[round(share * (len(ordered) - 1))]
 
@@ -260,6 +259,8 @@ def _with_given(
         found[NETWORK] = {name: known.get(name, {}) for name in networks}
     given = RunConfig(model="cnn", epochs=1).override(settings)
     for key in (text.partition("=")[0] for text in settings):
+        if key in RESERVED:
+            raise ValueError(f"{key} is not for a search; leave it out, or see --seed and --params")
         value, before = getattr(given, key), found.get(key)
         if isinstance(value, tuple):
             raise ValueError(f"{key} is not for a search: epochs differ; choose another schedule")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from halfmeg.artifacts.refusals import unfinished
@@ -193,7 +194,10 @@ def build_entrant(
 ) -> Entrant:
     """Say what the runs of one network and recipe, in the order of their seeds, say together."""
     per_seed = {i.unit: float(i.result["test_accuracy"]) for i in items}
-    evaluations = [score(i.logits["test_logits"], i.logits["test_labels"]) for i in items]
+    tested = [(i.logits["test_logits"], i.logits["test_labels"]) for i in items]
+    evaluations = [score(*one) for one in tested]
+    # A fold may have no image of a class, so what counts classes alike is of all folds together.
+    alike = [score(*map(torch.cat, zip(*tested, strict=True)))] if items[0].folded else evaluations
     confusion = np.sum([evaluation.confusion for evaluation in evaluations], axis=0)
     totals, called = confusion.sum(1), confusion.sum(0)
     temperatures, no_temperature = _temperatures(items)
@@ -218,8 +222,8 @@ def build_entrant(
         precision=tuple(
             float(confusion[c, c] / called[c]) if called[c] else None for c in range(len(called))
         ),
-        balanced_accuracy=float(np.mean([e.balanced_accuracy for e in evaluations])),
-        macro_f1=float(np.mean([e.macro_f1 for e in evaluations])),
+        balanced_accuracy=float(np.mean([e.balanced_accuracy for e in alike])),
+        macro_f1=float(np.mean([e.macro_f1 for e in alike])),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
         calibration=mean_calibration(
             [calibrate(i.logits["test_logits"], i.logits["test_labels"]) for i in items]

@@ -179,7 +179,9 @@ def render_page(
     pictures: dict[int, str] = {}
     first = comparison.models[0].runs[0]
     if data is not None and fingerprint_of(first, data) == first.data.fingerprint:
-        test = data.whole.test if isinstance(data, Folds) else data.test
+        # A fold that failed, or was not asked for, has no answers: an index passes over it.
+        folds = [unit - 1 for unit in comparison.models[0].per_seed]
+        test = data.tested(folds) if isinstance(data, Folds) else data.test
         pictures = {
             item.index: _picture(test.images[item.index].numpy())
             for item in comparison.disagreements
@@ -240,9 +242,16 @@ def _notes_on_sizes(comparison: Comparison) -> Iterator[str]:
 
 def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
     if comparison.folds is not None:
+        folds = sorted({fold for model in comparison.models for fold in model.per_seed})
+        if len(folds) == comparison.folds:
+            told = f"All images of the source, {comparison.num_test:,}, are divided into"
+            tested = "Each is tested once, by"
+        else:
+            told = "All images of the source are divided into"
+            named = f"fold{'s' if len(folds) > 1 else ''} {_and([str(fold) for fold in folds])}"
+            tested = f"Only {named} with {comparison.num_test:,} images are tested, each once by"
         yield (
-            f"All images of the source, {comparison.num_test:,}, are divided into "
-            f"{comparison.folds} folds, whatever parts it had. Each is tested once, by networks "
+            f"{told} {comparison.folds} folds, whatever parts it had. {tested} networks "
             "that were trained on the other folds."
         )
     elif any(1 < pair.num_seeds < 5 for pair in comparison.pairs):
@@ -283,6 +292,8 @@ def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
 
 def read_before(comparison: Comparison) -> str | None:
     """Say that a study was read with numbers of seeds that no plan has counted; None where not."""
+    if comparison.folds is not None:  # their number is decided beforehand
+        return None
     now = max(len(m.runs) for m in comparison.models)
     looks = comparison.reading.unplanned_looks(now)
     planned = comparison.reading.planned

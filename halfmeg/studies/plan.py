@@ -127,10 +127,12 @@ def chance_of(pilot: Comparison) -> Chance:
     What its tests use is pooled to be on the safe side; a plan pools what it draws, as they do.
 
     Raises:
-        ValueError: no pair has two seeds.
+        ValueError: it has folds, no pair, or none with two seeds.
     """
     if pilot.folds is not None:
         raise ValueError("the pilot has folds; a plan needs the seeds of compare without --folds")
+    if not pilot.pairs:
+        raise ValueError("the pilot has no two networks to compare; a plan needs a pair")
     tests = [pair.test for pair in pilot.pairs if isinstance(pair.test, PairedTest)]
     chances = [test.chance for test in tests if test.chance is not None]
     if not chances:

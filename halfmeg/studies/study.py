@@ -120,11 +120,13 @@ def run_study(
         raise ValueError(f"workers={workers} is out of range; allowed: 1 or more")
     if not configs:
         raise ValueError("a study needs at least one run")
+    _check_way(workers, cluster, gpus_per_run, stack=stack)
+    seeds = {config.seed for config in configs}
+    if not isinstance(data, Folds) and len(seeds) > 1:
+        require_no_fold(data.options.get("fold"))
     if workers > 1 or cluster is not None:
-        if stack:
-            other = f"workers={workers}" if workers > 1 else f"cluster={cluster}"
-            raise ValueError(f"{other} and a stack exclude each other; leave one of them out")
-        threads = 1 if cluster is not None else threads_each(workers)
+        at_once = len(configs) // len(seeds) if isinstance(data, Folds) else len(configs)
+        threads = 1 if cluster is not None else threads_each(min(workers, at_once))
         configs = [c if c.threads else replace(c, threads=threads) for c in configs]
         for config in configs:
             check_in_file(config.places().values(), "other processes")
@@ -140,7 +142,8 @@ def run_study(
         if not (out / name / "result.json").exists()
     ]
     how = Workers(workers, cluster, gpus_per_run, stack)
-    listener.on_begin([config for config, _ in tasks], here=cluster is None)
+    if cluster is None:
+        listener.on_begin([config for config, _ in tasks])
     outcomes = (
         _train_folds(tasks, data, how, listener)
         if isinstance(data, Folds)
@@ -249,6 +252,29 @@ def _train_folds(
             yield from how.train(own, data.splits(fold), listener)
 
 
+def require_no_fold(fold: str | int | None) -> None:
+    """Raise where several seeds are to be trained on one fold, by which runs would be paired."""
+    if fold:
+        raise ValueError(
+            f"fold={fold} is one fold, of which several seeds are not compared; leave it out"
+        )
+
+
+def _check_way(workers: int, cluster: str | None, gpus_per_run: float, *, stack: bool) -> None:
+    """Raise where two ways to train are named, or a share of GPUs that nobody is asked for."""
+    ways = {
+        f"workers={workers}": workers > 1, f"cluster={cluster}": cluster is not None,
+        "a stack": stack,
+    }  # fmt: skip
+    named = [way for way, given in ways.items() if given]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} exclude each other; leave one of them out")
+    if gpus_per_run and cluster is None:
+        raise ValueError(
+            f"gpus_per_run={gpus_per_run:g} is for a cluster; name one, or leave it out"
+        )
+
+
 def _check_configs(
     configs: Sequence[RunConfig], trained: Sequence[bool], data: StudyData, *, here: bool
 ) -> None:
@@ -275,8 +301,15 @@ def _folder_names(configs: Sequence[RunConfig], unit: str) -> list[str]:
         + f"-{unit}-{c.seed + first}"
         for c in configs
     ]  # fmt: skip
-    if len(set(names)) < len(names):
-        raise ValueError("a study needs a different model, recipe or seed for each run")
+    for index, name in enumerate(names):
+        before, model = configs[names.index(name)].model, configs[index].model
+        if model != before:
+            raise ValueError(f"{before} and {model} would both be called {name}; rename one")
+        if names.index(name) < index:
+            raise ValueError(
+                f"{model} is named twice; a study needs a different model, recipe or seed for "
+                "each run"
+            )
     return names
 
 

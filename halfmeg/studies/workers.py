@@ -28,8 +28,8 @@ CONTINUED = "the same command continues the study"
 class StudyListener:
     """Is told how a study goes; this one tells nobody."""
 
-    def on_begin(self, configs: Sequence[RunConfig], *, here: bool) -> None:
-        """Runs are about to be trained, by this machine (`here`) or by a cluster."""
+    def on_begin(self, configs: Sequence[RunConfig]) -> None:
+        """Runs are about to be trained by this machine."""
 
     def of_run(self, config: RunConfig) -> Listener | None:
         """Return who is told how a run in this process goes."""

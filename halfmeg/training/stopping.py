@@ -66,6 +66,9 @@ def throwaway_folder() -> Iterator[Path]:
         except TrainingInterruptedError as error:
             advice = "nothing is kept of it; give the same command again"
             raise TrainingInterruptedError(advice, error.signal_number) from None
+        except TrainingDivergedError as error:
+            kept = [part for part in str(error).split("; ") if str(folder) not in part]
+            raise TrainingDivergedError("; ".join(kept)) from None
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -327,6 +328,31 @@ MISTAKES = {
         ["train", "common", "small_size=12", "model=whitened(shrink=2)"],
         ["small_size=12"],
     ),
+    "settings of a network": (
+        ["train", "common", "residual(width=12)", "epochs=1"],
+        ["halfmeg train common 'model=residual(width=12)' epochs=1"],
+    ),
+    "no device": (["compare", "logistic", "mlp", "device=gpu"], ["device=gpu is not there"]),
+    "no device for folds": (
+        ["train", "common", "model=mlp", "device=gpu", "precision=bf16", "--folds", "3"],
+        ["device=gpu is not there"],
+    ),
+    "a recipe that one network cannot take": (
+        ["compare", "cnn", "resnet20", "--recipe", "sprint"],
+        ["small_size=", "does not fit cnn"],
+    ),
+    "two ways to train": (
+        ["compare", "cnn", "resnet20", "--workers", "2", "--cluster", "auto"],
+        ["workers=2 and cluster=auto exclude each other"],
+    ),
+    "GPUs of no cluster": (
+        ["compare", "cnn", "resnet20", "--gpus-per-run", "1"],
+        ["gpus_per_run=1 is for a cluster"],
+    ),
+    "seeds of one fold": (
+        ["compare", "logistic", "mlp", "fold=2/5", "--seeds", "2"],
+        ["fold=2/5 is one fold", "leave it out"],
+    ),
     "no repository": (["pull", "badname", "--out", "here"], ["badname", "OWNER/NAME"]),
     "two forms": (["predict", "a.png", "--csv", "--json"], ["--csv and --json exclude"]),
     "a chip in text": (["models", "--chip"], ["--chip does nothing without --json"]),
@@ -575,6 +601,42 @@ def test_report_mistakes(cli: Cli, small_study: Path, tmp_path: Path) -> None:
     assert cli("report", str(broken)).err.count("result.json is damaged") == 1
     (broken / "study.json").write_text("[]")
     assert cli("report", str(broken)).is_one_line("study.json is damaged")
+
+
+def test_a_line_to_type_can_be_typed(cli: Cli, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "my photos").symlink_to(pictures)
+    outcome = cli("compare", "mlp", "residual(width=16)", "my photos")
+    line = outcome.err.partition("write: halfmeg ")[2]
+    assert shlex.split(line) == ["compare", "mlp", "residual(width=16)", "--data", "my photos"]
+
+
+def test_data_sets_beside_the_tables_of_all(cli: Cli, pictures: Path, tmp_path: Path) -> None:
+    for name in ("tables", "chairs"):
+        shutil.copytree(pictures, tmp_path / name)
+    next((tmp_path / "chairs" / "train" / "0").iterdir()).unlink()
+    outcome = cli("compare", "mlp", "cnn", "--data", "tables", "--data", "chairs")
+    assert outcome.code == 2
+    assert outcome.is_one_line("--data tables would be called tables", "rename it")
+
+
+def test_versions_of_a_network_in_files_of_one_name(cli: Cli, tmp_path: Path) -> None:
+    for folder in ("v1", "v2"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.py").write_text(
+            "from halfmeg.networks.floors import logistic as Net"
+        )
+    outcome = cli("compare", "v1/net.py:Net", "v2/net.py:Net", "epochs=1")
+    told = "v1/net.py:Net and v2/net.py:Net would both be called net-Net-seed-0; rename one"
+    assert (outcome.code, outcome.is_one_line(told)) == (2, True), outcome.err
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_folds_are_called_so_while_they_train(cli: Cli, pictures: Path) -> None:
+    told = cli("train", "common", "model=logistic", "epochs=1", "--folds", "2", "--data",
+               str(pictures), "--out", "folds").err  # fmt: skip
+    assert "logistic fold 1  epoch 1/1" in told
+    assert "logistic fold 2  epoch 1/1" in told
+    assert "seed" not in told
 
 
 def test_compare_mistakes(cli: Cli) -> None:

@@ -77,7 +77,7 @@ from halfmeg.search.schedule import (
     time_share,
 )
 from halfmeg.search.segment import time_epoch, train_folds, train_until
-from halfmeg.search.space import ALLOWED, SPACE, build_space
+from halfmeg.search.space import ALLOWED, SPACE, Dimension, build_space
 from halfmeg.search.state import Search
 from halfmeg.search.trials import FIRST_SHARE, _Engine
 from halfmeg.search.vary import fitted, largest_within, mutated, parents
@@ -300,7 +300,8 @@ def test_a_value_of_a_wrong_type_says_what_is_taken() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("params", "100k", 100_000), ("macs", "12M", 12_000_000), ("macs", "12.5m", 12_500_000),
+        ("params", "100k", 100_000), ("params", "100_000", 100_000),
+        ("macs", "12M", 12_000_000), ("macs", "12.5m", 12_500_000),
         ("ram", "64KiB", 65_536), ("ram", "64k", 64_000), ("flash", "100 kB", 100_000),
         ("params", "78666", 78_666), ("latency", "5ms", 5), ("latency", "0.5 s", 500),
     ],
@@ -1811,6 +1812,10 @@ def test_what_only_reads_changes_nothing(
         (["--space", "wrong.py:SPAC"], "there is no 'SPAC'"),
         (["residul"], "did you mean 'residual'"),
         (["lr=fast"], "lr='fast' is not allowed"),
+        (["seed=3"], "seed is not for a search; leave it out, or see --seed"),
+        (["fold=2/5"], "fold=2/5 is one fold"),
+        (["--params", "100_k"], "--params 100_k is no amount"),
+        (["one"], "one is data; write: halfmeg search --data one"),
         (["--baseline", "resnet21"], "did you mean 'resnet"),
         (["--out", "taken"], "taken exists and holds no search"),
         (["--resume", "taken"], "taken holds no search"),
@@ -1852,6 +1857,15 @@ def test_more_time_with_a_mistake_beside_it_changes_nothing(
         assert outcome.code == 2
         assert outcome.is_one_line("--workers"), outcome.err
         assert (out / "search.json").read_bytes() == before
+
+
+def test_no_share_of_the_way_leads_past_its_end() -> None:
+    """Optuna takes no value above the highest, be it by a rounding."""
+    for low in range(-9, 99):
+        for high in range(low + 1, 100):
+            ends = low / 100, high / 100
+            assert ends[0] <= Dimension("lr", ends).at(0.0) < Dimension("lr", ends).at(1.0)
+            assert Dimension("lr", ends).at(1.0) <= ends[1]
 
 
 def test_data_that_nothing_can_be_validated_on_is_one_line(few_digits: DataSplits) -> None:

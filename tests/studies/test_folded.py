@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import stats
 from halfmeg import Run, compare, cross_validate
 from halfmeg.data.folds import Folds
 from halfmeg.studies.compare import compare_runs
-from halfmeg.studies.page import write_comparison
+from halfmeg.studies.page import _picture, read_before, write_comparison
 from halfmeg.studies.plan import chance_of
 from halfmeg.studies.resampled import folded_interval, folded_tests
 from halfmeg.studies.study import make_configs, open_runs, run_study
@@ -129,6 +130,41 @@ def test_the_page_says_what_folds_cover(studied: Path, tmp_path: Path) -> None:
     assert "Folds vary the training images" in markdown
     for item in found.disagreements:
         assert item.label == folds.whole.classes[int(folds.whole.test.labels[item.index])]
+
+
+def test_what_counts_classes_alike_is_of_all_folds_together(studied: Path) -> None:
+    """The mean over folds would leave a class out wherever a fold has none of it."""
+    for model in compare_runs(open_runs([studied])).models:
+        recalls = [recall for recall in model.per_class if recall is not None]
+        assert len(recalls) == 10
+        assert model.balanced_accuracy == pytest.approx(np.mean(recalls), abs=1e-12)
+
+
+def test_folds_that_are_missing_shift_no_pictures(studied: Path, tmp_path: Path) -> None:
+    runs = [run for run in open_runs([studied]) if run.options.fold != "1/3"]
+    found, folds = compare_runs(runs), Folds.of(first_digits(240), 3)
+    tested = folds.tested([1, 2])
+    assert len(tested) == found.num_test < len(folds.members)
+    page, _ = write_comparison(found, tmp_path / "page", folds)
+    text = " ".join(page.read_text().split())
+    assert f"Only folds 2 and 3 with {found.num_test:,} images are tested" in text
+    assert found.disagreements
+    for item in found.disagreements:
+        assert item.label == folds.whole.classes[int(tested.labels[item.index])]
+        assert _picture(tested.images[item.index].numpy()) in text
+
+
+def test_folds_are_not_told_of_looks_by_seeds(studied: Path) -> None:
+    found = compare_runs(open_runs([studied]))
+    assert read_before(replace(found, reading=replace(found.reading, looks=(2,)))) is None
+
+
+def test_one_fold_with_several_seeds_is_refused(tmp_path: Path) -> None:
+    fold = Folds.of(first_digits(240), 3).splits(1)
+    configs = make_configs(["mlp"], [small_config(epochs=1)], 2)
+    with pytest.raises(ValueError, match="fold=2/3 is one fold, of which several seeds"):
+        run_study(configs, fold, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_second_call_trains_what_is_missing_and_no_other_folds(

@@ -423,6 +423,8 @@ def test_mistakes(tmp_path: Path, few_digits) -> None:
         compare(["cnn", "cnn"], few_digits, seeds=1, out=tmp_path / "a", config=terms)
     with pytest.raises(ValueError, match="seeds=0"):
         compare(["cnn"], few_digits, seeds=0, out=tmp_path / "a", config=terms)
+    with pytest.raises(ValueError, match="cnn is named twice; a study needs a different model"):
+        run_study([terms, terms], few_digits, tmp_path / "a")
     with pytest.raises(ValueError, match="no runs"):
         compare_runs([])
     with pytest.raises(ValueError, match="workers=0"):
