@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import inspect
 import re
@@ -25,6 +26,8 @@ IN_MODULE = re.compile(rf"(?P<module>{NAME}):(?P<name>{NAME}){SETTINGS}")
 TIMM = "timm:"
 
 HANDED_OVER = "python:"
+
+MAX_NAME_BYTES = 160
 
 
 class PlaceWarning(UserWarning):
@@ -52,8 +55,17 @@ def short_name(place: str) -> str:
 
 
 def file_name(place: str) -> str:
-    """Return a name for files and folders that a place, or any other name, decides."""
-    return re.sub(r"[^\w.+-]+", "-", short_name(place).replace(".py:", "-")).strip("-.")
+    """Return a name for files and folders that a place, or any other name, decides.
+
+    The end of a long one, as of a network with many settings, is a hash of it: a file system takes
+    255 bytes, and more may follow.
+    """
+    name = re.sub(r"[^\w.+-]+", "-", short_name(place).replace(".py:", "-")).strip("-.")
+    content = name.encode()
+    if len(content) <= MAX_NAME_BYTES:
+        return name
+    ending = hashlib.sha256(content).hexdigest()[:8]
+    return f"{content[: MAX_NAME_BYTES - 9].decode(errors='ignore')}-{ending}"
 
 
 def hand_over(obj: Any) -> str:

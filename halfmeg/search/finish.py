@@ -226,24 +226,28 @@ def decide(search: Search, timed: Timed) -> Final | None:
         return search.stored.final
     assert winner.config is not None
     left = search.stored.seconds - search.clock.spent()
-    known = dict(timed.seconds)
+    known, own = dict(timed.seconds), dict[tuple[str, int], float]()
     for number in search.stored.previous[-1:] if search.stored.compare else ():
         before = trials[number]
         assert before.config is not None
         own = {(before.config.model, BUDGET): _seconds_of_epoch(before, search.stored)}
         known = own | known
     epochs = winner.config.epochs
-    others = [one for one in known if file_name(one[0]) != file_name(winner.config.model)]
+    named = {file_name(one[0]): one for one in reversed(known)}  # of two of one name the first
+    named.pop(file_name(winner.config.model), None)
+    others = [one for one in known if one in named.values()]
     size = fit_final(
         END_SHARE * left, epochs * _seconds_of_epoch(winner, search.stored),
         [epochs * known[baseline] for baseline in others], SEEDS, search.workers,
     )  # fmt: skip
     left_out = others[size[1] :] if size[0] else []
+    compared = tuple(others[: size[1]])
     final = Final(
         trial=winner.number,
         folder=f"final-{search.stored.leg}",
         seeds=size[0],
-        baselines=tuple(others[: size[1]]),
+        baselines=compared,
+        former=tuple(one for one in compared if one in own),
         tuning_trials=sum(trial.was_trained and trial.repeats is None for trial in trials),
         no_verdict="" if size[0] else _why_alone(search.stored, winner.config, timed),
         failures={**timed.failures, **dict.fromkeys((m for m, _ in left_out), SHORT)},
@@ -269,7 +273,9 @@ def finish(search: Search, final: Final, *, listener: StudyListener | None = Non
     study = run_study(
         list(_configs(winner.config, final, search.data)), search.data,
         search.folder / final.folder,
-        workers=search.workers, cluster=search.cluster, listener=listener,
+        # the workers of a cluster are its own
+        workers=1 if search.cluster is not None else search.workers, cluster=search.cluster,
+        listener=listener,
     )  # fmt: skip
     return _outcome(search.folder, search.data, winner, study, final.failures)
 
@@ -296,7 +302,8 @@ def _configs(winner: RunConfig, final: Final, data: DataSplits) -> Iterator[RunC
     for seed in range(final.seeds):
         yield replace(winner, tuning_trials=final.tuning_trials, seed=seed)
         for model, budget in final.baselines:
-            config = replace(winner, model=model, budget=budget, seed=seed)
+            trials = final.tuning_trials if (model, budget) in final.former else 0
+            config = replace(winner, model=model, budget=budget, seed=seed, tuning_trials=trials)
             yield config if _takes(config, data) else replace(config, small_size=0, first_size=0)
 
 

@@ -54,7 +54,7 @@ def plan_time(search: Search, timed: Timed) -> None:
             )
             typical, _ = _time_candidates(search)
     baselines = [seconds / search.sharing for seconds in timed.seconds.values()]
-    plan = make_plan(_seconds_left(search), typical, baselines)
+    plan = make_plan(_seconds_left(search), typical, baselines, folds=search.stored.folds)
     plan = replace(
         plan,
         search_seconds=plan.search_seconds + search.clock.spent(),

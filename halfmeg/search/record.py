@@ -38,13 +38,17 @@ from halfmeg.files import (
 )
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits
-from halfmeg.search.schedule import Plan
+from halfmeg.search.schedule import Plan, rung_epochs
+from halfmeg.studies.pool import KILLED
 
 SEARCH = "search.json"
 JOURNAL = "journal.log"
 
 UNBUILT = "cannot be built: "
 """Before the error of a candidate whose network or recipe cannot be built."""
+
+TOO_SLOW = "too slow: "
+"""Before the error of a trial that the time does not allow."""
 
 Outcome = Literal["running", "done", "stopped", "failed", "over"]
 """Of a trial; `over` is over a limit, or cannot be built, and is never trained."""
@@ -99,6 +103,11 @@ class Trial:
         """Whether it has got as far as a first look."""
         return bool(self.reached)
 
+    def at_look(self, number: int) -> float | None:
+        """Return the accuracy at a look, counted from 0; None where it has not come as far."""
+        rungs = rung_epochs(self.config.epochs) if self.config is not None else []
+        return self.reached.get(rungs[number]) if number < len(rungs) else None
+
 
 @dataclass(frozen=True)
 class Final:
@@ -112,6 +121,7 @@ class Final:
         tuning_trials: candidates that were trained.
         no_verdict: why nothing is compared; empty where something is.
         failures: why a network could not be trained at all, by network.
+        former: the baselines that won before, so that the trials chose them too.
     """
 
     trial: Count
@@ -121,6 +131,7 @@ class Final:
     tuning_trials: int
     no_verdict: str = ""
     failures: dict[str, str] = field(default_factory=dict)
+    former: tuple[tuple[str, int], ...] = ()
 
 
 class StoredData(TypedDict):
@@ -247,12 +258,25 @@ class Clock:
 
 
 def with_repeats(trials: Sequence[Trial]) -> list[Trial]:
-    """Return trials, each with the accuracies of those that repeat it and came to their end."""
+    """Return trials, each with the accuracies of those that repeat it and came to their end.
+
+    One that failed counts as 0, or a network that diverges now and then would be preferred to those
+    that never do; but not where the machine had no time or memory for it.
+    """
     found: dict[int, tuple[float, ...]] = {}
     for trial in trials:
-        if trial.repeats is not None and trial.outcome == "done" and trial.accuracy is not None:
-            found[trial.repeats] = (*found.get(trial.repeats, ()), trial.accuracy)
+        ended = trial.outcome == "done" and trial.accuracy is not None
+        failed = trial.outcome == "failed" and not trial.error.startswith((TOO_SLOW, KILLED))
+        if trial.repeats is not None and (ended or failed):
+            accuracy = (trial.accuracy or 0.0) if ended else 0.0
+            found[trial.repeats] = (*found.get(trial.repeats, ()), accuracy)
     return [replace(trial, repeated=found.get(trial.number, ())) for trial in trials]
+
+
+def all_failed(failed: Sequence[Trial]) -> ValueError:
+    """Return the error of a search in which nothing but failures came of its trials."""
+    which = f"all {len(failed)} trials failed; the last" if len(failed) > 1 else "its trial failed"
+    return ValueError(f"{which}: {failed[-1].error}")
 
 
 def decided(trials: Sequence[Trial], final: Final) -> Trial:

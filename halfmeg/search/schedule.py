@@ -51,6 +51,7 @@ class Plan:
         search_seconds: when it ends to look for networks.
         total_seconds: when all is to be done.
         most_macs: of a candidate, so that the time allows it enough epochs; None for any.
+        folds: of a candidate's trial; in the last comparison it is trained without them.
     """
 
     epochs: int
@@ -62,16 +63,17 @@ class Plan:
     search_seconds: float
     total_seconds: float
     most_macs: int | None = None
+    folds: int = 1
 
     def epochs_of(self, seconds: float) -> int:
         """Return how many epochs a network has in the time of a run, and of the last comparison.
 
         Args:
-            seconds: that an epoch of it takes.
+            seconds: that an epoch of it takes, of all folds.
         """
         most = self.run_seconds / seconds
         if self.seeds:
-            most = min(most, self.final_seconds / (seconds + self.baseline_seconds))
+            most = min(most, self.final_seconds / (seconds / self.folds + self.baseline_seconds))
         return max(1, min(MOST_EPOCHS, int(most)))
 
     def epochs_alone(self, epochs: int) -> int:
@@ -81,7 +83,7 @@ class Plan:
         """
         if not self.seeds:
             return epochs
-        seconds = self.final_seconds / epochs - self.baseline_seconds
+        seconds = (self.final_seconds / epochs - self.baseline_seconds) * self.folds
         return max(epochs, replace(self, baseline_seconds=0.0).epochs_of(max(seconds, 1e-9)))
 
 
@@ -96,15 +98,20 @@ def time_share(total_seconds: float, candidate: float) -> float:
 
 
 def make_plan(
-    total_seconds: float, candidate: float, baselines: Sequence[float], most_seeds: int = SEEDS
+    total_seconds: float,
+    candidate: float,
+    baselines: Sequence[float],
+    most_seeds: int = SEEDS,
+    folds: int = 1,
 ) -> Plan:
     """Plan a search.
 
     Args:
         total_seconds: all the time there is.
-        candidate: seconds that an epoch of a candidate takes which trains fast.
-        baselines: the same of each baseline; none for no comparison.
+        candidate: seconds that an epoch of a candidate takes which trains fast, of all folds.
+        baselines: the same of each baseline, which has no folds; none for no comparison.
         most_seeds: of the last comparison.
+        folds: of a candidate's trial.
     """
     final_seconds = FINAL_SHARE * total_seconds if baselines else 0.0
     search_seconds = total_seconds - final_seconds
@@ -113,9 +120,9 @@ def make_plan(
     for seeds, count in final_sizes(most_seeds, len(baselines)):
         plan = Plan(
             0, seeds, count, run_seconds, final_seconds / seeds, sum(baselines[:count]),
-            search_seconds, total_seconds,
+            search_seconds, total_seconds, folds=folds,
         )  # fmt: skip
-        affordable = int(plan.final_seconds / (candidate + plan.baseline_seconds))
+        affordable = int(plan.final_seconds / (candidate / folds + plan.baseline_seconds))
         if affordable >= min(ENOUGH_EPOCHS, max(min(alone, FEWEST_EPOCHS), FEWEST_SHARE * alone)):
             return replace(plan, epochs=plan.epochs_of(candidate))
     # What is left of the time is for one more look at the last run.

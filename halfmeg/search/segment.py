@@ -24,6 +24,7 @@ from halfmeg.errors import one_line
 from halfmeg.files import scratch_folder
 from halfmeg.places.load import blame
 from halfmeg.places.place import short_name
+from halfmeg.search.record import TOO_SLOW
 from halfmeg.training.fit import RUN_FAILURES, fit, resume
 from halfmeg.training.listen import Listener, SilentListener, StepReport
 from halfmeg.training.plan import work_left
@@ -109,7 +110,7 @@ class _Until(SilentListener):
             seconds_left = report.seconds_left * report.images_per_second / rate
             if seconds_left > self.most_seconds:
                 raise _TooSlowError(
-                    f"too slow: {seconds_left:,.0f} seconds are left of it, and the time "
+                    f"{TOO_SLOW}{seconds_left:,.0f} seconds are left of it, and the time "
                     f"allows {self.most_seconds:,.0f} for a run"
                 )
         self.last = report.step, now
@@ -158,8 +159,9 @@ def train_until(
     except TrainingInterruptedError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise
+        for cause in (error, error.__context__):  # where a folder cannot be made
+            if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+                raise cause from None
         if not (isinstance(error, RUN_FAILURES) or blame(error)):
             raise
         return replace(reached(folder), error=(blame(error) or one_line(error))[:300])

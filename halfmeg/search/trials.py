@@ -18,7 +18,7 @@ from halfmeg.places.settings import Value
 from halfmeg.search.front import finished
 from halfmeg.search.journal import seeks_front, suggest
 from halfmeg.search.lanes import Lanes
-from halfmeg.search.record import UNBUILT, Trial, with_repeats
+from halfmeg.search.record import UNBUILT, Trial, all_failed, with_repeats
 from halfmeg.search.schedule import FULL_RUNS, goes_on, rung_epochs
 from halfmeg.search.segment import Reached
 from halfmeg.search.space import NETWORK
@@ -116,8 +116,12 @@ class _Engine:
             ValueError: nothing is within the limits, or whatever was trained has failed.
         """
         failed = [trial for trial in self.trials.values() if trial.outcome == "failed"]
-        if len(failed) >= MOST_FAILURES and not self.trials_done:
-            raise ValueError(f"all {len(failed)} trials failed; the last: {failed[-1].error}")
+        if not self.trials_done and (
+            len(failed) >= MOST_FAILURES or (failed and self.exhausted and not self.live)
+        ):
+            if self.lanes.are_busy:  # with one that may come to its end
+                return False
+            raise all_failed(failed)
         if self.live and not (self.trials_done or self.lanes.are_busy):  # one has to end
             self._train(self.trials[min(self.live)])
             return True
@@ -132,7 +136,10 @@ class _Engine:
             if self.search.seconds_left <= 0 and self.trials_done:
                 return self._repeat()
         self.exhausted = True
-        if not any(trial.was_trained for trial in self.trials.values()):
+        any_trained = any(trial.was_trained for trial in self.trials.values())
+        if not (any_trained or self.lanes.are_busy):
+            if failed:
+                raise all_failed(failed)
             raise ValueError(
                 f"none of {MOST_DRAWS} candidates drawn is within all limits together; "
                 "raise one of them, or narrow the space with --space"
@@ -319,7 +326,7 @@ class _Engine:
         own, *others = [
             (accuracy, share(one.costs))
             for one in (trial, *rivals)
-            if one.costs is not None and (accuracy := _at_rung(one, rung)) is not None
+            if one.costs is not None and (accuracy := one.at_look(rung)) is not None
         ]
         return goes_on(own, others, self.search.num_validation)
 
@@ -391,9 +398,3 @@ class _Engine:
             return
         tried = {trial.drawn.get(NETWORK) for trial in self.trials.values() if trial.config}
         yield from (one for one in self.search.starts() if one[NETWORK] not in tried)
-
-
-def _at_rung(trial: Trial, rung: int) -> float | None:
-    """Return the accuracy of a trial at a look; None where it has not come as far."""
-    rungs = rung_epochs(trial.config.epochs) if trial.config is not None else []
-    return trial.reached.get(rungs[rung]) if rung < len(rungs) else None

@@ -505,6 +505,11 @@ def test_names_of_files() -> None:
     assert file_name("a/b/net.py:Net") == "net-Net"
     assert file_name("resnet-linear") == "resnet-linear"
     assert file_name("pkg.nets:Net") == "pkg.nets-Net"
+    settings = ",".join(f"stage{n}_dropout={n / 7}" for n in range(9))
+    long, other = file_name(f"net.py:Net({settings})"), file_name(f"net.py:Net({settings}1)")
+    assert long != other
+    assert len(long) == len(other) == 160
+    assert long.startswith("net-Net-stage0_dropout-0.0-")
     assert is_place("net.py:Net")
     assert not is_place("resnet20")
     assert load(hand_over(Mine)) is Mine

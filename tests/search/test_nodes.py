@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -13,10 +14,12 @@ from test_search import TINY
 
 from halfmeg.artifacts.run import Run
 from halfmeg.search.budget import Limits
-from halfmeg.search.journal import read_trials
+from halfmeg.search.finish import finish
+from halfmeg.search.journal import Journal, read_trials
 from halfmeg.search.lanes import SearchListener
-from halfmeg.search.record import Trial
-from halfmeg.search.run import describe_search, start
+from halfmeg.search.record import Clock, Trial
+from halfmeg.search.run import describe_search, open_search, start
+from halfmeg.search.state import Search
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -31,6 +34,39 @@ def test_what_a_cluster_excludes_is_told(tmp_path: Path, monkeypatch, few_digits
     with pytest.raises(ValueError, match=r"no Ray cluster answers at '127\.0\.0\.1:1'"):
         start(tmp_path / "out", few_digits, *described, cluster="127.0.0.1:1")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of Ray itself
+def test_nodes_train_the_last_comparison(tmp_path: Path, monkeypatch, few_digits) -> None:
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "tiny.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    stored, space = describe_search(
+        few_digits, limits=Limits(params=700), seconds=5, place="tiny.py:SPACE", compare=False
+    )
+    start(tmp_path / "out", few_digits, stored, space)
+    stored, space = open_search(tmp_path / "out", few_digits)
+    assert stored.final is not None
+    final = replace(
+        stored.final, folder="nodes", seeds=1, baselines=(("logistic", 500_000),), no_verdict=""
+    )
+    own_handler = signal.getsignal(signal.SIGTERM)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        search = Search(
+            tmp_path / "out", stored, space, few_digits,
+            Journal(tmp_path / "out", stored.seed, stored.strategy), Clock(tmp_path / "out"),
+            SearchListener(), 2, cluster.address,
+        )  # fmt: skip
+        outcome = finish(search, final)
+    finally:
+        cluster.shutdown()
+        signal.signal(signal.SIGTERM, own_handler)
+    assert outcome.comparison is not None
+    assert not outcome.failures
+    assert {len(model.runs) for model in outcome.comparison.models} == {1}
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Cli, first_digits
+from conftest import ROOT, Cli, first_digits, small_config
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
@@ -65,6 +66,7 @@ from halfmeg.search.record import (
     describe_data,
     read_stored,
     sole_writer,
+    with_repeats,
     write_stored,
 )
 from halfmeg.search.run import describe_search, open_search, start, with_time
@@ -76,10 +78,10 @@ from halfmeg.search.schedule import (
     rung_epochs,
     time_share,
 )
-from halfmeg.search.segment import time_epoch, train_folds, train_until
+from halfmeg.search.segment import Reached, time_epoch, train_folds, train_until
 from halfmeg.search.space import ALLOWED, SPACE, Dimension, build_space
 from halfmeg.search.state import Search
-from halfmeg.search.trials import FIRST_SHARE, _Engine
+from halfmeg.search.trials import FIRST_SHARE, MOST_FAILURES, _Engine
 from halfmeg.search.vary import fitted, largest_within, mutated, parents
 from halfmeg.studies.pool import KILLED
 from halfmeg.training.listen import SilentListener
@@ -562,6 +564,56 @@ def test_a_plan_says_how_long_runs_are_without_baselines() -> None:
         assert plan.epochs_alone(plan.epochs) in (plan.epochs, plan.epochs + 1)
         assert fewer_baselines(plan, plan.epochs) == []
     assert fewer_baselines(None, 20) == []
+
+
+def test_the_last_comparison_is_planned_without_the_folds_of_a_trial() -> None:
+    """A trial on few images trains once for each fold, and its network in the comparison once."""
+    whole = make_plan(3600, 1.0, [1.0, 1.0, 1.0])
+    folded = make_plan(3600, 3.0, [1.0, 1.0, 1.0], folds=3)
+    assert folded.epochs == whole.epochs == int(0.45 * 3600 / 5 / 4)
+    assert folded.epochs_alone(folded.epochs) == int(0.55 * 3600 / 5 / 3)
+    many = make_plan(3600, 5.0, [1.0, 1.0, 1.0], folds=5)
+    assert many.epochs == int(0.55 * 3600 / 5 / 5)  # here the trials' own time is less
+
+
+def test_a_second_training_that_failed_counts_against_a_trial() -> None:
+    def trial(number: int, accuracy: float, **facts: Any) -> Trial:
+        reached = {2: accuracy} if accuracy else {}
+        return Trial(
+            number, {}, facts.pop("outcome", "done"), reached=reached, costs=Costs(1, 1), **facts
+        )
+
+    first = [trial(0, 0.95), trial(1, 0.94), trial(2, 0.93)]
+    fine = [trial(4, 0.94, repeats=1), trial(5, 0.92, repeats=2)]
+    for error, winner in (
+        ("the loss became nan in epoch 1", 1), ("too slow: 9 seconds are left of it", 0),
+        (KILLED, 0),
+    ):  # fmt: skip
+        failed = trial(3, 0.0, outcome="failed", repeats=0, error=error)
+        best = best_of(with_repeats([*first, failed, *fine]))
+        assert best is not None
+        assert best.number == winner, error
+
+
+def test_a_former_winner_counts_the_trials_that_chose_it(few_digits: DataSplits) -> None:
+    winner = small_config(model="logistic", epochs=2)
+    others = (("mlp", 500_000), ("cnn", 500_000))
+    final = Final(0, "final-1", 1, others, 9, former=others[:1])
+    counts = {c.model: c.tuning_trials for c in _configs(winner, final, few_digits)}
+    assert counts == {"logistic": 9, "mlp": 9, "cnn": 0}
+
+
+def test_a_folder_that_a_full_disk_does_not_take_is_no_failure_of_a_trial(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # less than config.json has
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            train_until(small_config(model="logistic"), tmp_path / "run", 1, few_digits)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "run").exists()
 
 
 def test_fewer_baselines_are_advised_where_they_shorten_runs() -> None:
@@ -1250,6 +1302,110 @@ def test_a_network_half_trained_is_ended_when_the_time_is_over_and_none_is_done(
     engine.live[1] = journal.open(1)  # left for more time, when the other was still under way
     assert engine.begin()
     assert [trial.number for trial, *_ in lanes.waiting.values()] == [1]
+
+
+def test_a_search_gives_up_only_when_nothing_is_under_way_any_more(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    stored, space = describe_search(
+        few_digits, limits=Limits(params=700), seconds=3600, place="tiny.py:SPACE", compare=False
+    )
+    stored = replace(stored, plan=make_plan(3600, 1.0, []))
+    journal, clock = Journal(tmp_path, 0, "tpe"), Clock(tmp_path)
+    search = Search(tmp_path, stored, space, few_digits, journal, clock, SearchListener(), 24)
+    lanes = Lanes(
+        few_digits, 1, None, search.run_folders, clock, SearchListener(), search.count_try
+    )
+    engine = _Engine(search, lanes)
+    for _ in range(MOST_FAILURES + 1):
+        assert engine.begin()
+    *failing, healthy = lanes.waiting
+    for future in failing:
+        number = lanes.waiting.pop(future)[0].number
+        engine.look(number, Reached(0, None, 1.0, "the loss became nan"))
+    assert not engine.begin()  # but waits
+    number = lanes.waiting.pop(healthy)[0].number
+    engine.look(number, Reached(0, None, 1.0, "the loss became inf"))
+    with pytest.raises(ValueError, match="all 21 trials failed; the last: the loss became inf"):
+        engine.begin()
+
+
+LATE = """
+import torch
+from torch import nn
+
+class Late(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training and len(x) == 32:
+            self.steps += 1
+            if self.steps > 20:
+                raise RuntimeError("it has seen enough")
+        return self.head(x.mean((2, 3)))
+
+SPACE = {
+    "network": {"late.py:Late": {}}, "optimizer": "adamw", "lr": 0.01, "epochs": 30,
+    "batch_size": 32,
+}
+"""
+
+
+def test_the_failure_of_the_only_candidate_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    monkeypatch.chdir(tmp_path)
+    stored, space = describe_search(
+        few_digits, limits=Limits(), seconds=20, place="late.py:SPACE", compare=False
+    )
+    with pytest.raises(ValueError, match=r"its trial failed: RuntimeError: it has seen enough"):
+        start("out", few_digits, stored, space)
+
+
+@pytest.mark.slow
+def test_a_space_of_one_candidate_waits_for_the_worker_that_has_it(
+    tmp_path: Path, pictures: Path, process: Cli
+) -> None:
+    (tmp_path / "one.py").write_text(
+        "SPACE = {'network': 'logistic', 'lr': 0.01, 'epochs': 2, 'batch_size': 32}"
+    )
+    outcome = process(
+        "search", "--space", "one.py:SPACE", "--data", str(pictures), "--no-compare", "--workers",
+        "2", "--hours", str(40 / 3600), "--out", "out",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    done = [trial for trial in read_trials(tmp_path / "out") if trial.outcome == "done"]
+    assert [trial.number for trial in done if trial.repeats is None] == [0]
+
+
+def test_of_two_baselines_of_one_name_the_former_winner_is_compared(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    limits = parse_limits(params="480k")
+    stored, space = describe_search(
+        few_digits, limits=limits, seconds=7200, networks=["record", "residual"]
+    )
+    journal = Journal(tmp_path, 0, "tpe")
+    winner = "residual(width=16,stages=3,depth=3,shrink=1)"
+    for model, accuracy in (("record", 0.90), (winner, 0.91)):
+        live = journal.ask(None)
+        config = RunConfig(model=model, epochs=10, recipe="search")
+        costs = measure_costs(model, 10, few_digits.image_shape, limits)
+        journal.keep(
+            live, drawn={"network": model.split("(")[0]}, costs=costs, config=config.to_dict(),
+            reached={"10": accuracy}, seconds=10.0,
+        )  # fmt: skip
+        journal.tell(live, "done", (accuracy, 0.9))
+    stored = replace(stored, previous=(0,), leg=2)
+    search = Search(tmp_path, stored, space, few_digits, journal, Clock(tmp_path), SearchListener())
+    final = decide(search, Timed({("record", 480_001): 1.0, ("resnet8", 480_001): 1.0}))
+    assert final is not None
+    assert final.baselines == (("record", BUDGET), ("resnet8", 480_001))
+    assert final.former == (("record", BUDGET),)
 
 
 def test_baselines_are_checked_whatever_the_time_and_all_named_are_compared(
