@@ -1,6 +1,6 @@
 // Keeps the page on the device, so that it opens offline; a new version replaces it whole.
 const PREFIX = `halfmeg ${self.registration.scope} `;
-const CACHE = PREFIX + "98ba2083f6f8d62d";
+const CACHE = PREFIX + "46403cdafa51071e";
 
 self.addEventListener("install", (event) => {
   const keep = async () => {

@@ -67,7 +67,12 @@ def main() -> NoReturn:
     escape_unknown_letters()
     try:
         _refuse_empty(sys.argv[1:])
-        code = build_app()(standalone_mode=False)
+        try:
+            code = build_app()(standalone_mode=False)
+        except SystemExit as ended:
+            if isinstance(ended.__context__, BrokenPipeError):  # which typer makes a failure of
+                raise ended.__context__ from None
+            raise
         if code == INTERRUPTED:
             raise KeyboardInterrupt  # which typer makes an exit code of
         sys.exit(code if isinstance(code, int) else 0)

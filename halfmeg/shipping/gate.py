@@ -127,7 +127,9 @@ class Gate:
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise Refused(403, f"Origin {origin[:80]!r} is not this page")
         if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            raise Refused(403, "it comes from another page")
+            raise Refused(
+                403, "it comes from another page; type the address into the browser's address line"
+            )
 
     async def check_request(
         self, scope: Message, headers: dict[str, str], receive: Receive

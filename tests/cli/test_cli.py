@@ -603,6 +603,15 @@ def test_report_mistakes(cli: Cli, small_study: Path, tmp_path: Path) -> None:
     assert cli("report", str(broken)).is_one_line("study.json is damaged")
 
 
+def test_a_reader_that_leaves_a_pipe_is_no_failure() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "halfmeg", "recipes"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_line_to_type_can_be_typed(cli: Cli, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "my photos").symlink_to(pictures)
     outcome = cli("compare", "mlp", "residual(width=16)", "my photos")

@@ -20,7 +20,7 @@ from halfmeg.artifacts.graph import onnx_logits
 from halfmeg.artifacts.run import Run
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import build_model
-from halfmeg.shipping.bench import _peak_memory
+from halfmeg.shipping.bench import _peak_memory, _recompiling, bench
 from halfmeg.shipping.export import Proof, copy_bundle, export
 from halfmeg.shipping.finetune import Finetuning
 from halfmeg.shipping.onnx import fold_batchnorm, to_onnx
@@ -325,6 +325,29 @@ def test_int8_is_compared_with_the_weights(exported: tuple[Bundle, Proof], tmp_p
     bundle.described["files"]["model.int8.onnx"] = checksum(content)
     with pytest.raises(ValueError, match="does not do what the weights do"):
         verify_onnx(bundle, "model.int8.onnx")
+    (bundle.folder / "model.json").write_text(json.dumps(bundle.described))
+    (row,) = bench(bundle, threads=[1], rounds=1, runtimes=["onnxruntime int8"])
+    assert not row.exact  # is told, and timed: drawn images say nothing of a network of few epochs
+
+
+@pytest.mark.slow
+def test_a_bench_compiles_for_each_number_of_threads() -> None:
+    compiled = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        compiled.append(len(inputs[-1]))
+        return graph.forward
+
+    before = torch.get_num_threads()
+    numbers = range(1, 8)
+    with _recompiling(8 + 2 * len(numbers)):
+        for number in numbers:
+            run = torch.compile(nn.Linear(3, 2), backend=count)
+            torch.set_num_threads(number)
+            for images in (torch.zeros(1, 3), torch.zeros(9, 3)):
+                run(images)
+    torch.set_num_threads(before)
+    assert len(compiled) == 2 * len(numbers)
 
 
 @pytest.mark.slow

@@ -419,6 +419,7 @@ class TestPage:
             ("notes.txt", b"no image", "notes.txt is no image that this browser can read"),
             ("half.png", photograph()[:2000], "half.png is no image that this browser can read"),
             ("empty.jpg", b"", "empty.jpg is no image that this browser can read"),
+            ("deep.png", png(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "deep.png uses 12"),
             ("dot.png", png(np.zeros((1, 1, 3), np.uint8)), "dot.png has 1 × 1 pixels; 2 × 2 and"),
         ):
             give(page, name, content)

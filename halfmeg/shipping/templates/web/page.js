@@ -120,6 +120,17 @@ function refuse(problem) {
   say(problem);
 }
 
+// Of 16 bits a browser hands out the upper 8: an image that uses the lower 12 alone is next to black.
+async function isReadAsBlack(blob, bitmap) {
+  const header = new Uint8Array(await blob.slice(0, 26).arrayBuffer());
+  const isDeep = header[0] === 0x89 && header[1] === 0x50 && header[24] === 16; // a PNG's bits
+  if (!isDeep) return false;
+  const read = rowReader(bitmap);
+  for (let row = 0; row < bitmap.height; row++)
+    if (read(row, 1).some((value, index) => index % 4 < 3 && value >= 16)) return false;
+  return true;
+}
+
 async function classify(blob, name) {
   const turn = ++latest;
   let bitmap;
@@ -137,6 +148,12 @@ async function classify(blob, name) {
     refuse(`${name} has ${bitmap.width} × ${bitmap.height} pixels; 2 × 2 and more are needed.`);
     return;
   }
+  if (await isReadAsBlack(blob, bitmap)) {
+    const told = `${name} uses 12 or fewer of its 16 bits, which are read as next to black; store 8.`;
+    if (turn === latest) refuse(told);
+    return;
+  }
+  if (turn !== latest) return;
   const fitted = placement(bitmap.width, bitmap.height, network);
   if (Math.min(fitted.width, fitted.height) < 1) {
     refuse(`${name}, of ${bitmap.width} × ${bitmap.height} pixels, is too narrow.`);
