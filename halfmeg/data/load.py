@@ -198,13 +198,14 @@ def _find(
         for folder in (data_dir / "cifar10", data_dir):
             try:
                 files = find_parquet(folder) if folder.is_dir() else None
+                if files is None or not {"train", "test"} <= files.parts.keys():
+                    continue
+                encoded = read_parquet(files, options)
             except ValueError:
                 continue  # other tables than this one
-            if files is not None and {"train", "test"} <= files.parts.keys():
-                encoded = read_parquet(files, options)
-                if encoded.classes == CLASSES:
-                    _check_groups(encoded, options)
-                    return encoded
+            if encoded.classes == CLASSES:
+                _check_groups(encoded, options)
+                return encoded
     if source in NAMED:
         _refuse_columns(source, options)
         if options.group:
