@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import unicodedata
+import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from PIL import Image, ImageOps
 
 from halfmeg.artifacts.bundle import BUNDLED
 from halfmeg.artifacts.run import Run
-from halfmeg.data.decode import decode_image
+from halfmeg.data.decode import CHUNK, EncodedImage, decode_image, decode_images
 from halfmeg.data.duplicates import near_duplicates
 from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions
@@ -560,6 +561,24 @@ def test_ppm_after_a_text_conversion_is_damaged() -> None:
             decode_image(bad, 8)
 
 
+def wide_ppm(pixels: np.ndarray, most: int = 65535) -> bytes:
+    height, width, _ = pixels.shape
+    return b"P6\n%d %d\n%d\n" % (width, height, most) + pixels.astype(">u2").tobytes()
+
+
+def test_ppm_of_more_than_8_bits_is_scaled() -> None:
+    full = np.random.default_rng(0).integers(0, 2**16, (8, 8, 3), dtype=np.uint16)
+    expected = np.asarray(decode_image(wide_png(full), 8).pixels)
+    assert np.abs(decode_image(wide_ppm(full), 8).pixels - expected.astype(int)).max() <= 1
+    twelve = wide_ppm(full // 16, 4095)
+    assert np.abs(decode_image(twelve, 8).pixels - expected.astype(int)).max() <= 1
+    with pytest.raises(ValueError, match="text conversion"):
+        decode_image(twelve + b"more than its size", 8)
+    with pytest.raises(ValueError, match="colour of 16 bits that uses 12 or fewer of them"):
+        decode_image(wide_ppm(full // 16), 8)
+    assert decode_image(wide_ppm(np.full((8, 8, 3), 15), 4095), 8).pixels.max() == 1
+
+
 @pytest.mark.parametrize(
     ("dtype", "high", "kind"),
     [(np.uint16, 4095, "PNG"), (np.uint16, 65535, "PNG"), (np.int32, 255, "TIFF"),
@@ -698,6 +717,14 @@ def test_what_a_decoder_raises_names_the_file(tmp_path: Path, cli: Cli) -> None:
     assert sum("error" in row for row in answers.json) == 7
     assert len(answers.json) == 18
     assert "Traceback" not in found.err + answers.err
+
+
+def test_threads_that_decode_leave_the_filters_of_warnings() -> None:
+    before, seen = [*warnings.filters], []
+    images = [EncodedImage("a", encoded(picture(0, 8)), 0)] * 50 * CHUNK
+    decode_images(images, 8, lambda *_: seen.append(warnings.filters))
+    assert all(filters is seen[0] for filters in seen), "no thread changes them for the others"
+    assert warnings.filters == before
 
 
 def test_libtiff_writes_nothing_of_its_own(capfd) -> None:
