@@ -264,11 +264,13 @@ def test_every_file_is_used_or_passed_over_with_a_reason(tmp_path: Path, cli: Cl
     picture(99).save(root / "dog" / "without_ending", "PNG")
     (root / "dog" / "gone.png").symlink_to("nowhere.png")
     (root / "cat" / "loop").symlink_to(root)
+    (root / "cat" / "itself").symlink_to("itself")
     os.mkfifo(root / "dog" / "pipe.png")
     make(tmp_path / "elsewhere", {"bird": 9}, start=500)
     (root / "bird").symlink_to(tmp_path / "elsewhere" / "bird")
     expected = extra | {
         "dog/gone.png": "broken link",
+        "cat/itself": "broken link",
         "cat/loop": "link to a folder above",
         "dog/pipe.png": "not a regular file",
     }
@@ -285,7 +287,7 @@ def test_every_file_is_used_or_passed_over_with_a_reason(tmp_path: Path, cli: Cl
     trained = cli("train", "common", *QUICK, "--data", "photos", "--out", "run")
     assert trained.code == 0
     told = [line for line in trained.err.splitlines() if "passed over" in line]
-    assert len(told) == 1 and "11 files passed over: " in told[0]
+    assert len(told) == 1 and "12 files passed over: " in told[0]
 
 
 def test_a_class_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch) -> None:
@@ -315,23 +317,26 @@ def test_heic_is_read_with_its_extra(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    root = make(tmp_path / "photos", {"cat": 4, "dog": 4, "bird": 4})
+    root = make(tmp_path / "photos", {"cat": 4, "dog": 4, "bird": 4, "fish": 4})
     (root / "bird").chmod(0)
+    (root / "fish").chmod(0o444)  # its files have names, and cannot be opened
     if os.getuid() == 0:  # who may open everything, so another user looks
         for folder in (root, *list(root.parents)[:-1]):
             folder.chmod(folder.stat().st_mode | 0o055)
     code = (
-        "import os, sys; from pathlib import Path; from halfmeg.data.scan import scan_folder\n"
-        "from halfmeg.data.formats import image_endings; image_endings()\n"
+        "import os, sys; from halfmeg.data.load import inspect_data\n"
+        "inspect_data(sys.argv[1])  # imports all it needs, which another user may not\n"
         "os.getuid() or os.setuid(12345)\n"
-        "print(scan_folder(Path(sys.argv[1])).passed_over)"
+        "print(inspect_data(sys.argv[1]).passed_over)"
     )
     command = [sys.executable, "-c", code, str(root)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     finally:
         (root / "bird").chmod(0o755)
-    assert "cannot be opened (Permission denied)" in done.stdout, done.stderr
+        (root / "fish").chmod(0o755)
+    assert "'bird', reason='in a folder that cannot be opened (Permission denied)'" in done.stdout
+    assert "'fish/0.png', reason='cannot be opened (Permission denied)'" in done.stdout, done.stderr
 
 
 def test_results_of_halfmeg_are_no_class(tmp_path: Path, cli: Cli) -> None:
