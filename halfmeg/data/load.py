@@ -234,6 +234,8 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
             f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED)}, hf:OWNER/NAME, "
             f"or the path of {PATHS}"
         )
+    if not path.is_file() and not path.is_dir():  # a pipe or a device would never end
+        raise ValueError(f"{source} is neither a file nor a folder; expected: {PATHS}")
     files = find_parquet(path)
     arrays = find_arrays(path) if files is None else None
     if files is not None:
