@@ -84,6 +84,7 @@ def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
     Warns:
         PlaceWarning: so it has.
     """
+    find_sources(folder)  # since a run opened later may have the same place elsewhere
     changed = False
     described = read_sources(folder)
     for setting, place in places.items():

@@ -54,7 +54,12 @@ def find_arrays(path: Path) -> EncodedSource | None:
         for wanted in CIFAR100.values():
             if all((path / name).is_file() for name in wanted):
                 return _cifar100([_read(path / name, MAX_MEMBER_BYTES) for name in wanted], path)
-        files = {f.name: match for f in path.iterdir() if (match := _IDX_FILE.fullmatch(f.name))}
+        # Kaggle packs each of MNIST's files once more, in a folder of nearly its name.
+        files = {
+            f.name: match
+            for f in path.iterdir()
+            if (match := _IDX_FILE.fullmatch(f.name)) and f.is_file()
+        }
         return _idx(path, files) if files else None
     for form, wanted in CIFAR100.items():
         if path.name.startswith(f"cifar-100-{form}") and path.suffix in (".gz", ".tar", ".tgz"):
@@ -273,7 +278,9 @@ def _names(labels: np.ndarray, path: Path) -> list[str]:
         texts = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} has labels of bytes that are no UTF-8: {error}") from None
-    names = [unicodedata.normalize("NFC", str(name)).strip() for name in texts]
+    # Lone surrogates become escapes: JSON cannot hold them.
+    encoded = (str(name).encode(errors="backslashreplace").decode() for name in texts)
+    names = [unicodedata.normalize("NFC", name).strip() for name in encoded]
     if "" in names:
         raise ValueError(f"{path}: the label of image {names.index('')} is empty")
     return names

@@ -211,9 +211,9 @@ def list_cache() -> list[CacheEntry]:
         if any(file.name not in (*ARRAYS, INFO) for file in inside):
             continue
         size = sum(file.lstat().st_size for file in inside)
-        if path.name.startswith("."):
+        if path.name.startswith(".partial-"):  # as older versions called what they were writing
             entries.append(CacheEntry(path, None, 0, size))
-        elif (path / INFO).exists():
+        elif (path / INFO).exists() and not path.name.startswith("."):
             name, count = "damaged", 0
             try:
                 splits = open_splits(path)

@@ -56,8 +56,8 @@ def find_columns(
     image, image_note = _find(path, names, options.image_column, usual[0], "image")
     label, label_note = _find(path, names, options.label_column, usual[1], "label")
     group = options.group if options.group in names else None
-    part = next((n for word in PART_COLUMNS for n in names if n.strip().lower() == word), None)
     others = [name for name in names if name not in (image, label, group)]
+    part = next((n for word in PART_COLUMNS for n in others if n.strip().lower() == word), None)
     part = part or next((name for name in others if _are_parts(words_of(name))), None)
     unused = [] if part else [name for name in others if _may_divide(name)]
     part_note = (

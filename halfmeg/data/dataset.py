@@ -163,14 +163,9 @@ def build_splits(
 ) -> DataSplits:
     """Measure mean, standard deviation and fingerprint, and put the parts together.
 
-    The training part may be empty, or all of one class, where the source is only evaluated on;
-    `require_trainable` says so to those who train.
-
-    Raises:
-        ValueError: the test part is empty.
+    The training part may be empty, or all of one class, where the source is only evaluated on, and
+    the test part where nothing of it could be read; `require_trainable` says so to those who train.
     """
-    if len(test) == 0:
-        raise ValueError(f"{name} has no test images")
     mean, std = channel_statistics(train.images if len(train) else test.images)
     splits = DataSplits(name, train, test, mean, std, "", validation=validation)
     return replace(splits, fingerprint=fingerprint(*splits.parts.values()))

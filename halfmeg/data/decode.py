@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -31,10 +30,13 @@ from halfmeg.data.formats import (
     MAX_PIXELS,
     MIN_SIDE,
     check_icons,
+    check_ppm,
+    check_wide_colour,
     has_more_frames,
     is_heic,
     max_pixels,
     read_formats,
+    stored_bits,
 )
 from halfmeg.data.shape import RGB, ImageShape, ImageSize, image_shape
 from halfmeg.errors import text_of
@@ -79,6 +81,8 @@ class EncodedImage:
     def decode(self, image_size: ImageSize, fit: FitName) -> DecodedImage:
         """Decode it; pixels that come as an array, uint8 H×W or H×W×3, are brought to size alone.
 
+        What decoders warn of is the caller's, as with `decode_beside_others`.
+
         Raises:
             ValueError: it cannot be decoded.
             OSError: a file that cannot be read.
@@ -91,7 +95,7 @@ class EncodedImage:
                 image = Image.fromarray(self.content).convert("RGB")
                 return fit_image(image, image_shape(image_size), fit)
         content = self.content if isinstance(self.content, bytes) else read_file(self.content)
-        return decode_image(content, image_size, fit)
+        return decode_beside_others(content, image_size, fit)
 
     @cached_property
     def digest(self) -> bytes:
@@ -157,20 +161,37 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
     Raises:
         ValueError: not an image, broken, too large, or with a side below `MIN_SIDE`.
     """
+    with no_warnings():
+        return decode_beside_others(content, image_size, fit)
+
+
+def no_warnings() -> warnings.catch_warnings[None]:
+    """Return what to decode within: decoders warn of metadata that does not concern the pixels.
+
+    One thread enters it for all: the filters are the process's, and threads that entered it side
+    by side could leave them changed.
+    """
+    return warnings.catch_warnings(action="ignore")
+
+
+def decode_beside_others(content: bytes, image_size: ImageSize, fit: FitName) -> DecodedImage:
+    """Do what `decode_image` does, in one of several threads, within `no_warnings` of another.
+
+    Raises:
+        ValueError: as there.
+    """
     if not content:
         raise ValueError("empty")
     shape = image_shape(image_size)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that does not concern the pixels
-            check_icons(content)
-            with Image.open(io.BytesIO(content), formats=read_formats()) as opened:
-                size = opened.size
-                allowed = max_pixels(opened)
-                if size[0] * size[1] > allowed:
-                    raise ValueError(f"{size[0]}×{size[1]} pixels; allowed: {allowed:,} in all")
-                with _large_alone(size[0] * size[1]):
-                    return _decode(opened, content, shape, fit)
+        check_icons(content)
+        with Image.open(io.BytesIO(content), formats=read_formats()) as opened:
+            size = opened.size
+            allowed = max_pixels(opened)
+            if size[0] * size[1] > allowed:
+                raise ValueError(f"{size[0]}×{size[1]} pixels; allowed: {allowed:,} in all")
+            with _large_alone(size[0] * size[1]):
+                return _decode(opened, content, shape, fit)
     except UnidentifiedImageError:
         if is_heic(Path(), content[:12]):
             raise ValueError(HEIC_HINT) from None
@@ -187,38 +208,17 @@ def decode_image(content: bytes, image_size: ImageSize, fit: FitName = "crop") -
 
 
 def _decode(opened: Image.Image, content: bytes, shape: ImageShape, fit: FitName) -> DecodedImage:
+    bits = stored_bits(opened, content)
     if opened.format == "PPM":
-        _check_ppm(opened, content)
+        check_ppm(opened, content, bits)
     has_more = has_more_frames(opened, content)
     opened.load()
-    _check_wide_colour(opened, content)
+    if bits == 16:
+        check_wide_colour(opened)
     image, note = _to_rgb(_turned(opened))
     if has_more:
         note = ", and ".join(filter(None, (FRAMES, note)))
     return fit_image(image, shape, fit, note)
-
-
-def _check_wide_colour(image: Image.Image, content: bytes) -> None:
-    """Refuse colour of 16 bits that uses the lower 12 alone: of each, Pillow reads the upper 8.
-
-    Raises:
-        ValueError: next to nothing would be left of the image.
-    """
-    bits = 8
-    if image.format == "PNG":
-        bits = content[24]  # of the header, which is the first chunk
-    elif image.format == "TIFF":
-        stored = image.tag_v2.get(258)  # type: ignore[attr-defined]
-        bits = max(stored, default=8) if isinstance(stored, tuple) else 8
-    if bits != 16 or len(image.getbands()) < 2:
-        return
-    ranges: Any = image.getextrema()
-    bands = zip(image.getbands(), ranges, strict=True)
-    if max((high for band, (_, high) in bands if band in "RGBL"), default=255) < 2**4:
-        raise ValueError(
-            "colour of 16 bits that uses 12 or fewer of them is read as next to black; "
-            "store 8 bits, or the full range"
-        )
 
 
 def fit_image(image: Image.Image, shape: ImageShape, fit: FitName, note: str = "") -> DecodedImage:
@@ -274,31 +274,6 @@ def _turned(image: Image.Image) -> Image.Image:
     except Exception:  # a block that cannot be parsed says nothing about orientation
         return image
     return image if turn is None else image.transpose(turn)
-
-
-_PPM_HEADER = re.compile(rb"P([456])(?:\s|#[^\n]*\n)")
-
-
-def _check_ppm(image: Image.Image, content: bytes) -> None:
-    """Refuse a PBM, PGM or PPM file whose bytes went through a text conversion.
-
-    Raises:
-        ValueError: its header ends lines as texts do, or more bytes follow than its pixels need.
-    """
-    header = _PPM_HEADER.match(content)
-    if header is None:
-        return  # numbers written as text, or floating point
-    start = image.tile[0].offset  # type: ignore[attr-defined]
-    bits = 1 if header[1] == b"4" else 8
-    if image.mode.startswith("I"):
-        bits = 16
-    row = image.width * len(image.getbands())
-    needed = image.height * ((row * bits + 7) // 8)
-    rest = content[start + needed :]
-    if b"\r\n" in content[:start] or (rest.strip() and not _PPM_HEADER.match(rest.lstrip())):
-        raise ValueError(
-            "damaged: it went through a text conversion, or has more bytes than its size says"
-        )
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
@@ -386,12 +361,13 @@ def decode_images(
                 notes[index] = image.note
 
     pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        for indices, _ in zip(chunks, pool.map(decode_chunk, chunks), strict=True):
-            progress("decoding images", indices.stop, count)
-    finally:
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
+    with no_warnings():
+        try:
+            for indices, _ in zip(chunks, pool.map(decode_chunk, chunks), strict=True):
+                progress("decoding images", indices.stop, count)
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
     return DecodedImages(
         pixels, sizes, dict(sorted(unreadable.items())), dict(sorted(notes.items()))
     )

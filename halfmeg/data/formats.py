@@ -1,4 +1,4 @@
-"""The image formats that are read, and how large an image of each may be."""
+"""The image formats that are read, how large an image of each may be, and what is wrong in some."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import ctypes
 import ctypes.util
 import io
 import logging
+import re
 import struct
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import PIL
 from PIL import Image
@@ -142,3 +144,58 @@ def has_more_frames(image: Image.Image, content: bytes) -> bool:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # what follows the first frame is not read
         return False
+
+
+def stored_bits(image: Image.Image, content: bytes) -> int:
+    """Return the bits of a sample in an opened, not yet decoded PNG, TIFF or PPM; else 8."""
+    if image.format == "PNG":
+        return content[24]  # of the header, which is the first chunk
+    if image.format == "TIFF":
+        stored = image.tag_v2.get(258)  # type: ignore[attr-defined]
+        return max(stored, default=8) if isinstance(stored, tuple) else 8
+    if image.format == "PPM":
+        arguments = image.tile[0].args  # type: ignore[attr-defined]
+        if isinstance(arguments, tuple):  # the greatest value is the last, where it is not 255
+            return int(arguments[-1]).bit_length()
+    return 8
+
+
+_PPM_HEADER = re.compile(rb"P([456])(?:\s|#[^\n]*\n)")
+
+
+def check_ppm(image: Image.Image, content: bytes, bits: int) -> None:
+    """Refuse a PBM, PGM or PPM file whose bytes went through a text conversion.
+
+    Raises:
+        ValueError: its header ends lines as texts do, or more bytes follow than its pixels need.
+    """
+    header = _PPM_HEADER.match(content)
+    if header is None:
+        return  # numbers written as text, or floating point
+    start = image.tile[0].offset  # type: ignore[attr-defined]
+    width = 1 if header[1] == b"4" else 16 if bits > 8 or image.mode.startswith("I") else 8
+    row = image.width * len(image.getbands())
+    needed = image.height * ((row * width + 7) // 8)
+    rest = content[start + needed :]
+    if b"\r\n" in content[:start] or (rest.strip() and not _PPM_HEADER.match(rest.lstrip())):
+        raise ValueError(
+            "damaged: it went through a text conversion, or has more bytes than its size says"
+        )
+
+
+def check_wide_colour(image: Image.Image) -> None:
+    """Refuse colour of 16 bits that uses the lower 12 alone: of each, Pillow reads the upper 8.
+
+    Raises:
+        ValueError: next to nothing would be left of the image.
+    """
+    if len(image.getbands()) < 2:
+        return
+    ranges: Any = image.getextrema()
+    bands = zip(image.getbands(), ranges, strict=True)
+    most = 2**4 if image.format == "PPM" else 2**4 - 1  # there Pillow rounds
+    if max((high for band, (_, high) in bands if band in "RGBL"), default=255) <= most:
+        raise ValueError(
+            "colour of 16 bits that uses 12 or fewer of them is read as next to black; "
+            "store 8 bits, or the full range"
+        )

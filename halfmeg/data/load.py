@@ -198,13 +198,14 @@ def _find(
         for folder in (data_dir / "cifar10", data_dir):
             try:
                 files = find_parquet(folder) if folder.is_dir() else None
+                if files is None or not {"train", "test"} <= files.parts.keys():
+                    continue
+                encoded = read_parquet(files, options)
             except ValueError:
                 continue  # other tables than this one
-            if files is not None and {"train", "test"} <= files.parts.keys():
-                encoded = read_parquet(files, options)
-                if encoded.classes == CLASSES:
-                    _check_groups(encoded, options)
-                    return encoded
+            if encoded.classes == CLASSES:
+                _check_groups(encoded, options)
+                return encoded
     if source in NAMED:
         _refuse_columns(source, options)
         if options.group:
@@ -233,6 +234,8 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
             f"data {source!r} does not exist; {hint}allowed: {', '.join(NAMED)}, hf:OWNER/NAME, "
             f"or the path of {PATHS}"
         )
+    if not path.is_file() and not path.is_dir():  # a pipe or a device would never end
+        raise ValueError(f"{source} is neither a file nor a folder; expected: {PATHS}")
     files = find_parquet(path)
     arrays = find_arrays(path) if files is None else None
     if files is not None:

@@ -75,7 +75,9 @@ def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
     notes = (*dict.fromkeys(note for table in everything for note in table.columns.notes), *notes)
     passed_over = [*files.passed_over]
     parts: dict[str, list[EncodedImage]] = {part: [] for part in tables}
-    words, note = _part_words(tables.get("all", []))
+    undivided = tables.get("all", [])
+    column = next((table.columns.part for table in undivided if table.columns.part), None)
+    words, note = _part_words(undivided, column) if column else ({}, [])
     if words:
         parts = {part: [] for part in words.values()}
     for part, own in tables.items():
@@ -87,15 +89,12 @@ def read_parquet(files: ParquetFiles, options: DataOptions) -> EncodedSource:
                 elif row.part in words:
                     parts[words[row.part]].append(image)
                 else:
-                    passed_over.append(no_part(row.name, table.columns.part, row.part))
+                    passed_over.append(no_part(row.name, column, row.part))
     return EncodedSource(parts, classes, tuple(passed_over), (*notes, *note))
 
 
-def _part_words(tables: list[_Table]) -> tuple[dict[str, str], list[str]]:
+def _part_words(tables: list[_Table], column: str) -> tuple[dict[str, str], list[str]]:
     """Return the part of each word in the tables' part column, and what is to be said of it."""
-    column = next((table.columns.part for table in tables if table.columns.part), None)
-    if column is None:
-        return {}, []
     words = {row.part for table in tables for row in table.rows}
     named = parts_by_word(words, f"{tables[0].path.parent}, column {column},")
     if named is None:
@@ -183,8 +182,8 @@ def _as_mistake(path: Path) -> Iterator[None]:
 def _words(path: Path, column: str) -> set[str]:
     """Return the texts of a column, or the first of many: one that names parts has few.
 
-    The least and greatest stand in the file's metadata too; but where those are damaged, pyarrow
-    ends the process.
+    A file may lack a column that another has. The least and greatest stand in the file's metadata
+    too; but where those are damaged, pyarrow ends the process.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -192,6 +191,8 @@ def _words(path: Path, column: str) -> set[str]:
     found: set[str] = set()
     with _as_mistake(path):
         file = pq.ParquetFile(path)
+        if column not in file.schema_arrow.names:
+            return found
         kind = file.schema_arrow.field(column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from os.path import isdir, isfile  # pathlib's raise below a folder that cannot be opened
 from pathlib import Path
 
 from halfmeg.data.dataset import list_some
@@ -101,24 +102,30 @@ def begins_with(path: Path, head: bytes) -> bool:
         return False
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Return what stands in a folder, sorted; nothing where it cannot be opened."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
 def _sub_folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p for p in _entries(folder) if isdir(p) and not p.name.startswith(".")]
 
 
 def _files_of(folder: Path) -> dict[Path, str]:
     """Return a folder's Parquet files with the word that may name their part."""
-    if not folder.is_dir():
-        return {}
     files = {}
-    for path in sorted(folder.iterdir()):
-        if _is_parquet(path) and path.is_file():
+    for path in _entries(folder):
+        if _is_parquet(path) and isfile(path):
             stem = re.sub(r"-?\d+-of-\d+.*", "", path.stem.lower())
             first = re.split(r"[^a-z]", stem, maxsplit=1)[0]
             files[path] = first if part_of(first) else " ".join(plain_words(stem))
-        elif path.is_dir():  # Spark writes a folder called train.parquet
+        elif isdir(path):  # Spark writes a folder called train.parquet
             word = (path.stem if _is_parquet(path) else path.name).lower()
-            inner = sorted(path.iterdir()) if part_of(word) else []
-            files |= {p: word for p in inner if _is_parquet(p) and p.is_file()}
+            inner = _entries(path) if part_of(word) else []
+            files |= {p: word for p in inner if _is_parquet(p) and isfile(p)}
     return files
 
 

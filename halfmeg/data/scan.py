@@ -186,7 +186,7 @@ def _look(folder: Path, below: Path, found: Scan, root: Path) -> None:
             count = _count_files(name) if entry.is_dir(follow_symlinks=False) else 1
             if count:
                 found.passed_over.append(PassedOver(str(path), unwanted, count))
-        elif entry.is_dir():
+        elif _is_folder(entry):
             found.folders.append(path)
             _look(name, path, found, root)
         else:
@@ -200,7 +200,7 @@ def _look(folder: Path, below: Path, found: Scan, root: Path) -> None:
 def _unwanted(entry: os.DirEntry[str], below: Path, root: Path) -> str | None:
     if entry.name.startswith("."):
         return "hidden"
-    if not entry.is_dir():
+    if not _is_folder(entry):
         return None
     if entry.name in SYSTEM_FOLDERS:
         return "in a folder of the system"
@@ -214,6 +214,13 @@ def _unwanted(entry: os.DirEntry[str], below: Path, root: Path) -> str | None:
     if len(below.parts) >= MAX_DEPTH:
         return f"more than {MAX_DEPTH} folders deep"
     return None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: broken, as one to nothing
+        return False
 
 
 def is_result(folder: Path) -> bool:
@@ -230,7 +237,7 @@ def _no_image(file: Path, path: Path) -> PassedOver | None:
     try:
         mode = file.stat().st_mode
     except OSError as error:
-        reason = "broken link" if file.is_symlink() else f"cannot be opened ({error.strerror})"
+        reason = "broken link" if os.path.islink(file) else f"cannot be opened ({error.strerror})"
         return PassedOver(str(path), reason, is_image=True)
     if not stat.S_ISREG(mode):
         return PassedOver(str(path), "not a regular file")

@@ -131,7 +131,7 @@ def decode_cached(
     """Decode what can be read of a source; in the cache it is kept where all of it can be.
 
     Raises:
-        ValueError: nothing of it can be read, or nothing of its test part.
+        ValueError: nothing of it can be read, or its test part is empty.
     """
     source = source.divide()
     key = source.content_key(shape, fit)
@@ -153,7 +153,7 @@ def decode_source(
     """Decode what can be read of a divided source.
 
     Raises:
-        ValueError: nothing of it can be read, or nothing of its test part.
+        ValueError: nothing of it can be read, or its test part is empty.
     """
     parts: dict[str, Dataset] = {}
     names: dict[str, list[str]] = {}
@@ -179,6 +179,8 @@ def decode_source(
     if not sum(map(len, parts.values())):
         first = f"; the first: {unreadable[0]}" if unreadable else ""
         raise ValueError(f"{name} has no readable images{first}")
+    if not parts["test"] and not unreadable:
+        raise ValueError(f"{name} has no test images")
     splits = build_splits(name, parts["train"], parts["test"], parts.get("validation"))
     notes = tuple(f"{count:,} image(s) {note}" for note, count in found.items())
     splits = replace(splits, divided=source.divided, notes=notes)

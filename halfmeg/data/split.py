@@ -102,7 +102,11 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
             random_state=seed,
             stratify=labels.numpy(),
         )
-    except ValueError:
+    except ValueError:  # fewer images to hold out than classes, or a class of one image
+        return _split_small_classes(labels, fraction, seed)
+    sizes = labels.bincount()
+    given = labels[torch.from_numpy(second)].bincount(minlength=len(sizes))
+    if ((sizes > 1) & (given == 0)).any():
         return _split_small_classes(labels, fraction, seed)
     return torch.from_numpy(np.sort(first)), torch.from_numpy(np.sort(second))
 

@@ -28,6 +28,8 @@ from halfmeg.places.source import read_source
 
 _modules: dict[Path, tuple[str, ModuleType]] = {}
 
+_MISSING = object()
+
 _brought_in: set[str] = set()
 """Modules that files named by a user have imported from beside them."""
 
@@ -156,14 +158,15 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 def _member(module: ModuleType, name: str, place: str) -> Any:
     value: Any = module
     for part in name.split("."):
-        if not hasattr(value, part):
+        with running(place):  # a module's own __getattr__, or a property
+            value = getattr(value, part, _MISSING)
+        if value is _MISSING:
             own = [
                 key for key, item in vars(module).items()
                 if callable(item) and getattr(item, "__module__", None) == module.__name__
             ]  # fmt: skip
             hint = did_you_mean(name, own)
             raise ValueError(f"{place}: there is no {name!r}; {hint}found: {', '.join(own) or '–'}")
-        value = getattr(value, part)
     return value
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from halfmeg.artifacts.bundle import BUNDLED, Bundle
 from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.data.augment import normalize
-from halfmeg.data.decode import decode_image, to_image
+from halfmeg.data.decode import decode_beside_others, no_warnings, to_image
 from halfmeg.data.shape import ImageShape
 from halfmeg.evaluation.explain import grad_cam
 from halfmeg.files import read_limited, scratch_folder
@@ -88,7 +88,8 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
         )  # fmt: skip
         sweeper.start()
         try:
-            yield address
+            with no_warnings():  # for gradio's threads, which decode
+                yield address
         finally:
             sweeper.stop()
             page.close(verbose=False)
@@ -176,7 +177,7 @@ def _answerer(bundle: Bundle) -> Callable[[bytes], tuple[dict[str, float], str, 
     mean, std = torch.tensor(bundle.mean), torch.tensor(bundle.std)
 
     def answer(content: bytes) -> tuple[dict[str, float], str, Image.Image]:
-        image = decode_image(content, bundle.image_shape, bundle.options.fit)
+        image = decode_beside_others(content, bundle.image_shape, bundle.options.fit)
         pixels = torch.from_numpy(image.pixels.copy())[None]
         logits = run(pixels)
         heat = torch.zeros(pixels.shape[2:])  # of a network without a map: the image alone

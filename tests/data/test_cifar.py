@@ -184,6 +184,14 @@ def test_a_group_that_a_parquet_copy_lacks_is_refused(tmp_path: Path) -> None:
         load_dataset("cifar10", data_dir=tmp_path, options=DataOptions(group="person"))
 
 
+def test_other_tables_beside_the_official_archive_are_passed_over(tmp_path, monkeypatch) -> None:
+    for number, part in enumerate(("train", "test")):
+        pq.write_table(pa.table({"age": [number]}), tmp_path / f"{part}.parquet")
+    form = take_for_official(monkeypatch, "BINARY", binary_files())
+    unpack(tmp_path / form.folder, binary_files())
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
+
+
 @pytest.mark.slow
 def test_the_original_pixels_are_the_official_archives(cifar_original, tmp_path) -> None:
     """The batches made of the Parquet copy have the published md5 sums, which opening checks."""

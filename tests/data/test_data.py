@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import Cli
 from PIL import Image
 
 from halfmeg.data.cache import list_cache
@@ -348,6 +349,21 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     picture(size=(1, 1)).save(folder / "b" / "dot.png")
     with pytest.raises(ValueError, match=r"2 unreadable image\(s\): a/text.png: .*b/dot.png: 1×1"):
         load_dataset(str(folder))
+
+
+def test_an_unreadable_test_part_is_named_and_listed(tmp_path: Path, cli: Cli) -> None:
+    folder = make_folder(tmp_path / "p", {"train/a": 4, "train/b": 4})
+    for name in "ab":
+        (folder / "test" / name).mkdir(parents=True)
+        for index in range(2):
+            (folder / "test" / name / f"{index}.png").write_text("no image")
+    told = r"p has 4 unreadable image\(s\): test/a/0.png: cannot identify .* and 1 more; mend"
+    for to_train in (True, False):
+        with pytest.raises(ValueError, match=told):
+            load_dataset(str(folder), to_train=to_train)
+    listed = cli("data", "check", "p", "--html", "page.html")
+    assert listed.code == 1
+    assert listed.out.count("unreadable: test/") == 4
 
 
 # --- the check --------------------------------------------------------------------------------

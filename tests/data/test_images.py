@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import unicodedata
+import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from PIL import Image, ImageOps
 
 from halfmeg.artifacts.bundle import BUNDLED
 from halfmeg.artifacts.run import Run
-from halfmeg.data.decode import decode_image
+from halfmeg.data.decode import CHUNK, EncodedImage, decode_image, decode_images
 from halfmeg.data.duplicates import near_duplicates
 from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions
@@ -263,11 +264,13 @@ def test_every_file_is_used_or_passed_over_with_a_reason(tmp_path: Path, cli: Cl
     picture(99).save(root / "dog" / "without_ending", "PNG")
     (root / "dog" / "gone.png").symlink_to("nowhere.png")
     (root / "cat" / "loop").symlink_to(root)
+    (root / "cat" / "itself").symlink_to("itself")
     os.mkfifo(root / "dog" / "pipe.png")
     make(tmp_path / "elsewhere", {"bird": 9}, start=500)
     (root / "bird").symlink_to(tmp_path / "elsewhere" / "bird")
     expected = extra | {
         "dog/gone.png": "broken link",
+        "cat/itself": "broken link",
         "cat/loop": "link to a folder above",
         "dog/pipe.png": "not a regular file",
     }
@@ -284,7 +287,7 @@ def test_every_file_is_used_or_passed_over_with_a_reason(tmp_path: Path, cli: Cl
     trained = cli("train", "common", *QUICK, "--data", "photos", "--out", "run")
     assert trained.code == 0
     told = [line for line in trained.err.splitlines() if "passed over" in line]
-    assert len(told) == 1 and "11 files passed over: " in told[0]
+    assert len(told) == 1 and "12 files passed over: " in told[0]
 
 
 def test_a_class_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch) -> None:
@@ -314,23 +317,26 @@ def test_heic_is_read_with_its_extra(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    root = make(tmp_path / "photos", {"cat": 4, "dog": 4, "bird": 4})
+    root = make(tmp_path / "photos", {"cat": 4, "dog": 4, "bird": 4, "fish": 4})
     (root / "bird").chmod(0)
+    (root / "fish").chmod(0o444)  # its files have names, and cannot be opened
     if os.getuid() == 0:  # who may open everything, so another user looks
         for folder in (root, *list(root.parents)[:-1]):
             folder.chmod(folder.stat().st_mode | 0o055)
     code = (
-        "import os, sys; from pathlib import Path; from halfmeg.data.scan import scan_folder\n"
-        "from halfmeg.data.formats import image_endings; image_endings()\n"
+        "import os, sys; from halfmeg.data.load import inspect_data\n"
+        "inspect_data(sys.argv[1])  # imports all it needs, which another user may not\n"
         "os.getuid() or os.setuid(12345)\n"
-        "print(scan_folder(Path(sys.argv[1])).passed_over)"
+        "print(inspect_data(sys.argv[1]).passed_over)"
     )
     command = [sys.executable, "-c", code, str(root)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     finally:
         (root / "bird").chmod(0o755)
-    assert "cannot be opened (Permission denied)" in done.stdout, done.stderr
+        (root / "fish").chmod(0o755)
+    assert "'bird', reason='in a folder that cannot be opened (Permission denied)'" in done.stdout
+    assert "'fish/0.png', reason='cannot be opened (Permission denied)'" in done.stdout, done.stderr
 
 
 def test_results_of_halfmeg_are_no_class(tmp_path: Path, cli: Cli) -> None:
@@ -560,6 +566,24 @@ def test_ppm_after_a_text_conversion_is_damaged() -> None:
             decode_image(bad, 8)
 
 
+def wide_ppm(pixels: np.ndarray, most: int = 65535) -> bytes:
+    height, width, _ = pixels.shape
+    return b"P6\n%d %d\n%d\n" % (width, height, most) + pixels.astype(">u2").tobytes()
+
+
+def test_ppm_of_more_than_8_bits_is_scaled() -> None:
+    full = np.random.default_rng(0).integers(0, 2**16, (8, 8, 3), dtype=np.uint16)
+    expected = np.asarray(decode_image(wide_png(full), 8).pixels)
+    assert np.abs(decode_image(wide_ppm(full), 8).pixels - expected.astype(int)).max() <= 1
+    twelve = wide_ppm(full // 16, 4095)
+    assert np.abs(decode_image(twelve, 8).pixels - expected.astype(int)).max() <= 1
+    with pytest.raises(ValueError, match="text conversion"):
+        decode_image(twelve + b"more than its size", 8)
+    with pytest.raises(ValueError, match="colour of 16 bits that uses 12 or fewer of them"):
+        decode_image(wide_ppm(full // 16), 8)
+    assert decode_image(wide_ppm(np.full((8, 8, 3), 15), 4095), 8).pixels.max() == 1
+
+
 @pytest.mark.parametrize(
     ("dtype", "high", "kind"),
     [(np.uint16, 4095, "PNG"), (np.uint16, 65535, "PNG"), (np.int32, 255, "TIFF"),
@@ -698,6 +722,14 @@ def test_what_a_decoder_raises_names_the_file(tmp_path: Path, cli: Cli) -> None:
     assert sum("error" in row for row in answers.json) == 7
     assert len(answers.json) == 18
     assert "Traceback" not in found.err + answers.err
+
+
+def test_threads_that_decode_leave_the_filters_of_warnings() -> None:
+    before, seen = [*warnings.filters], []
+    images = [EncodedImage("a", encoded(picture(0, 8)), 0)] * 50 * CHUNK
+    decode_images(images, 8, lambda *_: seen.append(warnings.filters))
+    assert all(filters is seen[0] for filters in seen), "no thread changes them for the others"
+    assert warnings.filters == before
 
 
 def test_libtiff_writes_nothing_of_its_own(capfd) -> None:

@@ -326,6 +326,27 @@ def test_a_column_of_any_name_that_holds_parts_divides(tmp_path: Path) -> None:
     assert load_dataset(csv_of(tmp_path, "path,label,kind", CLASSES, kinds)).notes == ()
 
 
+def test_a_column_that_the_user_named_is_not_one_of_parts(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "label", "path,part", ["bolt", "nut"] * 10)
+    data = load_dataset(path, options=DataOptions(label_column="part"))
+    assert (data.classes, data.notes) == (("bolt", "nut"), ())
+    path = csv_of(
+        tmp_path / "group", "path,label,subset", CLASSES, [str(i // 4) for i in range(20)]
+    )
+    data = load_dataset(path, options=DataOptions(group="subset"))
+    assert not {*data.train.groups.tolist()} & {*data.test.groups.tolist()}
+
+
+def test_a_column_that_one_of_several_files_has(tmp_path: Path) -> None:
+    first = table(tmp_path / "p" / "a.parquet", LABELS, camera=["left", "right"] * 10)
+    table(tmp_path / "p" / "b.parquet", LABELS, start=50)
+    data = load_dataset(str(tmp_path / "p"))
+    assert (len(data.train) + len(data.test), data.notes) == (40, ())
+    table(first, LABELS, split=["train"] * 15 + ["test"] * 5)
+    told = "20 files passed over: 20 of no part (split is '')"
+    assert load_dataset(str(tmp_path / "p")).notes[0].startswith(told)
+
+
 def test_columns_are_found_in_any_capitals_and_others_are_said(tmp_path: Path) -> None:
     (tmp_path / "upper").mkdir()
     assert load_dataset(csv_of(tmp_path / "upper", "Path,LABEL", CLASSES)).classes == ("a", "b")

@@ -1,4 +1,4 @@
-"""What is held out where images stay in groups: never all that a class has to be trained on."""
+"""What is held out where images stay in groups or classes are small: some, never all of a class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from halfmeg.data.dataset import Dataset, DataSplits, build_splits
-from halfmeg.data.split import hold_out
+from halfmeg.data.split import hold_out, stratified_split
 
 
 def grouped(labels: list[int], groups: list[int]) -> DataSplits:
@@ -47,3 +47,20 @@ def test_classes_of_one_group_each_leave_nothing_to_hold_out() -> None:
     )
     with pytest.raises(ValueError, match=told):
         hold_out(grouped([0] * 10 + [1] * 10, [0] * 10 + [1] * 10), 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given"), [((1000, 1000, 3), [100, 100, 1]), ((1000, 1000, 3, 1), [100, 100, 1, 0])]
+)
+def test_a_small_class_beside_large_ones_is_held_out_too(sizes: tuple, given: list[int]) -> None:
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    for seed in range(3):
+        first, second = stratified_split(labels, 0.1, seed)
+        assert labels[second].bincount(minlength=len(sizes)).tolist() == given
+        assert len(first) + len(second) == len(labels)
+
+
+def test_the_draw_of_a_seed_on_balanced_classes_stays_as_it_was() -> None:
+    """Published figures and stored runs rest on it."""
+    _, second = stratified_split(torch.arange(10).repeat(100), 0.1, 0)
+    assert second[:8].tolist() == [1, 9, 31, 32, 44, 58, 86, 90]

@@ -464,6 +464,7 @@ def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch, cli) -> No
     mine = tmp_path / "cache" / "mine"
     mine.mkdir()
     (mine / "photo.jpg").touch()
+    (tmp_path / "cache" / ".mine").mkdir()
     readings = tmp_path / "cache" / "measured"  # the name of a folder of the program's, too
     readings.mkdir()
     (readings / "monday.csv").touch()
@@ -479,7 +480,7 @@ def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch, cli) -> No
         assert [entry.num_bytes for entry in list_cache() if entry.path == pulled] == [1000]
         assert len(clear_cache()) == 3
         assert living.exists()
-    left = {"mine", "measured", "being-written"}
+    left = {"mine", ".mine", "measured", "being-written"}
     assert {path.name for path in (tmp_path / "cache").iterdir()} == left
 
 

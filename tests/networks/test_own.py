@@ -76,6 +76,9 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
     "raises on import": ("x = 1\ny = x / 0", ["raises on import", "ZeroDivisionError", "(line 2)"]),
     "raises a kind of its own on import": (
         "class Odd(BaseException): pass\nraise Odd", ["raises on import", "Odd"]),
+    "raises when asked for a name": (
+        "def __getattr__(name): raise ImportError('needs foo')",
+        ["raises on import", "ImportError: needs foo", "(line 1)"]),
     "leaves on import": ("import sys\nsys.exit(3)", ["raises on import", "SystemExit"]),
     "misses a module": ("import nosuchmodule", ["raises on import", "nosuchmodule"]),
     "another name": (network(HEAD, RUN).replace("Net", "Nett"), ["no 'Net'", "'Nett'?"]),
@@ -421,6 +424,19 @@ def test_a_run_is_found_from_another_folder(
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     assert Run.open("../run").evaluate(few_digits).accuracy == run.result()["test_accuracy"]
+
+
+def test_two_runs_of_one_place_are_each_found_from_a_third_folder(
+    folder: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width in (8, 16):
+        (folder / f"of{width}").mkdir()
+        monkeypatch.chdir(folder / f"of{width}")
+        write(Path(), NET.replace("width=8", f"width={width}"))
+        fit(small_config(model="net.py:Net", epochs=1), few_digits, "run")
+    monkeypatch.chdir(folder)
+    runs = [Run.open(f"of{width}/run") for width in (8, 16)]
+    assert [run.load_model().conv.out_channels for run in runs] == [8, 16]
 
 
 class Mine(nn.Module):
