@@ -21,6 +21,9 @@ from halfmeg.places.place import PlaceWarning
 from halfmeg.places.source import read_source
 
 BATCH = 7
+DRAWS = 32
+"""Of a network that passes over layers by chance, until each of its weights took part."""
+
 TOLERANCE = 1e-3
 """Largest difference of a logit, in parts of the largest, that the order of sums explains."""
 
@@ -165,7 +168,6 @@ class _Trial:
         """In training mode: logits, and a gradient for each parameter, none of them hidden."""
         mode = "training" if dtype == torch.float32 else "training in bfloat16"
         model = self.copied().train()
-        labels = torch.arange(BATCH) % self.num_classes
         images = self.images.to(dtype)
         if dtype != torch.float32:  # as a run computes it
             use_channels_last(model)
@@ -175,11 +177,29 @@ class _Trial:
             shapes = [image_shape(self.image_size)]
             return with_kernels(model, right_kernels(model, shapes, dtype))(images)
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-            logits = self.logits(forward, images, mode)
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        for _ in range(DRAWS):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+                logits = self.logits(forward, images, mode)
+            self.differentiate(model, logits, mode)
+            unreached = [name for name, p in named.items() if p.grad is None]
+            if not unreached:
+                break
+        else:
+            raise self.fault(
+                f"has parameters that no gradient reaches: {', '.join(unreached)}; "
+                f"remove them, or set requires_grad to False"
+            )
+        for name, parameter in named.items():
+            assert parameter.grad is not None
+            if not parameter.grad.isfinite().all():
+                raise self.fault(f"has a gradient that is not finite in {mode}: {name}")
+
+    def differentiate(self, model: nn.Module, logits: Tensor, mode: str) -> None:
+        """Add the gradients of a loss to those that the parameters have."""
         if not logits.requires_grad:
             raise self.fault("gives logits that no gradient comes back from")
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), torch.arange(BATCH) % self.num_classes)
         hidden = [t for t in _leaves(loss) if id(t) not in {id(p) for p in model.parameters()}]
         if hidden:
             names = [_name_of(model, t) for t in hidden]
@@ -191,16 +211,6 @@ class _Trial:
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise self.fault(f"raises in {mode}, backward: {describe(error, self.place)}") from None
-        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        if unreached := [name for name, p in named.items() if p.grad is None]:
-            raise self.fault(
-                f"has parameters that no gradient reaches: {', '.join(unreached)}; "
-                f"remove them, or set requires_grad to False"
-            )
-        for name, parameter in named.items():
-            assert parameter.grad is not None
-            if not parameter.grad.isfinite().all():
-                raise self.fault(f"has a gradient that is not finite in {mode}: {name}")
 
     def check_evaluation(self) -> None:
         """In evaluation mode: an image gives the same logits whenever and beside whatever."""

@@ -105,6 +105,8 @@ class Muon(torch.optim.Optimizer):
             lr, momentum = group["lr"], group["momentum"]
             for weight in group["params"]:
                 grad, ndim = weight.grad, weight.ndim - self.stacked
+                if grad is None:  # of a layer that this step passed over
+                    continue
                 is_filter = ndim == 4 and not _is_vector(weight, self.stacked)
                 if not is_filter:
                     grad = grad.add(weight, alpha=group["weight_decay"])

@@ -17,7 +17,7 @@ from halfmeg import Run, RunConfig, build_model, compare, fit, resume
 from halfmeg.artifacts.bundle import open_network
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import build_own, needs_plain_order
-from halfmeg.networks.trial import try_out
+from halfmeg.networks.trial import _Trial, try_out
 from halfmeg.places.load import load
 from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place
 from halfmeg.places.source import read_source
@@ -148,6 +148,17 @@ def test_each_fault_has_its_line(folder: Path, fault: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_layers_may_be_passed_over_by_chance(folder: Path) -> None:
+    write(folder, network(
+        HEAD + "\nself.deep = nn.Linear(3072, 3072)",
+        "x = x.flatten(1)\n"
+        "return self.head(self.deep(x) if not self.training or torch.rand(()) < 0.5 else x)",
+    ))  # fmt: skip
+    for seed in range(5):  # one draw would find three of them without a gradient
+        torch.manual_seed(seed)
+        _Trial("net.py:Net", build_own("net.py:Net", 10, 32), 10, 32).check_training(torch.float32)
 
 
 def test_a_network_of_too_few_classes_is_not_called(folder: Path, cli: Cli) -> None:
