@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
+from halfmeg.artifacts.weights import named_tensors
 from halfmeg.training.stateful import Stateful, Stateless
 
 
@@ -292,11 +293,17 @@ class ExponentialAverage:
                 torch._foreach_copy_(averaged, current)
 
         self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        own, current = named_tensors(self.averaged.module), named_tensors(model)
+        self.infinite = [  # such as a mask of -inf, which averaged with itself is NaN
+            (own[name], tensor) for name, tensor in current.items() if not tensor.isfinite().all()
+        ]
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights after a step."""
         self.averaged.update_parameters(model)
+        for averaged, current in self.infinite:
+            averaged.copy_(current)
 
     def evaluated(self, model: nn.Module) -> nn.Module:
         """Return the averaged network."""
