@@ -121,6 +121,10 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(grad, alpha=-lr * (self.head_lr if ndim == 2 else 1))
 
 
+NAMED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, Muon)
+"""What `build_optimizer` returns: all they keep of a parameter has its shape, or is a number."""
+
+
 def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return a float32 m×n matrix near the (semi-)orthogonal one nearest to `matrix`.
 

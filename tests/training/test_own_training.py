@@ -70,6 +70,19 @@ def test_all_of_them_continue_to_the_same_bits(folder: Path, few_digits: DataSpl
     assert whole == part
 
 
+def test_an_optimizer_whose_state_has_shapes_of_its_own_continues(
+    folder: Path, few_digits: DataSplits
+) -> None:
+    config = small_config(model="net.py:Net", lr=0.001, optimizer="torch.optim:Adafactor")
+    run = fit(config, few_digits, "run")
+    weights = run.folder / "weights.safetensors"
+    whole = weights.read_bytes()
+    for path in (run.folder / "result.json", weights, run.checkpoints()[-1]):
+        path.unlink()
+    resume("run", few_digits)
+    assert weights.read_bytes() == whole
+
+
 def half_brier(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.softmax(1) - F.one_hot(labels, logits.shape[1])).square().sum(1).mean() / 2
 
