@@ -108,8 +108,11 @@ BAD = {
     "augment=bad.py:shape": "returns 7×3×31×32; images of 7×3×32×32",
     "augment=bad.py:infinite": "returns images that are not finite",
     "optimizer=bad.py:none": "returns a NoneType; a torch.optim.Optimizer",
-    "optimizer=bad.py:first": "leaves 1 of the parameters out",
+    "optimizer=bad.py:first": "leaves 2 of the parameters out",
     "optimizer=bad.py:other": "needs the argument 'betas2'",
+    "optimizer=bad.py:Closed": "raises in a step: TypeError: Closed.step() missing 1 required posi",
+    "optimizer=torch.optim:LBFGS": "raises when it is called: ValueError: LBFGS doesn't support per",
+    "optimizer=bad.py:decays": "leaves 1 of the parameters out",
 }
 
 
@@ -129,6 +132,12 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, setting: str) -> None:
             raise RuntimeError("no")
         def first(params, lr): return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
         def other(params, betas2): return None
+        def decays(params, lr): return torch.optim.SGD(params[:1], lr)
+        class Closed(torch.optim.SGD):
+            def __init__(self, params, lr):
+                super().__init__(params, lr)
+            def step(self, closure):
+                closure()
         """,
         "bad.py",
     )
