@@ -111,7 +111,7 @@ BAD = {
     "optimizer=bad.py:first": "leaves 2 of the parameters out",
     "optimizer=bad.py:other": "needs the argument 'betas2'",
     "optimizer=bad.py:Closed": "raises in a step: TypeError: Closed.step() missing 1 required posi",
-    "optimizer=torch.optim:LBFGS": "raises when it is called: ValueError: LBFGS doesn't support per",
+    "optimizer=torch.optim:LBFGS": "raises when it is called: ValueError: LBFGS doesn't support",
     "optimizer=bad.py:decays": "leaves 1 of the parameters out",
 }
 
