@@ -35,7 +35,7 @@ from halfmeg.training.batches import Batch, Batches
 from halfmeg.training.choice import chosen_by
 from halfmeg.training.compiling import check_compiler, compiled
 from halfmeg.training.distill import open_teacher
-from halfmeg.training.distributed import Ranks
+from halfmeg.training.distributed import Ranks, check_batchnorm
 from halfmeg.training.loss import Loss, build_loss
 from halfmeg.training.optim import (
     Schedule,
@@ -65,6 +65,8 @@ def check(config: RunConfig, data: DataSplits) -> None:
     num_classes = len(data.classes)
     check_places(config, data)
     model = build_model(config.model, num_classes, shape, config.budget)
+    if config.sync_bn:
+        check_batchnorm(model)
     small = config.small_sizes()
     fitting = other_sizes(config.model, model, num_classes, shape, small.values())
     for name, size in small.items():
