@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.own import build_own, use_channels_last
-from halfmeg.networks.protocol import evaluating
+from halfmeg.networks.protocol import body_parameters, evaluating, preparation
 from halfmeg.networks.ways import right_kernels, with_kernels
 from halfmeg.places.load import describe, running
 from halfmeg.places.place import PlaceWarning
@@ -24,6 +24,7 @@ BATCH = 7
 DRAWS = 32
 """Of a network that passes over layers by chance, until each of its weights took part."""
 
+PREPARATION_IMAGES = 256
 TOLERANCE = 1e-3
 """Largest difference of a logit, in parts of the largest, that the order of sums explains."""
 
@@ -60,6 +61,7 @@ def try_out(
         trial.check_training(torch.float32)
         trial.check_evaluation()
         trial.check_rebuilding(build_own(place, num_classes, image_size, budget))
+        trial.check_methods()
         if dtype != torch.float32:
             trial.check_training(dtype)
         trial.warn_of_costs()
@@ -163,6 +165,14 @@ class _Trial:
                     f"has two parameters on the same memory, {other} and {name}; "
                     f"to share weights, assign the parameter itself"
                 )
+        with running(self.place, "raises when its state is stored"):
+            stored = self.model.state_dict()
+        for name, value in stored.items():
+            if not isinstance(value, Tensor):
+                raise self.fault(
+                    f"stores extra state that is no tensor, {name}; register it, as by "
+                    f"register_buffer, or leave get_extra_state out"
+                )
 
     def check_training(self, dtype: torch.dtype) -> None:
         """In training mode: logits, and a gradient for each parameter, none of them hidden."""
@@ -254,6 +264,18 @@ class _Trial:
                     "gives other logits when it is built again with the same weights; "
                     "register its constants, as by register_buffer"
                 )
+
+    def check_methods(self) -> None:
+        """Methods of the protocol's names are those, and do not only happen to be called so."""
+        try:
+            body_parameters(self.model, self.image_size)
+        except ValueError as error:
+            raise ValueError(f"{self.place}: {error}") from None
+        if prepare := preparation(self.copied()):
+            images = torch.randn(PREPARATION_IMAGES, *self.images.shape[1:])
+            asked = "takes the training images; rename it if it means something else"
+            with running(self.place, f"has a `prepare`, which {asked}"):
+                prepare(images)
 
     def warn_of_costs(self) -> None:
         """Say which layers the count of multiply-accumulates leaves out."""

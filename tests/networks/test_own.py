@@ -133,6 +133,12 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
     "a lock": (network(HEAD + "\nimport threading; self.lock = threading.Lock()", RUN),
                ["cannot be copied", "cannot pickle '_thread.lock'"]),
     "above the topmost folder": ("from " + 99 * "." + " import x", ["raises on import"]),
+    "extra state": (network(HEAD, RUN) + "\n    def get_extra_state(self): return {'seen': 3}",
+                    ["stores extra state that is no tensor, _extra_state", "register_buffer"]),
+    "another prepare": (network(HEAD, RUN) + "\n    def prepare(self): pass",
+                        ["a `prepare`, which takes the training images; rename it", "TypeError"]),
+    "one module as the body": (network(HEAD, RUN) + "\n    def body_modules(self): return self",
+                               ["Net.body_modules returns a list", "rename it", "not iterable"]),
     "only in training": (network(HEAD, "if not self.training: return None\n" + RUN),
                          ["returns a NoneType in evaluation"]),
 }  # fmt: skip
@@ -208,6 +214,12 @@ def test_the_command_line_says_it_in_one_line(cli: Cli, tmp_path: Path) -> None:
     done = cli("summary", "nope.py:Net")
     assert done.code == 2
     assert done.is_one_line("nope.py does not exist")
+
+
+def test_a_body_that_is_no_list_is_one_line_in_a_summary_too(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, FAULTS["one module as the body"][0])
+    done = cli("summary", "net.py:Net")
+    assert (done.code, done.is_one_line("Net.body_modules returns a list")) == (2, True)
 
 
 def test_a_layer_used_twice_counts_once(folder: Path) -> None:
