@@ -387,6 +387,22 @@ def test_only_equal_weights_have_one_key(function: Callable[[Any, Tensor], Tenso
     assert len(kept) >= 2
 
 
+def test_a_sum_takes_the_batchnorm_behind_it_whichever_stands_first() -> None:
+    pixels = torch.randint(0, 256, (3, 3, 8, 8))
+    found = []
+    for add in (lambda x, y: x + y, lambda x, y: y + x):
+        model = Tried(lambda net, x, add=add: add(net.deep(y := net.conv(x).relu()), y))
+        model.deep = nn.Conv2d(4, 4, 3, padding=1)
+        model = nn.Sequential(model, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 5))
+        for _ in range(3):
+            model.train()(torch.randn(8, 3, 8, 8))
+        graph = simplify(trace(model.eval(), 8), MEAN, STD)
+        expected = float_logits(model, pixels)
+        assert torch.allclose(graph.logits(pixels.double()).float(), expected, atol=1e-5)
+        found.append(len(steps(graph)))
+    assert found == [4, 4]
+
+
 def test_a_scale_that_is_learned_counts_whatever_it_is_now() -> None:
     found = []
     for scale in (1.0, 0.7):
