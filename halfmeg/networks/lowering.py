@@ -136,8 +136,9 @@ class Lowering:
         if not isinstance(weight, Tensor):
             raise self.unknown("its weights are computed")
         if input.index.shape[0] != 1 or input.index.dim() > 4:  # all axes but the last as one
-            found = self.linear(Value(input.node, input.index.flatten(0, -2)[None]), weight, bias)
-            return Value(found.node, found.index.view(*input.index.shape[:-1], -1))
+            *before, size = input.index.shape
+            found = self.linear(Value(input.node, input.index.view(1, -1, size)), weight, bias)
+            return Value(found.node, found.index.view(*before, -1))
         if input.index.dim() == 2:
             source, index = input.node, input.index[0]
             if not input.is_whole:

@@ -254,7 +254,7 @@ def _synchronize_batchnorm(model: nn.Module) -> None:
     check_batchnorm(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) not in REPLACED:
+            if not isinstance(child, REPLACED) or isinstance(child, SynchronizedBatchNorm):
                 continue
             new = SynchronizedBatchNorm(child.num_features, child.eps, child.momentum)
             new.weight, new.bias = child.weight, child.bias
