@@ -83,16 +83,20 @@ def read_checked(path: Path, limit: int, sha256: str | None, hint: str = "") -> 
     return content
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by their names, shared ones once."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
 def weights_to_bytes(model: nn.Module) -> bytes:
     """Return parameters and buffers in the safetensors format, shared ones once.
 
     Two buffers may lie on one memory, as a part of another; the format wants each on its own.
     """
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     return safetensors.torch.save(
         {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
+            for name, tensor in named_tensors(model).items()
         }
     )
 
@@ -108,7 +112,7 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
     Raises:
         ValueError: the file is missing or damaged, or holds the weights of another network.
     """
-    expected = dict(model.named_parameters()) | dict(model.named_buffers())
+    expected = named_tensors(model)
     content = read_checked(path, MAX_WEIGHTS_BYTES, sha256, "has the run finished?")
     try:
         stored = load_tensors(content)
@@ -126,7 +130,7 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
                 f"{path} does not fit the network: {name} is {stored[name].dtype}, "
                 f"expected {tensor.dtype}; {OTHER_VERSION}"
             )
-        if not stored[name].isfinite().all():
+        if not (stored[name].isfinite() | ~tensor.isfinite()).all():  # a mask of -inf is built so
             raise ValueError(f"{path} is damaged: {name} is not finite")
     if unknown := sorted(set(stored) - set(expected)):
         name = unknown[0]

@@ -75,6 +75,14 @@ class Lowering:
             return value.node
         return Gather(f"{value.node.name}_moved", filled, (value.node,), index)
 
+    def all_of(self, value: Value) -> Value:
+        """Return a value as all of a node, gathered where it is not; the first axis may be any."""
+        if value.is_whole:
+            return value
+        index = value.index if value.index.shape[0] == 1 else value.index[None]
+        places = torch.arange(index.numel()).view(value.index.shape)
+        return Value(self.node(Value(value.node, index)), places)
+
     def image(self, value: Value) -> tuple[Node, Padding]:
         """Return a value of B×C×H×W as a node and the zeros around it."""
         if value.index.dim() != 4:
@@ -127,6 +135,10 @@ class Lowering:
         """Multiply by a matrix: a convolution of kernel H×W, or of 1×1 where positions stay."""
         if not isinstance(weight, Tensor):
             raise self.unknown("its weights are computed")
+        if input.index.shape[0] != 1 or input.index.dim() > 4:  # all axes but the last as one
+            *before, size = input.index.shape
+            found = self.linear(Value(input.node, input.index.view(1, -1, size)), weight, bias)
+            return Value(found.node, found.index.view(*before, -1))
         if input.index.dim() == 2:
             source, index = input.node, input.index[0]
             if not input.is_whole:
@@ -137,8 +149,6 @@ class Lowering:
             self.weights += order_of(index, source.shape)
             found = self._conv(source, dense.view(-1, *source.shape), bias)
             return Value(found.node, found.index.flatten(1))
-        if input.index.dim() > 4:
-            raise self.unknown(f"a tensor of {input.index.dim()} axes")
         places = torch.movedim(input.index, -1, 1)  # each position by itself: a 1×1 convolution
         source = self.node(Value(input.node, places))
         found = self._conv(source, weight.double()[:, :, None, None], bias)
@@ -169,9 +179,7 @@ class Lowering:
         shape = np.broadcast_shapes(value.index.shape, scale.shape, shift.shape)
         if tuple(shape) != tuple(value.index.shape):
             value = Value(value.node, value.index.expand(shape).clone())
-        if not value.is_whole:
-            moved = self.node(value)
-            value = Value(moved, torch.arange(value.index.numel()).view(value.index.shape))
+        value = self.all_of(value)
         arrays = []
         shape, flat = value.index.shape, value.index.flatten()
         for constant in (scale.double(), shift.double()):
@@ -248,9 +256,7 @@ class Lowering:
     ) -> Value:
         if is_clamp:  # to an interval that holds 0, or else it is a function like any other
             is_clamp = function(torch.zeros(())).item() == 0
-        if not value.is_whole:
-            moved = self.node(value)
-            value = Value(moved, torch.arange(value.index.numel()).view(value.index.shape))
+        value = self.all_of(value)
         node = Function(self.name, value.node.shape, (value.node,), function, is_clamp, kind)
         return Value(node, value.index)
 
@@ -335,13 +341,17 @@ class Lowering:
         """Return what to reduce over all its positions, and where the results then stand."""
         axes = value.index.dim()
         dims = sorted(d % axes for d in ([dim] if isinstance(dim, int) else dim or range(axes)))
-        if dims != list(range(2, axes)) or axes > 4 or (0 in dims) or not dims:
+        last = dims == list(range(1, axes - 1))  # channels stand behind their positions
+        if not (last or dims == list(range(2, axes))) or axes > 4 or not dims:
             raise self.unknown("over other axes than all positions of an image")
+        if last:
+            value = Value(value.node, value.index.movedim(-1, 1))
         channels = value.index.shape[1]
         places = torch.arange(math.prod(value.node.shape)).view(value.node.shape[0], -1)
         rows = value.index.reshape(channels, -1)
         source = value.node if torch.equal(rows, places) else self.node(value)
-        shape = (1, channels, *[1] * (axes - 2)) if keepdim else (1, channels)
+        ones = [1] * (axes - 2 if keepdim else 0)
+        shape = (1, *ones, channels) if last else (1, channels, *ones)
         return source, source.shape[1:], torch.arange(channels).view(shape)
 
     def cat(self, tensors: list[Value], dim: int = 0) -> Value:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.data.shape import ImageSize, image_shape
+from halfmeg.errors import with_kind
 
 COARSEST_MAP = 4
 """The fewest positions on a side of a map that show where a network looked."""
@@ -33,9 +34,18 @@ def body_parameters(model: nn.Module, image_size: ImageSize) -> list[nn.Paramete
     """Return the parameters that are not the head's, each once.
 
     The head of a network that does not say is the convolution or linear layer that runs last.
+
+    Raises:
+        ValueError: its `body_modules` returns something else than modules.
     """
     if own := _method(model, "body_modules"):
-        return list(dict.fromkeys(p for module in own() for p in module.parameters()))
+        try:
+            return list(dict.fromkeys(p for module in own() for p in module.parameters()))
+        except Exception as error:  # whatever a method of a user's that is called so does
+            raise ValueError(
+                f"{type(model).__name__}.body_modules returns a list of all modules but the head; "
+                f"rename it if it means something else: {with_kind(error, 200)}"
+            ) from None
     layers: list[nn.Module] = []
     with torch.no_grad():
         run_once(model, image_size, lambda layer, _: layers.append(layer), nn.Conv2d, nn.Linear)

@@ -185,7 +185,8 @@ def _merge_sums(node: Node, graph: Graph) -> Node | None:
             continue
         if len(node.inputs) > 1 and len(source.inputs) > 1:
             continue
-        if isinstance(source.inputs[0], Conv) and graph.consumers[source.inputs[0]] == 1:
+        conv = source.inputs[0]
+        if _is_affine(source) and isinstance(conv, Conv) and graph.consumers[conv] == 1:
             continue  # it goes into the convolution
         scale = node.scales[position]
         before, after = slice(position), slice(position + 1, None)

@@ -87,6 +87,7 @@ def _lower(program: torch.export.ExportedProgram, shape: Shape, leaves: set[str]
         **signature.inputs_to_lifted_tensor_constants,
     }
     image = Input("image", shape, ())
+    program.graph.eliminate_dead_code()  # attention's mean over heads, which nobody asks for
     values: dict[torch.fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.own import build_own, use_channels_last
-from halfmeg.networks.protocol import evaluating
+from halfmeg.networks.protocol import body_parameters, evaluating, preparation
 from halfmeg.networks.ways import right_kernels, with_kernels
 from halfmeg.places.load import describe, running
 from halfmeg.places.place import PlaceWarning
 from halfmeg.places.source import read_source
 
 BATCH = 7
+DRAWS = 32
+"""Of a network that passes over layers by chance, until each of its weights took part."""
+
+PREPARATION_IMAGES = 256
 TOLERANCE = 1e-3
 """Largest difference of a logit, in parts of the largest, that the order of sums explains."""
 
@@ -57,6 +61,7 @@ def try_out(
         trial.check_training(torch.float32)
         trial.check_evaluation()
         trial.check_rebuilding(build_own(place, num_classes, image_size, budget))
+        trial.check_methods()
         if dtype != torch.float32:
             trial.check_training(dtype)
         trial.warn_of_costs()
@@ -160,12 +165,19 @@ class _Trial:
                     f"has two parameters on the same memory, {other} and {name}; "
                     f"to share weights, assign the parameter itself"
                 )
+        with running(self.place, "raises when its state is stored"):
+            stored = self.model.state_dict()
+        for name, value in stored.items():
+            if not isinstance(value, Tensor):
+                raise self.fault(
+                    f"stores extra state that is no tensor, {name}; register it, as by "
+                    f"register_buffer, or leave get_extra_state out"
+                )
 
     def check_training(self, dtype: torch.dtype) -> None:
         """In training mode: logits, and a gradient for each parameter, none of them hidden."""
         mode = "training" if dtype == torch.float32 else "training in bfloat16"
         model = self.copied().train()
-        labels = torch.arange(BATCH) % self.num_classes
         images = self.images.to(dtype)
         if dtype != torch.float32:  # as a run computes it
             use_channels_last(model)
@@ -175,11 +187,29 @@ class _Trial:
             shapes = [image_shape(self.image_size)]
             return with_kernels(model, right_kernels(model, shapes, dtype))(images)
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-            logits = self.logits(forward, images, mode)
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        for _ in range(DRAWS):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+                logits = self.logits(forward, images, mode)
+            self.differentiate(model, logits, mode)
+            unreached = [name for name, p in named.items() if p.grad is None]
+            if not unreached:
+                break
+        else:
+            raise self.fault(
+                f"has parameters that no gradient reaches: {', '.join(unreached)}; "
+                f"remove them, or set requires_grad to False"
+            )
+        for name, parameter in named.items():
+            assert parameter.grad is not None
+            if not parameter.grad.isfinite().all():
+                raise self.fault(f"has a gradient that is not finite in {mode}: {name}")
+
+    def differentiate(self, model: nn.Module, logits: Tensor, mode: str) -> None:
+        """Add the gradients of a loss to those that the parameters have."""
         if not logits.requires_grad:
             raise self.fault("gives logits that no gradient comes back from")
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), torch.arange(BATCH) % self.num_classes)
         hidden = [t for t in _leaves(loss) if id(t) not in {id(p) for p in model.parameters()}]
         if hidden:
             names = [_name_of(model, t) for t in hidden]
@@ -191,16 +221,6 @@ class _Trial:
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise self.fault(f"raises in {mode}, backward: {describe(error, self.place)}") from None
-        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        if unreached := [name for name, p in named.items() if p.grad is None]:
-            raise self.fault(
-                f"has parameters that no gradient reaches: {', '.join(unreached)}; "
-                f"remove them, or set requires_grad to False"
-            )
-        for name, parameter in named.items():
-            assert parameter.grad is not None
-            if not parameter.grad.isfinite().all():
-                raise self.fault(f"has a gradient that is not finite in {mode}: {name}")
 
     def check_evaluation(self) -> None:
         """In evaluation mode: an image gives the same logits whenever and beside whatever."""
@@ -244,6 +264,18 @@ class _Trial:
                     "gives other logits when it is built again with the same weights; "
                     "register its constants, as by register_buffer"
                 )
+
+    def check_methods(self) -> None:
+        """Methods of the protocol's names are those, and do not only happen to be called so."""
+        try:
+            body_parameters(self.model, self.image_size)
+        except ValueError as error:
+            raise ValueError(f"{self.place}: {error}") from None
+        if prepare := preparation(self.copied()):
+            images = torch.randn(PREPARATION_IMAGES, *self.images.shape[1:])
+            asked = "takes the training images; rename it if it means something else"
+            with running(self.place, f"has a `prepare`, which {asked}"):
+                prepare(images)
 
     def warn_of_costs(self) -> None:
         """Say which layers the count of multiply-accumulates leaves out."""

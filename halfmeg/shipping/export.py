@@ -23,7 +23,7 @@ from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.data.split import hold_out
-from halfmeg.errors import one_line
+from halfmeg.errors import one_line, with_kind
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.evaluation.familiarity import Familiarity
@@ -181,7 +181,13 @@ def export(
         why_no_integers = one_line(error, 200)
         if finetune or any(TARGETS[target].of_integers for target in targets):
             raise
-        int8_model = quantize_by_library(onnx_model, calibration)
+        try:
+            int8_model = quantize_by_library(onnx_model, calibration)
+        except Exception as failure:  # its quantizer's have no common base
+            raise ValueError(
+                f"model.int8.onnx cannot be made: {why_no_integers}, and onnxruntime's quantizer "
+                f"raises {with_kind(failure, 200)}"
+            ) from None
     else:
         int8_model = integers_to_onnx(integers)
     oracle = None if integers is None else run_integers(integers, held_out.images.numpy())

@@ -109,14 +109,17 @@ def to_onnx(
                 output_names=["logits"],
                 dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=65_536)}},
             )
+            assert program is not None
+            model_proto = _fold_sizes(program.model_proto)
     except Exception as error:  # whatever the exporter, or a user's code in it, raises
         cause: BaseException = error
         while cause.__cause__ is not None:  # those around it say how to debug the exporter
             cause = cause.__cause__
         reason = with_kind(cause, 200)
-        raise ValueError(f"torch.onnx does not export the network: {reason}") from None
-    assert program is not None
-    content: bytes = _without_origins(_fold_sizes(program.model_proto)).SerializeToString()
+        raise ValueError(
+            f"torch.onnx does not export the network: {reason}; model.onnx cannot be made"
+        ) from None
+    content: bytes = _without_origins(model_proto).SerializeToString()
     return content
 
 
@@ -141,7 +144,9 @@ def _fold_sizes(model: Any) -> Any:
         if node.op_type != "Gather" or node.input[0] not in measured:
             continue
         sizes, index = dims.get(measured[node.input[0]], ()), constants.get(node.input[1])
-        if index is not None and index.ndim == 0 and sizes[int(index)].HasField("dim_value"):
+        if index is None or index.ndim or not sizes:  # of some operators no rank is known
+            continue
+        if sizes[int(index)].HasField("dim_value"):
             size = np.array(sizes[int(index)].dim_value, np.int64)
             model.graph.initializer.append(numpy_helper.from_array(size, node.output[0]))
             model.graph.node.remove(node)

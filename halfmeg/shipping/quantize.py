@@ -217,7 +217,11 @@ def _convolution(
     # Inside, the zero point counts for every weight. Outside of the image, padding is filled with
     # the zero point, and the bias of positions at the border makes up for what it stands for.
     base = node.bias / exact
-    taps = weight.astype(np.float64) * weight_scale[:, None, None, None]
+    # What lies around an image is a pixel as any other. Around a map behind a folded BatchNorm of
+    # small scale it is huge, and the bias has the exact shift in it: no weight may be rounded.
+    taps = node.weight
+    if source is PIXELS and node.outside.min() >= 0 and node.outside.max() <= 255:
+        taps = weight.astype(np.float64) * weight_scale[:, None, None, None]
     group = np.arange(len(weight)) // (len(weight) // node.groups)
     channels = group[:, None] * weight.shape[1] + np.arange(weight.shape[1])
     outside = (taps * node.outside[channels][:, :, None, None]).sum(1)  # O×kh×kw

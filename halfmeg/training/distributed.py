@@ -18,7 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from halfmeg.networks.layers import UnitBatchNorm2d
+
 T = TypeVar("T")
+
+REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, UnitBatchNorm2d)
+"""With `sync_bn`: what computes nothing but BatchNorm."""
 
 
 class Ranks:
@@ -195,10 +200,6 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         """Normalize each channel of B×C or B×C×H×W."""
         if not self.training:
             return super().forward(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
         dims = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
         with torch.autocast(x.device.type, enabled=False):
@@ -208,26 +209,52 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
             count, mean = sums[-1], sums[:-1] / sums[-1]
             centred = values - mean.view(shape)
             variance = _sum_over_ranks(centred.square().sum(dims)) / count
-            scale = self.weight * torch.rsqrt(variance + self.eps)
-            result = centred * scale.view(shape) + self.bias.view(shape)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            scale = torch.rsqrt(variance + self.eps)
+            if self.weight is not None:
+                scale = self.weight * scale
+            result = centred * scale.view(shape)
+            if self.bias is not None:
+                result = result + self.bias.view(shape)
+        if self.running_mean is not None:
+            self._track(mean, variance * count / (count - 1))
         return result.to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
 
 
 def _sum_over_ranks(value: Tensor) -> Tensor:
     return _SumOverRanks.apply(value)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def check_batchnorm(model: nn.Module) -> None:
+    """Raise where a BatchNorm may compute something else than the one that would replace it.
+
+    Raises:
+        ValueError: it is of a class of the user's, or of another library.
+    """
+    known = (*REPLACED, SynchronizedBatchNorm)
+    for child in model.modules():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and type(child) not in known:
+            raise ValueError(
+                f"sync_bn=true cannot stand in for {type(child).__name__}, which may compute "
+                f"something else than BatchNorm; leave it out, or take nn.BatchNorm2d"
+            )
+
+
 def _synchronize_batchnorm(model: nn.Module) -> None:
     """Replace each BatchNorm in place, with its parameters and buffers."""
+    check_batchnorm(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if not isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                continue
-            if isinstance(child, SynchronizedBatchNorm):
+            if not isinstance(child, REPLACED) or isinstance(child, SynchronizedBatchNorm):
                 continue
             new = SynchronizedBatchNorm(child.num_features, child.eps, child.momentum)
             new.weight, new.bias = child.weight, child.bias

@@ -15,7 +15,7 @@ from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import require_unseen
-from halfmeg.artifacts.weights import OTHER_VERSION
+from halfmeg.artifacts.weights import OTHER_VERSION, named_tensors
 from halfmeg.artifacts.writer import Writer
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize
@@ -35,7 +35,7 @@ from halfmeg.training.batches import Batch, Batches
 from halfmeg.training.choice import chosen_by
 from halfmeg.training.compiling import check_compiler, compiled
 from halfmeg.training.distill import open_teacher
-from halfmeg.training.distributed import Ranks
+from halfmeg.training.distributed import Ranks, check_batchnorm
 from halfmeg.training.loss import Loss, build_loss
 from halfmeg.training.optim import (
     Schedule,
@@ -65,6 +65,8 @@ def check(config: RunConfig, data: DataSplits) -> None:
     num_classes = len(data.classes)
     check_places(config, data)
     model = build_model(config.model, num_classes, shape, config.budget)
+    if config.sync_bn:
+        check_batchnorm(model)
     small = config.small_sizes()
     fitting = other_sizes(config.model, model, num_classes, shape, small.values())
     for name, size in small.items():
@@ -181,6 +183,7 @@ class Job:
         state: its network, and what changes with it.
         network: maps normalized images B×3×H×W to logits; compiled, and over several processes.
         criterion: the loss of a batch.
+        finite: names of the weights and buffers that hold finite numbers alone at the start.
         runs_at_once: how many runs share its time, as a stack.
     """
 
@@ -195,6 +198,7 @@ class Job:
     batches: Batches
     network: Callable[[Tensor], Tensor]
     criterion: Loss
+    finite: list[str]
     runs_at_once: int = 1
 
     @property
@@ -285,6 +289,7 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     weights = by_class[labels] if config.sampling == "balanced" else None
     plan = Plan.of(config, len(train_indices), data.image_shape)
     model = build_network(config, data, train_indices)
+    finite = [name for name, tensor in named_tensors(model).items() if tensor.isfinite().all()]
     model.to(device=device)
     use_channels_last(model)
     own_batch = ranks.num_own(config.batch_size)
@@ -305,7 +310,9 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     criterion = build_loss(
         config, data, device, by_class if config.class_weights == "balanced" else None
     )
-    return Job(run, data, ranks, device, dtype, plan, val, state, batches, network, criterion)
+    return Job(
+        run, data, ranks, device, dtype, plan, val, state, batches, network, criterion, finite
+    )
 
 
 def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
+from halfmeg.artifacts.weights import named_tensors
 from halfmeg.training.stateful import Stateful, Stateless
 
 
@@ -105,6 +106,8 @@ class Muon(torch.optim.Optimizer):
             lr, momentum = group["lr"], group["momentum"]
             for weight in group["params"]:
                 grad, ndim = weight.grad, weight.ndim - self.stacked
+                if grad is None:  # of a layer that this step passed over
+                    continue
                 is_filter = ndim == 4 and not _is_vector(weight, self.stacked)
                 if not is_filter:
                     grad = grad.add(weight, alpha=group["weight_decay"])
@@ -116,6 +119,10 @@ class Muon(torch.optim.Optimizer):
                     weight.mul_(weight.shape[-4] ** 0.5 / norm.clamp_min(1e-12))  # 0 stays 0
                     grad = orthogonalize(grad.flatten(-3), self.dtype).view(grad.shape)
                 weight.add_(grad, alpha=-lr * (self.head_lr if ndim == 2 else 1))
+
+
+NAMED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, Muon)
+"""What `build_optimizer` returns: all they keep of a parameter has its shape, or is a number."""
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -290,11 +297,17 @@ class ExponentialAverage:
                 torch._foreach_copy_(averaged, current)
 
         self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        own, current = named_tensors(self.averaged.module), named_tensors(model)
+        self.infinite = [  # such as a mask of -inf, which averaged with itself is NaN
+            (own[name], tensor) for name, tensor in current.items() if not tensor.isfinite().all()
+        ]
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights after a step."""
         self.averaged.update_parameters(model)
+        for averaged, current in self.infinite:
+            averaged.copy_(current)
 
     def evaluated(self, model: nn.Module) -> nn.Module:
         """Return the averaged network."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from halfmeg.artifacts.metrics import MetricsRow
+from halfmeg.artifacts.weights import named_tensors
 from halfmeg.evaluation.evaluate import score
 from halfmeg.evaluation.familiarity import Familiarity
 from halfmeg.networks.macs import measure_macs
@@ -37,7 +38,8 @@ def finish(job: Job, at: Position) -> None:
     """
     run, config, data = job.run, job.run.config, job.data
     model = job.state.average.evaluated(job.state.model)
-    require_finite(run, model.state_dict().values())
+    tensors = named_tensors(model)
+    require_finite(run, (tensors[name] for name in job.finite))
     run.save_weights(model)
     arrays: dict[str, Tensor] = {}
     val_accuracy, familiarity = None, None

@@ -25,6 +25,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.shape import ImageShape
 from halfmeg.places.load import call, load, running, takes
 from halfmeg.places.place import is_place
+from halfmeg.training.optim import decay_groups
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -127,8 +128,13 @@ def try_own(config: RunConfig, num_classes: int, shape: ImageShape) -> None:
             if not (loss.isfinite() and loss.requires_grad):
                 raise ValueError(f"{config.loss} returns a loss that is not finite, or constant")
         if is_place(config.optimizer):
-            weight = torch.zeros(2, 2, requires_grad=True)
-            build_own_optimizer(config, [{"params": [weight], "weight_decay": 0.0}])
+            weight, bias = (torch.ones(size, requires_grad=True) for size in ((2, 2), (2,)))
+            optimizer = build_own_optimizer(
+                config, decay_groups([weight, bias], config.weight_decay)
+            )
+            (weight.sum() + bias.sum()).backward()  # type: ignore[no-untyped-call]
+            with running(config.optimizer, "raises in a step"):
+                optimizer.step()
 
 
 def _function(place: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmeg.artifacts.metrics import MetricsRow
-from halfmeg.training.optim import Schedule, WeightAverage
+from halfmeg.training.optim import NAMED, Schedule, WeightAverage
 from halfmeg.training.selection import Selection
 from halfmeg.training.stateful import Stateful
 
@@ -66,6 +66,8 @@ class State:
             stored = states.get(name, {})
             _check_form(name, part.state_dict(), stored)
             part.load_state_dict(stored)
+        if type(self.optimizer) not in NAMED:  # one that is the user's may keep any shape
+            return
         for group in self.optimizer.param_groups:
             for tensor in group["params"]:
                 for name, value in self.optimizer.state.get(tensor, {}).items():

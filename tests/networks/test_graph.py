@@ -318,9 +318,16 @@ class Tried(nn.Module):
         self.linear = nn.Linear(192, 5)
         self.p = nn.Parameter(torch.randn(4, 1, 1))
         self.q = nn.Parameter(torch.randn(1, 2, 128))
+        self.narrow = nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x)
+
+
+def tokens(net: Any, x: Tensor) -> Tensor:
+    return net.conv(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def padded(x: Tensor) -> Tensor:
@@ -337,9 +344,16 @@ def padded(x: Tensor) -> Tensor:
         lambda net, x: F.avg_pool2d(F.pad(net.conv(x), (0, 1, 0, 1)), 2, 2, ceil_mode=True,
                                     divisor_override=4),
         lambda net, x: F.avg_pool2d(F.pad(net.conv(x), (0, 1, 0, 1)), 3, 2, ceil_mode=True),
+        lambda net, x: net.attention(*[tokens(net, x)] * 3)[0].mean(1),
+        lambda net, x: net.encoder(tokens(net, x)).amax(1, keepdim=True),
+        lambda net, x: net.narrow(net.conv(x).permute(0, 2, 3, 1).reshape(-1, 4)).view(1, -1),
+        lambda net, x: net.narrow(net.conv(x).permute(2, 0, 3, 1)).permute(1, 0, 2, 3).sum((1, 2)),
+        lambda net, x: net.narrow(net.conv(x).permute(0, 2, 3, 1)).mean((1, 2), keepdim=True),
+        lambda net, x: net.narrow(net.conv(x).unflatten(2, (2, 4)).movedim(1, -1)),
     ],
     ids=["expand_as", "expand_as of a sum", "view_as", "padded functions", "ceil_mode: one more",
-         "ceil_mode: no more"],
+         "ceil_mode: no more", "attention", "encoder", "positions as a batch", "rows first",
+         "channels last", "five axes"],
 )  # fmt: skip
 def test_code_of_another_form_is_followed(function: Callable[[Any, Tensor], Tensor]) -> None:
     model = Tried(lambda net, x: function(net, x).flatten(1)).eval()
@@ -371,6 +385,23 @@ def test_only_equal_weights_have_one_key(function: Callable[[Any, Tensor], Tenso
             other = kept.setdefault(node.weight_key, node)
             assert np.array_equal(other.weight, node.weight)
     assert len(kept) >= 2
+
+
+def test_a_sum_takes_the_batchnorm_behind_it_whichever_stands_first() -> None:
+    pixels = torch.randint(0, 256, (3, 3, 8, 8))
+    found = []
+    for add in (lambda x, y: x + y, lambda x, y: y + x):
+        model = Tried(lambda net, x, add=add: add(net.deep(y := net.conv(x).relu()), y))
+        model.deep = nn.Conv2d(4, 4, 3, padding=1)
+        ahead = (nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))  # it cannot go into what is behind it
+        model = nn.Sequential(model, nn.BatchNorm2d(4), *ahead)
+        for _ in range(3):
+            model.train()(torch.randn(8, 3, 8, 8))
+        graph = simplify(trace(model.eval(), 8), MEAN, STD)
+        expected = float_logits(model, pixels)
+        assert torch.allclose(graph.logits(pixels.double()).float(), expected, atol=1e-5)
+        found.append(len(steps(graph)))
+    assert found == [4, 4]
 
 
 def test_a_scale_that_is_learned_counts_whatever_it_is_now() -> None:

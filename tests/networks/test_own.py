@@ -17,7 +17,7 @@ from halfmeg import Run, RunConfig, build_model, compare, fit, resume
 from halfmeg.artifacts.bundle import open_network
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import build_own, needs_plain_order
-from halfmeg.networks.trial import try_out
+from halfmeg.networks.trial import _Trial, try_out
 from halfmeg.places.load import load
 from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place
 from halfmeg.places.source import read_source
@@ -136,6 +136,12 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
     "a lock": (network(HEAD + "\nimport threading; self.lock = threading.Lock()", RUN),
                ["cannot be copied", "cannot pickle '_thread.lock'"]),
     "above the topmost folder": ("from " + 99 * "." + " import x", ["raises on import"]),
+    "extra state": (network(HEAD, RUN) + "\n    def get_extra_state(self): return {'seen': 3}",
+                    ["stores extra state that is no tensor, _extra_state", "register_buffer"]),
+    "another prepare": (network(HEAD, RUN) + "\n    def prepare(self): pass",
+                        ["a `prepare`, which takes the training images; rename it", "TypeError"]),
+    "one module as the body": (network(HEAD, RUN) + "\n    def body_modules(self): return self",
+                               ["Net.body_modules returns a list", "rename it", "not iterable"]),
     "only in training": (network(HEAD, "if not self.training: return None\n" + RUN),
                          ["returns a NoneType in evaluation"]),
 }  # fmt: skip
@@ -151,6 +157,17 @@ def test_each_fault_has_its_line(folder: Path, fault: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_layers_may_be_passed_over_by_chance(folder: Path) -> None:
+    write(folder, network(
+        HEAD + "\nself.deep = nn.Linear(3072, 3072)",
+        "x = x.flatten(1)\n"
+        "return self.head(self.deep(x) if not self.training or torch.rand(()) < 0.5 else x)",
+    ))  # fmt: skip
+    for seed in range(5):  # one draw would find three of them without a gradient
+        torch.manual_seed(seed)
+        _Trial("net.py:Net", build_own("net.py:Net", 10, 32), 10, 32).check_training(torch.float32)
 
 
 def test_a_network_of_too_few_classes_is_not_called(folder: Path, cli: Cli) -> None:
@@ -200,6 +217,12 @@ def test_the_command_line_says_it_in_one_line(cli: Cli, tmp_path: Path) -> None:
     done = cli("summary", "nope.py:Net")
     assert done.code == 2
     assert done.is_one_line("nope.py does not exist")
+
+
+def test_a_body_that_is_no_list_is_one_line_in_a_summary_too(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, FAULTS["one module as the body"][0])
+    done = cli("summary", "net.py:Net")
+    assert (done.code, done.is_one_line("Net.body_modules returns a list")) == (2, True)
 
 
 def test_a_layer_used_twice_counts_once(folder: Path) -> None:

@@ -195,6 +195,17 @@ def test_probabilities_come_from_a_table(tmp_path: Path) -> None:
     assert abs(int(found.sum()) - 65535) <= 5
 
 
+@pytest.mark.skipif(shutil.which("clang") is None, reason="no clang, which knows every target")
+def test_where_int_has_16_bits_it_does_not_compile(tmp_path: Path) -> None:
+    for file, text in write_c(integers("anything"), "net", ["a"] * 5, temperature=1.0).items():
+        (tmp_path / file).write_text(text)
+    for target, fails in (("avr", True), ("arm-none-eabi", False)):
+        command = ["clang", f"--target={target}", "-ffreestanding", "-fsyntax-only", "net.c"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert bool(done.returncode) == fails, done.stderr
+        assert ("net needs an int of 32 bits" in done.stderr) == fails
+
+
 @needs_gcc
 def test_a_wrong_file_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = build.write_c

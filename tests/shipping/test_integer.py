@@ -91,6 +91,26 @@ def test_zeros_around_a_normalized_image_are_the_mean_pixel_exactly() -> None:
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_batchnorms_of_small_scale_cost_nothing_at_the_border(norm_first: bool) -> None:
+    """Of a BatchNorm folded ahead a zero around the map is -shift/scale, here far out of range."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3 if norm_first else 8)
+    before = [] if norm_first else [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(
+        *before, norm, nn.Conv2d(norm.num_features, 8, 3, padding=1), nn.Flatten()
+    )
+    with torch.no_grad():
+        norm.weight[-(norm.num_features // 2) :] = 0.001
+        norm.bias.copy_(torch.randn(norm.num_features))
+    images = pixels(16, 8)
+    graph = quantize(model.eval(), MEAN, STD, images)
+    error = np.abs(run(graph, images.numpy()) - float_logits(model, images).numpy())
+    maps = error.reshape(-1, 8, 8)
+    inner = maps[:, 1:-1, 1:-1].mean()
+    assert maps.mean() < 1.2 * inner
+
+
 def test_a_channel_without_weights_leaves_room_for_its_bias() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))

@@ -105,6 +105,21 @@ def test_an_operator_without_a_form_in_integers_is_named(
     assert done.is_one_line(why)
 
 
+def test_what_no_quantizer_takes_is_one_line(
+    cli: Cli, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, network(
+        "self.head = nn.Linear(3 * 32 * 17, num_classes)",
+        "return self.head(torch.fft.rfft2(x).abs().flatten(1))",
+    ))  # fmt: skip
+    cli("train", "common", "model=net.py:Net", "epochs=1", "--data", str(pictures), "--out", "run")
+    done = cli("export", "run", "--out", "bundle")
+    assert done.code == 2
+    assert done.is_one_line("model.int8.onnx cannot be made", "fft_rfft2", "quantizer raises Type")
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.slow
 def test_each_of_its_graphs_is_timed(bundle: Bundle) -> None:
     for row in bench(bundle, threads=[1], rounds=1, runtimes=["onnxruntime", "onnxruntime int8"]):

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import NUM_TEST, Cli
+from conftest import NUM_TEST, Cli, small_config
+from torch import nn
 
 from halfmeg.artifacts.run import Run
+from halfmeg.data.dataset import DataSplits
 from halfmeg.training.distributed import Ranks, join_ranks
+from halfmeg.training.fit import fit
 
 TERMS = [
     "train", "common", "epochs=2", "precision=fp32", "optimizer=sgd", "lr=0.02", "weight_decay=0",
@@ -77,6 +80,7 @@ def test_two_processes_train_what_one_trains(
 
 
 RANKS = """
+import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -127,6 +131,17 @@ def check(ranks):
     assert torch.allclose(part.running_var, whole.running_var, rtol=1e-5)
     assert torch.allclose(part.running_mean, whole.running_mean, rtol=1e-5)
 
+    for settings in ({"affine": False}, {"momentum": None}, {"track_running_stats": False}):
+        whole = nn.BatchNorm2d(4, **settings)
+        model = nn.Sequential(copy.deepcopy(whole), nn.Conv2d(4, 2, 1))
+        wrapped = ranks.wrap(model, synchronize_batchnorm=True)
+        assert list(model[0].state_dict()) == list(whole.state_dict())
+        for _ in range(2):
+            found, expected = model[0](ranks.share(x)), ranks.share(whole(x))
+            assert torch.allclose(found, expected, atol=1e-5)
+        for a, b in zip(model[0].buffers(), whole.buffers()):
+            assert torch.allclose(a, b, rtol=1e-5)
+
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     names = list(model.state_dict())
     wrapped = ranks.wrap(model, synchronize_batchnorm=True)
@@ -154,6 +169,22 @@ def test_one_rank_of_a_group_acts_as_one(tmp_path: Path) -> None:
     finally:
         gc.collect()  # as in `join_ranks`
         dist.destroy_process_group()
+
+
+class Shifted(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+class Own(nn.Sequential):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(Shifted(3), nn.Flatten(), nn.Linear(3072, num_classes))
+
+
+def test_a_batchnorm_of_ones_own_is_not_replaced(tmp_path: Path, few_digits: DataSplits) -> None:
+    with pytest.raises(ValueError, match=r"^sync_bn=true cannot stand in for Shifted"):
+        fit(small_config(sync_bn=True), few_digits, tmp_path / "run", model=Own)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -210,6 +210,16 @@ def test_muon_moves_convolutions_by_lr_and_linear_layers_as_sgd(head_lr: float) 
         assert torch.allclose(model[2].weight, twin[2].weight, atol=1e-6)
 
 
+def test_muon_passes_over_weights_without_a_gradient() -> None:
+    model = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)])
+    before = copy.deepcopy(model)
+    optimizer = build(model, "muon")
+    model[0](torch.randn(2, 3, 4, 4)).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, before[0].weight)
+    assert torch.equal(model[1].weight, before[1].weight)
+
+
 def test_muon_continues_from_its_state() -> None:
     def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
         for seed in seeds:

@@ -70,6 +70,19 @@ def test_all_of_them_continue_to_the_same_bits(folder: Path, few_digits: DataSpl
     assert whole == part
 
 
+def test_an_optimizer_whose_state_has_shapes_of_its_own_continues(
+    folder: Path, few_digits: DataSplits
+) -> None:
+    config = small_config(model="net.py:Net", lr=0.001, optimizer="torch.optim:Adafactor")
+    run = fit(config, few_digits, "run")
+    weights = run.folder / "weights.safetensors"
+    whole = weights.read_bytes()
+    for path in (run.folder / "result.json", weights, run.checkpoints()[-1]):
+        path.unlink()
+    resume("run", few_digits)
+    assert weights.read_bytes() == whole
+
+
 def half_brier(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.softmax(1) - F.one_hot(labels, logits.shape[1])).square().sum(1).mean() / 2
 
@@ -95,8 +108,11 @@ BAD = {
     "augment=bad.py:shape": "returns 7×3×31×32; images of 7×3×32×32",
     "augment=bad.py:infinite": "returns images that are not finite",
     "optimizer=bad.py:none": "returns a NoneType; a torch.optim.Optimizer",
-    "optimizer=bad.py:first": "leaves 1 of the parameters out",
+    "optimizer=bad.py:first": "leaves 2 of the parameters out",
     "optimizer=bad.py:other": "needs the argument 'betas2'",
+    "optimizer=bad.py:Closed": "raises in a step: TypeError: Closed.step() missing 1 required posi",
+    "optimizer=torch.optim:LBFGS": "raises when it is called: ValueError: LBFGS doesn't support",
+    "optimizer=bad.py:decays": "leaves 1 of the parameters out",
 }
 
 
@@ -116,6 +132,12 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, setting: str) -> None:
             raise RuntimeError("no")
         def first(params, lr): return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
         def other(params, betas2): return None
+        def decays(params, lr): return torch.optim.SGD(params[:1], lr)
+        class Closed(torch.optim.SGD):
+            def __init__(self, params, lr):
+                super().__init__(params, lr)
+            def step(self, closure):
+                closure()
         """,
         "bad.py",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FEW, Cli, first_digits, small_config, with_tests
+from torch import Tensor, nn
 
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import read_checkpoint
@@ -394,6 +395,42 @@ def test_a_network_that_diverges_in_its_last_step_is_told_of(cli: Cli, tmp_path:
     outcome = cli("train", "common", *terms, "--data", "digits", "--out", "run")
     assert outcome.code == 1
     assert outcome.err.splitlines()[-1].endswith("try a smaller lr than 1000"), outcome.err
+
+
+class Masked(nn.Module):
+    """Holds infinite values as it is built: causal attention has its mask so."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        self.frozen = nn.Parameter(self.mask.clone(), requires_grad=False)
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(9, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.norm(x).mean((2, 3))[:, None] + self.mask.maximum(self.frozen)
+        return self.head(weights.softmax(2).flatten(1))
+
+
+class Spoilt(Masked):
+    """Ends with an infinite variance, whose logits are finite; it is a divergence all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.norm.running_var.fill_(torch.inf)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_infinite_values_that_a_network_is_built_with_are_no_divergence(
+    ema: float, tmp_path: Path, few_digits
+) -> None:
+    config = small_config(epochs=2, ema=ema)
+    run = fit(config, few_digits, tmp_path / "run", model=Masked)
+    model = run.load_model()
+    assert (model.mask == -torch.inf).sum() == (model.frozen == -torch.inf).sum() == 3
+    with pytest.raises(TrainingDivergedError, match="gives no numbers any more"):
+        fit(config, few_digits, tmp_path / "other", model=Spoilt)
 
 
 @pytest.mark.parametrize(

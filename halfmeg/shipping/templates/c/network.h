@@ -2,7 +2,12 @@
 #ifndef {{ macro }}_H
 #define {{ macro }}_H
 
+#include <limits.h>
 #include <stdint.h>
+
+#if INT_MAX < 2147483647
+#error "{{ name }} needs an int of 32 bits, which boards of 8 and 16 bits (AVR, MSP430) do not have"
+#endif
 
 #ifdef __cplusplus
 extern "C" {
