@@ -15,18 +15,15 @@ from halfmeg.artifacts.bundle import (
     TARGET_FILE,
     Bundle,
 )
-from halfmeg.data.hub import (
-    DEADLINE_SECONDS,
-    TIMEOUT_SECONDS,
-    NotOnHubError,
-    import_hub,
-    read_url,
-    reason,
-)
+from halfmeg.data.hub import NotOnHubError, import_hub, read_url, reason
 from halfmeg.files import new_folder, read_json
 
 DESCRIPTION = "model.json"
 MAX_FILES = 64
+TIMEOUT_SECONDS = 30.0
+DEADLINE_SECONDS = 600.0
+"""How long a whole download may take."""
+
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

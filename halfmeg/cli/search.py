@@ -72,7 +72,7 @@ def search(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the winner is compared with: a network or a run; may be repeated.",
+            help="What the winner is compared with: a network, a run or a search; may be repeated.",
             show_default="three that fit",
         ),
     ] = None,

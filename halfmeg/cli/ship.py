@@ -177,6 +177,7 @@ def bench(
     from halfmeg.artifacts.bundle import Bundle
     from halfmeg.config import MAX_THREADS
     from halfmeg.shipping.bench import bench as bench_bundle
+    from halfmeg.shipping.verify import int8_difference
 
     if device is not None:
         for name, value in (("--threads", threads), ("--rounds", rounds)):
@@ -198,9 +199,10 @@ def bench(
         raise ValueError(
             f"threads={threads!r} is not allowed; write numbers of 1 to {MAX_THREADS:,}, as in 1,2"
         )
-    rows = bench_bundle(
-        Bundle.open(bundle), threads=counts, rounds=20 if rounds is None else rounds
-    )
+    opened = Bundle.open(bundle)
+    rows = bench_bundle(opened, threads=counts, rounds=20 if rounds is None else rounds)
+    if told := int8_difference(opened):
+        print_error(f"halfmeg: {told}")
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
@@ -219,8 +221,11 @@ def bench(
 
 def _bench_device(bundle: Bundle, device: str, mhz: int | None, as_json: bool) -> None:
     from halfmeg.shipping.device import bench_device
+    from halfmeg.shipping.verify import int8_difference
 
     found = bench_device(bundle, device)
+    if told := int8_difference(bundle):
+        print_error(f"halfmeg: {told}")
     clock = mhz or found.clock_mhz
     estimate = found.mean_instructions / clock / 1000
     if as_json:

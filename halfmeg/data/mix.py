@@ -14,7 +14,7 @@ class Mixture(NamedTuple):
 
     Attributes:
         labels: int64 B, of the image that was mixed into each.
-        share: float32 without dimensions: what is left of each image itself, at least one half.
+        share: float32 without dimensions: what is left of each image itself.
     """
 
     labels: Tensor
@@ -33,8 +33,8 @@ def mix(
     Either all of it in a share (mixup: Zhang et al. 2018, "mixup: Beyond Empirical Risk
     Minimization") or a rectangle (cutmix: Yun et al. 2019, "CutMix: Regularization Strategy to
     Train Strong Classifiers"). As in both papers' code, the share is one draw a batch, from
-    Beta(a, a). It is turned so that the image itself keeps the larger part, which is the same as
-    the pair comes twice.
+    Beta(a, a). That of mixup is turned so that the image itself keeps the larger part, which is the
+    same as the pair comes twice.
 
     Args:
         images: normalized B×C×H×W, in an order drawn at random.
@@ -48,10 +48,10 @@ def mix(
     # A coin is drawn where there is something to choose only, so that either alone is as itself.
     cut = bool(cutmix) and (not mixup or torch.rand((), generator=generator).item() < 0.5)
     share = _beta(cutmix if cut else mixup, generator)
-    share = max(share, 1 - share)
     if cut:
         images, share = _paste(images, share, generator)
     else:
+        share = max(share, 1 - share)
         images = torch.lerp(images.flip(0), images, share)
     images = images.contiguous(memory_format=torch.channels_last)
     return images, Mixture(labels.flip(0), torch.tensor(share, device=images.device))

@@ -20,7 +20,8 @@ def hold_out(data: DataSplits, fraction: float, seed: int) -> tuple[Tensor, Data
 
     Args:
         data: a source; its own validation part is taken where it has one.
-        fraction: share of the training part, 0 to below 1; with 0 nothing is held out.
+        fraction: share of the training part, 0 to below 1; with 0 nothing is held out. Of groups,
+            which stay whole, the nearest of a half, a third, a quarter and so on.
         seed: of the draw.
 
     Returns:
@@ -155,7 +156,11 @@ def _grouped_split(
 def _draws_of_groups(
     labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int
 ) -> Iterator[np.ndarray]:
-    """Yield what may be held out, bool B each, the draw of the seed first."""
+    """Yield what may be held out, bool B each, the draw of the seed first.
+
+    Whole groups are divided into folds, of which one is held out: a half, a third, a quarter …,
+    whichever is nearest.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     distinct = np.unique(groups)

@@ -157,7 +157,7 @@ def bench(
         if name not in present:
             raise ValueError(f"runtime {name!r} is not here; allowed: {', '.join(present)}")
     for file in {RUNTIMES[name].file for name in names} - {"model.safetensors"}:
-        # What int8 does to drawn images says nothing of real ones; its row states the difference.
+        # An int8 file that is far from the weights on drawn images may be right on real ones.
         verify_onnx(bundle, file, compare=file != "model.int8.onnx")
     generator = torch.Generator().manual_seed(0)
     size = (BATCH_SIZE, *bundle.image_shape)

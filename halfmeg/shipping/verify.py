@@ -8,6 +8,7 @@ tensor of a known, small size. Then its logits have to be those of the weights, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ def logit_tolerance(reference: Tensor) -> float:
     """Return the largest difference from these logits that rounding explains."""
     largest = reference.abs().max().item()
     return LOGIT_TOLERANCE * min(max(1.0, largest), LARGEST_LOGIT)
+
+
+class LogitsDifferError(ValueError):
+    """An ONNX file does not do what the weights do."""
 
 
 def verify_onnx(bundle: Bundle, name: str, *, compare: bool = True) -> bytes:
@@ -95,10 +100,27 @@ def verify_onnx(bundle: Bundle, name: str, *, compare: bool = True) -> bytes:
     else:
         agrees = difference <= logit_tolerance(reference)
     if not agrees:  # also where one of them is no number
-        raise ValueError(
+        raise LogitsDifferError(
             f"{path} does not do what the weights do: logits differ by {difference:.3g}"
         )
     return content
+
+
+def int8_difference(bundle: Bundle) -> str:
+    """Return what to say of an int8 file whose logits are far from the weights'; mostly nothing.
+
+    Of a network of few epochs they may be: drawn images leave the ranges that its real ones have.
+
+    Raises:
+        ValueError: as `verify_onnx`.
+    """
+    if find_spec("onnxruntime") is None or not bundle.has("model.int8.onnx"):
+        return ""
+    try:
+        verify_onnx(bundle, "model.int8.onnx")
+    except LogitsDifferError as error:
+        return f"{error}, on images that are drawn; `halfmeg evaluate` tells of real ones"
+    return ""
 
 
 def run_onnx(session: Any) -> Callable[[Tensor], Tensor]:

@@ -289,8 +289,8 @@ def _check_configs(
 def _check_stacks(configs: Sequence[RunConfig], data: StudyData) -> None:
     if isinstance(data, Folds):
         raise ValueError("folds and a stack exclude each other; leave one of them out")
-    for config in configs:
-        check_stack([config])
+    for terms in dict.fromkeys(replace(config, seed=0) for config in configs):
+        check_stack([config for config in configs if replace(config, seed=0) == terms], data)
 
 
 def _folder_names(configs: Sequence[RunConfig], unit: str) -> list[str]:

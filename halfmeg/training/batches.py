@@ -56,6 +56,9 @@ class Batches:
         transform: what is done to the images last, but for mixing.
         mixup, cutmix: as in `RunConfig`.
         weights: to draw each of the images by; None for each image once in an epoch.
+        draws_apart: whether torch's global generator has a seed of its own. Of the same seed a
+            uniform draw of the user's would be the coin that mirrors the image; the networks of the
+            table draw for dropout alone, which on a CPU is another draw.
     """
 
     indices: Tensor
@@ -69,6 +72,7 @@ class Batches:
     weights: Tensor | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    draws_apart: bool = False
 
     def draw(self, train: Dataset, epoch: Epoch, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `first` on.
@@ -89,7 +93,7 @@ class Batches:
             chosen = order[epoch.batches[step]]
             indices = chosen.to(train.images.device)
             seed = epoch.step_seed(step)
-            torch.manual_seed(seed)
+            torch.manual_seed(epoch.own_seed(step) if self.draws_apart else seed)
             generator = torch.Generator().manual_seed(seed)
             images = augment(
                 train.images[indices], self.augmentation, self.mean, self.std, generator=generator,

@@ -115,15 +115,20 @@ def check_start(
     """Return where a checkpoint stands that a new run is to continue from.
 
     Raises:
-        ValueError: it is of another network, or further than the run goes.
+        ValueError: it is of another network or recipe, or further than the run goes.
     """
     try:
         at = check_json(checkpoint["position"], Position)
         model = build_model(config.model, len(data.classes), data.image_shape, config.budget)
-        model.load_state_dict(checkpoint["model"])
+        train, _ = hold_out(data, config.val_fraction, config.seed)
+        plan = Plan.of(config, len(train), data.image_shape)
+        build_state(config, data, model, plan, torch.float32, Ranks()).load_state_dict(checkpoint)
     except Exception as error:  # what a foreign file raises depends on what it holds
         told = one_line(error, 200)
-        raise ValueError(f"{name} does not fit {config.model}; {OTHER_VERSION}: {told}") from None
+        raise ValueError(
+            f"{name} does not fit {config.model}; {OTHER_VERSION}; its optimizer, schedule, ema "
+            f"and hard_share have to be those here: {told}"
+        ) from None
     if not 0 <= at.epoch <= config.epochs:
         raise ValueError(
             f"{name} is of epoch {at.epoch}, and epochs={config.epochs} is less; name more epochs"
@@ -296,16 +301,12 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     chosen = ranks.first(lambda: chosen_by(run, model, plan, own_batch, dtype))
     wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
     network = compiled(with_kernels(wrapped, chosen.kernels), device, on=chosen.compile)
-    optimizer = optimizer_of(config, model.parameters(), dtype)
-    selection = build_selection(config.hard_share, len(data.train), device, ranks)
-    state = State(
-        model, optimizer, schedule_of(config, optimizer, plan),
-        build_average(model, config.ema), selection,
-    )  # fmt: skip
+    state = build_state(config, data, model, plan, dtype, ranks)
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
     batches = Batches(
-        train_indices, augmentation_of(config), mean, std, dtype, selection, ranks,
+        train_indices, augmentation_of(config), mean, std, dtype, state.selection, ranks,
         build_transform(config), weights, config.mixup, config.cutmix,
+        draws_apart=bool(config.places().keys() - {"recipe"}),
     )  # fmt: skip
     criterion = build_loss(
         config, data, device, by_class if config.class_weights == "balanced" else None
@@ -313,6 +314,23 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     return Job(
         run, data, ranks, device, dtype, plan, val, state, batches, network, criterion, finite
     )
+
+
+def build_state(
+    config: RunConfig,
+    data: DataSplits,
+    model: nn.Module,
+    plan: Plan,
+    dtype: torch.dtype,
+    ranks: Ranks,
+) -> State:
+    """Return what the steps of a run change, before the first of them."""
+    optimizer = optimizer_of(config, model.parameters(), dtype)
+    device = ranks.device(config.device)
+    return State(
+        model, optimizer, schedule_of(config, optimizer, plan), build_average(model, config.ema),
+        build_selection(config.hard_share, len(data.train), device, ranks),
+    )  # fmt: skip
 
 
 def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) -> nn.Module:

@@ -149,6 +149,10 @@ class Epoch:
         """Return the seed of a step's augmentation and dropout."""
         return derive_seed(self.seed, self.number, step)
 
+    def own_seed(self, step: int) -> int:
+        """Return the seed of what Python of the user's own draws in a step."""
+        return derive_seed(self.seed, self.number, step, 1)
+
 
 @final
 @dataclass(frozen=True)

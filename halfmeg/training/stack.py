@@ -28,6 +28,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.mix import Mixture
+from halfmeg.data.split import hold_out
 from halfmeg.networks.convolutions import Convolution
 from halfmeg.networks.trial import try_stack
 from halfmeg.places.place import is_place
@@ -55,11 +56,12 @@ from halfmeg.training.stopping import (
 Tensors = dict[str, Tensor]
 
 
-def check_stack(configs: Sequence[RunConfig]) -> None:
+def check_stack(configs: Sequence[RunConfig], data: DataSplits) -> None:
     """Raise where runs cannot be trained at once.
 
     Raises:
-        ValueError: they differ in more than their seed, or each would need a step of its own.
+        ValueError: they differ in more than their seed or in the number of their training images,
+            or each would need a step of its own.
     """
     first = configs[0]
     if any(replace(config, seed=first.seed) != first for config in configs):
@@ -74,6 +76,12 @@ def check_stack(configs: Sequence[RunConfig]) -> None:
             raise ValueError(f"{name}=auto takes no stack; leave one of them out")
     if first.teacher:
         raise ValueError(f"teacher={first.teacher} takes no stack; leave one of them out")
+    sizes = sorted({len(hold_out(data, c.val_fraction, c.seed)[0]) for c in configs})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the seeds train on {sizes[0]:,} to {sizes[-1]:,} images, since a validation part "
+            "takes groups and copies whole; train them without a stack"
+        )
 
 
 def train_stack(
@@ -95,8 +103,8 @@ def train_stack(
         TrainingInterruptedError: Ctrl-C or SIGTERM; each run wrote a checkpoint.
     """
     config, listener = tasks[0][0], listener or SilentListener()
-    check_stack([config for config, _ in tasks])
     check(config, data)
+    check_stack([config for config, _ in tasks], data)
     if is_place(config.model):
         try_stack(config.model, len(data.classes), data.image_shape, config.budget)
     prepare_process(config.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_config
@@ -37,7 +38,24 @@ def test_cutmix_counts_the_pixels_that_it_pasted(seed: int) -> None:
     assert mixture.share.item() == pytest.approx(1 - pasted[0, 0].float().mean().item())
     rows, columns = pasted[0, 0].any(1).sum(), pasted[0, 0].any(0).sum()
     assert rows * columns == pasted[0, 0].sum()
-    assert mixture.share >= 0.5
+
+
+def test_rectangles_have_the_sizes_of_the_papers_code() -> None:
+    """Of Yun et al.'s `rand_bbox` more than half of an image may be pasted, too."""
+    rng, side, areas = np.random.default_rng(0), 32, []
+    for share in rng.beta(1.0, 1.0, 4_000):
+        half = int(side * (1 - share) ** 0.5) // 2
+        centres = rng.integers(0, side, 2)
+        edges = [np.clip((centre - half, centre + half), 0, side) for centre in centres]
+        areas.append(np.prod([high - low for low, high in edges]) / side**2)
+    images = torch.zeros(2, 1, side, side)
+    drawn = [
+        1 - mix(images, LABELS[:2], mixup=0, cutmix=1.0, generator=generator(seed))[1].share.item()
+        for seed in range(2_000)
+    ]
+    assert np.mean(drawn) == pytest.approx(np.mean(areas), abs=0.02)
+    for quantile in (0.25, 0.5, 0.75, 0.95):
+        assert np.quantile(drawn, quantile) == pytest.approx(np.quantile(areas, quantile), abs=0.05)
 
 
 def test_with_both_a_coin_chooses() -> None:

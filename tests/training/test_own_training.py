@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,6 +239,31 @@ def test_a_stack_where_vmap_can(folder: Path, few_digits: DataSplits) -> None:
     assert not (folder / "run").exists()
     with pytest.raises(ValueError, match=r"loss=own\.py:focal takes no stack"):
         train_stack([(small_config(loss="own.py:focal"), folder / "run")], few_digits)
+
+
+def test_own_draws_are_not_those_of_the_augmentation(folder: Path, few_digits: DataSplits) -> None:
+    write(folder, COINS, "coins.py")
+    config = small_config(
+        epochs=2, hflip=True, augment="coins.py:both", batch_size=64, val_fraction=0.0
+    )
+    asymmetric = few_digits.train.images.clone()
+    asymmetric[..., :16], asymmetric[..., 16:] = 0, 255  # so that a mirrored one is known
+    fit(config, replace(few_digits, train=replace(few_digits.train, images=asymmetric)), "coins")
+    agreed = np.loadtxt(folder / "coins.txt")
+    assert len(agreed) > 2 * len(few_digits.train)  # the trial before the run draws, too
+    assert 0.3 < agreed[-2 * len(few_digits.train) :].mean() < 0.7
+
+
+COINS = """
+import torch
+
+def both(images):
+    mirrored = images[:, 0, 0, 0] > images[:, 0, 0, -1]
+    coin = torch.rand(len(images)) < 0.5
+    with open("coins.txt", "a") as file:
+        file.writelines(f"{int(agrees)}\\n" for agrees in coin == mirrored)
+    return images
+"""
 
 
 @pytest.mark.slow

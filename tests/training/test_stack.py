@@ -196,6 +196,18 @@ def test_a_seed_that_diverges_leaves_the_others(
     assert Run.open(tmp_path / "stack" / "seed-1").result() is None
 
 
+def test_seeds_of_other_numbers_of_images_take_no_stack(tmp_path: Path, few_digits) -> None:
+    """Copies are held out together, so how many images are left depends on the draw."""
+    images = few_digits.train.images.clone()
+    images[:40] = images[0]
+    copies = replace(few_digits, train=replace(few_digits.train, images=images))
+    with pytest.raises(ValueError, match=r"the seeds train on \d+ to \d+ images"):
+        train_stack(tasks(seeds(4, val_fraction=0.2), tmp_path), copies)
+    with pytest.raises(ValueError, match=r"the seeds train on \d+ to \d+ images"):
+        run_study(seeds(4, val_fraction=0.2), copies, tmp_path / "study", stack=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_takes_no_stack(tmp_path: Path, few_digits) -> None:
     out = tmp_path / "study"
     for changes, text in (

@@ -320,6 +320,12 @@ def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, few_digits, uninte
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="does not fit cnn; if another version"):
         fit(small_config(), few_digits, tmp_path / "cnn", start=whole.checkpoints()[1])
+    for key, value in {"optimizer": "muon", "ema": 0.0, "hard_share": 1.0}.items():
+        assert getattr(config, key) != value
+        other = replace(config, **{key: value})
+        with pytest.raises(ValueError, match="its optimizer, schedule, ema and hard_share have to"):
+            fit(other, few_digits, tmp_path / "other", start=whole.checkpoints()[1])
+    assert not (tmp_path / "other").exists()
     fewer = replace(config, epochs=1)
     with pytest.raises(ValueError, match="is of epoch 2, and epochs=1 is less; name more epochs"):
         fit(fewer, few_digits, tmp_path / "fewer", start=whole.checkpoints()[1])
