@@ -1330,7 +1330,7 @@ def test_a_search_gives_up_only_when_nothing_is_under_way_any_more(
         engine.begin()
 
 
-LATE = """
+RAISES_LATE = """
 import torch
 from torch import nn
 
@@ -1357,7 +1357,7 @@ SPACE = {
 def test_the_failure_of_the_only_candidate_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
 ) -> None:
-    (tmp_path / "late.py").write_text(LATE)
+    (tmp_path / "late.py").write_text(RAISES_LATE)
     monkeypatch.chdir(tmp_path)
     stored, space = describe_search(
         few_digits, limits=Limits(), seconds=20, place="late.py:SPACE", compare=False
