@@ -19,7 +19,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.training.distributed import Ranks, join_ranks
-from halfmeg.training.job import check, check_start, inherited_ids, set_up
+from halfmeg.training.job import check, check_shares, check_start, inherited_ids, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.outcome import end_epoch, finish
@@ -79,6 +79,7 @@ def fit(
         at = check_start(checkpoint, config, data, str(start))
         first = checkpoint_name(at.epoch, at.step), Path(start).read_bytes()
     with join_ranks(config.device) as ranks:
+        check_shares(config, data, ranks)
         run = ranks.first(
             lambda: Run.create(out, config, data, inherited=inherited_ids(config), start=first)
         )

@@ -100,6 +100,24 @@ def check_places(config: RunConfig, data: DataSplits) -> None:
     try_own(config, num_classes, data.image_shape)
 
 
+def check_shares(config: RunConfig, data: DataSplits, ranks: Ranks) -> None:
+    """Raise where a process would have one image of a batch, of which BatchNorm has no variance.
+
+    That of maps has one over their positions.
+    """
+    if ranks.size == 1 or config.sync_bn:
+        return
+    train, _ = hold_out(data, config.val_fraction, config.seed)
+    plan = Plan.of(config, len(train), data.image_shape)
+    smallest = min(b.stop - b.start for epoch in plan.epochs for b in epoch.batches)
+    model = build_model(config.model, len(data.classes), data.image_shape, config.budget)
+    if smallest < 2 * ranks.size and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise ValueError(
+            f"a batch of {smallest} images leaves one of {ranks.size} processes fewer than two, of "
+            "which BatchNorm has no variance; take sync_bn=true, or another batch_size"
+        )
+
+
 def _small_sizes_of(model: str, largest: int) -> str:
     entry = None if is_place(model) else find_entry(model)[0]
     if entry is None or entry.settings:  # where settings decide, too

@@ -4,6 +4,7 @@ import gc
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.data.dataset import DataSplits
 from halfmeg.training.distributed import Ranks, join_ranks
 from halfmeg.training.fit import fit
+from halfmeg.training.job import check_shares
 
 TERMS = [
     "train", "common", "epochs=2", "precision=fp32", "optimizer=sgd", "lr=0.02", "weight_decay=0",
@@ -40,6 +42,19 @@ def test_one_process_has_nothing_to_do() -> None:
         assert ranks.weigh(batch, 5) is batch
         assert ranks.num_own(5) == 5
         assert ranks.first(lambda: 3) == 3
+
+
+def test_a_batch_that_leaves_a_process_one_image_is_refused(few_digits) -> None:
+    class TwoRanks(Ranks):
+        size = 2
+
+    config = small_config(model="resnet", batch_size=8, val_fraction=0.0)
+    few = replace(few_digits, train=few_digits.train.subset(slice(0, 19)))  # 8, 8 and 3
+    check_shares(config, few, Ranks())
+    check_shares(replace(config, sync_bn=True), few, TwoRanks())
+    check_shares(replace(config, model="resnet20"), few, TwoRanks())  # over positions
+    with pytest.raises(ValueError, match="a batch of 3 images leaves one of 2 processes fewer"):
+        check_shares(config, few, TwoRanks())
 
 
 @pytest.mark.slow
