@@ -16,8 +16,8 @@ McNemar's combined test, Holm's correction. "Pooled" is the test before networks
 vary differently: the mean variance of all pairs with all their degrees of freedom, or the pair's
 own where that is larger.
 
-All studies of a setting are tested at once, by formulas of their own; tests/test_verdicts.py holds
-them against what the program finds of the same answers.
+All studies of a setting are tested at once, by formulas of their own;
+tests/studies/test_verdicts.py holds them against what the program finds of the same answers.
 """
 
 from __future__ import annotations

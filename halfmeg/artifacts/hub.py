@@ -15,15 +15,11 @@ from halfmeg.artifacts.bundle import (
     TARGET_FILE,
     Bundle,
 )
-from halfmeg.data.hub import NotOnHubError, import_hub, read_url, reason
+from halfmeg.data.hub import DEADLINE_SECONDS, NotOnHubError, import_hub, read_url, reason
 from halfmeg.files import new_folder, read_json
 
 DESCRIPTION = "model.json"
 MAX_FILES = 64
-TIMEOUT_SECONDS = 30.0
-DEADLINE_SECONDS = 600.0
-"""How long a whole download may take."""
-
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -105,7 +101,7 @@ def _fetcher(hub: Any, repo: str, revision: str) -> Callable[[str, int], bytes]:
     def fetch(name: str, limit: int) -> bytes:
         try:
             url = hub.hf_hub_url(repo, name, revision=revision)
-            return b"".join(read_url(url, limit, TIMEOUT_SECONDS, deadline))
+            return b"".join(read_url(url, limit, deadline))
         except NotOnHubError:
             missing = "it is no bundle: it has no model.json, or does not exist"
             told = missing if name == DESCRIPTION else f"it has no {name}"

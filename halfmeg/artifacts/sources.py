@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from halfmeg.files import read_json, write_atomically, write_json
 from halfmeg.places.load import load
@@ -50,25 +49,23 @@ def write_sources(folder: Path, places: Mapping[str, str]) -> None:
         write_json(folder / DESCRIBED, described)
 
 
-def read_sources(folder: Path) -> dict[str, dict[str, Any]]:
+def read_sources(folder: Path) -> dict[str, StoredSource]:
     """Return what `source.json` says, by setting; empty where there is none.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = folder / DESCRIBED
     try:
-        described = read_json(path, dict[str, StoredSource])
+        return read_json(folder / DESCRIBED, dict[str, StoredSource])
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {setting: asdict(source) for setting, source in described.items()}
 
 
 def find_sources(folder: Path) -> None:
     """Let the places of a run be found where they were, if not from the folder worked in now."""
     for described in read_sources(folder).values():
-        if described["file"] and not _within(folder, Path(described["file"])):
-            remember(described["place"], described["file"])
+        if described.file and not _within(folder, Path(described.file)):
+            remember(described.place, described.file)
 
 
 def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
@@ -97,12 +94,12 @@ def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
             raise ValueError(f"{error}; {kept} keeps the text of {folder.name}") from None
         if setting not in described:
             continue
-        source, then = read_source(place), described[setting]["sha256"]
+        source, then = read_source(place), described[setting].sha256
         if source.sha256 != then:
             changed = True
             warnings.warn(
                 f"{place} has changed since {folder} was made: its hash is {source.sha256[:12]}, "
-                f"then it was {str(then)[:12]} ({kept} keeps that text)",
+                f"then it was {then[:12]} ({kept} keeps that text)",
                 PlaceWarning,
                 stacklevel=2,
             )

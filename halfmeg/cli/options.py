@@ -9,8 +9,8 @@ import typer
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
 SOURCES = (
-    "digits, cifar10, hf:OWNER/NAME, or a path: a folder of images, Parquet, .csv, .npz, .npy, "
-    "IDX files or CIFAR-100"
+    "digits, cifar10, hf:OWNER/NAME, or a path: a folder of images, Parquet, .csv, .tsv, "
+    ".npz, .npy, IDX files or CIFAR-100"
 )
 
 DataOption = Annotated[
@@ -22,11 +22,11 @@ DataOption = Annotated[
 ]
 
 ImageColumnOption = Annotated[
-    str | None, typer.Option(help="Of a table: the images.", show_default="img or image")
+    str | None, typer.Option(help="Of a table: the images.", show_default="a usual name")
 ]
 
 LabelColumnOption = Annotated[
-    str | None, typer.Option(help="Of a table: the classes.", show_default="label")
+    str | None, typer.Option(help="Of a table: the classes.", show_default="a usual name")
 ]
 
 DataDirOption = Annotated[

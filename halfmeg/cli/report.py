@@ -34,7 +34,6 @@ def report(
     from dataclasses import replace
 
     from halfmeg.cli.progress import load_study
-    from halfmeg.data.folds import Folds
     from halfmeg.files import holds_nothing, make_folder
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import COSTS, fingerprint_of, measure
@@ -57,8 +56,7 @@ def report(
     try:
         loaded = load_study(runs[0], data, data_dir, quiet=as_json)
         if fingerprint_of(runs[0], loaded) != runs[0].data.fingerprint:
-            name = loaded.data.name if isinstance(loaded, Folds) else loaded.name
-            raise ValueError(f"{runs[0].folder} was trained on other data than {name}")
+            raise ValueError(f"{runs[0].folder} was trained on other data than {loaded.name}")
     except ValueError as error:
         if data is not None:
             raise

@@ -62,7 +62,9 @@ def search(
     ] = None,
     hours: Annotated[
         float | None,
-        typer.Option(help="All the time there is; with --resume, from now on.", show_default="1"),
+        typer.Option(
+            help="All the time there is; given with --resume, from now on.", show_default="1"
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Trials at once; they share the cores.")] = 1,
     cluster: ClusterOption = None,

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halfmeg.config import PadMode
 from halfmeg.data.shape import ImageShape
 from halfmeg.data.trivial import trivial_augment
 
@@ -34,7 +34,7 @@ class Augmentation:
 
     rotation: float = 0.0
     crop: int = 0
-    crop_mode: Literal["zero", "reflect"] = "zero"
+    crop_mode: PadMode = "zero"
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -132,7 +132,7 @@ def warp(
     *,
     rotation: float = 0.0,
     crop: int = 0,
-    crop_mode: Literal["zero", "reflect"] = "zero",
+    crop_mode: PadMode = "zero",
     hflip: bool = False,
     vflip: bool = False,
     mirrored: Tensor | None = None,

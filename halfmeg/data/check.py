@@ -147,7 +147,8 @@ def check_data(
             )
     names = [name for part in data.parts for name in source.names[part]]
     labels, parts = _labels_and_parts(data)
-    problems += _exact_problems(data, names, labels, parts)
+    ids = np.concatenate([dataset.ids for dataset in data.parts.values()])
+    problems += _exact_problems(ids, names, labels, parts)
     told_apart = sizes.min(1).max() >= LEAST_SIDE_OF_LIKENESS
     images = [dataset.images for dataset in data.parts.values()]
     pairs, complete = near_duplicates(images, progress) if told_apart else ([], True)
@@ -160,7 +161,7 @@ def check_data(
             parts[pair.first] != parts[pair.second], labels[pair.first] != labels[pair.second],
         )
         for pair in pairs
-        if not _same(data, pair.first, pair.second)
+        if ids[pair.first] != ids[pair.second]
     )  # fmt: skip
     return DataReport(
         name=data.name,
@@ -214,10 +215,9 @@ def _labels_and_parts(data: DataSplits) -> tuple[list[int], list[str]]:
 
 
 def _exact_problems(
-    data: DataSplits, names: list[str], labels: list[int], parts: list[str]
+    ids: np.ndarray, names: list[str], labels: list[int], parts: list[str]
 ) -> list[str]:
     """Name the images whose very pixels stand under two labels or in two parts."""
-    ids = np.concatenate([dataset.ids for dataset in data.parts.values()])
     leaks: dict[tuple[str, str], list[str]] = {pair: [] for pair in TWICE}
     contradictions = []
     for same in exact_duplicates(ids):
@@ -281,15 +281,3 @@ def _giveaways(data: DataSplits, names: dict[str, list[str]]) -> tuple[str, ...]
                 f"(a constant answer: {constant:.0%})"
             )
     return tuple(lines)
-
-
-def _same(data: DataSplits, first: int, second: int) -> bool:
-    """Return whether two images, by their index over all parts, have the same pixels."""
-    found = []
-    for index in (first, second):
-        for dataset in data.parts.values():
-            if index < len(dataset):
-                found.append(int(dataset.ids[index]))
-                break
-            index -= len(dataset)
-    return found[0] == found[1]

@@ -77,6 +77,9 @@ MIRRORS = (
 )
 """Where the binary archive is asked for, in this order; `HALFMEG_CIFAR10_URL` replaces them."""
 
+FINGERPRINT = "976c321e2b2723f8"
+"""Of the data set as published: its pixels in colours, labels and class names."""
+
 TIMEOUT_SECONDS = 30
 LABEL_BYTES = 1
 LARGEST_FILE_BYTES = 64 * 2**20
@@ -91,10 +94,10 @@ def load_cifar10(data_dir: Path, shape: ImageShape, progress: Progress) -> DataS
     """
     if shape.size != 32:
         raise ValueError(f"image_size={shape.written} does not fit cifar10; allowed: 32")
-    found = _find(data_dir)
+    found = find_official(data_dir)
     if found is None:
         _download_from_mirrors(data_dir, progress)
-        found = _find(data_dir)
+        found = find_official(data_dir)
         assert found is not None, "the archive was just put there"
     form, path = found
     if path.is_dir():
@@ -137,8 +140,8 @@ def _parse(form: Form, batches: dict[str, bytes], progress: Progress) -> DataSpl
     return build_splits("cifar10", train, test)
 
 
-def _find(data_dir: Path) -> tuple[Form, Path] | None:
-    """Find an unpacked folder or an archive, binary form first.
+def find_official(data_dir: Path) -> tuple[Form, Path] | None:
+    """Find an unpacked folder or an archive, binary form first; None where neither is there.
 
     Raises:
         ValueError: an archive whose md5 is wrong.

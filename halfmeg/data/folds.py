@@ -60,6 +60,11 @@ class Folds:
             raise ValueError(f"fold={data.options['fold']} is one fold already; leave it out")
         return cls(data, count, _members(_joined(data), count))
 
+    @property
+    def name(self) -> str:
+        """The source's."""
+        return self.data.name
+
     @cached_property
     def images(self) -> Dataset:
         """All images, with a group for each where any has one."""

@@ -178,7 +178,7 @@ def _list(url: str) -> _Listing:
         ValueError: no answer, or one that is no listing.
     """
     deadline = time.monotonic() + DEADLINE_SECONDS
-    content = b"".join(read_url(url, MAX_LISTING_BYTES, TIMEOUT_SECONDS, deadline))
+    content = b"".join(read_url(url, MAX_LISTING_BYTES, deadline))
     listing = parse_json(content, _Listing)
     if not _COMMIT.fullmatch(listing.sha):
         raise ValueError(f"the server names {listing.sha[:50]!r} as a commit")
@@ -229,7 +229,7 @@ def _fetch(url: str, path: Path, file: _Sibling, deadline: float) -> None:
     assert file.size is not None
     digest, size = hashlib.sha256(), 0
     with path.open("xb") as opened:
-        for chunk in read_url(url, file.size, TIMEOUT_SECONDS, deadline):
+        for chunk in read_url(url, file.size, deadline):
             opened.write(chunk)
             digest.update(chunk)
             size += len(chunk)
@@ -257,7 +257,7 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def read_url(url: str, limit: int, timeout: float, deadline: float) -> Iterator[bytes]:
+def read_url(url: str, limit: int, deadline: float) -> Iterator[bytes]:
     """Yield what a server sends, with the hub's own session and token.
 
     The hub's own download takes whatever a server sends, of any size and for as long as it likes.
@@ -265,7 +265,6 @@ def read_url(url: str, limit: int, timeout: float, deadline: float) -> Iterator[
     Args:
         url: of the file.
         limit: in bytes.
-        timeout: seconds of silence.
         deadline: of the monotonic clock.
 
     Raises:
@@ -276,7 +275,7 @@ def read_url(url: str, limit: int, timeout: float, deadline: float) -> Iterator[
     name = url.partition("?")[0].rpartition("/")[2]
     started, pace = time.monotonic(), Pace()
     try:
-        with contextlib.closing(_open(url, timeout, pace)) as response:
+        with contextlib.closing(_open(url, pace)) as response:
             if response.status_code in missing:
                 raise NotOnHubError("it does not exist, or only with a token (`hf auth login`)")
             response.raise_for_status()
@@ -300,7 +299,7 @@ def read_url(url: str, limit: int, timeout: float, deadline: float) -> Iterator[
         raise ValueError(reason(error)) from None
 
 
-def _open(url: str, timeout: float, pace: Pace) -> Any:
+def _open(url: str, pace: Pace) -> Any:
     """Return the answer of the hub's session, its body not yet read."""
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -309,7 +308,7 @@ def _open(url: str, timeout: float, pace: Pace) -> Any:
 
     session = get_session()
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-    request: Any = session.build_request("GET", url, headers=headers, timeout=timeout)
+    request: Any = session.build_request("GET", url, headers=headers, timeout=TIMEOUT_SECONDS)
     for _ in range(MAX_REDIRECTS + 1):
         send = partial(session.send, request, stream=True, follow_redirects=False)
         response = pace.wait(send)

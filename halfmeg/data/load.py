@@ -12,7 +12,7 @@ import numpy as np
 
 from halfmeg.data.arrays import find_arrays
 from halfmeg.data.check import IMBALANCE, DataReport, check_data
-from halfmeg.data.cifar import CLASSES, load_cifar10
+from halfmeg.data.cifar import CLASSES, FINGERPRINT, find_official, load_cifar10
 from halfmeg.data.dataset import (
     MAX_CLASSES,
     DataSplits,
@@ -120,6 +120,8 @@ def load_dataset(
         line = summarize_passed_over(encoded.passed_over)
         told = (f"{line}; `halfmeg data check {source}` lists them",) if line else ()
         splits = dataclasses.replace(splits, notes=(*told, *splits.notes))
+        if source == "cifar10":
+            splits = _with_pixels_told(splits)
     if to_train:
         _require_classes(splits, encoded, source)
         require_trainable(splits)
@@ -175,6 +177,8 @@ def inspect_source(
         decoded = DecodedSource(splits, names, ())
         return check_data(decoded, sizes, progress=progress), decoded
     decoded = decode_cached(_name(source), encoded, shape, progress, options.fit)
+    if source == "cifar10":
+        decoded = dataclasses.replace(decoded, splits=_with_pixels_told(decoded.splits))
     if len(decoded.splits.classes) < 2:
         _require_classes(decoded.splits, encoded, source)
         require_trainable(decoded.splits)
@@ -194,24 +198,49 @@ def _find(
         _check_groups(encoded, options)
         _check_classes(encoded, source)
         return dataclasses.replace(encoded, notes=(note, *encoded.notes))
-    if source == "cifar10":  # a Parquet copy may stand for the official archive
-        for folder in (data_dir / "cifar10", data_dir):
-            try:
-                files = find_parquet(folder) if folder.is_dir() else None
-                if files is None or not {"train", "test"} <= files.parts.keys():
-                    continue
-                encoded = read_parquet(files, options)
-            except ValueError:
-                continue  # other tables than this one
-            if encoded.classes == CLASSES:
-                _check_groups(encoded, options)
-                return encoded
+    if source == "cifar10" and (copy := _cifar10_in_parquet(data_dir, options)) is not None:
+        _check_groups(copy, options)
+        return copy
     if source in NAMED:
         _refuse_columns(source, options)
         if options.group:
             raise ValueError(f"{_no_group(options)}; the images of {source} have neither")
         return None
     return _read(Path(source), source, options)
+
+
+def _cifar10_in_parquet(data_dir: Path, options: DataOptions) -> EncodedSource | None:
+    """Return a Parquet copy of CIFAR-10 where no official form is; it may have other pixels."""
+    if find_official(data_dir) is not None:
+        return None
+    for folder in (data_dir / "cifar10", data_dir):
+        try:
+            files = find_parquet(folder) if folder.is_dir() else None
+            if files is None or not {"train", "test"} <= files.parts.keys():
+                continue
+            if folder == data_dir and any(
+                file.parent != data_dir for part in files.parts.values() for file in part
+            ):
+                continue  # a data set of another name beside it
+            encoded = read_parquet(files, options)
+        except ValueError:
+            continue  # other tables than this one
+        if encoded.classes == CLASSES:
+            return encoded
+    return None
+
+
+def _with_pixels_told(copy: DataSplits) -> DataSplits:
+    """Add a note where a Parquet copy of CIFAR-10 has other pixels than were published."""
+    if copy.fingerprint == FINGERPRINT:
+        return copy
+    note = "the Parquet files found as cifar10 were brought to another shape, and so are unchecked"
+    if copy.image_shape == data_shape(32, 3):
+        note = (
+            "the Parquet files found as cifar10 hold other images than were published (fingerprint "
+            f"{copy.fingerprint}, not {FINGERPRINT}): compare accuracies on the same files only"
+        )
+    return dataclasses.replace(copy, notes=(note, *copy.notes))
 
 
 def _load_named(

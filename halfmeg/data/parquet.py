@@ -274,8 +274,7 @@ def _content(cell: Any, path: Path, column: str, row: int) -> tuple[bytes | Path
     if "\0" in cell or not isfile(file) or not file.resolve().is_relative_to(path.parent.resolve()):
         raise ValueError(
             f"{path} row {row}: {column} has no bytes, but the path {cell[:80]!r}, and there is "
-            f"no "
-            f"such file below {path.parent}"
+            f"no such file below {path.parent}"
         )
     return file, cell
 

@@ -107,7 +107,7 @@ class DecodedSource:
 
 
 def load_encoded(
-    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName = "crop"
+    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName
 ) -> DataSplits:
     """Load a source through the cache.
 
@@ -126,7 +126,7 @@ def load_encoded(
 
 
 def decode_cached(
-    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName = "crop"
+    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName
 ) -> DecodedSource:
     """Decode what can be read of a source; in the cache it is kept where all of it can be.
 
@@ -148,7 +148,7 @@ def decode_cached(
 
 
 def decode_source(
-    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName = "crop"
+    name: str, source: EncodedSource, shape: ImageShape, progress: Progress, fit: FitName
 ) -> DecodedSource:
     """Decode what can be read of a divided source.
 

@@ -43,9 +43,7 @@ def _drawn(images: Dataset, fraction: float, seed: int) -> tuple[Tensor, Tensor]
     units = units_of(images)
     distinct, firsts, places = np.unique(units, return_index=True, return_inverse=True)
     if images.groups is not None:
-        apart = len(np.unique(images.groups.numpy())) == len(
-            distinct
-        )  # no two groups share an image
+        apart = len(np.unique(images.groups.numpy())) == len(distinct)  # none share an image
         groups = images.groups if apart else torch.from_numpy(units)
         return _grouped_split(images, groups, fraction, seed)
     if len(distinct) == len(images):
@@ -248,6 +246,4 @@ def split_by_content(
             held_out |= place == place[own].min()
         if held_out[own].all():
             held_out &= place != place[own].max()
-    indices = torch.arange(len(labels))
-    chosen = torch.from_numpy(held_out)
-    return indices[~chosen], indices[chosen]
+    return _both_sides(held_out)

@@ -257,9 +257,8 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
         ValueError: nothing is; the message says what the smallest needs.
     """
 
-    asked: Any = dict.fromkeys(
-        limits.given, math.inf
-    )  # computes what limits are on, whatever it is
+    # Without bounds, so that what limits are on is computed whatever it is.
+    asked: Any = dict.fromkeys(limits.given, math.inf)
     reasons: list[str] = []
 
     @functools.cache

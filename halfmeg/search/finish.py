@@ -28,7 +28,7 @@ from halfmeg.search.record import (
     read_stored,
     write_stored,
 )
-from halfmeg.search.schedule import SEEDS, fit_final
+from halfmeg.search.schedule import fit_final
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.state import Search
 from halfmeg.studies.compare import Comparison, compare_runs
@@ -238,7 +238,7 @@ def decide(search: Search, timed: Timed) -> Final | None:
     others = [one for one in known if one in named.values()]
     size = fit_final(
         END_SHARE * left, epochs * _seconds_of_epoch(winner, search.stored),
-        [epochs * known[baseline] for baseline in others], SEEDS, search.workers,
+        [epochs * known[baseline] for baseline in others], search.workers,
     )  # fmt: skip
     left_out = others[size[1] :] if size[0] else []
     compared = tuple(others[: size[1]])

@@ -157,8 +157,8 @@ def _build_sampler(seed: int) -> optuna.samplers.BaseSampler:
             super().__init__(seed=seed, **together)
             self.of_accuracy = library.samplers.TPESampler(
                 seed=seed + 1,
-                constant_liar=False,
-                **together,  # its study has no running trials
+                constant_liar=False,  # its study has no running trials
+                **together,
             )
             self.known = -1
             self.alone: Any = None

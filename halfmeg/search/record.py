@@ -40,10 +40,9 @@ from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits
 from halfmeg.search.schedule import Plan, rung_epochs
 from halfmeg.studies.pool import KILLED
+from halfmeg.studies.trials import SEARCH
 
-SEARCH = "search.json"
 JOURNAL = "journal.log"
-
 UNBUILT = "cannot be built: "
 """Before the error of a candidate whose network or recipe cannot be built."""
 

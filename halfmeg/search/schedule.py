@@ -101,7 +101,6 @@ def make_plan(
     total_seconds: float,
     candidate: float,
     baselines: Sequence[float],
-    most_seeds: int = SEEDS,
     folds: int = 1,
 ) -> Plan:
     """Plan a search.
@@ -110,14 +109,13 @@ def make_plan(
         total_seconds: all the time there is.
         candidate: seconds that an epoch of a candidate takes which trains fast, of all folds.
         baselines: the same of each baseline, which has no folds; none for no comparison.
-        most_seeds: of the last comparison.
         folds: of a candidate's trial.
     """
     final_seconds = FINAL_SHARE * total_seconds if baselines else 0.0
     search_seconds = total_seconds - final_seconds
     run_seconds = search_seconds / FULL_RUNS
     alone = max(1.0, run_seconds / candidate)
-    for seeds, count in final_sizes(most_seeds, len(baselines)):
+    for seeds, count in final_sizes(len(baselines)):
         plan = Plan(
             0, seeds, count, run_seconds, final_seconds / seeds, sum(baselines[:count]),
             search_seconds, total_seconds, folds=folds,
@@ -131,10 +129,10 @@ def make_plan(
     return replace(plan, epochs=plan.epochs_of(candidate))
 
 
-def final_sizes(seeds: int, num_baselines: int) -> list[tuple[int, int]]:
+def final_sizes(num_baselines: int) -> list[tuple[int, int]]:
     """Return seeds and numbers of baselines that a last comparison may have, the largest first."""
     largest = (SEEDS, num_baselines)  # more where the user has named more
-    sizes = [(min(s, seeds), min(n, num_baselines)) for s, n in (largest, *FINAL_SIZES)]
+    sizes = [(seeds, min(n, num_baselines)) for seeds, n in (largest, *FINAL_SIZES)]
     return list(dict.fromkeys(size for size in sizes if size[1]))
 
 
@@ -142,7 +140,6 @@ def fit_final(
     seconds_left: float,
     winner: float,
     baselines: Sequence[float],
-    seeds: int = SEEDS,
     workers: int = 1,
 ) -> tuple[int, int]:
     """Return seeds and number of baselines that a time allows; (0, 0) where it allows none.
@@ -151,10 +148,9 @@ def fit_final(
         seconds_left: the time.
         winner: seconds that one run of it takes.
         baselines: the same of each baseline.
-        seeds: the most.
         workers: runs at once; each takes what it takes.
     """
-    for num_seeds, count in final_sizes(seeds, len(baselines)):
+    for num_seeds, count in final_sizes(len(baselines)):
         runs = [winner, *baselines[:count]]
         if max(num_seeds * sum(runs) / workers, *runs) <= seconds_left:
             return num_seeds, count

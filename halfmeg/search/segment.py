@@ -20,12 +20,10 @@ from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
-from halfmeg.errors import one_line
 from halfmeg.files import scratch_folder
-from halfmeg.places.load import blame
 from halfmeg.places.place import short_name
 from halfmeg.search.record import TOO_SLOW
-from halfmeg.training.fit import RUN_FAILURES, fit, resume
+from halfmeg.training.fit import failure, fit, resume
 from halfmeg.training.listen import Listener, SilentListener, StepReport
 from halfmeg.training.plan import work_left
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -162,9 +160,9 @@ def train_until(
         for cause in (error, error.__context__):  # where a folder cannot be made
             if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
                 raise cause from None
-        if not (isinstance(error, RUN_FAILURES) or blame(error)):
+        if (failed := failure(error)) is None:
             raise
-        return replace(reached(folder), error=(blame(error) or one_line(error))[:300])
+        return replace(reached(folder), error=failed[:300])
     return reached(folder)
 
 

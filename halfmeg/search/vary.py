@@ -94,13 +94,15 @@ def fitted(space: Space, drawn: Drawn, size: Callable[[Drawn], int], *, grow: bo
     below, above = -most, (most if grow else 0) + 1
     if not size(scaled(below)):
         return None
-    while above - below > 1:  # what grows fits less and less, so the edge is found by halves
+    return scaled(_last(lambda step: size(scaled(step)), below, above))
+
+
+def _last(fits: Callable[[int], int], below: int, above: int) -> int:
+    """Return the last step that fits, as `below` does; what grows fits less and less."""
+    while above - below > 1:
         middle = (below + above) // 2
-        if size(scaled(middle)):
-            below = middle
-        else:
-            above = middle
-    return scaled(below)
+        below, above = (middle, above) if fits(middle) else (below, middle)
+    return below
 
 
 def largest_within(
@@ -194,14 +196,8 @@ def _widest(
 
     if not size(at(0)):
         return 0.0, None
-    below, above = 0, steps + 1  # what grows fits less and less, so the edge is found by halves
-    while above - below > 1:
-        middle = (below + above) // 2
-        if size(at(middle)):
-            below = middle
-        else:
-            above = middle
-    return below / steps, at(below)
+    step = _last(lambda step: size(at(step)), 0, steps + 1)
+    return step / steps, at(step)
 
 
 def _near(dimension: Dimension, value: Value, random: np.random.Generator) -> Value:

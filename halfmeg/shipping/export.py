@@ -219,7 +219,7 @@ def export(
     if is_place(run.config.model):  # named, not carried: a bundle holds no Python
         source_text = read_sources(run.folder).get("model")
         if source_text is not None:
-            facts["source"] = {"sha256": source_text["sha256"]}
+            facts["source"] = {"sha256": source_text.sha256}
     answered: Answered | None = None
     if integers is not None and oracle is not None:
         images = held_out.images.numpy()
@@ -295,9 +295,7 @@ def _describe(run: _Trained, measured: Evaluation, proof: Proof) -> dict[str, An
 
 
 def _verify_written(bundle: Bundle) -> None:
-    """Read every file back and hold it to what is asked of it later: no bundle is made in vain."""
-    for name in bundle.described["files"]:
-        bundle.read_file(name)
+    """Hold what was read back to what is asked of it later: no bundle is made in vain."""
     verify_onnx(bundle, "model.onnx")
     # proved on validation images; drawn ones leave the ranges of a network of few epochs
     verify_onnx(bundle, "model.int8.onnx", compare=False)

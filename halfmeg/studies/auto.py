@@ -210,13 +210,12 @@ class _Candidate:
         share = min(1.0, seconds / self.per_image / self.num_images(epochs, len(order)))
         count = max(2 * config.batch_size, int(share * len(order)))
         part = replace(
-            self.data, train=self.data.train.subset(order[:count]), test=scored, validation=None,
+            self.data, train=self.data.train.subset(order[:count]), test=scored, validation=scored,
             fingerprint=f"{self.data.fingerprint}-trial",
         )  # fmt: skip
         with throwaway_folder() as folder:
-            # The test part is the scored one, which `schedule=plateau` may watch.
-            monitor = "test" if config.schedule == "plateau" else config.monitor
-            short = replace(config, epochs=epochs, val_fraction=0.0, monitor=monitor)
+            watched = VALIDATION if config.schedule == "plateau" else 0.0
+            short = replace(config, epochs=epochs, val_fraction=watched)
             result = fit(short, part, folder / "run").result()
         assert result is not None
         return Trial(

@@ -59,8 +59,7 @@ def measure(runs: Sequence[Run], data: DataSplits | Folds, out: Path) -> None:
     """
     for run in runs:
         if run.data.fingerprint != fingerprint_of(run, data):
-            name = data.data.name if isinstance(data, Folds) else data.name
-            raise ValueError(f"{run.folder} was trained on other data than {name}")
+            raise ValueError(f"{run.folder} was trained on other data than {data.name}")
         has_weights = (run.folder / "weights.safetensors").exists()
         if has_weights and not (run.folder / "robustness.json").exists():
             own = data.splits(fold_of(run) - 1) if isinstance(data, Folds) else data

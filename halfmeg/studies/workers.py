@@ -13,11 +13,9 @@ from halfmeg.artifacts.run import checkpoints_in
 from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
-from halfmeg.errors import one_line
-from halfmeg.places.load import blame
 from halfmeg.studies.cluster import train_on_cluster
 from halfmeg.studies.pool import KILLED, MOST_KILLS, Kills, Pool, stopping_workers
-from halfmeg.training.fit import RUN_FAILURES, train_run
+from halfmeg.training.fit import failure, train_run
 from halfmeg.training.listen import Listener
 from halfmeg.training.stack import train_stack
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -105,9 +103,9 @@ def _train_stacks(tasks: Sequence[Task], data: DataSplits, listener: StudyListen
         except TrainingInterruptedError:
             raise
         except Exception as error:
-            if not (isinstance(error, RUN_FAILURES) or blame(error)):
+            if (told := failure(error)) is None:
                 raise
-            errors = [one_line(error)] * len(seeds)
+            errors = [told] * len(seeds)
         yield from zip(seeds, errors, strict=True)
 
 

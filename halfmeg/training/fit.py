@@ -27,7 +27,7 @@ from halfmeg.training.process import prepare_process
 from halfmeg.training.stopping import TrainingInterruptedError, how_to_continue, stop_signals
 
 RUN_FAILURES = (RuntimeError, ValueError, OSError, MemoryError)
-"""What ends one run of a study and leaves the others."""
+"""What ends one run of a study and leaves the others, beside what a user's own code raises."""
 
 
 def fit(
@@ -156,12 +156,15 @@ def train_run(
     except TrainingInterruptedError:
         raise
     except Exception as error:
-        if told := blame(error):
-            return told
-        if not isinstance(error, RUN_FAILURES):
+        if (told := failure(error)) is None:
             raise
-        return one_line(error)
+        return told
     return None
+
+
+def failure(error: Exception) -> str | None:
+    """Say what ended one run and leaves the others; None for what ends them all."""
+    return blame(error) or (one_line(error) if isinstance(error, RUN_FAILURES) else None)
 
 
 def _train(

@@ -59,6 +59,8 @@ def check(config: RunConfig, data: DataSplits) -> None:
     if config.device not in (*allowed, *(["cuda"] if len(allowed) > 1 else [])):
         raise ValueError(f"device={config.device} is not there; allowed here: {', '.join(allowed)}")
     check_compiler(config)
+    if config.schedule == "plateau" and config.monitor == "test":
+        raise ValueError("schedule=plateau would choose by test images; set monitor=val")
     shape = data.image_shape
     if config.crop_mode == "reflect" and config.crop >= shape.shortest:
         raise ValueError(f"crop={config.crop} is too wide; allowed: below {shape.shortest}")

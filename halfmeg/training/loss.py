@@ -26,11 +26,12 @@ class Loss(Protocol):
         """Return a scalar from a batch's logits B×num_classes."""
 
     def macs(self, image_size: ImageSize) -> int:
-        """Return the multiply-accumulates that the loss of one image costs beside the network."""
+        """Return the multiply-accumulates of one image beside the network; 0 if no other runs."""
+        return 0
 
 
 @final
-class LabelLoss:
+class LabelLoss(Loss):
     """Cross-entropy with the labels, in float32."""
 
     def __init__(self, label_smoothing: float) -> None:
@@ -40,13 +41,9 @@ class LabelLoss:
         """Return the mean over the batch."""
         return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
 
-    def macs(self, image_size: ImageSize) -> int:
-        """Return 0: no network runs."""
-        return 0
-
 
 @final
-class OwnLoss:
+class OwnLoss(Loss):
     """A user's own loss of logits and labels, in float32."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -56,13 +53,9 @@ class OwnLoss:
         """Return the mean over the batch."""
         return self.function(logits.float(), batch.labels)
 
-    def macs(self, image_size: ImageSize) -> int:
-        """Return 0: no network is known to run."""
-        return 0
-
 
 @final
-class WeighedLoss:
+class WeighedLoss(Loss):
     """Cross-entropy with the labels, in float32, that of each image times its class's weight."""
 
     def __init__(self, label_smoothing: float, weights: Tensor) -> None:
@@ -75,10 +68,6 @@ class WeighedLoss:
             logits.float(), batch.labels, reduction="none", label_smoothing=self.label_smoothing
         )
         return (losses * self.weights[batch.labels]).mean()
-
-    def macs(self, image_size: ImageSize) -> int:
-        """Return 0: no network runs."""
-        return 0
 
 
 @final

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from halfmeg.artifacts.weights import named_tensors
+from halfmeg.config import OptimizerName, ScheduleName
 from halfmeg.training.stateful import Stateful, Stateless
 
 
@@ -39,7 +40,7 @@ def _is_vector(parameter: Tensor, stacked: bool) -> bool:
 
 def build_optimizer(
     parameters: Iterable[Tensor],
-    name: Literal["adam", "adamw", "sgd", "muon"],
+    name: OptimizerName,
     *,
     lr: float,
     betas: tuple[float, float],
@@ -203,7 +204,7 @@ class PlateauSchedule:
 
 def build_schedule(
     optimizer: torch.optim.Optimizer,
-    name: Literal["constant", "step", "exponential", "plateau", "cosine", "onecycle"],
+    name: ScheduleName,
     *,
     lr: float,
     total_steps: int,

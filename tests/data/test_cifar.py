@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from halfmeg.data import cifar
-from halfmeg.data.load import load_dataset
+from halfmeg.data.load import inspect_data, load_dataset
 from halfmeg.data.options import DataOptions
 
 PER_FILE = 20
@@ -160,6 +160,34 @@ def test_the_same_pixels_have_one_fingerprint_in_every_container(tmp_path, monke
     assert len(set(found.values())) == 1, found
 
 
+def test_the_official_form_comes_before_a_parquet_copy(tmp_path, monkeypatch) -> None:
+    for part, number in (("train", 3), ("test", 5)):
+        write_parquet(tmp_path / "cifar10" / f"{part}-00000-of-00001.parquet", [batch(number)])
+    form = take_for_official(monkeypatch, "BINARY", binary_files())
+    unpack(tmp_path / form.folder, binary_files())
+    check_pixels(load_dataset("cifar10", data_dir=tmp_path))
+
+
+def test_tables_of_another_name_are_not_taken_for_it(tmp_path, monkeypatch) -> None:
+    for part, number in (("train", 0), ("test", 5)):
+        write_parquet(tmp_path / "cinic10" / f"{part}-00000-of-00001.parquet", [batch(number)])
+    monkeypatch.setenv("HALFMEG_CIFAR10_URL", "http://127.0.0.1:9/none")
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
+def test_a_parquet_copy_of_other_pixels_is_said(tmp_path, monkeypatch) -> None:
+    for part, number in (("train", 0), ("test", 5)):
+        write_parquet(tmp_path / "cifar10" / f"{part}-00000-of-00001.parquet", [batch(number)])
+    copy = load_dataset("cifar10", data_dir=tmp_path)
+    assert f"fingerprint {copy.fingerprint}, not {cifar.FINGERPRINT}" in copy.notes[0]
+    gray = load_dataset("cifar10", data_dir=tmp_path, options=DataOptions(channels=1))
+    assert gray.notes[0].endswith("brought to another shape, and so are unchecked")
+    assert inspect_data("cifar10", data_dir=tmp_path).notes[0] == copy.notes[0]
+    monkeypatch.setattr("halfmeg.data.load.FINGERPRINT", copy.fingerprint)
+    assert not load_dataset("cifar10", data_dir=tmp_path).notes
+
+
 def write_parquet(path: Path, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Write images as lossless WebP, as the Hugging Face hub lays them out."""
     images = []
@@ -204,7 +232,7 @@ def test_the_original_pixels_are_the_official_archives(cifar_original, tmp_path)
         rows = torch.cat([labels[:, None].to(torch.uint8), images.flatten(1)], 1)
         (folder / name).write_bytes(rows.numpy().tobytes())
     official = load_dataset("cifar10", data_dir=tmp_path)
-    assert official.fingerprint == data.fingerprint
+    assert official.fingerprint == data.fingerprint == cifar.FINGERPRINT
 
 
 def test_a_damaged_archive_is_named_and_kept(tmp_path: Path) -> None:

@@ -23,9 +23,8 @@ import time
 import traceback
 from pathlib import Path
 
-from tally import STEP_SECONDS, InputTally, Job, KillTally, Results
+from tally import HANG_SECONDS, STEP_SECONDS, InputTally, Job, KillTally, Results
 
-HANG_SECONDS = 120.0
 HERE = Path(__file__)
 
 

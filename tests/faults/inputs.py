@@ -385,6 +385,7 @@ def search_files(folder: Path) -> Case:
     from halfmeg.search.budget import Costs, Limits
     from halfmeg.search.front import COST_NAMES, best_of, front
     from halfmeg.search.schedule import Plan
+    from halfmeg.studies.trials import SEARCH
 
     data = small_data()
     plan, final = (
@@ -422,7 +423,7 @@ def search_files(folder: Path) -> Case:
     read()
 
     def case(rng: random.Random) -> str:
-        with damaged(place / rng.choice((record.SEARCH, record.JOURNAL, "clock.json")), rng):
+        with damaged(place / rng.choice((SEARCH, record.JOURNAL, "clock.json")), rng):
             no, _ = refused(read)
         return "refused" if no else "right"  # as above
 
@@ -539,6 +540,7 @@ def onnx_files(folder: Path) -> Case:
 def hub(folder: Path) -> Case:
     """A server that sends what it likes."""
     from halfmeg.artifacts import hub as halfmeg_hub
+    from halfmeg.data import hub as data_hub
 
     files = {path.name: path.read_bytes() for path in BUNDLED.iterdir() if path.is_file()}
     answers: dict[str, Any] = {}
@@ -578,7 +580,7 @@ def hub(folder: Path) -> Case:
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    halfmeg_hub.TIMEOUT_SECONDS = 2.0
+    data_hub.TIMEOUT_SECONDS = 2.0
     weights = Bundle.open(BUNDLED).load_model().state_dict()
 
     def case(rng: random.Random) -> str:

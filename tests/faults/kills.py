@@ -19,7 +19,7 @@ from pathlib import Path
 
 from inputs import make_study, small_config, small_data
 from powercut import Disk, record, states, write_state
-from tally import STEP_SECONDS, KillTally
+from tally import HANG_SECONDS, STEP_SECONDS, KillTally
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle, is_bundle
 from halfmeg.artifacts.hub import pull
@@ -32,7 +32,6 @@ from halfmeg.studies.study import open_runs, run_study
 from halfmeg.training.fit import train_run
 
 WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.fsync")
-HANG_SECONDS = 120.0
 
 
 def train(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from halfmeg.files import read_json, write_json
 
+HANG_SECONDS = 120.0
 STEP_SECONDS = 150.0
 """About how long a kind runs before what came of it is stored and the next has its turn."""
 

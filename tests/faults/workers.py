@@ -22,7 +22,6 @@ from halfmeg.studies.workers import StudyListener
 
 SAME = ("*/weights.safetensors", "*/logits.npz")
 KILLS_PER_RUN = 2
-LIMIT_SECONDS = 3600.0
 
 
 def run_worker_kills(kind: str, first: int, count: int) -> KillTally:

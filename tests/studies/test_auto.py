@@ -82,6 +82,14 @@ def test_with_time_it_tries_others_and_says_each(few_digits: DataSplits) -> None
     assert f"{best.accuracy:.1%} of {best.n:,} validation images after" in told[0] + told[1]
 
 
+@pytest.mark.usefixtures("short_trials")
+def test_a_trial_by_plateau_watches_the_images_that_it_is_scored_on(few_digits) -> None:
+    start = small_config(model="mlp", batch_size=50, schedule="plateau", val_fraction=0.1)
+    found = choose(lambda side: few_digits, start, 300.0, fixed=["model", "schedule"])
+    assert found.trials
+    assert (found.config.schedule, found.config.monitor) == ("plateau", "val")
+
+
 def test_what_the_user_gave_stays(pictures: Path, tmp_path: Path, cli: Cli) -> None:
     given = "model=logistic", "batch_size=50", "epochs=2", "hflip=false"
     data = ("--data", str(pictures))

@@ -235,6 +235,13 @@ def test_a_network_with_dropout_is_killed_and_resumed(delay, tmp_path, half_digi
 
 
 @pytest.mark.slow
+def test_a_rate_that_test_images_would_choose_is_refused(tmp_path: Path, few_digits) -> None:
+    config = small_config(schedule="plateau", monitor="test")
+    with pytest.raises(ValueError, match="would choose by test images; set monitor=val"):
+        fit(config, few_digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_killed_before_the_first_checkpoint_starts_again(tmp_path, half_digits) -> None:
     process = start_process(tmp_path / "run")
     while not (tmp_path / "run" / "config.json").exists():
