@@ -19,7 +19,7 @@ from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
 from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.config import RunConfig
-from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.data.dataset import Dataset, DataSplits, spread_over
 from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageShape, data_shape
 from halfmeg.data.split import hold_out
@@ -361,7 +361,8 @@ def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor,
     """
     drawn = config.val_fraction == 0 and data.validation is None
     trained, held_out = hold_out(data, config.val_fraction or 0.1, config.seed)
-    return held_out.subset(slice(MAX_PROOF_IMAGES)), trained, "training" if drawn else "validation"
+    shown = held_out.subset(spread_over(len(held_out), MAX_PROOF_IMAGES))
+    return shown, trained, "training" if drawn else "validation"
 
 
 def _drawn_of(images: Tensor, trained: Tensor) -> Tensor:

@@ -164,6 +164,28 @@ def test_a_validation_part_is_called_so_also_where_a_run_did_not_look_at_it(
     assert ("held no images out" in bundle.described["temperature_origin"]) is not has_part
 
 
+def test_the_proof_is_spread_over_images_that_are_listed_class_by_class(
+    quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfmeg.shipping import export as module
+
+    shown: list[torch.Tensor] = []
+
+    def watched(reference: torch.Tensor, held_out: Any, *arguments: Any) -> Proof:
+        shown.append(held_out.labels)
+        return honest(reference, held_out, *arguments)
+
+    honest = module.prove
+    monkeypatch.setattr(module, "prove", watched)
+    monkeypatch.setattr(module, "MAX_PROOF_IMAGES", 50)
+    data = first_digits(600)
+    by_class = torch.cat([(data.train.labels == c).nonzero()[:20, 0] for c in range(10)])
+    data = replace(data, validation=data.train.subset(by_class))
+    _, proof = export(quick_onnx, data, tmp_path / "out", allow_loss=True)
+    assert proof.n == 50
+    assert shown[0].bincount(minlength=10).tolist() == [5] * 10
+
+
 def test_a_network_is_made_integers_of_once(
     quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
