@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.readings import warn_if_read_only
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
 from halfmeg.artifacts.sources import read_sources
@@ -18,7 +19,7 @@ from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits, spread_over
 from halfmeg.data.shape import data_shape
-from halfmeg.data.split import hold_out
+from halfmeg.data.split import hold_out, stratified_split
 from halfmeg.errors import one_line, with_kind
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
@@ -45,6 +46,9 @@ from halfmeg.shipping.unfamiliar import Unfamiliar
 from halfmeg.shipping.verify import verify_onnx
 
 NUM_CALIBRATION = 512
+DRAWN_SHARE = 0.1
+"""Share of the training images that a proof is of where a run held none out."""
+
 MAX_PROOF_IMAGES = 5_000
 MAX_TUNING_IMAGES = 20_000
 """Of an epoch of fine-tuning, so that it takes minutes."""
@@ -176,7 +180,8 @@ def export(
 def _measure(source: Run | Bundle, run: Trained, data: DataSplits) -> Evaluation:
     """Read the test set for the accuracy that the bundle states; a run has to have the same."""
     if isinstance(source, Run):
-        source.log_test_reading("export: the accuracy that the bundle states")
+        with warn_if_read_only(source.folder):
+            source.log_test_reading("export: the accuracy that the bundle states")
     measured = evaluate(run.model, data.test, run.mean, run.std, precision="fp32")
     if isinstance(source, Run):
         source.check_accuracy(measured.accuracy)
@@ -294,9 +299,25 @@ def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor,
     the data has a validation part, the proof is of that.
     """
     drawn = config.val_fraction == 0 and data.validation is None
-    trained, held_out = hold_out(data, config.val_fraction or 0.1, config.seed)
+    try:
+        trained, held_out = hold_out(data, config.val_fraction or DRAWN_SHARE, config.seed)
+    except ValueError:
+        if not drawn:
+            raise
+        trained, chosen = _drawn_without_groups(data.train, config.seed)
+        held_out = data.train.subset(chosen)
     shown = held_out.subset(spread_over(len(held_out), MAX_PROOF_IMAGES))
     return shown, trained, "training" if drawn else "validation"
+
+
+def _drawn_without_groups(images: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide training images that whole groups do not divide; all of them were trained on."""
+    try:
+        return stratified_split(images.labels, DRAWN_SHARE, seed)
+    except ValueError:  # no class has two images
+        every = torch.arange(len(images))
+        chosen = every % round(1 / DRAWN_SHARE) == 0
+        return every[~chosen], every[chosen]
 
 
 def _drawn_of(images: Tensor, trained: Tensor) -> Tensor:
