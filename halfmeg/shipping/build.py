@@ -14,7 +14,8 @@ import numpy as np
 from halfmeg.errors import error_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.answered import Answered
-from halfmeg.shipping.c import c_name, write_c
+from halfmeg.shipping.c import write_c
+from halfmeg.shipping.c_constants import c_name
 from halfmeg.shipping.operations import Float32, UInt8
 from halfmeg.shipping.proof import EqualLogits
 from halfmeg.shipping.render import render

@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw
 from halfmeg.errors import error_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.answered import Answered
-from halfmeg.shipping.c import c_name, write_c
+from halfmeg.shipping.c import write_c
+from halfmeg.shipping.c_constants import c_name
 from halfmeg.shipping.demo import draw_examples
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import Float32, UInt8

@@ -25,7 +25,8 @@ from halfmeg.networks.table import build_model
 from halfmeg.shipping import build
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.build import NOT_PROVED, build_c
-from halfmeg.shipping.c import c_name, write_c
+from halfmeg.shipping.c import write_c
+from halfmeg.shipping.c_constants import c_name
 from halfmeg.shipping.integer import IntegerGraph, run
 from halfmeg.shipping.quantize import quantize
 
@@ -272,6 +273,23 @@ def test_a_network_may_have_the_name_of_what_lies_beside_it(name: str, tmp_path:
     assert (tmp_path / source.name).is_file()
     if shutil.which("cmake"):
         subprocess.run(["cmake", "-B", "built", "."], cwd=tmp_path, check=True)
+
+
+def test_a_long_name_ends_in_a_hash_of_it() -> None:
+    """A network with many settings: a file system takes 255 bytes for a name."""
+    names = [c_name(f"net.py:Net({'a' * 300}={value})") for value in (1, 2)]
+    assert names[0] != names[1]
+    assert all(name.isidentifier() and len(name) == 160 for name in names)
+    assert len(c_name("3" * 160)) == 160
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()).eval()
+    images = pixels(2, 8)
+    graph = quantize(model, MEAN, STD, images)
+    logits = run(graph, images.numpy())
+    long = f"net.py:Net({'a' * 300}=1)"
+    source = build_c(Answered(graph, long, ["a", "b", "c", "d"], 1.0, images.numpy(), logits))
+    assert source.name == names[0]
+    assert f"src/{names[0]}.c" in source.files
 
 
 @needs_gcc
