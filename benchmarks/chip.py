@@ -16,7 +16,8 @@ from arguments import print_rows
 from halfmeg.networks.memory import measure_memory
 from halfmeg.networks.summary import count_macs
 from halfmeg.networks.table import build_model
-from halfmeg.shipping.c import c_name, write_c
+from halfmeg.shipping.c import write_c
+from halfmeg.shipping.c_constants import c_name
 from halfmeg.shipping.device import run_on
 from halfmeg.shipping.integer import run
 from halfmeg.shipping.quantize import quantize

@@ -54,9 +54,10 @@ def check_graph(content: bytes, shape: ImageShape, num_params: int) -> None:
 
     model = onnx.ModelProto.FromString(content)
     most_numbers = 2 * num_params + 100_000
-    _check_nodes(model, num_params, most_numbers)
+    most_in_map = MAX_MAPS * shape.height * shape.width
+    _check_nodes(model, num_params, most_numbers, most_in_map)
     shapes = _shapes(model, shape)
-    most = max(2 * MAX_MAPS * shape.height * shape.width, most_numbers)
+    most = max(2 * most_in_map, most_numbers)
     work = 0
     for node in model.graph.node:
         sizes = [math.prod(shapes.get(output, [-1])) for output in node.output if output]
@@ -68,7 +69,7 @@ def check_graph(content: bytes, shape: ImageShape, num_params: int) -> None:
         raise ValueError(f"it takes {work / 2:.3g} steps for an image; allowed: {allowed / 2:.3g}")
 
 
-def _check_nodes(model: Any, num_params: int, most_numbers: int) -> None:
+def _check_nodes(model: Any, num_params: int, most_numbers: int, most_in_map: int) -> None:
     """Raise ValueError where a graph branches, loops, reads files or holds too many numbers."""
     graph = model.graph
     if len(graph.input) != 1 or len(graph.output) != 1:
@@ -89,9 +90,32 @@ def _check_nodes(model: Any, num_params: int, most_numbers: int) -> None:
             tensors += [attribute.t, *attribute.tensors] if attribute.HasField("t") else []
     if any(tensor.data_location or tensor.external_data for tensor in tensors):
         raise ValueError("it asks for data outside of the file")
-    numbers = sum(math.prod(tensor.dims) for tensor in tensors)
+    # What rearranges a map has an index for each of its places, however few weights there are.
+    indices = [math.prod(tensor.dims) for tensor in _only_indices(graph)]
+    numbers = sum(math.prod(tensor.dims) for tensor in tensors) - sum(indices)
     if numbers > most_numbers or any(dim < 0 for tensor in tensors for dim in tensor.dims):
         raise ValueError(f"it holds {numbers:,} numbers, the network {num_params:,}")
+    if (longest := max(indices, default=0)) > most_in_map:
+        raise ValueError(f"a Gather has {longest:,} indices; allowed: {most_in_map:,}")
+
+
+def _only_indices(graph: Any) -> list[Any]:
+    """Return the initializers that are read as the indices of Gather alone.
+
+    Each is one whose bytes stand in the file, so that all of them are bounded by its size.
+    """
+    read = {
+        (name, node.op_type == "Gather" and place == 1)
+        for node in graph.node
+        for place, name in enumerate(node.input)
+    }
+    return [
+        tensor
+        for tensor in graph.initializer
+        if (tensor.name, True) in read
+        and (tensor.name, False) not in read
+        and 0 <= math.prod(tensor.dims) <= len(tensor.raw_data)
+    ]
 
 
 def _shapes(model: Any, shape: ImageShape) -> dict[str, list[int]]:

@@ -38,19 +38,24 @@ def push(bundle: Bundle, repo: str, *, private: bool = False) -> str:
     Args:
         bundle: opened, so checked.
         repo: OWNER/NAME.
-        private: of a new repository.
+        private: make a new repository private, and write to no public one.
 
     Returns:
         The address of the commit.
 
     Raises:
-        ValueError: no huggingface-hub, a bad name, no permission, or no answer.
+        ValueError: no huggingface-hub, a bad name, no permission, no answer, or a public repository
+            where `private` was asked for.
     """
     check_name(repo)
     hub = import_hub()
     try:
         api = hub.HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private, exist_ok=True)  # one that exists stays as it is
+        if private and not api.repo_info(repo).private:
+            raise ValueError(
+                "it exists and is public; make it private on the hub, or leave --private out"
+            )
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=bundle.folder,

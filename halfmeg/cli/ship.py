@@ -268,7 +268,9 @@ def demo(
 def push(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.")],
-    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+    private: Annotated[
+        bool, typer.Option(help="Make a new repository private; an existing one has to be.")
+    ] = False,
 ) -> None:
     """Upload a bundle to the Hugging Face hub.
 

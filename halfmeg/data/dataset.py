@@ -74,6 +74,14 @@ class Dataset:
         )  # reads every image once
 
 
+def spread_over(count: int, most: int) -> Tensor:
+    """Return int64 indices of at most `most` of `count` images, evenly spaced and in order.
+
+    Folders are listed class by class, so the first of them are of the first classes alone.
+    """
+    return torch.linspace(0, count - 1, min(count, most)).long()
+
+
 def _image_id(image: np.ndarray) -> int:
     return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
 

@@ -23,6 +23,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from halfmeg.data.dataset import spread_over
 from halfmeg.files import check_json
 
 KEPT = 0.95
@@ -94,7 +95,7 @@ class Familiarity:
         count = len(held_out)
         if count < FEWEST:
             return None
-        chosen = torch.linspace(0, len(trained) - 1, min(len(trained), MAX_IMAGES)).long()
+        chosen = spread_over(len(trained), MAX_IMAGES)
         seen = statistics(images[trained[chosen]])
         centre = seen.mean(0)
         spread = (seen - centre).T @ (seen - centre) / len(seen)

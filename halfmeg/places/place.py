@@ -57,15 +57,22 @@ def short_name(place: str) -> str:
 def file_name(place: str) -> str:
     """Return a name for files and folders that a place, or any other name, decides.
 
-    The end of a long one, as of a network with many settings, is a hash of it: a file system takes
-    255 bytes, and more may follow.
+    The end of a long one, as of a network with many settings, is a hash of it.
     """
     name = re.sub(r"[^\w.+-]+", "-", short_name(place).replace(".py:", "-")).strip("-.")
+    return shortened(name, "-")
+
+
+def shortened(name: str, joint: str) -> str:
+    """Return a name, of a long one the start and a hash of it with a joint between.
+
+    A file system takes 255 bytes, and more may follow.
+    """
     content = name.encode()
     if len(content) <= MAX_NAME_BYTES:
         return name
     ending = hashlib.sha256(content).hexdigest()[:8]
-    return f"{content[: MAX_NAME_BYTES - 9].decode(errors='ignore')}-{ending}"
+    return f"{content[: MAX_NAME_BYTES - 9].decode(errors='ignore')}{joint}{ending}"
 
 
 def hand_over(obj: Any) -> str:

@@ -22,6 +22,7 @@
 | `proof` | what the ONNX files do on held-out images |
 | `verify` | a bundle's ONNX files bounded, and compared with its weights |
 | `targets` | what is written beside ONNX, a row for each target |
+| `trained` | what is exported, of a run or of a bundle |
 | `export` | run folder → bundle, each file proved before it gets its name |
 | `predict` | classes of a user's own images |
 | `bench` | speed and memory of a bundle in each runtime |

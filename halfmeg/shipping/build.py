@@ -14,16 +14,17 @@ import numpy as np
 from halfmeg.errors import error_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.answered import Answered
-from halfmeg.shipping.c import c_name, write_c
+from halfmeg.shipping.c import write_c
+from halfmeg.shipping.c_constants import c_name
 from halfmeg.shipping.operations import Float32, UInt8
-from halfmeg.shipping.proof import EqualLogits
+from halfmeg.shipping.proof import EqualLogits, proof_text
 from halfmeg.shipping.render import render
 from halfmeg.shipping.unfamiliar import Unfamiliar
 
 WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
-NOT_PROVED = "not proved on this machine: no compiler"
+NO_COMPILER = "no compiler"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class CSource:
     @property
     def proof_text(self) -> str:
         """What was proved, in a line."""
-        return NOT_PROVED if self.proof is None else str(self.proof)
+        return proof_text(self.proof, NO_COMPILER)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a bundle states, as JSON types."""
@@ -86,7 +87,7 @@ def build_c(network: Answered) -> CSource:
         "arena_bytes": plan.arena_bytes,
         "constant_bytes": graph.constant_bytes,
         "peak": peak,
-        "proof": f"On this network's images: {NOT_PROVED if proof is None else proof}.",
+        "proof": f"On this network's images: {proof_text(proof, NO_COMPILER)}.",
     }
     texts = {f"src/{file}": text for file, text in sources.items()} | {"main.c": main}
     for path in (
@@ -104,23 +105,26 @@ def prove(
 ) -> EqualLogits | None:  # fmt: skip
     """Compile a network with gcc and run it on images; None where there is no gcc.
 
+    Under gcc's sanitizers, where their runtimes are installed.
+
     Raises:
         ValueError: gcc does not take it, a sanitizer stops it, or a logit or a score is another.
     """
     compiler = shutil.which("gcc")
     if compiler is None:
         return None
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     with scratch_folder() as folder:
+        sanitizers = SANITIZERS if _sanitizes(compiler, folder, environment) else ()
         for file, text in (*network.items(), ("main.c", main)):
             (folder / file).write_text(text)
-        command = [compiler, *WARNINGS, "-O2", *SANITIZERS, "-o", "proof"]
+        command = [compiler, *WARNINGS, "-O2", *sanitizers, "-o", "proof"]
         command += [file for file in (*network, "main.c") if file.endswith(".c")]
         command += ["-lm"] if unfamiliar else []
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"gcc does not compile {name}.c: {error_line(done.stderr)}")
         pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes()
-        environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
         ran = subprocess.run(
             [str(folder / "proof")], input=pixels, capture_output=True, env=environment,
             check=False,
@@ -138,9 +142,24 @@ def prove(
         unfamiliar.check(scores, f"{name}_unfamiliar.c")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True)
     return EqualLogits(
-        len(images), logits.size, "under address and undefined-behaviour sanitizers",
+        len(images), logits.size,
+        "under address and undefined-behaviour sanitizers" if sanitizers
+        else "without sanitizers, which this gcc lacks",
         f"gcc {version.stdout.strip()}",
     )  # fmt: skip
+
+
+def _sanitizes(compiler: str, folder: Path, environment: dict[str, str]) -> bool:
+    """Return whether a program of nothing compiles and runs with gcc's sanitizers.
+
+    Some distributions have their runtimes in packages of their own.
+    """
+    (folder / "nothing.c").write_text("int main(void) { return 0; }\n")
+    command = [compiler, *SANITIZERS, "-o", "nothing", "nothing.c"]
+    options: dict[str, Any] = {"cwd": folder, "capture_output": True, "check": False}
+    if subprocess.run(command, **options).returncode:
+        return False
+    return subprocess.run([folder / "nothing"], env=environment, **options).returncode == 0
 
 
 def read_logits(output: str, num_classes: int) -> Float32:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmeg.networks.graph import Shape, axis_maps, even_steps
-from halfmeg.shipping.c_constants import TAKEN, Constants, Fields, number, quoted, structure
+from halfmeg.shipping.c_constants import Constants, Fields, number, quoted, structure
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import (
     QUOTIENT_BITS,
@@ -51,13 +50,6 @@ PROBABILITY_STEPS = 32
 """Entries of the table of exponentials for each unit of a logit."""
 
 PROBABILITY_TABLE = np.rint(32767 * np.exp(-np.arange(256) / PROBABILITY_STEPS)).astype(np.uint16)
-
-
-def c_name(name: str) -> str:
-    """Return a network's name as an identifier of C, which nothing beside it is called by."""
-    found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
-    is_free = found and not found[0].isdigit() and found not in TAKEN
-    return found if is_free else f"net_{found}"
 
 
 def write_c(

@@ -1,12 +1,15 @@
-"""Arrays and structures of numbers, and texts, as C; names that are taken there."""
+"""Arrays and structures of numbers, texts and names as C."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from halfmeg.places.place import shortened
 
 Fields = dict[str, str | int | np.float32]
 """Of a structure; texts are C expressions."""
@@ -32,6 +35,16 @@ TAKEN = {
     "uchar", "wchar", "wctype", "arduino", "arm_mve", "wasm_simd128",
 }  # fmt: skip
 """Names that the files and the targets of a build have already."""
+
+
+def c_name(name: str) -> str:
+    """Return a network's name as an identifier of C, which nothing beside it is called by.
+
+    The end of a long one is a hash of it, since files are called by it too.
+    """
+    found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
+    is_free = found and not found[0].isdigit() and found not in TAKEN
+    return shortened(found if is_free else f"net_{found}", "_")
 
 
 class Constants:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.refusals import unfinished
+from halfmeg.artifacts.readings import warn_if_read_only
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
 from halfmeg.artifacts.sources import read_sources
 from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.config import RunConfig
-from halfmeg.data.dataset import Dataset, DataSplits
-from halfmeg.data.options import DataOptions
-from halfmeg.data.shape import ImageShape, data_shape
-from halfmeg.data.split import hold_out
+from halfmeg.data.dataset import Dataset, DataSplits, spread_over
+from halfmeg.data.shape import data_shape
+from halfmeg.data.split import hold_out, stratified_split
 from halfmeg.errors import one_line, with_kind
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
 from halfmeg.evaluation.familiarity import Familiarity
-from halfmeg.files import check_json, json_bytes, new_folder
+from halfmeg.files import json_bytes, new_folder
 from halfmeg.networks.simplify import simplify
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.trace import trace
@@ -44,79 +41,20 @@ from halfmeg.shipping.proof import Proof, check_loss, lost, prove
 from halfmeg.shipping.quantize import measure_ranges, quantize_graph
 from halfmeg.shipping.render import render
 from halfmeg.shipping.targets import TARGETS, Source
+from halfmeg.shipping.trained import Trained
 from halfmeg.shipping.unfamiliar import Unfamiliar
 from halfmeg.shipping.verify import verify_onnx
 
 NUM_CALIBRATION = 512
+DRAWN_SHARE = 0.1
+"""Share of the training images that a proof is of where a run held none out."""
+
 MAX_PROOF_IMAGES = 5_000
 MAX_TUNING_IMAGES = 20_000
 """Of an epoch of fine-tuning, so that it takes minutes."""
 
 ALLOWED_LOSS = 0.005
 """Share of the held-out images that int8 may lose."""
-
-
-@dataclass(frozen=True)
-class _DescribedData:
-    name: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class _DescribedTuning:
-    kept: int = 0
-
-
-@dataclass(frozen=True)
-class _Described:
-    """What model.json says that exporting anew needs."""
-
-    recipe: dict[str, Any]
-    data: _DescribedData
-    finetuning: _DescribedTuning | None = None
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """What is exported: a finished run, or a bundle anew."""
-
-    folder: Path
-    model: nn.Module
-    config: RunConfig
-    classes: tuple[str, ...]
-    image_shape: ImageShape
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    data: dict[str, str]
-    options: DataOptions  # how its data was read
-    trained_on: np.ndarray | None  # ids of images
-    tuned: bool = False  # its int8 file has weights of its own
-
-    @classmethod
-    def of(cls, source: Run | Bundle) -> _Trained:
-        if isinstance(source, Bundle):
-            try:
-                stored = check_json(source.described, _Described)
-                config = RunConfig.from_dict(stored.recipe)
-            except ValueError as error:
-                path = source.folder / "model.json"
-                raise ValueError(f"{path} does not say how it was trained: {error}") from None
-            return cls(
-                source.folder, source.load_model().eval(), config,
-                source.classes, source.image_shape, source.mean, source.std,
-                {"name": stored.data.name, "fingerprint": stored.data.fingerprint},
-                source.options, source.trained_on(),
-                stored.finetuning is not None and stored.finetuning.kept > 0,
-            )  # fmt: skip
-        if source.result() is None:
-            raise unfinished(source.folder)
-        facts = source.data
-        return cls(
-            source.folder, source.load_model().eval(), source.config, facts.classes,
-            facts.image_shape, facts.mean, facts.std,
-            {"name": facts.name, "fingerprint": facts.fingerprint},
-            source.options, source.seen(),
-        )  # fmt: skip
 
 
 def export(
@@ -152,7 +90,7 @@ def export(
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
-    run = _Trained.of(source)
+    run = Trained.of(source)
     if data.fingerprint != run.data["fingerprint"]:
         raise ValueError(
             f"{run.folder} was trained on other data than {data.name}; name its own with --data"
@@ -239,10 +177,11 @@ def export(
     return Bundle.open(out), proof
 
 
-def _measure(source: Run | Bundle, run: _Trained, data: DataSplits) -> Evaluation:
+def _measure(source: Run | Bundle, run: Trained, data: DataSplits) -> Evaluation:
     """Read the test set for the accuracy that the bundle states; a run has to have the same."""
     if isinstance(source, Run):
-        source.log_test_reading("export: the accuracy that the bundle states")
+        with warn_if_read_only(source.folder):
+            source.log_test_reading("export: the accuracy that the bundle states")
     measured = evaluate(run.model, data.test, run.mean, run.std, precision="fp32")
     if isinstance(source, Run):
         source.check_accuracy(measured.accuracy)
@@ -263,7 +202,7 @@ def _write(
         _verify_written(Bundle.open(part))
 
 
-def _describe(run: _Trained, measured: Evaluation, proof: Proof) -> dict[str, Any]:
+def _describe(run: Trained, measured: Evaluation, proof: Proof) -> dict[str, Any]:
     """Return what `model.json` states of any network."""
     return {
         "format": FORMAT,
@@ -360,8 +299,25 @@ def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor,
     the data has a validation part, the proof is of that.
     """
     drawn = config.val_fraction == 0 and data.validation is None
-    trained, held_out = hold_out(data, config.val_fraction or 0.1, config.seed)
-    return held_out.subset(slice(MAX_PROOF_IMAGES)), trained, "training" if drawn else "validation"
+    try:
+        trained, held_out = hold_out(data, config.val_fraction or DRAWN_SHARE, config.seed)
+    except ValueError:
+        if not drawn:
+            raise
+        trained, chosen = _drawn_without_groups(data.train, config.seed)
+        held_out = data.train.subset(chosen)
+    shown = held_out.subset(spread_over(len(held_out), MAX_PROOF_IMAGES))
+    return shown, trained, "training" if drawn else "validation"
+
+
+def _drawn_without_groups(images: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide training images that whole groups do not divide; all of them were trained on."""
+    try:
+        return stratified_split(images.labels, DRAWN_SHARE, seed)
+    except ValueError:  # no class has two images
+        every = torch.arange(len(images))
+        chosen = every % round(1 / DRAWN_SHARE) == 0
+        return every[~chosen], every[chosen]
 
 
 def _drawn_of(images: Tensor, trained: Tensor) -> Tensor:

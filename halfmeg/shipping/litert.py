@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from halfmeg.data.dataset import Dataset
+from halfmeg.data.dataset import Dataset, spread_over
 from halfmeg.data.shape import ImageSize
 from halfmeg.errors import one_line
 from halfmeg.files import scratch_folder
@@ -144,7 +144,8 @@ def build_litert(
     found = np.array([run(image[None]).argmax() for image in inputs])
     loss = lost(accuracy, float((found == held_out.labels.numpy()).mean()))
     check_loss("the LiteRT file", loss, allowed_loss, f"{len(found):,} images")
-    micro, missing = run_micro(content, inputs[:NUM_MICRO_IMAGES], found)
+    few = spread_over(len(inputs), NUM_MICRO_IMAGES).numpy()
+    micro, missing = run_micro(content, inputs[few], found[few])
     runtime = f"LiteRT {version('ai-edge-litert')}"
     return LitertFile(content, (scale, zero_point), loss, len(found), runtime, micro, missing)
 
@@ -175,7 +176,7 @@ def run_micro(
     Args:
         content: of the file.
         inputs: int8 B×H×W×C.
-        classes: LiteRT's, of these images and perhaps more.
+        classes: int64 B, LiteRT's of these images.
     """
     if find_spec("tflite_micro") is None:
         return None, "tflite-micro is not installed"
@@ -184,7 +185,7 @@ def run_micro(
     try:
         interpreter = runtime.Interpreter.from_bytes(content, arena_size=MICRO_ARENA_BYTES)
         same = 0
-        for image, expected in zip(inputs, classes, strict=False):
+        for image, expected in zip(inputs, classes, strict=True):
             interpreter.set_input(image[None], 0)
             interpreter.invoke()
             same += int(interpreter.get_output(0).argmax() == expected)

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -205,8 +205,6 @@ def quantize_by_library(onnx_model: bytes, calibration: Tensor) -> bytes:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporters' own chatter from the user's screen."""
-    from contextlib import redirect_stderr, redirect_stdout
-
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -139,3 +139,8 @@ class EqualLogits:
     def to_dict(self, ran_by: str) -> dict[str, Any]:
         """Return what a bundle states, as JSON types, with the name that it has for `ran_by`."""
         return {"n": self.n, "logits": self.logits, ran_by: self.ran_by}
+
+
+def proof_text(proof: EqualLogits | None, missing: str) -> str:
+    """Say what was proved, in a line, or what was missing on this machine to prove it by."""
+    return f"not proved on this machine: {missing}" if proof is None else str(proof)

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -22,11 +23,12 @@ from PIL import Image, ImageDraw
 from halfmeg.errors import error_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.answered import Answered
-from halfmeg.shipping.c import c_name, write_c
+from halfmeg.shipping.c import write_c
+from halfmeg.shipping.c_constants import c_name
 from halfmeg.shipping.demo import draw_examples
 from halfmeg.shipping.integer import IntegerGraph
 from halfmeg.shipping.operations import Float32, UInt8
-from halfmeg.shipping.proof import EqualLogits
+from halfmeg.shipping.proof import EqualLogits, proof_text
 from halfmeg.shipping.render import render
 from halfmeg.shipping.unfamiliar import Unfamiliar
 
@@ -41,7 +43,8 @@ BUILDS = {"simd": ("-msimd128",), "plain": ()}
 
 DATA_SECTION = 11
 
-NOT_PROVED = "not proved on this machine: no node"
+OLDEST_NODE = (16, 4)
+"""Older ones do not read SIMD's instructions."""
 
 SCRIPTS = ("resize.js", "network.js", "unfamiliar.js", "page.js")
 
@@ -54,16 +57,17 @@ class WebPage:
 
     Attributes:
         files: contents by name; `index.html` needs none of the others.
-        proof: None where there is no node.
+        proof: None where there is no node, or an old one, and then `proof_missing` says so.
     """
 
     files: dict[str, bytes]
     proof: EqualLogits | None
+    proof_missing: str = ""
 
     @property
     def proof_text(self) -> str:
         """What was proved, in a line."""
-        return NOT_PROVED if self.proof is None else str(self.proof)
+        return proof_text(self.proof, self.proof_missing)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a bundle states, as JSON types."""
@@ -102,7 +106,7 @@ def build_web(network: Answered, facts: dict[str, Any]) -> WebPage:
     graph, name, classes = network.graph, network.name, network.classes
     unfamiliar = network.unfamiliar
     parts = compile_builds(graph, name, classes)
-    proof = prove(parts, network.images, network.logits, unfamiliar)
+    proof, missing = prove(parts, network.images, network.logits, unfamiliar)
     data = {"simd": base85(parts["simd"][1])}
     if parts["plain"][1] != parts["simd"][1]:  # else the weights stand in the page once
         data["plain"] = base85(parts["plain"][1])
@@ -151,7 +155,7 @@ def build_web(network: Answered, facts: dict[str, Any]) -> WebPage:
     version = hashlib.sha256(page).hexdigest()[:16]
     kept = json.dumps(["./", *(file for file in contents if file != "index.html")])
     contents["worker.js"] = render("web/worker.js", version=version, kept=kept).encode()
-    return WebPage(contents, proof)
+    return WebPage(contents, proof, missing)
 
 
 def compile_builds(
@@ -172,8 +176,8 @@ def compile_builds(
 def prove(
     parts: dict[str, tuple[bytes, bytes]], images: UInt8, logits: Float32,
     unfamiliar: Unfamiliar | None = None,
-) -> EqualLogits | None:  # fmt: skip
-    """Run both builds on images with the page's own code; None where there is no node.
+) -> tuple[EqualLogits | None, str]:  # fmt: skip
+    """Run both builds on images with the page's own code; return why not where that cannot be.
 
     Args:
         parts: code and weights of each build.
@@ -186,7 +190,13 @@ def prove(
     """
     node = shutil.which("node") or shutil.which("nodejs")
     if node is None:
-        return None
+        return None, "no node"
+    told = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
+    version = re.match(r"v((\d+)\.(\d+)\S*)", told.stdout)
+    if version is None:
+        return None, "node names no version"
+    if (int(version[2]), int(version[3])) < OLDEST_NODE:
+        return None, f"node {version[1]} is older than {'.'.join(map(str, OLDEST_NODE))}"
     texts = {
         build: {"code": base85(code), "data": base85(data)} for build, (code, data) in parts.items()
     }
@@ -213,11 +223,8 @@ def prove(
             raise ValueError(
                 f"WebAssembly ({build}) gives {different:,} of {logits.size:,} logits differently"
             )
-    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
-    return EqualLogits(
-        len(images), logits.size, "with SIMD and without",
-        f"node {version.stdout.strip().removeprefix('v')}",
-    )  # fmt: skip
+    proof = EqualLogits(len(images), logits.size, "with SIMD and without", f"node {version[1]}")
+    return proof, ""
 
 
 def _compile(sources: dict[str, str], build: str) -> bytes:

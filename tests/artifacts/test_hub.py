@@ -26,6 +26,7 @@ class FakeHub(BaseHTTPRequestHandler):
     """Repositories in memory: create, preupload, commit, revision, resolve."""
 
     repos: dict[str, dict[str, bytes]]
+    private: set[str]
 
     @property
     def address(self) -> str:
@@ -52,6 +53,9 @@ class FakeHub(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked['organization']}/{asked['name']}"
+            secret = asked.get("visibility") == "private" or asked.get("private")  # by version
+            if repo not in self.repos and secret:
+                self.private.add(repo)
             self.repos.setdefault(repo, {})
             self.answer({"url": f"{self.address}/{repo}", "name": repo, "id": repo})
         elif self.path.endswith("/preupload/main"):
@@ -80,7 +84,8 @@ class FakeHub(BaseHTTPRequestHandler):
                 self.answer({"error": "Repository not found"}, 404)
                 return
             names = [{"rfilename": name} for name in repo]
-            self.answer({"id": match[1], "sha": COMMIT, "siblings": names, "private": False})
+            private = match[1] in self.private
+            self.answer({"id": match[1], "sha": COMMIT, "siblings": names, "private": private})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/.+", path):
             self.answer(
                 [
@@ -113,8 +118,9 @@ ALTERED["model.safetensors"] = b"\0" + ALTERED["model.safetensors"][1:]
 @pytest.fixture(scope="module")
 def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
     """The address of a hub, and its repositories."""
-    repos = {"me/altered": ALTERED, "me/empty": {"notes.txt": b"nothing"}}
-    handler = type("Handler", (FakeHub,), {"repos": repos})
+    repos = {name: {"notes.txt": b"nothing"} for name in ("me/empty", "me/public")}
+    repos["me/altered"] = ALTERED
+    handler = type("Handler", (FakeHub,), {"repos": repos, "private": set()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", repos
@@ -146,6 +152,9 @@ COMMANDS = {
     "altered": "pull me/altered --out bad",
     "empty": "pull me/empty --out bad",
     "missing": "pull me/nothing --out x",
+    "private": f"push {BUNDLED} me/secret --private",
+    "private again": f"push {BUNDLED} me/secret --private",
+    "public": f"push {BUNDLED} me/public --private",
     "refused": f"push {BUNDLED} me/other",
 }
 OTHER_TOKEN = {"refused": {"HF_TOKEN": "hf_other"}}
@@ -196,6 +205,17 @@ def test_what_was_altered_on_the_hub_is_refused(outcomes) -> None:
     assert found["altered"].is_one_line(told), found["altered"].err
     assert found["empty"].is_one_line("is no bundle")
     assert [path.name for path in folder.iterdir() if "bad" in path.name] == []
+
+
+def test_a_push_that_is_to_be_private_writes_to_no_public_repository(hub, outcomes) -> None:
+    (found, _), (_, repos) = outcomes, hub
+    assert found["public"].code == 2
+    told = ("me/public cannot be written: it exists and is public", "leave --private out")
+    assert found["public"].is_one_line(*told), found["public"].err
+    assert repos["me/public"] == {"notes.txt": b"nothing"}
+    for name in ("private", "private again"):
+        assert found[name].code == 0, found[name].err
+    assert "model.json" in repos["me/secret"]
 
 
 def test_mistakes(hub, outcomes, cli: Cli) -> None:

@@ -371,6 +371,31 @@ def no_rows() -> onnx.ModelProto:
     )
 
 
+def gathered(indices: np.ndarray, *more: onnx.NodeProto) -> onnx.ModelProto:
+    return graph(
+        helper.make_node("Flatten", ["pixels"], ["flat"]),
+        helper.make_node("Gather", ["flat", "indices"], ["logits"], axis=1),
+        *more,
+        indices=indices,
+    )
+
+
+def many_indices() -> onnx.ModelProto:
+    return gathered(np.zeros(2**21 + 1, np.int64))
+
+
+def indices_that_the_file_lacks() -> onnx.ModelProto:
+    model = gathered(np.zeros(10, np.int64))
+    model.graph.initializer[0].dims[:] = [2_000_000]
+    return model
+
+
+def indices_that_are_also_weights() -> onnx.ModelProto:
+    return gathered(
+        np.zeros(2_000_000, np.int64), helper.make_node("ReduceSum", ["indices"], ["sum"])
+    )
+
+
 def outside() -> onnx.ModelProto:
     model = always_seven()
     tensor = model.graph.initializer[3]
@@ -437,6 +462,9 @@ def cubic() -> onnx.ModelProto:
         (huge, "unknown or huge size"),
         (huge_by_data, "unknown or huge size|cannot be used"),
         (no_rows, "gives logits of shape|cannot be used"),
+        (many_indices, "a Gather has 2,097,153 indices; allowed: 2,097,152"),
+        (indices_that_the_file_lacks, "it holds 2,000,000 numbers"),
+        (indices_that_are_also_weights, "it holds 2,000,000 numbers"),
         (outside, "data outside of the file"),
         (lambda: b"\xff" * 100, "cannot be used"),
         (lambda: b"", "cannot be used"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -22,9 +23,12 @@ from halfmeg.data.shape import image_shape
 from halfmeg.networks.graph import Conv, Gather, Graph, MaxPool, axis_maps
 from halfmeg.networks.memory import measure_memory, memory_of, plan_arena
 from halfmeg.networks.simplify import border_classes, simplify, steps
+from halfmeg.networks.summary import count_params
 from halfmeg.networks.table import MODELS, build_model
 from halfmeg.networks.trace import trace
+from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
 from halfmeg.shipping.onnx import to_onnx
+from halfmeg.shipping.quantize import quantize
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 COVERED = tuple(MODELS)
@@ -305,6 +309,29 @@ def test_sizes_of_maps_are_constants_of_an_exported_graph() -> None:
     kinds = {node.op_type for node in onnx.ModelProto.FromString(content).graph.node}
     assert {"Range", "Shape"}.isdisjoint(kinds)
     check_graph(content, image_shape(8), 3 * 8 * 8 * 5)
+
+
+class Patches(nn.Module):
+    """Takes an image as patches of 4×4 pixels, 48 channels each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(48, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(3, (-1, 4)).unflatten(2, (-1, 4))
+        x = x.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+        return self.head(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(("model", "size"), [("patches", 192), ("cct2", 96)])
+def test_indices_of_large_maps_are_not_counted_as_weights(model: str, size: int) -> None:
+    net = (Patches() if model == "patches" else build_model(model, 10, size)).eval()
+    images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+    content = integers_to_onnx(quantize(net, MEAN, STD, images))
+    initializers = onnx.ModelProto.FromString(content).graph.initializer
+    assert sum(math.prod(t.dims) for t in initializers) > 2 * count_params(net) + 100_000
+    check_graph(content, image_shape(size), count_params(net))
 
 
 class Tried(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Cli
+from conftest import Cli, first_digits
 from test_graph import COVERED, MEAN, STD, Anything, example
 from test_integer import integers, pixels
 from torch import Tensor, nn
@@ -24,8 +25,10 @@ from halfmeg.networks.memory import measure_memory
 from halfmeg.networks.table import build_model
 from halfmeg.shipping import build
 from halfmeg.shipping.answered import Answered
-from halfmeg.shipping.build import NOT_PROVED, build_c
-from halfmeg.shipping.c import c_name, write_c
+from halfmeg.shipping.build import build_c
+from halfmeg.shipping.c import write_c
+from halfmeg.shipping.c_constants import c_name
+from halfmeg.shipping.export import export
 from halfmeg.shipping.integer import IntegerGraph, run
 from halfmeg.shipping.quantize import quantize
 
@@ -234,8 +237,32 @@ def test_without_a_compiler_the_card_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     source = proved_graph(integers("anything"), pixels(6, 16))
     assert source.proof is None
-    assert source.proof_text == NOT_PROVED
-    assert NOT_PROVED in source.files["README.md"].decode()
+    assert source.proof_text == "not proved on this machine: no compiler"
+    assert source.proof_text in source.files["README.md"].decode()
+
+
+@needs_gcc
+def test_a_gcc_that_has_no_sanitizers_proves_without(
+    cnn_in_c: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of Fedora and Alpine, whose linker finds none of their runtimes."""
+    lacking = tmp_path / "bin" / "gcc"
+    lacking.parent.mkdir()
+    lacking.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *-fsanitize*) echo "collect2: error: ld returned 1" >&2; exit 1;; esac\n'
+        f'exec {shutil.which("gcc")} "$@"\n'
+    )
+    lacking.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{lacking.parent}{os.pathsep}{os.environ['PATH']}")
+    bundle = Bundle.open(cnn_in_c)
+    data = first_digits(200)
+    made, _ = export(bundle, data, tmp_path / "made", allow_loss=True, targets=("c",))
+    told = "ll 200 logits of 20 images equal, without sanitizers, which this gcc lacks (gcc "
+    assert told in made.described["c"]["proof_text"]
+    assert told in (made.folder / "README.md").read_text()
+    source = "c/src/cnn.c"
+    assert (made.folder / source).read_bytes() == (cnn_in_c / source).read_bytes()
 
 
 def test_names_and_labels_are_valid_c() -> None:
@@ -272,6 +299,23 @@ def test_a_network_may_have_the_name_of_what_lies_beside_it(name: str, tmp_path:
     assert (tmp_path / source.name).is_file()
     if shutil.which("cmake"):
         subprocess.run(["cmake", "-B", "built", "."], cwd=tmp_path, check=True)
+
+
+def test_a_long_name_ends_in_a_hash_of_it() -> None:
+    """A network with many settings: a file system takes 255 bytes for a name."""
+    names = [c_name(f"net.py:Net({'a' * 300}={value})") for value in (1, 2)]
+    assert names[0] != names[1]
+    assert all(name.isidentifier() and len(name) == 160 for name in names)
+    assert len(c_name("3" * 160)) == 160
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()).eval()
+    images = pixels(2, 8)
+    graph = quantize(model, MEAN, STD, images)
+    logits = run(graph, images.numpy())
+    long = f"net.py:Net({'a' * 300}=1)"
+    source = build_c(Answered(graph, long, ["a", "b", "c", "d"], 1.0, images.numpy(), logits))
+    assert source.name == names[0]
+    assert f"src/{names[0]}.c" in source.files
 
 
 @needs_gcc

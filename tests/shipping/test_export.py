@@ -17,7 +17,9 @@ from torch import nn
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
 from halfmeg.artifacts.graph import onnx_logits
+from halfmeg.artifacts.readings import UnloggedReadingWarning
 from halfmeg.artifacts.run import Run
+from halfmeg.data.split import hold_out
 from halfmeg.evaluation.evaluate import compute_logits
 from halfmeg.networks.table import build_model
 from halfmeg.shipping.bench import _peak_memory, _recompiling, bench
@@ -164,6 +166,47 @@ def test_a_validation_part_is_called_so_also_where_a_run_did_not_look_at_it(
     assert ("held no images out" in bundle.described["temperature_origin"]) is not has_part
 
 
+@pytest.mark.parametrize("lone", [False, True])
+def test_a_run_that_could_hold_nothing_out_is_proved_on_training_images(
+    lone: bool, tmp_path: Path
+) -> None:
+    """Each class is one group, or has one image, so the run was told to set val_fraction=0."""
+    data = first_digits(600)
+    if lone:
+        one_each = torch.cat([(data.train.labels == c).nonzero()[:1, 0] for c in range(10)])
+        train = data.train.subset(one_each)
+    else:
+        train = replace(data.train, groups=data.train.labels)
+    data = replace(data, train=train)
+    with pytest.raises(ValueError, match="set val_fraction=0"):
+        hold_out(data, 0.1, 0)
+    run = fit(small_config(batch_size=8, val_fraction=0, epochs=1), data, tmp_path / "run")
+    _, proof = export(run, data, tmp_path / "bundle", allow_loss=True)
+    assert (proof.images, proof.n) == ("training", 1 if lone else 60)
+
+
+def test_the_proof_is_spread_over_images_that_are_listed_class_by_class(
+    quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfmeg.shipping import export as module
+
+    shown: list[torch.Tensor] = []
+
+    def watched(reference: torch.Tensor, held_out: Any, *arguments: Any) -> Proof:
+        shown.append(held_out.labels)
+        return honest(reference, held_out, *arguments)
+
+    honest = module.prove
+    monkeypatch.setattr(module, "prove", watched)
+    monkeypatch.setattr(module, "MAX_PROOF_IMAGES", 50)
+    data = first_digits(600)
+    by_class = torch.cat([(data.train.labels == c).nonzero()[:20, 0] for c in range(10)])
+    data = replace(data, validation=data.train.subset(by_class))
+    _, proof = export(quick_onnx, data, tmp_path / "out", allow_loss=True)
+    assert proof.n == 50
+    assert shown[0].bincount(minlength=10).tolist() == [5] * 10
+
+
 def test_a_network_is_made_integers_of_once(
     quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +228,17 @@ def test_a_network_is_made_integers_of_once(
         counted(name)
     export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True, finetune=True)
     assert sorted(calls) == sorted(steps)
+
+
+def test_a_read_only_run_is_exported_and_the_reading_told(
+    quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(self: Run, purpose: str) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Run, "log_test_reading", read_only)
+    with pytest.warns(UnloggedReadingWarning, match="this reading of the test set is not noted"):
+        export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True)
 
 
 def test_a_loss_of_exactly_what_is_allowed_is_no_more() -> None:

@@ -71,6 +71,26 @@ def test_exactly_what_is_allowed_may_be_lost(monkeypatch: pytest.MonkeyPatch) ->
     assert made.loss == 0.005
 
 
+def test_the_images_of_tflite_micro_are_spread_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def watched(content: bytes, inputs: np.ndarray, classes: np.ndarray) -> tuple[None, str]:
+        given.extend(zip(inputs[:, 0, 0, 0].tolist(), classes.tolist(), strict=True))
+        return None, "watched"
+
+    runner = (lambda image: np.eye(10)[image.max()], 1 / 255, 0)
+    for name, result in (("require_litert", None), ("convert", b""), ("_litert", runner),
+                         ("version", "2")):  # fmt: skip
+        monkeypatch.setattr(f"halfmeg.shipping.litert.{name}", lambda *_, result=result: result)
+    monkeypatch.setattr("halfmeg.shipping.litert.run_micro", watched)
+    labels = torch.arange(10).repeat_interleave(20)  # listed class by class
+    images = labels.to(torch.uint8).view(-1, 1, 1, 1)
+    held_out = Dataset(images, labels, tuple("0123456789"))
+    build_litert(nn.Flatten(), (0.0,), (1.0,), (1, 1, 1), images, held_out, 1.0, 0.0)
+    assert len(given) == 100
+    assert set(given) == {(label, label) for label in range(10)}
+
+
 @needs_litert
 def test_a_file_that_is_none_says_why() -> None:
     found, why = run_micro(b"TFL3" * 30, np.zeros((1, 8, 8, 3), np.int8), np.zeros(1, np.int64))

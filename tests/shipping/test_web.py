@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -31,7 +32,7 @@ from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.integer import run
 from halfmeg.shipping.quantize import quantize
 from halfmeg.shipping.unfamiliar import REMARK
-from halfmeg.shipping.web import NOT_PROVED, WebPage, build_web
+from halfmeg.shipping.web import WebPage, build_web
 
 TEMPLATES = ROOT / "halfmeg" / "shipping" / "templates" / "web"
 DEMO = ROOT / "docs" / "demo"
@@ -254,8 +255,32 @@ def test_what_clang_or_node_refuse_is_said_in_a_line(monkeypatch: pytest.MonkeyP
 
 def test_without_node_nothing_is_called_proved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web.shutil, "which", lambda name: None)
-    assert web.prove({}, pixels(1, 16).numpy(), np.zeros((1, 5), np.float32)) is None
-    assert WebPage({}, None).proof_text == NOT_PROVED
+    found = web.prove({}, pixels(1, 16).numpy(), np.zeros((1, 5), np.float32))
+    assert found == (None, "no node")
+    assert WebPage({}, *found).proof_text == "not proved on this machine: no node"
+
+
+@needs_clang
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("v12.22.9", "node 12.22.9 is older than 16.4"),
+        ("v16.3.0", "node 16.3.0 is older than 16.4"),
+        ("another program", "node names no version"),
+    ],
+)
+def test_with_a_node_that_does_not_know_simd_nothing_is_called_proved(
+    printed: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its errors would be of the page's language, or of nothing."""
+    old = tmp_path / "node"
+    old.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo {printed} || exit 1\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    page = page_of.__wrapped__("anything")
+    assert page.proof is None
+    assert page.proof_text == f"not proved on this machine: {told}"
+    assert "index.html" in page.files
 
 
 def test_without_clang_a_line_says_what_to_install(
