@@ -106,10 +106,11 @@ def find_on_hub(source: str, progress: Progress) -> tuple[ParquetFiles, str]:
         )
     repo, folder, revision = found["repo"], found["folder"], found["revision"]
     endpoint: str = import_hub().constants.ENDPOINT
+    revisions = [MAIN, CONVERTED] if revision is None else [revision]
     try:
-        stored, note = _download(endpoint, source, repo, folder, revision or MAIN, progress)
+        stored, note = _download(endpoint, source, repo, folder, revisions, progress)
         if stored is None and revision is None:
-            stored, note = _download(endpoint, source, repo, folder, CONVERTED, progress)
+            stored, note = _download(endpoint, source, repo, folder, [CONVERTED], progress)
     except NotOnHubError as error:
         raise ValueError(f"{source} cannot be read: {error}") from None
     if stored is None:
@@ -120,10 +121,16 @@ def find_on_hub(source: str, progress: Progress) -> tuple[ParquetFiles, str]:
 
 
 def _download(
-    endpoint: str, source: str, repo: str, folder: str | None, revision: str, progress: Progress
-) -> tuple[Path | None, str]:
-    """Return the folder with a revision's files, None where it has none, and a line about it."""
-    key = f"{repo} {folder or ''} {revision}"
+    endpoint: str, source: str, repo: str, folder: str | None, revisions: list[str],
+    progress: Progress,
+) -> tuple[Path | None, str]:  # fmt: skip
+    """Return the folder with a revision's files, None where it has none, and a line about it.
+
+    It is the first of `revisions`. Where the hub does not answer, it may have had no files when
+    there was an answer, so a copy of the others will do too.
+    """
+    keys = [f"{repo} {folder or ''} {revision}" for revision in revisions]
+    key, revision = keys[0], revisions[0]
     url = f"{endpoint}/api/datasets/{repo}/revision/{quote(revision, safe='')}"
     try:
         listing = _list(f"{url}?blobs=true")
@@ -132,7 +139,7 @@ def _download(
             return None, ""
         raise
     except ValueError as error:
-        if (kept := _newest(key)) is not None:
+        if (kept := next(filter(None, map(_newest, keys)), None)) is not None:
             commit = read_json(kept / HUB_INFO, Stored).commit
             return (
                 kept,
@@ -293,6 +300,8 @@ def read_url(url: str, limit: int, deadline: float) -> Iterator[bytes]:
     except TooSlowError as error:
         remedy = "try again later, or name another hub in HF_ENDPOINT"
         raise ValueError(f"{url.partition('?')[0]}: {error}; {remedy}") from None
+    except ConnectionError as error:  # the hub's own, where HF_HUB_OFFLINE is set
+        raise ValueError(reason(error)) from None
     except (OSError, ValueError):
         raise
     except Exception as error:  # the hub's errors and its transport's have no common base

@@ -219,7 +219,27 @@ def test_one_of_several_tables_and_the_hubs_own_copy(
     hub.files["me/photos", "refs/convert/parquet"] = {
         "default/train/0000.parquet": table(50), "default/test/0000.parquet": table(20, 50),
     }  # fmt: skip
-    assert load("hf:me/photos").json["train"] == 50
+    found = load("hf:me/photos")
+    assert found.json["train"] == 50
+    hub.status = 503
+    offline = load("hf:me/photos")
+    assert offline.json["fingerprint"] == found.json["fingerprint"], offline.err
+    assert "the hub did not answer; the copy of commit 222222222222" in offline.json["notes"][0]
+    named = load("hf:me/photos@main")
+    assert named.is_one_line("hf:me/photos@main cannot be read: Server error '503"), named.err
+
+
+def test_the_hubs_own_offline_mode_takes_the_copy(
+    hub: Hub, load: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": table(60), "test.parquet": table(20, 60)}
+    found = load("hf:me/digits")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    offline = load("hf:me/digits")
+    assert offline.json["fingerprint"] == found.json["fingerprint"], offline.err
+    assert "the hub did not answer; the copy of commit 111111111111" in offline.json["notes"][0]
+    other = load("hf:me/others")
+    assert other.is_one_line("hf:me/others cannot be read: ", "offline mode is enabled"), other.err
 
 
 def test_mistakes(hub: Hub, load: Callable[..., Outcome]) -> None:
