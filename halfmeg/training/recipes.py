@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from halfmeg.artifacts.sources import check_outside
 from halfmeg.config import RunConfig
 from halfmeg.errors import did_you_mean
+from halfmeg.files import read_json
 from halfmeg.places.load import call, load
-from halfmeg.places.place import is_place
+from halfmeg.places.place import is_place, locate
 
 
 def study_compare(model: str = "cnn") -> RunConfig:
@@ -216,7 +218,8 @@ def build_recipe(name: str) -> RunConfig:
             `FILE.py:NAME`; or a JSON file of settings.
 
     Raises:
-        ValueError: the name is not known, or what is wrong with the function or the file.
+        ValueError: the name is not known, or what is wrong with the function or the file, as where
+            that of a run names Python within the run folder.
 
     Example:
         >>> from halfmeg import build_recipe
@@ -228,6 +231,7 @@ def build_recipe(name: str) -> RunConfig:
         return _own_recipe(name)
     if name.endswith(".json"):
         config = RunConfig.from_json(name)
+        _refuse_python_of_a_run(Path(name), config)
         return replace(config, recipe=Path(name).stem) if config.recipe == "custom" else config
     if name not in RECIPES:
         raise unknown_recipe(name, RECIPES)
@@ -241,6 +245,18 @@ def unknown_recipe(name: str, known: Iterable[str]) -> ValueError:
         f"recipe {name!r} is not known; {hint}allowed: {', '.join(known)}, FILE.py:NAME "
         f"or FILE.json"
     )
+
+
+def _refuse_python_of_a_run(path: Path, config: RunConfig) -> None:
+    """Raise where settings out of a run folder, which others may have made, name Python there."""
+    beside = path.parent / "environment.json"
+    if beside.exists() or "config" in read_json(path, dict[str, Any]):
+        for place in config.places().values():
+            try:
+                locate(place)
+            except ValueError:  # nothing is there to run, and other settings may replace it
+                continue
+            check_outside(path.parent, place)
 
 
 def _own_recipe(place: str) -> RunConfig:
