@@ -267,6 +267,27 @@ def _own_recipe(place: str) -> RunConfig:
     return replace(config, recipe=place)
 
 
+def milestones_note(config: RunConfig) -> str:
+    """Return what to say of a rate that drops after the last epoch only, or nothing."""
+    if config.schedule != "step" or config.milestones[0] < config.epochs:
+        return ""
+    note = (
+        f"milestones={_joined(config.milestones)}: none is reached in epochs={config.epochs}, so "
+        f"the rate stays at {config.lr:g}"
+    )
+    if config.recipe not in RECIPES:
+        return note
+    recipe = RECIPES[config.recipe]()
+    scaled = {epoch * config.epochs // recipe.epochs for epoch in recipe.milestones} - {0}
+    if config.milestones != recipe.milestones or not scaled:
+        return note
+    return f"{note}; add milestones={_joined(sorted(scaled))} for drops at the same shares"
+
+
+def _joined(epochs: Iterable[int]) -> str:
+    return ",".join(map(str, epochs))
+
+
 ALWAYS_SHOWN = ("model", "epochs", "batch_size", "optimizer", "lr")
 
 
