@@ -450,7 +450,9 @@ def test_settings_out_of_a_run_folder_run_no_python_of_it(
     assert not (folder / "ran").exists()
 
 
-@pytest.mark.parametrize("text", ["__init__.py", "nothing.py", "nothing.pyc", "nothing/__init__.py"])
+@pytest.mark.parametrize(
+    "text", ["__init__.py", "nothing.py", "nothing.pyc", "nothing/__init__.py"]
+)
 def test_a_module_of_a_run_folder_is_known_by_all_that_its_import_runs(
     folder: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
