@@ -18,7 +18,7 @@ from halfmeg.artifacts.bundle import open_network
 from halfmeg.artifacts.sources import check_outside
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import build_own, needs_plain_order
-from halfmeg.networks.trial import _Trial, try_out
+from halfmeg.networks.trial import HEADER_BYTES, _Trial, try_out
 from halfmeg.places.load import load
 from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place
 from halfmeg.places.source import read_source
@@ -479,6 +479,23 @@ def test_settings_beside_python_of_ones_own_are_a_recipe(folder: Path) -> None:
     (folder / "mine" / "net.py").unlink()
     replaced = build_recipe("run/config.json").override(["model=cnn"])
     assert replaced.places() == {}
+
+
+def test_a_network_too_large_to_be_stored_is_refused_before_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, NET)
+    floats = 3 * 8 * 9 + 8 + 4 * 8 + 513 * 10  # BatchNorm has parameters and sums
+    size = 4 * floats + 8  # of the number of its batches, an int64
+    told = (
+        rf"net\.py:Net has {floats + 1:,} numbers in parameters and buffers, {size:,} bytes; "
+        rf"allowed: {size - 1:,} bytes; make it smaller$"
+    )
+    monkeypatch.setattr("halfmeg.networks.trial.MAX_WEIGHTS_BYTES", HEADER_BYTES + size - 1)
+    with pytest.raises(ValueError, match=told):
+        try_out("net.py:Net", 10, 32, 500_000)
+    monkeypatch.setattr("halfmeg.networks.trial.MAX_WEIGHTS_BYTES", HEADER_BYTES + size)
+    try_out("net.py:Net", 10, 32, 500_000)
 
 
 def test_weights_of_a_run_that_answers_are_those_of_its_result(
