@@ -59,7 +59,7 @@ class RunConfig:
     epochs: int
     batch_size: int = 128
     seed: int = 0
-    init: str = ""  # a bundle whose weights to start from; its head only where the classes fit
+    init: str = ""  # a bundle to start from; its head only where the classes are the same
     # Learning from a trained network too: a bundle, its share of the loss, and the temperature.
     teacher: str = ""
     teacher_share: float = 0.9

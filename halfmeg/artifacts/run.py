@@ -21,7 +21,6 @@ read. Runs from before that have none and open all the same.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,6 +48,7 @@ from halfmeg.artifacts.seen import (
 )
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
 from halfmeg.artifacts.weights import (
+    checkpoint_to_bytes,
     logits_to_bytes,
     read_checkpoint,
     read_logits,
@@ -197,11 +197,13 @@ class Run:
         return read_metrics(self.folder / "metrics.csv")
 
     def save_checkpoint(self, state: Mapping[str, Any], epoch: int, step: int) -> Path:
-        """Write a checkpoint named by the epochs and steps done, and drop the oldest ones."""
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
+        """Write a checkpoint named by the epochs and steps done, and drop the oldest ones.
+
+        Raises:
+            ValueError: it is too large to be read again.
+        """
         path = self.folder / "checkpoints" / checkpoint_name(epoch, step)
-        self.writer.write(f"checkpoints/{path.name}", buffer.getvalue())
+        self.writer.write(f"checkpoints/{path.name}", checkpoint_to_bytes(state))
         if self.config.keep_checkpoints:
             for old in self.checkpoints()[: -self.config.keep_checkpoints]:
                 self.writer.remove(old)

@@ -16,8 +16,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from halfmeg.files import read_limited
+from halfmeg.networks.own import MAX_WEIGHTS_BYTES
 
-MAX_WEIGHTS_BYTES = 256 * 2**20
 MAX_LOGITS_BYTES = 2**32
 MAX_CHECKPOINT_BYTES = 2**30
 
@@ -25,6 +25,22 @@ OTHER_VERSION = (
     "if another version of halfmeg wrote it, use that one "
     "(the run's environment.json names its commit)"
 )
+
+
+def checkpoint_to_bytes(state: Mapping[str, Any]) -> bytes:
+    """Return the content of a checkpoint.
+
+    Raises:
+        ValueError: it is larger than what `read_checkpoint` takes.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    if (size := buffer.tell()) > MAX_CHECKPOINT_BYTES:
+        raise ValueError(
+            f"a checkpoint would have {size:,} bytes; allowed: {MAX_CHECKPOINT_BYTES:,}; take a "
+            "smaller network, or what keeps less beside it, as optimizer=sgd and ema=0"
+        )
+    return buffer.getvalue()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from halfmeg.studies.study import StudyData
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.plan import on_hard_images
+from halfmeg.training.recipes import milestones_note
 
 
 def load(
@@ -246,12 +247,13 @@ class TrainingDisplay:
         return f"fold {config.seed + 1}" if self.folds else f"seed {config.seed}"
 
     def tell(self, configs: Sequence[RunConfig]) -> None:
-        """Print the command's note, and what is slow in runs that this machine is to train.
+        """Print the command's note, and what to know of runs that this machine is to train.
 
         When the first begins, so that a mistake before it remains one line.
         """
         slow = [emulation_note(config.precision, torch.device(config.device)) for config in configs]
-        for note in (self.note, *(f"halfmeg: {text}" for text in slow if text)):
+        constant = [milestones_note(config) for config in configs]
+        for note in (self.note, *(f"halfmeg: {text}" for text in (*slow, *constant) if text)):
             if note and note not in self.told and not self.quiet:
                 print_error(note)
                 self.told.add(note)

@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,11 +80,21 @@ class _Listing:
 
 @dataclass(frozen=True)
 class Stored:
-    """hub.json: what was downloaded, in full."""
+    """hub.json: what was downloaded, in full, and which tables were not."""
 
     source: str
     commit: str
     files: dict[str, int]  # sizes in bytes
+    left_out: list[str] = field(default_factory=list)  # older copies do not say
+
+    @property
+    def note(self) -> str:
+        """What to say of the tables that were not downloaded, behind the commit."""
+        if not self.left_out:
+            return ""
+        count, first = len(self.left_out), self.left_out[0]
+        told = "1 table of no part is" if count == 1 else f"{count:,} tables of no part are"
+        return f"; {told} left out, as {first}"
 
 
 def is_hub_source(source: str) -> bool:
@@ -106,10 +116,11 @@ def find_on_hub(source: str, progress: Progress) -> tuple[ParquetFiles, str]:
         )
     repo, folder, revision = found["repo"], found["folder"], found["revision"]
     endpoint: str = import_hub().constants.ENDPOINT
+    revisions = [MAIN, CONVERTED] if revision is None else [revision]
     try:
-        stored, note = _download(endpoint, source, repo, folder, revision or MAIN, progress)
+        stored, note = _download(endpoint, source, repo, folder, revisions, progress)
         if stored is None and revision is None:
-            stored, note = _download(endpoint, source, repo, folder, CONVERTED, progress)
+            stored, note = _download(endpoint, source, repo, folder, [CONVERTED], progress)
     except NotOnHubError as error:
         raise ValueError(f"{source} cannot be read: {error}") from None
     if stored is None:
@@ -120,10 +131,16 @@ def find_on_hub(source: str, progress: Progress) -> tuple[ParquetFiles, str]:
 
 
 def _download(
-    endpoint: str, source: str, repo: str, folder: str | None, revision: str, progress: Progress
-) -> tuple[Path | None, str]:
-    """Return the folder with a revision's files, None where it has none, and a line about it."""
-    key = f"{repo} {folder or ''} {revision}"
+    endpoint: str, source: str, repo: str, folder: str | None, revisions: list[str],
+    progress: Progress,
+) -> tuple[Path | None, str]:  # fmt: skip
+    """Return the folder with a revision's files, None where it has none, and a line about it.
+
+    It is the first of `revisions`. Where the hub does not answer, it may have had no files when
+    there was an answer, so a copy of the others will do too.
+    """
+    keys = [f"{repo} {folder or ''} {revision}" for revision in revisions]
+    key, revision = keys[0], revisions[0]
     url = f"{endpoint}/api/datasets/{repo}/revision/{quote(revision, safe='')}"
     try:
         listing = _list(f"{url}?blobs=true")
@@ -132,20 +149,17 @@ def _download(
             return None, ""
         raise
     except ValueError as error:
-        if (kept := _newest(key)) is not None:
-            commit = read_json(kept / HUB_INFO, Stored).commit
-            return (
-                kept,
-                f"{source}: the hub did not answer; the copy of commit {commit[:12]} is used",
-            )
+        if (kept := next(filter(None, map(_newest, keys)), None)) is not None:
+            stored = read_json(kept / HUB_INFO, Stored)
+            used = f"the copy of commit {stored.commit[:12]} is used{stored.note}"
+            return kept, f"{source}: the hub did not answer; {used}"
         raise ValueError(f"{source} cannot be read: {error}") from None
-    note = f"{source}: commit {listing.sha[:12]}"
     target = cache_folder() / f"hub-{_digest(key)}-{listing.sha[:16]}"
     if _is_whole(target):
-        return target, note
+        return target, _note(source, target)
     shutil.rmtree(target, ignore_errors=True)  # a damaged copy would stand in the way
     try:
-        wanted = _choose(listing, folder)
+        wanted, left_out = _choose(listing, folder)
         if not wanted:
             return None, ""
         total, done = sum(file.size or 0 for file in wanted), 0
@@ -160,7 +174,8 @@ def _download(
                 done += file.size or 0
                 progress(f"downloading {repo}", done, total)
             files = {file.rfilename: file.size or 0 for file in wanted}
-            write_json(part / HUB_INFO, {"source": key, "commit": listing.sha, "files": files})
+            described = {"source": key, "commit": listing.sha, "files": files}
+            write_json(part / HUB_INFO, described | {"left_out": left_out})
     except FileExistsError:  # another process was first
         if not _is_whole(target):
             raise ValueError(f"{source}: {target} is damaged; remove it") from None
@@ -168,7 +183,12 @@ def _download(
         raise ValueError(f"{source}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{source} cannot be read: {error}") from None
-    return target, note
+    return target, _note(source, target)
+
+
+def _note(source: str, copy: Path) -> str:
+    stored = read_json(copy / HUB_INFO, Stored)
+    return f"{source}: commit {stored.commit[:12]}{stored.note}"
 
 
 def _list(url: str) -> _Listing:
@@ -185,8 +205,11 @@ def _list(url: str) -> _Listing:
     return listing
 
 
-def _choose(listing: _Listing, folder: str | None) -> list[_Sibling]:
+def _choose(listing: _Listing, folder: str | None) -> tuple[list[_Sibling], list[str]]:
     """Return the Parquet files that `find_parquet` would take, without downloading any.
+
+    Returns:
+        Those, and the names of all others, such as those of a split `extra`.
 
     Raises:
         ValueError: several tables, missing shards, odd names, or too much.
@@ -217,7 +240,7 @@ def _choose(listing: _Listing, folder: str | None) -> list[_Sibling]:
             raise ValueError(f"the server states no size of {file.rfilename}")
     if (total := sum(file.size or 0 for file in wanted)) > MAX_BYTES:
         raise ValueError(f"it has {total:,} bytes; allowed: {MAX_BYTES:,}")
-    return wanted
+    return wanted, sorted(tables.keys() - {file.rfilename for file in wanted})
 
 
 def _is_table(name: str) -> bool:
@@ -293,6 +316,8 @@ def read_url(url: str, limit: int, deadline: float) -> Iterator[bytes]:
     except TooSlowError as error:
         remedy = "try again later, or name another hub in HF_ENDPOINT"
         raise ValueError(f"{url.partition('?')[0]}: {error}; {remedy}") from None
+    except ConnectionError as error:  # the hub's own, where HF_HUB_OFFLINE is set
+        raise ValueError(reason(error)) from None
     except (OSError, ValueError):
         raise
     except Exception as error:  # the hub's errors and its transport's have no common base

@@ -228,7 +228,8 @@ def split_by_content(
 
     A class that has none in the second part gives it the image of the smallest hash, if it has
     another; one that has none in the first part keeps that of the largest. So parts are only
-    about as large as `fraction` says.
+    about as large as `fraction` says. Where classes share a group, each has images in the first
+    part, and one may have none in the second.
 
     Args:
         labels: int64 B.
@@ -240,10 +241,11 @@ def split_by_content(
     """
     place = np.array([int.from_bytes(key[:8], "big") for key in keys], dtype=np.uint64)
     held_out = place < np.uint64(fraction * 2**64)
-    for label in np.unique(labels.numpy()):
-        own = labels.numpy() == label
+    members = [labels.numpy() == label for label in np.unique(labels.numpy())]
+    for own in members:
         if not held_out[own].any() and len(np.unique(place[own])) > 1:
             held_out |= place == place[own].min()
+    for own in members:  # afterwards, since a class may have held out the last group of another
         if held_out[own].all():
             held_out &= place != place[own].max()
     return _both_sides(held_out)

@@ -23,6 +23,9 @@ from halfmeg.places.place import TIMM
 from halfmeg.places.settings import split_settings
 from halfmeg.places.source import read_source
 
+MAX_WEIGHTS_BYTES = 256 * 2**20
+"""Of a file of weights; a larger one is not read."""
+
 
 def build_own(
     place: str, num_classes: int, image_size: ImageSize, budget: int = BUDGET

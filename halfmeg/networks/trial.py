@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.macs import measure_macs
-from halfmeg.networks.own import build_own, use_channels_last
+from halfmeg.networks.own import MAX_WEIGHTS_BYTES, build_own, use_channels_last
 from halfmeg.networks.protocol import body_parameters, evaluating, preparation
 from halfmeg.networks.ways import right_kernels, with_kernels
 from halfmeg.places.load import describe, running
@@ -27,6 +27,9 @@ DRAWS = 32
 PREPARATION_IMAGES = 256
 TOLERANCE = 1e-3
 """Largest difference of a logit, in parts of the largest, that the order of sums explains."""
+
+HEADER_BYTES = 2**20
+"""Of a file of weights, left for names and shapes."""
 
 _tried: set[tuple[Any, ...]] = set()
 
@@ -147,7 +150,7 @@ class _Trial:
             return copy.deepcopy(self.model)
 
     def check_parameters(self) -> None:
-        """Something to train, each number once."""
+        """Something to train, each number once, and no more than can be stored."""
         named = dict(self.model.named_parameters())
         if not any(p.requires_grad for p in named.values()):
             raise self.fault("has no parameters to train")
@@ -165,6 +168,14 @@ class _Trial:
                     f"has two parameters on the same memory, {other} and {name}; "
                     f"to share weights, assign the parameter itself"
                 )
+        tensors = [*named.values(), *dict(self.model.named_buffers()).values()]
+        size, allowed = sum(t.nbytes for t in tensors), MAX_WEIGHTS_BYTES - HEADER_BYTES
+        if size > allowed:
+            count = sum(t.numel() for t in tensors)
+            raise self.fault(
+                f"has {count:,} numbers in parameters and buffers, {size:,} bytes; allowed: "
+                f"{allowed:,} bytes; make it smaller"
+            )
         with running(self.place, "raises when its state is stored"):
             stored = self.model.state_dict()
         for name, value in stored.items():

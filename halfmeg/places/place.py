@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -152,15 +153,18 @@ def locate(place: str) -> Path | None:
 
 
 def files_of_module(place: str) -> list[Path]:
-    """Return all files that a module's place may mean, from wherever modules are looked for.
+    """Return all files that a module's place may run, from wherever modules are looked for.
 
-    Packages without an `__init__.py` have no file of their own by which `locate` would know them.
+    Those of the packages around it run first. Packages without an `__init__.py` have no file of
+    their own by which `locate` would know them.
     """
     found = IN_MODULE.fullmatch(place)
     if found is None:
         return []
     path = Path(*found["module"].split("."))
-    below = [path.with_name(f"{path.name}.py"), path / "__init__.py"]
+    modules = (path, *path.parents[:-1])
+    stems = [stem for module in modules for stem in (module, module / "__init__")]
+    below = [stem.with_name(stem.name + ending) for stem in stems for ending in all_suffixes()]
     files = [Path(base) / file for base in ("", *sys.path) for file in below]
     return [file.resolve() for file in files if file.is_file()]
 

@@ -17,6 +17,7 @@
 | `kernels` | the fastest way of each convolution |
 | `compiling` | torch.compile, and whether it is worth its time |
 | `choice` | what a run's `auto` settings come to |
+| `initial` | the weights of a bundle that a run starts from |
 | `job` | a run set up, of these parts |
 | `loop` | the training loop, on one screen |
 | `outcome` | what is measured after an epoch and at the end |

@@ -19,7 +19,8 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.training.distributed import Ranks, join_ranks
-from halfmeg.training.job import check, check_shares, check_start, inherited_ids, set_up
+from halfmeg.training.initial import inherited_ids
+from halfmeg.training.job import check, check_shares, check_start, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.outcome import end_epoch, finish

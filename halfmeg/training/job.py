@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halfmeg.artifacts.bundle import Bundle
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import require_unseen
@@ -30,12 +28,13 @@ from halfmeg.networks.protocol import preparation
 from halfmeg.networks.table import build_model, find_entry, other_sizes
 from halfmeg.networks.trial import try_out
 from halfmeg.networks.ways import with_kernels
-from halfmeg.places.place import is_place, short_name
+from halfmeg.places.place import is_place
 from halfmeg.training.batches import Batch, Batches
 from halfmeg.training.choice import chosen_by
 from halfmeg.training.compiling import check_compiler, compiled
 from halfmeg.training.distill import open_teacher
 from halfmeg.training.distributed import Ranks, check_batchnorm
+from halfmeg.training.initial import load_initial_weights
 from halfmeg.training.loss import Loss, build_loss
 from halfmeg.training.optim import (
     Schedule,
@@ -78,7 +77,7 @@ def check(config: RunConfig, data: DataSplits) -> None:
                 f"allowed: {_small_sizes_of(config.model, shape.shortest)}"
             )
     if config.init:
-        init = load_initial_weights(model, config)
+        init = load_initial_weights(model, config, data)
         require_unseen(data, f"init={config.init}", init.fingerprint, init.trained_on)
     if config.teacher:
         teacher = open_teacher(config, data)
@@ -154,46 +153,6 @@ def check_start(
             f"{name} is of epoch {at.epoch}, and epochs={config.epochs} is less; name more epochs"
         )
     return at
-
-
-def inherited_ids(config: RunConfig) -> np.ndarray | None:
-    """Return the ids of the images that a config's initial weights and teacher know, if any."""
-    found = [Bundle.open(place).trained_on() for place in (config.init, config.teacher) if place]
-    known = [ids for ids in found if ids is not None]
-    return np.concatenate(known) if known else None
-
-
-def load_initial_weights(model: nn.Module, config: RunConfig) -> Bundle:
-    """Copy a bundle's weights into a network of the same kind; a head of other classes is left.
-
-    Raises:
-        ValueError: no bundle, or one of another network or of other sizes throughout.
-    """
-    bundle = Bundle.open(config.init)
-    if bundle.model != short_name(config.model):
-        raise ValueError(
-            f"init={config.init} holds a {bundle.model}, not a {config.model}; "
-            f"add model={bundle.model}"
-        )
-    if bundle.budget != config.budget:
-        raise ValueError(
-            f"init={config.init} was made with budget={bundle.budget}, "
-            f"not {config.budget}; add budget={bundle.budget}"
-        )
-    stored = bundle.load_state()
-    own = model.state_dict()
-    fitting = {
-        name: value
-        for name, value in stored.items()
-        if name in own and own[name].shape == value.shape
-    }
-    if not any(value.ndim > 1 for value in fitting.values()):
-        raise ValueError(
-            f"init={config.init} holds no weights that fit {config.model} as it is now; leave init "
-            f"out, or build the network as it was"
-        )
-    model.load_state_dict(own | fitting)
-    return bundle
 
 
 @final
@@ -369,7 +328,7 @@ def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) ->
             told = with_kind(error)
             raise ValueError(f"{type(model).__name__}.prepare failed: {told}") from None
     if config.init:
-        load_initial_weights(model, config)
+        load_initial_weights(model, config, data)
     return model
 
 

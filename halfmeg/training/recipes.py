@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from halfmeg.artifacts.sources import check_outside
 from halfmeg.config import RunConfig
 from halfmeg.errors import did_you_mean
+from halfmeg.files import read_json
 from halfmeg.places.load import call, load
-from halfmeg.places.place import is_place
+from halfmeg.places.place import is_place, locate
 
 
 def study_compare(model: str = "cnn") -> RunConfig:
@@ -216,7 +218,8 @@ def build_recipe(name: str) -> RunConfig:
             `FILE.py:NAME`; or a JSON file of settings.
 
     Raises:
-        ValueError: the name is not known, or what is wrong with the function or the file.
+        ValueError: the name is not known, or what is wrong with the function or the file, as where
+            that of a run names Python within the run folder.
 
     Example:
         >>> from halfmeg import build_recipe
@@ -228,6 +231,7 @@ def build_recipe(name: str) -> RunConfig:
         return _own_recipe(name)
     if name.endswith(".json"):
         config = RunConfig.from_json(name)
+        _refuse_python_of_a_run(Path(name), config)
         return replace(config, recipe=Path(name).stem) if config.recipe == "custom" else config
     if name not in RECIPES:
         raise unknown_recipe(name, RECIPES)
@@ -243,12 +247,45 @@ def unknown_recipe(name: str, known: Iterable[str]) -> ValueError:
     )
 
 
+def _refuse_python_of_a_run(path: Path, config: RunConfig) -> None:
+    """Raise where settings out of a run folder, which others may have made, name Python there."""
+    beside = path.parent / "environment.json"
+    if beside.exists() or "config" in read_json(path, dict[str, Any]):
+        for place in config.places().values():
+            try:
+                locate(place)
+            except ValueError:  # nothing is there to run, and other settings may replace it
+                continue
+            check_outside(path.parent, place)
+
+
 def _own_recipe(place: str) -> RunConfig:
     config = call(place, load(place))
     if not isinstance(config, RunConfig):
         kind = type(config).__name__
         raise ValueError(f"{place} returns a {kind}; a halfmeg.RunConfig is expected")
     return replace(config, recipe=place)
+
+
+def milestones_note(config: RunConfig) -> str:
+    """Return what to say of a rate that drops after the last epoch only, or nothing."""
+    if config.schedule != "step" or config.milestones[0] < config.epochs:
+        return ""
+    note = (
+        f"milestones={_joined(config.milestones)}: none is reached in epochs={config.epochs}, so "
+        f"the rate stays at {config.lr:g}"
+    )
+    if config.recipe not in RECIPES:
+        return note
+    recipe = RECIPES[config.recipe]()
+    scaled = {epoch * config.epochs // recipe.epochs for epoch in recipe.milestones} - {0}
+    if config.milestones != recipe.milestones or not scaled:
+        return note
+    return f"{note}; add milestones={_joined(sorted(scaled))} for drops at the same shares"
+
+
+def _joined(epochs: Iterable[int]) -> str:
+    return ",".join(map(str, epochs))
 
 
 ALWAYS_SHOWN = ("model", "epochs", "batch_size", "optimizer", "lr")

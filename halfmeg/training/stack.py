@@ -36,7 +36,8 @@ from halfmeg.training.batches import Batch
 from halfmeg.training.compiling import compiled
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
-from halfmeg.training.job import Job, check, inherited_ids, optimizer_of, schedule_of, set_up
+from halfmeg.training.initial import inherited_ids
+from halfmeg.training.job import Job, check, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.loss import MixedLoss, WeighedLoss

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Cli, first_digits, small_config, with_tests
+from torch import nn
 
 from halfmeg.artifacts.bundle import BUNDLED, Bundle, checksum
 from halfmeg.config import RunConfig
@@ -21,6 +23,8 @@ from halfmeg.networks.table import MODELS, build_model
 from halfmeg.shipping.export import export
 from halfmeg.shipping.verify import verify_onnx
 from halfmeg.training.fit import fit
+from halfmeg.training.initial import head_of
+from halfmeg.training.job import build_network
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +245,60 @@ def test_training_starts_from_a_bundle(bundle_folder: Path, tmp_path: Path) -> N
     alone = fit(small_config(**terms), data, tmp_path / "alone")
     first, second = (run.result() or {} for run in (started, alone))
     assert first["test_accuracy"] > second["test_accuracy"] + 0.2
+
+
+@pytest.mark.parametrize("classes", ["0123456789", "abcdefghij", "1023456789"])
+def test_a_head_of_other_classes_starts_anew(bundle_folder: Path, classes: str) -> None:
+    """Be they as many, or the same in another order."""
+    data = first_digits(300)
+    named = replace(
+        data,
+        train=replace(data.train, classes=tuple(classes)),
+        test=replace(data.test, classes=tuple(classes)),
+    )
+    bundle = Bundle.open(bundle_folder)
+    config = small_config(model="resnet8")
+    own = build_network(config, named, torch.arange(200)).state_dict()
+    started = build_network(replace(config, init=str(bundle_folder)), named, torch.arange(200))
+    is_same = tuple(classes) == bundle.classes
+    stored = bundle.load_state()
+    for name, value in started.state_dict().items():
+        of_head = value.shape[:1] == (10,)
+        if name in stored:
+            assert torch.equal(value, own[name] if of_head and not is_same else stored[name]), name
+            assert not (of_head and torch.equal(own[name], stored[name])), name
+
+
+class Perceptron(nn.Sequential):
+    """Handed over as an instance, it has its number of classes already."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3072, 4), nn.ReLU(), nn.Linear(4, 10))
+
+
+def ten_classes_alone(num_classes: int) -> nn.Module:
+    if num_classes != 10:
+        raise ValueError("there are ten digits")
+    return Perceptron()
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "head"),
+    [
+        ("resnet", 10, {"layers.13.layers.10.weight", "layers.13.layers.10.bias"}),
+        ("sprint", 43, {"head.weight"}),  # one class more makes its body narrower
+        (Perceptron(), 10, {"3.weight", "3.bias"}),
+        (ten_classes_alone, 10, {"3.weight", "3.bias"}),
+    ],
+)
+def test_the_head_is_what_the_number_of_classes_decides(
+    model: Any, count: int, head: set[str]
+) -> None:
+    data = first_digits(300)
+    train = replace(data.train, classes=tuple(map(str, range(count))))
+    config = small_config(model=model)
+    built = build_model(config.model, count)
+    assert head_of(built, config, replace(data, train=train)) == head
 
 
 def test_images_that_the_starting_weights_know_are_left_out(

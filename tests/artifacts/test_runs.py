@@ -120,6 +120,18 @@ def test_the_newest_checkpoints_are_kept(run: Run) -> None:
     assert [read_checkpoint(path) for path in run.checkpoints()] == [{"epoch": 3}, {"epoch": 4}]
 
 
+def test_a_checkpoint_too_large_to_be_read_is_not_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = run.save_checkpoint({"epoch": 1}, 1, 0).stat().st_size
+    monkeypatch.setattr("halfmeg.artifacts.weights.MAX_CHECKPOINT_BYTES", size)
+    kept = run.save_checkpoint({"epoch": 1}, 2, 0)
+    assert read_checkpoint(kept) == {"epoch": 1}
+    with pytest.raises(ValueError, match=rf"would have [\d,]+ bytes; allowed: {size:,}; take a"):
+        run.save_checkpoint({"epoch": 1, "weights": torch.zeros(1000)}, 3, 0)
+    assert run.checkpoints()[-1] == kept
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(run: Run, damage: str) -> None:
     for epoch in (1, 2):

@@ -24,6 +24,7 @@ from halfmeg.cli.commands import answer_at_once
 from halfmeg.cli.main import main
 from halfmeg.cli.progress import training_display
 from halfmeg.studies.study import run_study
+from halfmeg.training.recipes import build_recipe, milestones_note
 
 QUICK = ("model=cnn", "epochs=2", "batch_size=256")
 
@@ -165,6 +166,36 @@ def test_a_precision_without_hardware_is_told_once(
     assert told not in cli("compare", *terms, "--out", "auto").err
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert told not in cli("compare", *terms, "precision=bf16", "--out", "fast").err
+
+
+def test_milestones_that_are_never_reached_are_told(cli: Cli, pictures: Path) -> None:
+    terms = ("train", "he-2015", "model=logistic", "epochs=2", "--data", str(pictures))
+    told = (
+        "halfmeg: milestones=100,150: none is reached in epochs=2, so the rate stays at 0.1; "
+        "add milestones=1 for drops at the same shares"
+    )
+    assert told in cli(*terms, "--out", "constant").err.splitlines()
+    assert "milestones" not in cli(*terms, "--out", "mute", "--json").err
+    assert "milestones" not in cli(*terms, "milestones=1", "--out", "drops").err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "told"),
+    [
+        ("study-shared", ["epochs=70"], "; add milestones=35,53,65 for drops at the same shares"),
+        ("study-shared", ["epochs=75"], "; add milestones=37,57,70 for drops at the same shares"),
+        ("study-shared", ["epochs=76"], None),  # one of three is reached
+        ("he-2015", ["epochs=1"], ", so the rate stays at 0.1"),
+        ("he-2015", ["epochs=9", "milestones=20"], ", so the rate stays at 0.1"),
+        ("common", ["schedule=step", "milestones=20"], ", so the rate stays at 0.025"),
+        ("common", ["milestones=20"], None),
+    ],
+)
+def test_milestones_for_the_same_shares_are_those_of_the_recipe(
+    recipe: str, settings: list[str], told: str | None
+) -> None:
+    note = milestones_note(build_recipe(recipe).override(settings))
+    assert note.endswith(told) if told else note == ""
 
 
 @pytest.mark.slow

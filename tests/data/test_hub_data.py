@@ -219,7 +219,70 @@ def test_one_of_several_tables_and_the_hubs_own_copy(
     hub.files["me/photos", "refs/convert/parquet"] = {
         "default/train/0000.parquet": table(50), "default/test/0000.parquet": table(20, 50),
     }  # fmt: skip
-    assert load("hf:me/photos").json["train"] == 50
+    found = load("hf:me/photos")
+    assert found.json["train"] == 50
+    hub.status = 503
+    offline = load("hf:me/photos")
+    assert offline.json["fingerprint"] == found.json["fingerprint"], offline.err
+    assert "the hub did not answer; the copy of commit 222222222222" in offline.json["notes"][0]
+    named = load("hf:me/photos@main")
+    assert named.is_one_line("hf:me/photos@main cannot be read: Server error '503"), named.err
+
+
+def test_the_hubs_own_offline_mode_takes_the_copy(
+    hub: Hub, load: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": table(60), "test.parquet": table(20, 60)}
+    found = load("hf:me/digits")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    offline = load("hf:me/digits")
+    assert offline.json["fingerprint"] == found.json["fingerprint"], offline.err
+    assert "the hub did not answer; the copy of commit 111111111111" in offline.json["notes"][0]
+    other = load("hf:me/others")
+    assert other.is_one_line("hf:me/others cannot be read: ", "offline mode is enabled"), other.err
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (
+            ("data/{}-00000-of-00001.parquet", "data/extra-0000{}-of-00002.parquet"),
+            "2 tables of no part are left out, as data/extra-00000-of-00002.parquet",
+        ),
+        (
+            ("default/{}/0000.parquet", "default/extra/000{}.parquet"),
+            "2 tables of no part are left out, as default/extra/0000.parquet",
+        ),
+    ],
+)
+def test_splits_beyond_the_parts_are_named(
+    hub: Hub, load: Callable[..., Outcome], names: tuple[str, str], told: str
+) -> None:
+    """As SVHN's `extra`: of the files, of what lies in the cache, and without an answer."""
+    part, extra = names
+    hub.files["me/numbers", "main"] = {
+        part.format("train"): table(50), part.format("test"): table(20, 50),
+        extra.format(0): table(30, 70), extra.format(1): table(30, 100),
+    }  # fmt: skip
+    found = [load("hf:me/numbers").json["notes"] for _ in range(2)]
+    assert found == [[f"hf:me/numbers: commit 111111111111; {told}"]] * 2
+    assert not any("resolve" in path and "extra" in path for path in hub.asked)
+    hub.status = 503
+    (offline,) = load("hf:me/numbers").json["notes"]
+    assert offline.endswith(f"the copy of commit 111111111111 is used; {told}")
+
+
+def test_a_copy_of_before_left_out_tables_were_kept_is_read(
+    hub: Hub, load: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    hub.files["me/digits", "main"] = {"train.parquet": table(60), "test.parquet": table(20, 60)}
+    found = load("hf:me/digits")
+    (described,) = (tmp_path / "cache").glob("hub-*/hub.json")
+    content = json.loads(described.read_text())
+    assert content.pop("left_out") == []
+    described.write_text(json.dumps(content))
+    assert load("hf:me/digits").json == found.json
+    assert sum("resolve" in path for path in hub.asked) == 2
 
 
 def test_mistakes(hub: Hub, load: Callable[..., Outcome]) -> None:

@@ -102,6 +102,12 @@ def test_a_split_by_content_gives_each_class_both_parts() -> None:
     assert labels[test].bincount(minlength=50).min() >= 1
 
 
+def test_a_group_of_two_classes_is_not_taken_from_the_one_that_keeps_it() -> None:
+    keys = [int(place * 2**64).to_bytes(8, "big") for place in (0.1, 0.3, 0.3, 0.5)]
+    train, test = split_by_content(torch.tensor([0, 0, 1, 1]), keys, 0.2)
+    assert (train.tolist(), test.tolist()) == ([1, 2, 3], [0])
+
+
 def test_a_run_knows_its_images_and_evaluate_leaves_them_out(cli: Cli, tmp_path: Path) -> None:
     folder = make(tmp_path / "photos", {"a": 20, "b": 20})
     assert cli("train", "common", *QUICK, "--data", "photos", "--out", "run").code == 0

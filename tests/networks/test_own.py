@@ -13,11 +13,12 @@ import torch
 from conftest import Cli, small_config
 from torch import nn
 
-from halfmeg import Run, RunConfig, build_model, compare, fit, resume
+from halfmeg import Run, RunConfig, build_model, build_recipe, compare, fit, resume
 from halfmeg.artifacts.bundle import open_network
+from halfmeg.artifacts.sources import check_outside
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import build_own, needs_plain_order
-from halfmeg.networks.trial import _Trial, try_out
+from halfmeg.networks.trial import HEADER_BYTES, _Trial, try_out
 from halfmeg.places.load import load
 from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place
 from halfmeg.places.source import read_source
@@ -424,6 +425,77 @@ def test_nothing_that_takes_a_run_folder_runs_python_of_it(
     with pytest.warns(PlaceWarning, match=refused):
         measure([Run.open("runs/a")], few_digits, folder)
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("setting", ["model", "loss", "augment", "optimizer"])
+@pytest.mark.parametrize("place", ["shared/evil.py:Net", "shared.evil:Net"])
+@pytest.mark.parametrize("kept", ["config.json", "environment.json"])
+def test_settings_out_of_a_run_folder_run_no_python_of_it(
+    folder: Path, cli: Cli, setting: str, place: str, kept: str
+) -> None:
+    """As a run keeps them, and laid plainly beside what else a run keeps."""
+    (folder / "shared").mkdir()
+    write(folder / "shared", "open('ran', 'w').close()\n" + NET, "evil.py")
+    settings = small_config(**{setting: place}).to_dict()
+    if kept == "config.json":
+        stored = {"config": settings}
+    else:
+        stored = settings
+        (folder / "shared" / kept).write_text("{}")
+    (folder / "shared" / "config.json").write_text(json.dumps(stored))
+    told = f"{place} is within shared; no Python of a run folder is run"
+    for command in (("train",), ("compare", "cnn", "--recipe")):
+        found = cli(*command, "shared/config.json", "--data", "digits")
+        assert (found.code, found.is_one_line(told)) == (2, True), found.err
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["__init__.py", "nothing.py", "nothing.pyc", "nothing/__init__.py"]
+)
+def test_a_module_of_a_run_folder_is_known_by_all_that_its_import_runs(
+    folder: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package around it, which has no module of the name; and a module in compiled form."""
+    path = folder / "shared" / "a" / text
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(ValueError, match="no Python of a run folder is run"):
+        check_outside(Path("shared/a"), "shared.a.nothing:Net")
+    check_outside(Path("shared/b"), "shared.a.nothing:Net")
+
+
+def test_settings_beside_python_of_ones_own_are_a_recipe(folder: Path) -> None:
+    """In a folder of the user's, and named by a run in another; or, where it is gone, replaced."""
+    (folder / "mine").mkdir()
+    write(folder / "mine", NET)
+    settings = small_config(model="mine/net.py:Net").to_dict()
+    (folder / "mine" / "settings.json").write_text(json.dumps(settings))
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text(json.dumps({"config": settings}))
+    for path in ("mine/settings.json", "run/config.json"):
+        assert build_recipe(path).model == "mine/net.py:Net"
+    (folder / "mine" / "net.py").unlink()
+    replaced = build_recipe("run/config.json").override(["model=cnn"])
+    assert replaced.places() == {}
+
+
+def test_a_network_too_large_to_be_stored_is_refused_before_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, NET)
+    floats = 3 * 8 * 9 + 8 + 4 * 8 + 513 * 10  # BatchNorm has parameters and sums
+    size = 4 * floats + 8  # of the number of its batches, an int64
+    told = (
+        rf"net\.py:Net has {floats + 1:,} numbers in parameters and buffers, {size:,} bytes; "
+        rf"allowed: {size - 1:,} bytes; make it smaller$"
+    )
+    monkeypatch.setattr("halfmeg.networks.trial.MAX_WEIGHTS_BYTES", HEADER_BYTES + size - 1)
+    with pytest.raises(ValueError, match=told):
+        try_out("net.py:Net", 10, 32, 500_000)
+    monkeypatch.setattr("halfmeg.networks.trial.MAX_WEIGHTS_BYTES", HEADER_BYTES + size)
+    try_out("net.py:Net", 10, 32, 500_000)
 
 
 def test_weights_of_a_run_that_answers_are_those_of_its_result(

@@ -1,0 +1,89 @@
+"""Weights that a run starts from: those of a bundle, but for a head of other classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from halfmeg.artifacts.bundle import Bundle
+from halfmeg.config import RunConfig
+from halfmeg.data.dataset import DataSplits
+from halfmeg.networks.protocol import body_parameters
+from halfmeg.networks.table import build_model
+from halfmeg.places.place import short_name
+
+
+def inherited_ids(config: RunConfig) -> np.ndarray | None:
+    """Return the ids of the images that a config's initial weights and teacher know, if any."""
+    found = [Bundle.open(place).trained_on() for place in (config.init, config.teacher) if place]
+    known = [ids for ids in found if ids is not None]
+    return np.concatenate(known) if known else None
+
+
+def load_initial_weights(model: nn.Module, config: RunConfig, data: DataSplits) -> Bundle:
+    """Copy a bundle's weights into a network of the same kind; a head of other classes is left.
+
+    Classes are the same where names and order are.
+
+    Raises:
+        ValueError: no bundle, or one of another network or of other sizes throughout.
+    """
+    bundle = Bundle.open(config.init)
+    if bundle.model != short_name(config.model):
+        raise ValueError(
+            f"init={config.init} holds a {bundle.model}, not a {config.model}; "
+            f"add model={bundle.model}"
+        )
+    if bundle.budget != config.budget:
+        raise ValueError(
+            f"init={config.init} was made with budget={bundle.budget}, "
+            f"not {config.budget}; add budget={bundle.budget}"
+        )
+    stored = bundle.load_state()
+    own = model.state_dict()
+    left = set() if bundle.classes == data.classes else head_of(model, config, data)
+    fitting = {
+        name: value
+        for name, value in stored.items()
+        if name in own and own[name].shape == value.shape and name not in left
+    }
+    if not any(value.ndim > 1 for value in fitting.values()):
+        raise ValueError(
+            f"init={config.init} holds no weights that fit {config.model} as it is now; leave init "
+            f"out, or build the network as it was"
+        )
+    model.load_state_dict(own | fitting)
+    return bundle
+
+
+def head_of(model: nn.Module, config: RunConfig, data: DataSplits) -> set[str]:
+    """Return the names of the weights and buffers whose shapes the number of classes decides.
+
+    Where it decides none, as of an instance that was handed over, they are those of the layer that
+    gives the logits.
+
+    Args:
+        model: the network that `config` names, built for `data`.
+        config: of the run.
+        data: of the run.
+    """
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    count = len(data.classes)
+    # Of two other numbers, since at one of them a budget may choose other widths.
+    others = [number for number in (count - 1, count + 1, count + 2) if number >= 2][:2]
+    found = set(shapes)
+    with torch.random.fork_rng(devices=[]):  # the draws of the run stay as they are
+        for number in others:
+            try:
+                other = build_model(config.model, number, data.image_shape, config.budget)
+            except ValueError:  # a network of the user's own for these classes alone
+                found = set()
+                break
+            of_other = {name: value.shape for name, value in other.state_dict().items()}
+            found = {name for name in found if of_other.get(name) != shapes[name]}
+        if found:
+            return found
+        body = set(body_parameters(model, data.image_shape))
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if parameter not in body}
