@@ -65,7 +65,9 @@ def report(
     if loaded is not None:
         make_folder(folder)
         measure(runs, loaded, folder)
-    measured = [place for place in (folder, *map(Path, folders)) if (place / COSTS).exists()]
+    # What an earlier report has left in its folder is of other runs.
+    places = [*([folder] if loaded is not None else []), *map(Path, folders)]
+    measured = [place for place in places if (place / COSTS).exists()]
     costs_from = next(iter(measured), None)
     result = compare_runs(runs, costs_from=costs_from, failures=failures, reading=reading)
     write_and_print(result, folder, loaded, as_json)
