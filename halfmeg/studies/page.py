@@ -323,7 +323,8 @@ def seeds_vary(runs: Sequence[Run]) -> str:
     # A way to fill the border is no draw.
     if any(augmentation_of(c) != Augmentation(crop_mode=c.crop_mode) for c in configs):
         varied.append("the draws of augmentation")
-    split = any(config.val_fraction for config in configs)
+    # The user's own validation part is the same for each seed.
+    split = any(run.config.val_fraction and not run.data.num_validation for run in runs)
     if split:
         varied.append("the split into training and validation images")
     if runs[0].options.fold:
