@@ -60,8 +60,8 @@ def make_configs(
     """Return models × recipes × seeds 0 to `seeds` - 1, seed by seed.
 
     A model is a name of `MODELS`, a place, or a network handed over from Python. What was tried
-    for it in the folders `tuned_on` is counted as its `tuning_trials`, but for the study's own runs,
-    those in the folders `own`.
+    for it in the folders `tuned_on` is counted as its `tuning_trials`, but for the runs in `own`,
+    which are the study's.
 
     Raises:
         ValueError: a model or recipe twice, none of them, fewer than one seed, or a folder without

@@ -22,9 +22,7 @@ NO_SETTING = (*OWN_TO_A_RUN, "recipe", "tuning_trials")
 """Fields in which two runs may differ that try the same."""
 
 
-def count_trials(
-    folders: Sequence[str | Path], model: str, own: Sequence[str | Path] = ()
-) -> int:
+def count_trials(folders: Sequence[str | Path], model: str, own: Sequence[str | Path] = ()) -> int:
     """Return how many settings were tried for a network.
 
     Runs that differ in seed, fold or machine alone try the same settings, and a study that was
