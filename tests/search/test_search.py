@@ -576,7 +576,43 @@ def test_the_last_comparison_is_planned_without_the_folds_of_a_trial() -> None:
     assert many.epochs == int(0.55 * 3600 / 5 / 5)  # here the trials' own time is less
 
 
-def test_a_second_training_that_failed_counts_against_a_trial() -> None:
+HUNGRY = '''
+import torch
+from torch import nn
+
+class Hungry(nn.Module):
+    """Asks for more memory than there is, after a few steps."""
+
+    def __init__(self, num_classes: int, kind: str) -> None:
+        super().__init__()
+        self.head, self.steps = nn.Linear(3, num_classes), 0
+        self.ask = {"python": bytearray, "torch": torch.empty}[kind]
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 12:
+            self.ask(2**59)
+        return self.head(x.mean((2, 3)))
+'''
+
+
+@pytest.fixture
+def errors_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> list[str]:
+    """What trials are told to have failed by, of Python and of torch."""
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    monkeypatch.chdir(tmp_path)
+    errors = []
+    for kind in ("python", "torch"):
+        config = small_config(model=f"hungry.py:Hungry(kind={kind!r})", epochs=9, batch_size=32)
+        told = train_until(config, tmp_path / kind, 9, few_digits)
+        assert told.error is not None and told.error.startswith("not enough memory: "), told
+        errors.append(told.error)
+    return errors
+
+
+def test_a_second_training_that_failed_counts_against_a_trial(errors_of_memory: list[str]) -> None:
     def trial(number: int, accuracy: float, **facts: Any) -> Trial:
         reached = {2: accuracy} if accuracy else {}
         return Trial(
@@ -587,7 +623,7 @@ def test_a_second_training_that_failed_counts_against_a_trial() -> None:
     fine = [trial(4, 0.94, repeats=1), trial(5, 0.92, repeats=2)]
     for error, winner in (
         ("the loss became nan in epoch 1", 1), ("too slow: 9 seconds are left of it", 0),
-        (KILLED, 0),
+        (KILLED, 0), *((error, 0) for error in errors_of_memory),
     ):  # fmt: skip
         failed = trial(3, 0.0, outcome="failed", repeats=0, error=error)
         best = best_of(with_repeats([*first, failed, *fine]))
