@@ -47,7 +47,8 @@ def report(
     reading = Reading.of_all([Path(one) for one in folders])
     if margin is not None:
         reading = replace(reading, margin=margin / 100)
-    compare_runs(runs, reading=reading)  # raises before anything is written or measured
+    # raises before anything is written or measured
+    compare_runs(runs, failures=failures, reading=reading)
     check_page_folder(folder)
     marks = (folder / name for name in ("study.json", "comparison.json"))
     if folder.exists() and not holds_nothing(folder) and not any(map(Path.exists, marks)):

@@ -268,11 +268,13 @@ def compare_runs(
     Args:
         runs: of the same data; those that differ in the seed alone are one entrant.
         costs_from: the folder with `costs.json`.
-        failures: folder and error of runs that failed, for the record.
+        failures: folder and error of runs that failed, for the record. Where they have left no
+            two networks a seed in common, there are no pairs.
         reading: level, margin and earlier looks; None: the usual.
 
     Raises:
-        ValueError: no runs, an unfinished one, a damaged one, or runs of different data.
+        ValueError: no runs, an unfinished one, a damaged one, runs of different data, or networks
+            of which no two share a seed, though none has failed.
     """
     if not runs:
         raise ValueError("there are no runs to compare")
@@ -304,7 +306,9 @@ def compare_runs(
         num_test=sum(tested.values()) if fold else first.num_test,
         classes=first.classes,
         models=tuple(entrant for entrant, _ in entrants),
-        pairs=compare_pairs(entrants, level=reading.level, margin=reading.margin),
+        pairs=compare_pairs(
+            entrants, level=reading.level, margin=reading.margin, required=not failures
+        ),
         disagreements=_disagreements(entrants, first.classes),
         failures=failures or {},
         reading=reading,

@@ -272,10 +272,7 @@ def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
 
 
 def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
-    compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
-    for a, b in combinations(comparison.models, 2):
-        if frozenset((a.name, b.name)) not in compared:
-            yield f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
+    yield from not_compared(comparison)
     reasons = dict.fromkeys(m.no_temperature for m in comparison.models if m.no_temperature)
     for reason in reasons:
         names = [model.name for model in comparison.models if model.no_temperature == reason]
@@ -288,6 +285,14 @@ def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
         )
     for name, error in comparison.failures.items():
         yield f"The run {name} failed and is not in the figures: {error}"
+
+
+def not_compared(comparison: Comparison) -> Iterator[str]:
+    """Say which networks are not compared, as they share no seed or fold."""
+    compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
+    for a, b in combinations(comparison.models, 2):
+        if frozenset((a.name, b.name)) not in compared:
+            yield f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
 
 
 def read_before(comparison: Comparison) -> str | None:

@@ -45,7 +45,15 @@ from halfmeg.search.budget import (
     parse_limits,
     require_room,
 )
-from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fill_up, finish
+from halfmeg.search.finish import (
+    Timed,
+    _configs,
+    _outcome,
+    choose_baselines,
+    decide,
+    fill_up,
+    finish,
+)
 from halfmeg.search.front import best_of, by_image, front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
@@ -84,6 +92,7 @@ from halfmeg.search.state import Search
 from halfmeg.search.trials import FIRST_SHARE, MOST_FAILURES, _Engine
 from halfmeg.search.vary import fitted, largest_within, mutated, parents
 from halfmeg.studies.pool import KILLED
+from halfmeg.studies.study import run_study
 from halfmeg.training.listen import SilentListener
 from halfmeg.training.stopping import TrainingInterruptedError
 
@@ -1824,6 +1833,25 @@ def test_what_fails_in_the_last_comparison_is_listed(
     assert "Last comparison, nan.py:Nan: " in (out / "search.html").read_text()
     alone = finish(search, replace(final, folder="alone", baselines=final.baselines[:1]))
     assert alone.no_verdict == "every other network failed"
+
+
+def test_a_winner_that_shares_no_seed_with_another_is_told(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    def train(model: str, seed: int) -> RunConfig:
+        return small_config(model=model, seed=seed, epochs=1)
+
+    runs = [train("mlp", 0), train("logistic", 1), train("cnn", 1)]
+    study = run_study(runs, few_digits, tmp_path / "final-1")
+    failed = dict.fromkeys(("mlp-seed-1", "logistic-seed-0", "cnn-seed-0"), "the loss became nan")
+    winner = Trial(0, {}, "done", runs[0])
+    for count, num_pairs in ((3, 1), (2, 0)):
+        part = replace(study, runs=study.runs[:count], failures=failed)
+        outcome = _outcome(tmp_path, few_digits, winner, part, {})
+        assert outcome.no_verdict == "no network shares a seed with the winner"
+        assert outcome.comparison is not None
+        assert len(outcome.comparison.pairs) == num_pairs
+        assert outcome.failures == failed
 
 
 def engine_of(out: Path, data: DataSplits, clock: Clock) -> tuple[_Engine, Lanes]:
