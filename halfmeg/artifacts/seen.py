@@ -95,8 +95,8 @@ def require_unseen(
     Raises:
         ValueError: it was.
     """
-    if data.test is data.train:
-        return  # a run that is only timed
+    if data.test is data.train or data.test is data.validation:
+        return  # a run that is only timed, or a trial: neither has test images
     trained_on = None if data.fingerprint == fingerprint else read_trained_on()
     if trained_on is None:
         return

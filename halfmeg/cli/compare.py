@@ -116,7 +116,7 @@ def compare(
     terms: dict[str, Any] = {
         "config": entrants.recipes, "workers": workers, "cluster": cluster, "stack": stack,
         "gpus_per_run": gpus_per_run, "tuned_on": tuned_on or [],
-        "margin": MARGIN if margin is None else margin / 100,
+        "beside": folders, "margin": MARGIN if margin is None else margin / 100,
     }  # fmt: skip
     if not until_decided:
         terms |= {"folds": folds, "seeds": 3 if seeds is None and folds is None else seeds}

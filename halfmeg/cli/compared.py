@@ -77,7 +77,7 @@ def write_and_print_sets(
 
 
 def _print_comparison(result: Comparison) -> None:
-    from halfmeg.studies.page import read_before
+    from halfmeg.studies.page import not_compared, read_before
 
     table = build_table(
         "network",
@@ -101,6 +101,8 @@ def _print_comparison(result: Comparison) -> None:
         print_line(pair.verdict)
         if pair.terms:
             print_line(f"  not on equal terms: {'; '.join(pair.terms)}")
+    for note in not_compared(result):
+        print_line(note)
     if result.stopped:
         print_line(f"the study {result.stopped}")
     if again := read_before(result):

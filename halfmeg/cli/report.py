@@ -47,7 +47,8 @@ def report(
     reading = Reading.of_all([Path(one) for one in folders])
     if margin is not None:
         reading = replace(reading, margin=margin / 100)
-    compare_runs(runs, reading=reading)  # raises before anything is written or measured
+    # raises before anything is written or measured
+    compare_runs(runs, failures=failures, reading=reading)
     check_page_folder(folder)
     marks = (folder / name for name in ("study.json", "comparison.json"))
     if folder.exists() and not holds_nothing(folder) and not any(map(Path.exists, marks)):
@@ -65,7 +66,9 @@ def report(
     if loaded is not None:
         make_folder(folder)
         measure(runs, loaded, folder)
-    measured = [place for place in (folder, *map(Path, folders)) if (place / COSTS).exists()]
+    # What an earlier report has left in its folder is of other runs.
+    places = [*([folder] if loaded is not None else []), *map(Path, folders)]
+    measured = [place for place in places if (place / COSTS).exists()]
     costs_from = next(iter(measured), None)
     result = compare_runs(runs, costs_from=costs_from, failures=failures, reading=reading)
     write_and_print(result, folder, loaded, as_json)

@@ -103,10 +103,10 @@ def train(
     else:
         config = build_recipe(recipe).override(others)
         loaded = load(data or "digits", data_dir, size, quiet=as_json, options=options)
-    config = with_trials(config, tuned_on or [])
     if folds is not None:
-        _train_folds(config, loaded, folds, out, as_json)
+        _train_folds(config, loaded, folds, out, tuned_on or [], as_json)
         return
+    config = with_trials(config, tuned_on or [])
     names = (file_name(config.recipe), file_name(config.model), f"seed-{config.seed}")
     folder = out or f"runs/{'-'.join(names)}"
     with training_display(quiet=as_json, note=None if data else NO_DATA) as display:
@@ -118,13 +118,19 @@ def train(
 
 
 def _train_folds(
-    config: RunConfig, data: DataSplits, count: int, out: str | None, as_json: bool
+    config: RunConfig,
+    data: DataSplits,
+    count: int,
+    out: str | None,
+    tuned_on: Sequence[str],
+    as_json: bool,
 ) -> None:
     """Train and test on each fold, and print the accuracy over all of them."""
     from halfmeg.cli.compared import write_and_print
     from halfmeg.cli.progress import StudyDisplay, training_display
     from halfmeg.data.folds import Folds
     from halfmeg.studies.compare import cross_validate
+    from halfmeg.studies.trials import with_trials
     from halfmeg.training.job import check
 
     if config.seed:
@@ -138,6 +144,7 @@ def _train_folds(
         print_error(f"halfmeg: {folds.note}")
     names = (file_name(config.recipe), file_name(config.model), f"folds-{count}")
     folder = Path(out or f"runs/{'-'.join(names)}")
+    config = with_trials(config, tuned_on, [folder])
     with training_display(quiet=as_json, folds=True) as display:
         listener = StudyDisplay(display, quiet=as_json, apart=False)
         found = cross_validate(config, data, folds=count, out=folder, listener=listener)

@@ -329,8 +329,12 @@ def _outcome(
     (entrant,) = [
         m.name for m in comparison.models if m.runs[0].config.model == own[0].config.model
     ]
-    why = "" if comparison.pairs else "every other network failed"
-    return Outcome(winner, own[0], comparison, entrant, failures, why)
+    outcome = Outcome(winner, own[0], comparison, entrant, failures)
+    if outcome.verdicts:
+        return outcome
+    alone = len(comparison.models) == 1
+    why = "every other network failed" if alone else "no network shares a seed with the winner"
+    return replace(outcome, no_verdict=why)
 
 
 def finish_trial(folder: Path, data: DataSplits) -> Run:

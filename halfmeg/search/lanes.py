@@ -14,7 +14,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.search.record import Clock, Trial
 from halfmeg.search.segment import Reached, train_folds
-from halfmeg.studies.cluster import Cluster, read_files, replace_files, unpack_run
+from halfmeg.studies.cluster import Cluster, LostError, read_files, replace_files, unpack_run
 from halfmeg.studies.pool import KILLED, MOST_KILLS, Kills, Pool, threads_each
 from halfmeg.training.listen import Listener, SilentListener
 
@@ -148,6 +148,8 @@ class Lanes:
         """Store what a node returned."""
         try:
             reached, files = cluster.result(future)
+        except LostError as error:
+            return Reached(trial.epochs, None, 0.0, f"{KILLED}: {error}")
         except ValueError as error:
             return Reached(trial.epochs, None, 0.0, str(error))
         for folder in self.folders_of(trial.number):

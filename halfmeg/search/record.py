@@ -49,6 +49,12 @@ UNBUILT = "cannot be built: "
 TOO_SLOW = "too slow: "
 """Before the error of a trial that the time does not allow."""
 
+NO_MEMORY = "not enough memory: "
+"""Before the error of a trial that the memory does not allow."""
+
+NOT_ITS_OWN = (TOO_SLOW, NO_MEMORY, KILLED)
+"""Begin the errors of trials that are the machine's, and not the network's."""
+
 Outcome = Literal["running", "done", "stopped", "failed", "over"]
 """Of a trial; `over` is over a limit, or cannot be built, and is never trained."""
 
@@ -265,7 +271,7 @@ def with_repeats(trials: Sequence[Trial]) -> list[Trial]:
     found: dict[int, tuple[float, ...]] = {}
     for trial in trials:
         ended = trial.outcome == "done" and trial.accuracy is not None
-        failed = trial.outcome == "failed" and not trial.error.startswith((TOO_SLOW, KILLED))
+        failed = trial.outcome == "failed" and not trial.error.startswith(NOT_ITS_OWN)
         if trial.repeats is not None and (ended or failed):
             accuracy = (trial.accuracy or 0.0) if ended else 0.0
             found[trial.repeats] = (*found.get(trial.repeats, ()), accuracy)

@@ -20,9 +20,10 @@ from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.errors import text_of
 from halfmeg.files import scratch_folder
 from halfmeg.places.place import short_name
-from halfmeg.search.record import TOO_SLOW
+from halfmeg.search.record import NO_MEMORY, TOO_SLOW
 from halfmeg.training.fit import failure, fit, resume
 from halfmeg.training.listen import Listener, SilentListener, StepReport
 from halfmeg.training.plan import work_left
@@ -38,6 +39,9 @@ DISK_ERRORS = (
     errno.EFBIG,
 )
 """The disk's, not the network's: they end a search, which goes on from there later."""
+
+OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory")
+"""What torch and the system say where there is none, in errors of no kind of their own."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,21 @@ def train_until(
                 raise cause from None
         if (failed := failure(error)) is None:
             raise
-        return replace(reached(folder), error=failed[:300])
+        kind = NO_MEMORY if _is_of_memory(error) else ""
+        return replace(reached(folder), error=f"{kind}{failed}"[:300])
     return reached(folder)
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was raised for, is that memory was not enough."""
+    while error is not None:
+        text = text_of(error).lower()
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+            said in text for said in OF_MEMORY
+        ):
+            return True
+        error = error.__context__
+    return False
 
 
 def train_folds(

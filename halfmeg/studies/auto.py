@@ -29,6 +29,7 @@ from halfmeg.files import write_json
 from halfmeg.networks.table import MODELS
 from halfmeg.studies.plan import time_training
 from halfmeg.training.fit import fit
+from halfmeg.training.job import check
 from halfmeg.training.listen import Listener
 from halfmeg.training.plan import Plan
 from halfmeg.training.recipes import build_recipe
@@ -269,6 +270,7 @@ def choose(
     if challenges and 2 * length <= TRIAL_SHARE * seconds:
         reason = "the best of what was tried"
         _require_held_out(data, start.seed)
+        check(best.config, data)  # a trial is not of the test images that init and teacher may know
         trials.append(best.try_for(length))
         tell(trials[0].line())
         top = trials[0]
@@ -285,6 +287,8 @@ def choose(
                 continue
             if size not in loaded:
                 loaded[size] = load_at(size)
+            if not _fits(config, loaded[size]):
+                continue
             candidate = _Candidate(config, loaded[size])
             if not is_worth_it(candidate):
                 continue
@@ -313,6 +317,15 @@ def _require_held_out(data: DataSplits, seed: int) -> None:
         ) from None
 
 
+def _fits(config: RunConfig, data: DataSplits) -> bool:
+    """Return whether what the user gave, as init or a network of one's own, takes a change."""
+    try:
+        check(config, data)
+    except ValueError:
+        return False
+    return True
+
+
 def _first(start: RunConfig, data: DataSplits, fixed: Collection[str]) -> RunConfig:
     """Return the first choice: the recipe, but for what the user gave."""
     # Its first epochs are of smaller images.
@@ -332,7 +345,7 @@ def _challenges(
     start: RunConfig, data: DataSplits, image_size: ImageSize | None, fixed: Collection[str]
 ) -> Iterator[tuple[str, Any]]:
     """Yield the settings that are tried instead, one at a time."""
-    if image_size is None:
+    if image_size is None and not start.teacher:  # which answers to images of its own size
         yield from (("image_size", side) for side in data.larger_sides)
     if not {"hflip", "alternate"} & set(fixed):
         yield "hflip", False

@@ -37,6 +37,10 @@ RETRIES = 20
 """How often a run is repeated when its node is lost."""
 
 
+class LostError(ValueError):
+    """A call did not fail by itself: its process or its node was lost, again and again."""
+
+
 @final
 class Cluster:
     """A Ray cluster, to be entered; the images are put into its object store once.
@@ -108,12 +112,15 @@ class Cluster:
         """Return what a call that has ended returned.
 
         Raises:
-            ValueError: it failed, or too many nodes were lost.
+            ValueError: it failed.
+            LostError: its process was killed, or too many nodes were lost.
         """
         try:
             return future.result()
-        except self.ray.exceptions.RayError as error:
+        except self.ray.exceptions.RayTaskError as error:
             raise ValueError(one_line(error, 300)) from None
+        except self.ray.exceptions.RayError as error:
+            raise LostError(one_line(error, 300)) from None
 
 
 def train_on_cluster(

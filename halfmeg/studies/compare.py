@@ -163,6 +163,7 @@ def compare(
     stack: bool = False,
     margin: float = MARGIN,
     tuned_on: Sequence[str | Path] = (),
+    beside: Sequence[str | Path] = (),
     listener: StudyListener | None = None,
 ) -> Comparison:
     """Train models × recipes × seeds, or folds, and compare them; what is trained is kept.
@@ -180,6 +181,8 @@ def compare(
         margin: difference within which two networks are called the same, 0 to 1.
         tuned_on: folders of the studies, searches or runs by which the settings were chosen: what
             was tried there for each network is counted as its `tuning_trials`.
+        beside: folders of studies on other data that belong to this one; their runs are not
+            counted there, nor are its own.
 
     Raises:
         ValueError: no model, a model twice, fewer than one seed, seeds and folds or neither, or too
@@ -198,7 +201,7 @@ def compare(
     if (seeds is None) == (folds is None):
         raise ValueError(f"seeds={seeds} and folds={folds}; give one of the two")
     divided = data if folds is None else Folds.of(data, folds)
-    configs = make_configs(models, recipes, seeds or folds or 0, tuned_on)
+    configs = make_configs(models, recipes, seeds or folds or 0, tuned_on, [out, *beside])
     study = run_study(
         configs, divided, out, workers=workers, cluster=cluster, gpus_per_run=gpus_per_run,
         stack=stack, reading=Reading(margin), listener=listener,
@@ -265,11 +268,13 @@ def compare_runs(
     Args:
         runs: of the same data; those that differ in the seed alone are one entrant.
         costs_from: the folder with `costs.json`.
-        failures: folder and error of runs that failed, for the record.
+        failures: folder and error of runs that failed, for the record. Where they have left no
+            two networks a seed in common, there are no pairs.
         reading: level, margin and earlier looks; None: the usual.
 
     Raises:
-        ValueError: no runs, an unfinished one, a damaged one, or runs of different data.
+        ValueError: no runs, an unfinished one, a damaged one, runs of different data, or networks
+            of which no two share a seed, though none has failed.
     """
     if not runs:
         raise ValueError("there are no runs to compare")
@@ -301,7 +306,9 @@ def compare_runs(
         num_test=sum(tested.values()) if fold else first.num_test,
         classes=first.classes,
         models=tuple(entrant for entrant, _ in entrants),
-        pairs=compare_pairs(entrants, level=reading.level, margin=reading.margin),
+        pairs=compare_pairs(
+            entrants, level=reading.level, margin=reading.margin, required=not failures
+        ),
         disagreements=_disagreements(entrants, first.classes),
         failures=failures or {},
         reading=reading,

@@ -64,12 +64,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        part = _draw_curves(left, comparison)
-        label = f"{PART_NAMES[part]} accuracy, %"
-        runs = [run for model in comparison.models for run in model.runs]
-        if part == "train" and any(run.config.hard_share < 1 for run in runs):
-            label += f"\n({HARD_IMAGES_NOTE})"
-        left.set_ylabel(label)
+        _draw_curves(left, comparison)
         _draw_seeds(right, comparison)
     return figure
 
@@ -110,7 +105,7 @@ def _draw_curve(axes: Axes, label: str, values: np.ndarray, colour: str) -> None
     epochs = np.arange(1, len(values) + 1)
     # A line through one point shows nothing.
     marker = "o" if np.isfinite(values).sum() == 1 else None
-    axes.plot(epochs, 100 * values, color=colour, label=label, marker=marker)
+    axes.plot(epochs, 100 * values, color=colour, label=in_legend(label), marker=marker)
 
 
 def _label_epochs(axes: Axes) -> None:
@@ -128,22 +123,30 @@ def _cycle(count: int) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
-def _draw_curves(axes: Axes, comparison: Comparison) -> str:
-    part, models = "val", comparison.models
-    for model, colour in zip(models, _cycle(len(models)), strict=True):
-        drawn = [accuracy_curve(run) for run in model.runs]
-        part = drawn[0][0]
-        length = min(len(values) for _, values in drawn)
-        curves = np.stack([values[:length] for _, values in drawn])
-        _draw_curve(axes, model.name, curves.mean(0), colour)
+def _draw_curves(axes: Axes, comparison: Comparison) -> None:
+    models = comparison.models
+    drawn = [[accuracy_curve(run) for run in model.runs] for model in models]
+    parts = [of_model[0][0] for of_model in drawn]
+    differ = len(set(parts)) > 1
+    for model, of_model, part, colour in zip(
+        models, drawn, parts, _cycle(len(models)), strict=True
+    ):
+        length = min(len(values) for _, values in of_model)
+        curves = np.stack([values[:length] for _, values in of_model])
+        label = f"{model.name}, {PART_NAMES[part]}" if differ else model.name
+        _draw_curve(axes, label, curves.mean(0), colour)
         low, high = 100 * curves.min(0), 100 * curves.max(0)
         axes.fill_between(np.arange(1, length + 1), low, high, color=colour, alpha=0.2, lw=0)
     counts = sorted({len(model.runs) for model in models})
     span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     seeds = f"{span} {comparison.unit}{'s' if counts[-1] > 1 else ''}"
     axes.set_title(f"Mean and range over {seeds}")
+    ylabel = "accuracy, %" if differ else f"{PART_NAMES[parts[0]]} accuracy, %"
+    on_hard = [any(run.config.hard_share < 1 for run in model.runs) for model in models]
+    if ("train", True) in zip(parts, on_hard, strict=True):
+        ylabel += f"\n({HARD_IMAGES_NOTE})"
+    axes.set_ylabel(ylabel)
     _label_epochs(axes)
-    return part
 
 
 def _draw_seeds(axes: Axes, comparison: Comparison) -> None:
@@ -176,6 +179,11 @@ def in_lines(name: str) -> str:
     """Break an entrant's name before what tells it from others of its network, and where long."""
     parts = name.replace(" (", "\n(", 1).splitlines()
     return "\n".join(line for part in parts for line in textwrap.wrap(part, NAME_WIDTH))
+
+
+def in_legend(label: str) -> str:
+    """Return a label as a legend shows it: matplotlib leaves out what begins with an underscore."""
+    return f"\u200b{label}" if label.startswith("_") else label  # a space of no width
 
 
 def _lay_out(figure: Figure) -> None:
@@ -275,7 +283,7 @@ def cost_figure(comparison: Comparison) -> Figure:
             for model, x, y, colour in zip(
                 models, axis.values, accuracies, _cycle(len(models)), strict=True
             ):
-                axes.scatter([x], [y], color=colour, s=36, zorder=3, label=model.name)
+                axes.scatter([x], [y], color=colour, s=36, zorder=3, label=in_legend(model.name))
             axes.set_xlabel(axis.label)
             axes.margins(x=0.18, y=0.15)
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -361,7 +369,8 @@ def calibration_figure(comparison: Comparison) -> Figure:
                     edge if c is None else c for c, edge in zip(item.confidence, edges, strict=True)
                 ]
                 y = [np.nan if value is None else value for value in item.accuracy]
-                axes.plot(x, y, lw=1, alpha=0.6, color=colour, label=label(model.name, item))
+                told = in_legend(label(model.name, item))
+                axes.plot(x, y, lw=1, alpha=0.6, color=colour, label=told)
                 sizes = [200 * share for share in item.share]
                 axes.scatter(x, y, s=sizes, color=colour, clip_on=False, zorder=3)
             axes.set(title=title, xlabel="stated confidence", xlim=(0, 1), ylim=(0, 1))

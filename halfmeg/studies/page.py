@@ -272,10 +272,7 @@ def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
 
 
 def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
-    compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
-    for a, b in combinations(comparison.models, 2):
-        if frozenset((a.name, b.name)) not in compared:
-            yield f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
+    yield from not_compared(comparison)
     reasons = dict.fromkeys(m.no_temperature for m in comparison.models if m.no_temperature)
     for reason in reasons:
         names = [model.name for model in comparison.models if model.no_temperature == reason]
@@ -288,6 +285,14 @@ def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
         )
     for name, error in comparison.failures.items():
         yield f"The run {name} failed and is not in the figures: {error}"
+
+
+def not_compared(comparison: Comparison) -> Iterator[str]:
+    """Say which networks are not compared, as they share no seed or fold."""
+    compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
+    for a, b in combinations(comparison.models, 2):
+        if frozenset((a.name, b.name)) not in compared:
+            yield f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
 
 
 def read_before(comparison: Comparison) -> str | None:
@@ -323,7 +328,8 @@ def seeds_vary(runs: Sequence[Run]) -> str:
     # A way to fill the border is no draw.
     if any(augmentation_of(c) != Augmentation(crop_mode=c.crop_mode) for c in configs):
         varied.append("the draws of augmentation")
-    split = any(config.val_fraction for config in configs)
+    # The user's own validation part is the same for each seed.
+    split = any(run.config.val_fraction and not run.data.num_validation for run in runs)
     if split:
         varied.append("the split into training and validation images")
     if runs[0].options.fold:

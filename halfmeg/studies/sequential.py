@@ -34,6 +34,7 @@ def compare_until_decided(
     config: RunConfig | Sequence[RunConfig],
     margin: float = MARGIN,
     tuned_on: Sequence[str | Path] = (),
+    beside: Sequence[str | Path] = (),
     **how: Unpack[HowTrained],
 ) -> Comparison:
     """Train and compare with 5, 8, 12, 20 seeds, until every pair is decided.
@@ -44,7 +45,7 @@ def compare_until_decided(
     look.
 
     Args:
-        models, data, out, config, margin, tuned_on: as for `compare`.
+        models, data, out, config, margin, tuned_on, beside: as for `compare`.
         how: workers, cluster, gpus_per_run, stack and listener, as for `run_study`.
 
     Raises:
@@ -55,7 +56,7 @@ def compare_until_decided(
     begun = begun_seeds(out)
     for seeds in [look for look in LOOKS if look >= begun] or LOOKS[-1:]:
         study = run_study(
-            make_configs(models, recipes, seeds, tuned_on), data, out,
+            make_configs(models, recipes, seeds, tuned_on, [out, *beside]), data, out,
             reading=Reading.until_decided(margin), **how,
         )  # fmt: skip
         if study.failures:

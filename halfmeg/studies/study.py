@@ -55,11 +55,13 @@ def make_configs(
     recipes: Sequence[RunConfig],
     seeds: int,
     tuned_on: Sequence[str | Path] = (),
+    own: Sequence[str | Path] = (),
 ) -> list[RunConfig]:
     """Return models × recipes × seeds 0 to `seeds` - 1, seed by seed.
 
     A model is a name of `MODELS`, a place, or a network handed over from Python. What was tried
-    for it in the folders `tuned_on` is counted as its `tuning_trials`.
+    for it in the folders `tuned_on` is counted as its `tuning_trials`, but for the runs in `own`,
+    which are the study's.
 
     Raises:
         ValueError: a model or recipe twice, none of them, fewer than one seed, or a folder without
@@ -74,7 +76,7 @@ def make_configs(
     if seeds < 1:
         raise ValueError(f"seeds={seeds} is out of range; allowed: 1 or more")
     terms = [
-        with_trials(replace(recipe, model=model), tuned_on)
+        with_trials(replace(recipe, model=model), tuned_on, own)
         for recipe in recipes
         for model in models
     ]

@@ -22,7 +22,7 @@ NO_SETTING = (*OWN_TO_A_RUN, "recipe", "tuning_trials")
 """Fields in which two runs may differ that try the same."""
 
 
-def count_trials(folders: Sequence[str | Path], model: str) -> int:
+def count_trials(folders: Sequence[str | Path], model: str, own: Sequence[str | Path] = ()) -> int:
     """Return how many settings were tried for a network.
 
     Runs that differ in seed, fold or machine alone try the same settings, and a study that was
@@ -32,6 +32,8 @@ def count_trials(folders: Sequence[str | Path], model: str) -> int:
     Args:
         folders: of searches, of studies, of runs, or folders that hold such.
         model: the network.
+        own: folders of the study that is counted for. Its runs were not tried before it, so they
+            are passed over, and the count stays the same while the study grows.
 
     Raises:
         ValueError: a folder holds no run, or a damaged one.
@@ -39,11 +41,11 @@ def count_trials(folders: Sequence[str | Path], model: str) -> int:
     tried: set[RunConfig] = set()
     for folder in map(Path, folders):
         found = dict(_runs_in(folder))
-        configs = {path: Run.open(path).config for path in found}
-        if not configs:
+        if not found:
             raise ValueError(
                 f"{folder} holds no run; name the folder of a study, of a search, or of runs"
             )
+        configs = {path: Run.open(path).config for path in found if not _is_below(path, own)}
         tried |= {
             _settings(config)
             for path, config in configs.items()
@@ -66,14 +68,23 @@ def _runs_in(folder: Path) -> Iterator[tuple[Path, bool]]:
             yield path.parent, above is not None
 
 
+def _is_below(path: Path, folders: Sequence[str | Path]) -> bool:
+    return any(path.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
+
+
 def _settings(config: RunConfig) -> RunConfig:
     defaults: dict[str, Any] = {field.name: field.default for field in fields(RunConfig)}
     return replace(config, **{name: defaults[name] for name in NO_SETTING})
 
 
-def with_trials(config: RunConfig, folders: Sequence[str | Path]) -> RunConfig:
-    """Return a config that also counts the trials in folders; its recipe's own stay counted."""
+def with_trials(
+    config: RunConfig, folders: Sequence[str | Path], own: Sequence[str | Path] = ()
+) -> RunConfig:
+    """Return a config that also counts the trials in folders; its recipe's own stay counted.
+
+    Those in `own` are passed over, as by `count_trials`.
+    """
     if not folders:
         return config
-    counted = count_trials(folders, config.model)
+    counted = count_trials(folders, config.model, own)
     return replace(config, tuning_trials=config.tuning_trials + counted)

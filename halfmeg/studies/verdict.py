@@ -212,13 +212,20 @@ def compare_pairs(
     *,
     level: float = LEVEL,
     margin: float = MARGIN,
+    required: bool = True,
 ) -> tuple[PairResult, ...]:
     """Compare each entrant with each later one, all pairs at once.
 
     Two that share no seed, or no fold, are not compared.
 
+    Args:
+        entrants: with their runs.
+        level: share of studies without a difference in which an interval may leave out 0.
+        margin: within which two are called the same, 0 to 1.
+        required: whether there has to be a pair, as where no run has failed.
+
     Raises:
-        ValueError: no two share a seed.
+        ValueError: no two share a seed, and a pair is required.
     """
     pairs, tables = [], []
     for i, j in itertools.combinations(range(len(entrants)), 2):
@@ -228,7 +235,7 @@ def compare_pairs(
             tables.append(table)
     first = entrants[0][1]
     folded = first[0].folded
-    if len(entrants) > 1 and not pairs:
+    if required and len(entrants) > 1 and not pairs:
         unit = "fold" if folded else "seed"
         raise ValueError(f"{entrants[0][0].name} and {entrants[1][0].name} share no {unit}")
     tests: list[PairTest] = []

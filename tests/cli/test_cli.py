@@ -608,6 +608,26 @@ def test_a_report_elsewhere_has_the_costs_that_the_study_has_measured(
     assert costs["logistic"] is None
 
 
+def test_a_report_has_no_costs_of_another_that_was_in_its_folder(
+    cli: Cli, small_study: Path, pictures: Path, tmp_path: Path
+) -> None:
+    names = ("logistic", "cnn")
+    for name in names:
+        terms = ("epochs=1", "image_size=16", "--data", str(pictures), "--out", name)
+        assert cli("train", "common", f"model={name}", *terms).code == 0
+    before = cli("report", *names, "--out", "page", "--json")
+    assert all(model["cost"]["latency_ms"] > 0 for model in before.json["models"]), before.err
+    runs = [str(small_study / f"{name}-seed-0") for name in names]
+    found = cli("report", *runs, "--out", "page", "--json")
+    assert "without the runs' data" in found.err
+    assert [model["cost"] for model in found.json["models"]] == [None, None]
+    study = shutil.copytree(small_study, tmp_path / "study")
+    cost = before.json["models"][0]["cost"] | {"latency_ms": 1.25}
+    (study / "costs.json").write_text(json.dumps(dict.fromkeys(names, cost)))
+    own = cli("report", "study", "--out", "page", "--json")
+    assert [model["cost"]["latency_ms"] for model in own.json["models"]] == [1.25, 1.25]
+
+
 def test_a_study_with_a_run_that_failed_is_reported(
     cli: Cli, small_study: Path, tmp_path: Path
 ) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 from test_search import TINY
@@ -16,10 +18,12 @@ from halfmeg.artifacts.run import Run
 from halfmeg.search.budget import Limits
 from halfmeg.search.finish import finish
 from halfmeg.search.journal import Journal, read_trials
-from halfmeg.search.lanes import SearchListener
-from halfmeg.search.record import Clock, Trial
+from halfmeg.search.lanes import Lanes, SearchListener
+from halfmeg.search.record import Clock, Trial, with_repeats
 from halfmeg.search.run import describe_search, open_search, start
 from halfmeg.search.state import Search
+from halfmeg.studies.cluster import Cluster
+from halfmeg.studies.pool import KILLED
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -34,6 +38,27 @@ def test_what_a_cluster_excludes_is_told(tmp_path: Path, monkeypatch, few_digits
     with pytest.raises(ValueError, match=r"no Ray cluster answers at '127\.0\.0\.1:1'"):
         start(tmp_path / "out", few_digits, *described, cluster="127.0.0.1:1")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("default")  # of Ray itself
+def test_a_trial_that_a_node_lost_does_not_count_as_failed(tmp_path: Path, few_digits) -> None:
+    ray = pytest.importorskip("ray")
+    raised = ray.exceptions
+    cluster = Cluster("auto", few_digits)
+    cluster.ray = ray
+    lanes = Lanes(few_digits, 1, None, lambda _: [], Clock(tmp_path), SearchListener(), print)
+    first = Trial(0, {}, "done", reached={2: 0.9})
+    for error, told, repeated in (
+        (raised.OutOfMemoryError("low on memory"), f"{KILLED}: low on memory", ()),
+        (raised.WorkerCrashedError(), f"{KILLED}: The worker died unexpectedly", ()),
+        (raised.RayTaskError("train", "KeyError: 1", KeyError(1)), "KeyError: 1", (0.0,)),
+    ):
+        lost = Future[Any]()
+        lost.set_exception(error)
+        reached = lanes._take_in(cluster, lost, Trial(1, {}, "running"))
+        assert (reached.error or "").startswith(told)
+        again = Trial(1, {}, "failed", error=reached.error or "", repeats=0)
+        assert with_repeats([first, again])[0].repeated == repeated
 
 
 @pytest.mark.slow

@@ -45,7 +45,15 @@ from halfmeg.search.budget import (
     parse_limits,
     require_room,
 )
-from halfmeg.search.finish import Timed, _configs, choose_baselines, decide, fill_up, finish
+from halfmeg.search.finish import (
+    Timed,
+    _configs,
+    _outcome,
+    choose_baselines,
+    decide,
+    fill_up,
+    finish,
+)
 from halfmeg.search.front import best_of, by_image, front, pick, read_answers
 from halfmeg.search.journal import Journal, read_trials, seeks_front, suggest
 from halfmeg.search.lanes import Lanes, SearchListener
@@ -84,6 +92,7 @@ from halfmeg.search.state import Search
 from halfmeg.search.trials import FIRST_SHARE, MOST_FAILURES, _Engine
 from halfmeg.search.vary import fitted, largest_within, mutated, parents
 from halfmeg.studies.pool import KILLED
+from halfmeg.studies.study import run_study
 from halfmeg.training.listen import SilentListener
 from halfmeg.training.stopping import TrainingInterruptedError
 
@@ -576,7 +585,43 @@ def test_the_last_comparison_is_planned_without_the_folds_of_a_trial() -> None:
     assert many.epochs == int(0.55 * 3600 / 5 / 5)  # here the trials' own time is less
 
 
-def test_a_second_training_that_failed_counts_against_a_trial() -> None:
+HUNGRY = '''
+import torch
+from torch import nn
+
+class Hungry(nn.Module):
+    """Asks for more memory than there is, after a few steps."""
+
+    def __init__(self, num_classes: int, kind: str) -> None:
+        super().__init__()
+        self.head, self.steps = nn.Linear(3, num_classes), 0
+        self.ask = {"python": bytearray, "torch": torch.empty}[kind]
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 12:
+            self.ask(2**59)
+        return self.head(x.mean((2, 3)))
+'''
+
+
+@pytest.fixture
+def errors_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: DataSplits
+) -> list[str]:
+    """What trials are told to have failed by, of Python and of torch."""
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    monkeypatch.chdir(tmp_path)
+    errors = []
+    for kind in ("python", "torch"):
+        config = small_config(model=f"hungry.py:Hungry(kind={kind!r})", epochs=9, batch_size=32)
+        told = train_until(config, tmp_path / kind, 9, few_digits)
+        assert told.error is not None and told.error.startswith("not enough memory: "), told
+        errors.append(told.error)
+    return errors
+
+
+def test_a_second_training_that_failed_counts_against_a_trial(errors_of_memory: list[str]) -> None:
     def trial(number: int, accuracy: float, **facts: Any) -> Trial:
         reached = {2: accuracy} if accuracy else {}
         return Trial(
@@ -587,7 +632,7 @@ def test_a_second_training_that_failed_counts_against_a_trial() -> None:
     fine = [trial(4, 0.94, repeats=1), trial(5, 0.92, repeats=2)]
     for error, winner in (
         ("the loss became nan in epoch 1", 1), ("too slow: 9 seconds are left of it", 0),
-        (KILLED, 0),
+        (KILLED, 0), *((error, 0) for error in errors_of_memory),
     ):  # fmt: skip
         failed = trial(3, 0.0, outcome="failed", repeats=0, error=error)
         best = best_of(with_repeats([*first, failed, *fine]))
@@ -1788,6 +1833,25 @@ def test_what_fails_in_the_last_comparison_is_listed(
     assert "Last comparison, nan.py:Nan: " in (out / "search.html").read_text()
     alone = finish(search, replace(final, folder="alone", baselines=final.baselines[:1]))
     assert alone.no_verdict == "every other network failed"
+
+
+def test_a_winner_that_shares_no_seed_with_another_is_told(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    def train(model: str, seed: int) -> RunConfig:
+        return small_config(model=model, seed=seed, epochs=1)
+
+    runs = [train("mlp", 0), train("logistic", 1), train("cnn", 1)]
+    study = run_study(runs, few_digits, tmp_path / "final-1")
+    failed = dict.fromkeys(("mlp-seed-1", "logistic-seed-0", "cnn-seed-0"), "the loss became nan")
+    winner = Trial(0, {}, "done", runs[0])
+    for count, num_pairs in ((3, 1), (2, 0)):
+        part = replace(study, runs=study.runs[:count], failures=failed)
+        outcome = _outcome(tmp_path, few_digits, winner, part, {})
+        assert outcome.no_verdict == "no network shares a seed with the winner"
+        assert outcome.comparison is not None
+        assert len(outcome.comparison.pairs) == num_pairs
+        assert outcome.failures == failed
 
 
 def engine_of(out: Path, data: DataSplits, clock: Clock) -> tuple[_Engine, Lanes]:

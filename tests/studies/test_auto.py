@@ -15,6 +15,7 @@ from PIL import Image
 from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
 from halfmeg.data.dataset import DataSplits
+from halfmeg.shipping.export import export
 from halfmeg.studies.auto import (
     Choice,
     Trial,
@@ -237,6 +238,37 @@ def test_larger_images_are_tried_where_there_are_any() -> None:
     found = choose(load_at, OF_ONE_SIZE, 300.0, fixed=GIVEN)
     assert load_at.asked == [32, 48, 64]
     assert [t.image_size for t in found.trials] == [32, 48, 64]
+
+
+@pytest.fixture(scope="module")
+def linear_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that was trained on the digits of `LargeImages`."""
+    folder = tmp_path_factory.mktemp("linear")
+    run = fit(OF_ONE_SIZE, first_digits(120), folder / "run")
+    export(run, first_digits(120), folder / "bundle", allow_loss=True)
+    return folder / "bundle"
+
+
+@pytest.mark.usefixtures("short_trials")
+@pytest.mark.parametrize("setting", ["init", "teacher"])
+def test_trials_begin_from_a_bundle_that_knows_the_images_and_take_its_size(
+    setting: str, linear_bundle: Path
+) -> None:
+    load_at = LargeImages()
+    start = replace(OF_ONE_SIZE, **{setting: str(linear_bundle)}, hflip=True)
+    found = choose(load_at, start, 300.0, fixed=["model", setting])
+    assert [(t.image_size, t.hflip) for t in found.trials] == [(32, True), (32, False)]
+    assert getattr(found.config, setting) == str(linear_bundle)
+
+
+@pytest.mark.usefixtures("short_trials")
+def test_a_bundle_that_knows_test_images_is_refused_before_any_trial(linear_bundle: Path) -> None:
+    data = first_digits(120)
+    seen = replace(data, test=data.train.subset(slice(0, 50)), fingerprint="other")
+    start, told = replace(OF_ONE_SIZE, teacher=str(linear_bundle)), list[str]()
+    with pytest.raises(ValueError, match="was trained on 50 of the 50 test images"):
+        choose(lambda side: seen, start, 300.0, fixed=["model", "teacher"], tell=told.append)
+    assert told == []
 
 
 def test_a_size_that_was_given_is_the_only_one_tried() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from halfmeg.data.dataset import DataSplits
 from halfmeg.studies import page as page_room  # whose test_readings is no test
-from halfmeg.studies.compare import Comparison, compare
+from halfmeg.studies.compare import Comparison, compare, compare_runs
 from halfmeg.studies.figures import (
     calibration_figure,
     comparison_figure,
@@ -168,14 +168,19 @@ def test_notes_name_each_reason_once_and_seeds_do_not_contradict_themselves(
     assert note in text
     runs = [model.runs[0] for model in comparison.models]
     without, held = (
-        SimpleNamespace(config=replace(runs[0].config, val_fraction=share), options=runs[0].options)
+        SimpleNamespace(
+            config=replace(runs[0].config, val_fraction=share), options=runs[0].options,
+            data=runs[0].data,
+        )
         for share in (0.0, 0.1)
-    )
+    )  # fmt: skip
     for mixed in ([without, held], [held, without]):
         said = page_room.seeds_vary(mixed)
         assert "the split into training and validation images" in said
         assert "they share the images before that split" in said
     assert "they share the training images" in page_room.seeds_vary([without])
+    held.data = replace(held.data, num_validation=20)  # a part of the user's own
+    assert page_room.seeds_vary([held]) == page_room.seeds_vary([without])
 
 
 def test_figures_are_repeatable_and_take_the_pages_colour(comparison: Comparison) -> None:
@@ -234,6 +239,47 @@ def test_a_curve_of_the_hard_images_alone_says_so(tmp_path: Path, few_digits) ->
     compared = compare(["logistic"], few_digits, seeds=2, out=tmp_path / "study", config=terms)
     curves = comparison_figure(compared).axes[0]
     assert curves.get_ylabel() == "training accuracy, %\n(later on hard images alone)"
+
+
+def test_curves_of_different_parts_each_name_theirs(tmp_path: Path, few_digits) -> None:
+    config = small_config(model="logistic", hard_share=0.5)
+    changes: dict[str, dict[str, Any]] = {
+        "val": {}, "test": {"monitor": "test"}, "train": {"val_fraction": 0.0},
+    }  # fmt: skip
+    runs = {
+        name: fit(replace(config, **change), few_digits, tmp_path / name)
+        for name, change in changes.items()
+    }
+    curves = comparison_figure(compare_runs([runs["val"], runs["test"]])).axes[0]
+    assert curves.get_ylabel() == "accuracy, %"
+    labels = [line.get_label().rpartition(", ")[2] for line in curves.lines]
+    assert sorted(labels) == ["test", "validation"]
+    curves = comparison_figure(compare_runs([runs["train"], runs["test"]])).axes[0]
+    assert curves.get_ylabel() == "accuracy, %\n(later on hard images alone)"
+
+
+def test_a_network_whose_name_begins_with_an_underscore_is_in_each_legend(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    names = {model.name: f"_nets.py:{model.name}" for model in comparison.models}
+    own = replace(
+        comparison,
+        models=tuple(replace(m, name=names[m.name]) for m in comparison.models),
+        pairs=tuple(replace(p, a=names[p.a], b=names[p.b]) for p in comparison.pairs),
+    )
+    page, _ = write_comparison(own, tmp_path / "page")
+    assert page.exists()
+    legends = [
+        legend
+        for figure in (comparison_figure(own), cost_figure(own), calibration_figure(own))
+        for legend in (figure.legends or [axes.get_legend() for axes in figure.axes])
+        if legend is not None
+    ]
+    assert len(legends) >= 3
+    for legend in legends:
+        texts = [text.get_text().lstrip("\u200b") for text in legend.get_texts()]
+        assert len(texts) == len(own.models)
+        assert all(text.startswith("_nets.py:") for text in texts)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")

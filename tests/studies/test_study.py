@@ -33,6 +33,7 @@ from halfmeg.studies.tables import p_text
 from halfmeg.studies.verdict import PairResult, in_points
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.listen import Listener, SilentListener
+from halfmeg.training.plan import derive_seed
 from halfmeg.training.stopping import TrainingInterruptedError
 
 
@@ -211,6 +212,54 @@ def test_a_failing_run_is_reported_and_the_others_go_on(
     assert list(study.failures) == ["cnn-seed-1"]
     assert "the loss became" in study.failures["cnn-seed-1"]
     assert sorted(heard) == [(0, False, 2), (1, True, 2)]
+
+
+FAILS = '''
+import torch
+from torch import nn
+
+class First(nn.Module):
+    """Fails with one seed, after a few steps."""
+    fails_with = SEED0
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head, self.steps = nn.Linear(3, num_classes), 0
+        self.seed = torch.initial_seed()
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 12 and self.seed == self.fails_with:
+            raise RuntimeError("not with this seed")
+        return self.head(x.mean((2, 3)))
+
+class Second(First):
+    fails_with = SEED1
+'''
+
+
+def test_networks_that_failed_on_opposite_seeds_have_a_page_and_no_verdict(
+    tmp_path: Path, pictures: Path, cli: Cli
+) -> None:
+    own = FAILS.replace("SEED0", str(derive_seed(0))).replace("SEED1", str(derive_seed(1)))
+    (tmp_path / "own.py").write_text(own)
+    names, terms = ["own.py:First", "own.py:Second"], ["epochs=3", "batch_size=32"]
+    command = ["compare", *names, *terms, "--seeds", "2", "--data", str(pictures), "--out", "s"]
+    done = cli(*command)
+    assert done.code == 1, done.err
+    found = json.loads((tmp_path / "s" / "comparison.json").read_text())
+    assert found["pairs"] == []
+    assert list(found["failures"]) == ["own-First-seed-0", "own-Second-seed-1"]
+    page = (tmp_path / "s" / "comparison.html").read_text()
+    assert "No verdict: no two networks share a seed." in page
+    assert "One network" not in page
+    for told in (page, done.out):
+        assert "share no seed and are not compared." in " ".join(told.split())
+    assert "failed: own-First-seed-0: RuntimeError: not with this seed" in done.err
+    reported = cli("report", "s", "--out", "again")
+    assert reported.code == 1, reported.err
+    runs = [f"s/{run}" for run in ("own-First-seed-1", "own-Second-seed-0")]
+    assert cli("report", *runs).is_one_line("share no seed")  # of these none failed
 
 
 def test_a_study_without_a_finished_run_says_why(tmp_path: Path, few_digits) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import first_digits, small_config
+from conftest import Cli, first_digits, small_config
 
 from halfmeg import Run, compare
+from halfmeg.studies.sequential import compare_until_decided
 from halfmeg.studies.study import make_configs, run_study
 from halfmeg.studies.trials import count_trials, with_trials
 
@@ -72,6 +74,56 @@ def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
     config.write_text(config.read_text()[:50])
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         count_trials([tmp_path], "mlp")
+
+
+def test_a_study_that_grows_does_not_count_itself(tried: Path, tmp_path: Path) -> None:
+    """Where the folder of what was tried holds the study's own."""
+    runs, config, data = tmp_path / "tried", small_config(epochs=1), first_digits(60)
+    for seeds in (1, 2):
+        found = compare(
+            ["mlp", "logistic"], data, seeds=seeds, out=runs / "study", config=config,
+            tuned_on=[runs],
+        )  # fmt: skip
+        trials = {m.name: m.runs[0].config.tuning_trials for m in found.models}
+        assert trials == {"mlp": 3, "logistic": 0}
+    assert count_trials([runs], "logistic") == 1
+    assert count_trials([runs / "study"], "logistic", [runs / ".." / "tried" / "study"]) == 0
+
+
+def test_a_study_until_decided_does_not_count_its_first_look(
+    tried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halfmeg.studies.sequential.LOOKS", (2, 3))
+    monkeypatch.setattr("halfmeg.studies.reading.LOOKS", (2, 3))
+    monkeypatch.setattr("halfmeg.studies.sequential.is_futile", lambda *_: False)
+    found = compare_until_decided(
+        ["mlp", "logistic"], first_digits(60), out=tried / "study", config=small_config(epochs=1),
+        margin=1e-6, tuned_on=[tried],
+    )  # fmt: skip
+    assert found.stopped == "ended with 3 seeds, the last look"
+    trials = {m.name: m.runs[-1].config.tuning_trials for m in found.models}
+    assert trials == {"mlp": 3, "logistic": 0}
+
+
+@pytest.mark.slow
+def test_a_study_of_several_data_sets_or_folds_does_not_count_itself(
+    tried: Path, tmp_path: Path, cli: Cli, pictures: Path
+) -> None:
+    few = shutil.copytree(pictures, tmp_path / "few")
+    for path in sorted(few.glob("train/*/*.png"))[::3]:
+        path.unlink()
+    names, terms = ["mlp", "logistic"], ["epochs=1", "tuning_trials=0", "--tuned-on", "tried"]
+    data = ["--data", str(pictures), "--data", str(few), "--out", "tried/sets"]
+    done = cli("compare", *names, *terms, *data, "--seeds", "1")
+    assert done.code == 0, done.err
+    of_sets = {p: Run.open(p.parent).config for p in tried.glob("sets/*/mlp-*/config.json")}
+    assert [config.tuning_trials for config in of_sets.values()] == [3, 3]
+    folded = ["model=mlp", "lr=0.004", *terms, "--data", str(pictures), "--folds", "2"]
+    for _ in range(2):
+        done = cli("train", "common", *folded, "--out", "tried/folds")
+        assert done.code == 0, done.err
+    of_folds = [Run.open(p.parent).config for p in tried.glob("folds/*/config.json")]
+    assert [config.tuning_trials for config in of_folds] == [4, 4]  # with that of the sets
 
 
 def test_a_study_counts_its_trials_for_each_network_and_says_so(
