@@ -19,6 +19,8 @@ from halfmeg.places.source import read_source
 
 DESCRIBED = "source.json"
 TEXTS = "source"
+HOLD_RUNS = ("study.json", "search.json")
+"""A study or a search has one of these, and runs in it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
 
 
 def check_outside(folder: Path, place: str) -> None:
-    """Refuse a place within a run folder.
+    """Refuse a place within the folder of a run, of a study or of a search.
 
     Raises:
         ValueError: it is, or its file does not exist.
@@ -118,4 +120,7 @@ def check_outside(folder: Path, place: str) -> None:
 
 
 def _within(folder: Path, path: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
+    """Return whether a file is within a folder, or within the study or search around it."""
+    folder = folder.resolve()
+    around = [above for above in folder.parents[:3] if any((above / n).exists() for n in HOLD_RUNS)]
+    return any(whole in path.resolve().parents for whole in (folder, *around))

@@ -136,17 +136,20 @@ def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
         best = decided(trials, before.final) if before.final else best_of(trials)
         if best is None or best.config is None:
             raise ValueError(f"{text} has no network that was trained to its end")
-        return best.config.model, best.config.budget
+        return _model_of(text, best.config)
     if _is_run(text):
-        config = Run.open(text).config
-        if is_place(config.model):
-            check_outside(Path(text), config.model)
-        return config.model, config.budget
+        return _model_of(text, Run.open(text).config)
     if not is_place(text) and text in MODELS and MODELS[text].scalable:
         weights = Limits(params=limits.params, flash=limits.flash)  # these a budget can always keep
         return _within(text, limits, data) or _within(text, weights, data) or (text, BUDGET)
     measure_costs(text, len(data.classes), data.image_shape, Limits())  # raises for an unknown one
     return text, BUDGET
+
+
+def _model_of(folder: str, config: RunConfig) -> Baseline:
+    if is_place(config.model):
+        check_outside(Path(folder), config.model)
+    return config.model, config.budget
 
 
 def _is_run(text: str) -> bool:

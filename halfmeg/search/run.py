@@ -12,9 +12,11 @@ from pathlib import Path
 
 import msgspec
 
+from halfmeg.artifacts.sources import check_outside
 from halfmeg.data.dataset import DataSplits, require_trainable
 from halfmeg.data.split import hold_out
 from halfmeg.files import holds_nothing, make_folder
+from halfmeg.places.place import is_place
 from halfmeg.search.budget import Limits, require_room
 from halfmeg.search.finish import (
     Baseline,
@@ -256,7 +258,8 @@ def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
     """Return what a search is, to go on with it.
 
     Raises:
-        ValueError: no search, other data than it had, or its space has changed.
+        ValueError: no search, other data than it had, or its space has changed; or it names Python
+            of its own folder.
     """
     folder = Path(folder)
     stored = read_stored(folder)
@@ -265,6 +268,10 @@ def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
             f"{folder} searched on other data than {data.name} is now; name its own with --data, "
             "or search anew"
         )
+    values = (text.partition("=")[2] for text in stored.settings)
+    for named in (stored.place, *stored.networks, *(stored.baselines or ()), *values):
+        if is_place(named):
+            check_outside(folder, named)
     table = load_space(stored.place) if stored.place else SPACE
     space = build_space(table, stored.networks, stored.settings)
     if space.rows() != [tuple(row) for row in stored.table]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place
 from halfmeg.places.source import read_source
 from halfmeg.search.budget import Limits
 from halfmeg.search.finish import choose_baselines
-from halfmeg.search.run import describe_search
+from halfmeg.search.record import write_stored
+from halfmeg.search.run import describe_search, open_search
 from halfmeg.studies.measure import measure
 
 NET = """
@@ -424,6 +426,43 @@ def test_nothing_that_takes_a_run_folder_runs_python_of_it(
         choose_baselines(stored_search, few_digits)
     with pytest.warns(PlaceWarning, match=refused):
         measure([Run.open("runs/a")], few_digits, folder)
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("mark", ["study.json", "search.json"])
+def test_nothing_that_takes_a_run_runs_python_of_what_holds_it(
+    folder: Path, few_digits: DataSplits, mark: str
+) -> None:
+    write(folder, NET)
+    run = fit(small_config(model="net.py:Net", epochs=1), few_digits, "all/trials/0001")
+    (folder / "all" / mark).write_text("{}")
+    write(folder / "all", NET + "\nopen('ran', 'w').close()\n", "evil.py")
+    stored = json.loads((run.folder / "config.json").read_text())
+    stored["config"]["model"] = "all/evil.py:Net"
+    (run.folder / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="no Python of a run folder is run"):
+        Run.open("all/trials/0001").load_model()
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("place", "all/evil.py:space"),
+        ("networks", ["all/evil.py:Net"]),
+        ("settings", ["loss=all/evil.py:loss"]),
+        ("baselines", ["all/evil.py:Net"]),
+    ],
+)
+def test_a_search_that_goes_on_runs_no_python_of_its_folder(
+    folder: Path, few_digits: DataSplits, key: str, value: Any
+) -> None:
+    stored, _ = describe_search(few_digits, limits=Limits(), seconds=600)
+    (folder / "all").mkdir()
+    write(folder / "all", NET + "\nopen('ran', 'w').close()\n", "evil.py")
+    write_stored(folder / "all", replace(stored, **{key: value}))
+    with pytest.raises(ValueError, match="no Python of a run folder is run"):
+        open_search("all", few_digits)
     assert not (folder / "ran").exists()
 
 
