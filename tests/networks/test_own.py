@@ -523,7 +523,7 @@ def test_settings_beside_python_of_ones_own_are_a_recipe(folder: Path) -> None:
 def test_a_network_too_large_to_be_stored_is_refused_before_training(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(folder, NET)
+    write(folder, NET + "# tried nowhere else in this process\n")
     floats = 3 * 8 * 9 + 8 + 4 * 8 + 513 * 10  # BatchNorm has parameters and sums
     size = 4 * floats + 8  # of the number of its batches, an int64
     told = (
