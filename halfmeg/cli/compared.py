@@ -78,6 +78,7 @@ def write_and_print_sets(
 
 def _print_comparison(result: Comparison) -> None:
     from halfmeg.studies.page import not_compared, read_before
+    from halfmeg.studies.study import NOT_FINISHED
 
     table = build_table(
         "network",
@@ -108,4 +109,5 @@ def _print_comparison(result: Comparison) -> None:
     if again := read_before(result):
         print_line(again)
     for name, error in result.failures.items():
-        print_error(f"failed: {name}: {error}")
+        told = "left out" if error == NOT_FINISHED else "failed"
+        print_error(f"{told}: {name}: {error}")

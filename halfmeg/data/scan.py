@@ -27,7 +27,10 @@ MAX_DEPTH = 100
 """Folders within each other that are looked into."""
 
 _OWN_FILES = (("config.json", "environment.json"), ("model.json", "model.safetensors"))
-_OWN_PAGES = frozenset(("study.json", "comparison.json", "comparison.html", "search.json"))
+_OWN_PAGES = frozenset((
+    "study.json", "comparison.json", "comparison.html", "ranking.json", "ranking.html",
+    "search.json",
+))  # fmt: skip
 _MAX_HEAD = 32
 _ENDING = re.compile(r"\.(?=\d*[a-z])[a-z0-9]+~?")
 """What may be an ending; behind other dots, as in `IMG.1234` and `a.jpg?w=300`, stands none."""

@@ -32,8 +32,8 @@ from halfmeg.studies.figures import (
     write_figure,
 )
 from halfmeg.studies.measure import COSTS, fingerprint_of, read_costs
-from halfmeg.studies.study import StudyData
-from halfmeg.studies.tables import TABLES, comparison_tables, write_tables
+from halfmeg.studies.study import NOT_FINISHED, StudyData
+from halfmeg.studies.tables import TABLES, comparison_tables, readings_table, write_tables
 from halfmeg.training.plan import augmentation_of
 
 FIGURE_FILES = {
@@ -130,10 +130,12 @@ def write_comparison(
     names = {name: FIGURE_FILES[name] for name in figures}
     for name, figure in figures.items():
         write_figure(figure, out / names[name])
+    for name in FIGURE_FILES.keys() - figures.keys():
+        (out / FIGURE_FILES[name]).unlink(missing_ok=True)  # of an earlier page
     page = out / "comparison.html"
     write_atomically(page, render_page(comparison, figures, data).encode())
     write_atomically(out / "comparison.md", render_markdown(comparison, names).encode())
-    write_tables(list(comparison_tables(comparison).values()), out / TABLES)
+    write_tables(comparison_tables(comparison), out / TABLES)
     return page, out / names["curves"]
 
 
@@ -160,7 +162,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "comparison": comparison,
         "budget": BUDGET,
         "notes": _notes(comparison),
-        "tables": comparison_tables(comparison),
+        "tables": {table.name: table for table in comparison_tables(comparison) if table.rows},
         "interval": comparison.interval_name,
         "unit": comparison.unit,
         "seeds_vary": seeds_vary(runs),
@@ -284,7 +286,8 @@ def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
             "each figure is of the last epoch, never the best."
         )
     for name, error in comparison.failures.items():
-        yield f"The run {name} failed and is not in the figures: {error}"
+        failed = "" if error == NOT_FINISHED else " failed and"
+        yield f"The run {name}{failed} is not in the figures: {error}"
 
 
 def not_compared(comparison: Comparison) -> Iterator[str]:
@@ -350,8 +353,7 @@ def seeds_vary(runs: Sequence[Run]) -> str:
 def test_readings(comparison: Comparison) -> str:
     """Say how often and for what the test set was read, as run folders and study have logged."""
     runs = [run for model in comparison.models for run in model.runs]
-    table = comparison_tables(comparison).get("readings")
-    logged = "; ".join(f"{row[0]}: {row[1]}" for row in table.rows) if table else ""
+    logged = "; ".join(f"{row[0]}: {row[1]}" for row in readings_table(comparison).rows)
     parts = [f"Readings of the test set, {len(runs)} runs: {logged}." if logged else ""]
     silent = sum(not run.test_readings() for run in runs)
     if silent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,28 +50,33 @@ class Reading:
         Raises:
             ValueError: `study.json` is damaged.
         """
-        try:
-            stored = read_json(folder / "study.json", StoredReading).reading
-        except (FileNotFoundError, NotADirectoryError):
-            return cls()
+        stored = _read(folder).reading
         return cls() if stored is None else cls(**vars(stored))
 
     @classmethod
     def of_all(cls, folders: Sequence[Path]) -> Reading:
-        """Return how studies and runs are read together: at the strictest level, after all looks.
+        """Return how studies and runs are read together: most strictly, and after all looks.
 
-        A run that stands in a study's folder counts as that study, which was read with it.
+        A run that stands in a study's folder counts as that study, which was read with it. Of
+        several studies a look at all seeds of one is no earlier look: none were added after it.
 
         Raises:
             ValueError: a `study.json` is damaged.
         """
-        found = [
-            cls.of(folder.absolute().parent if (folder / "config.json").exists() else folder)
+        whole = [
+            folder.absolute().parent if (folder / "config.json").exists() else folder
             for folder in folders
         ]
+        found = [cls.of(folder) for folder in whole]
+        if len({folder.resolve() for folder in whole}) > 1:
+            found = [
+                replace(one, looks=tuple(n for n in one.looks if n != begun_seeds(folder)))
+                for one, folder in zip(found, whole, strict=True)
+            ]
         plans = {one.planned for one in found}
         return replace(
             min(found, key=lambda one: one.level),
+            margin=min(one.margin for one in found),
             planned=plans.pop() if len(plans) == 1 else (),  # one without a plan has none to count
             looks=tuple(sorted({look for one in found for look in one.looks})),
         )
@@ -104,11 +109,35 @@ class Reading:
         return asdict(self)
 
 
+def begun_seeds(folder: Path) -> int:
+    """Return how many seeds the study of a folder was last begun with; 0 where there is none.
+
+    Raises:
+        ValueError: `study.json` is damaged.
+    """
+    return max((run.seed + 1 for run in _read(folder).runs), default=0)
+
+
+def _read(folder: Path) -> StoredReading:
+    try:
+        return read_json(folder / "study.json", StoredReading)
+    except (FileNotFoundError, NotADirectoryError):
+        return StoredReading()
+
+
 @dataclass(frozen=True)
 class StoredReading:
     """What this module reads of study.json; more stands there."""
 
     reading: StoredWhole | None = None
+    runs: list[StoredSeed] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StoredSeed:
+    """What this module reads of a run there."""
+
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.studies.compare import Comparison, compare_runs, compare_study
 from halfmeg.studies.power import LOOKS, is_futile
-from halfmeg.studies.reading import MARGIN, Reading
-from halfmeg.studies.study import begun_seeds, make_configs, run_study
+from halfmeg.studies.reading import MARGIN, Reading, begun_seeds
+from halfmeg.studies.study import make_configs, run_study
 from halfmeg.studies.workers import StudyListener
 
 
@@ -53,7 +53,7 @@ def compare_until_decided(
     """
     recipes = [config] if isinstance(config, RunConfig) else list(config)
     # A study goes on with the look that it was stopped before, or that decided it.
-    begun = begun_seeds(out)
+    begun = begun_seeds(Path(out))
     for seeds in [look for look in LOOKS if look >= begun] or LOOKS[-1:]:
         study = run_study(
             make_configs(models, recipes, seeds, tuned_on, [out, *beside]), data, out,

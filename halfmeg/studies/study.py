@@ -29,6 +29,9 @@ from halfmeg.training.stack import check_stack
 StudyData = DataSplits | Folds
 """What a study is of: one division into training and test images, or folds."""
 
+NOT_FINISHED = "it has not finished"
+"""Why a run that did not fail is not among those of its study."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -187,7 +190,8 @@ def open_finished(folders: Sequence[str | Path]) -> tuple[list[Run], dict[str, s
     """Open what `open_runs` opens, but of studies the finished runs alone.
 
     Returns:
-        The runs; and by its folder's name why a study's run is not among them.
+        The runs; and by its folder's name, of several studies by its path, why a study's run is
+        not among them.
 
     Raises:
         ValueError: as `open_runs`, or a study without a finished run.
@@ -206,7 +210,11 @@ def open_finished(folders: Sequence[str | Path]) -> tuple[list[Run], dict[str, s
             raise ValueError(f"{folder} has no finished run; `halfmeg compare` goes on with it")
         runs += finished
         names = {run.folder.name for run in finished}
-        failures |= {path.name: "it has not finished" for path in own if path.name not in names}
+        failures |= {
+            path.name if len(folders) == 1 else str(path): NOT_FINISHED
+            for path in own
+            if path.name not in names
+        }
     return runs, failures
 
 
@@ -232,16 +240,6 @@ def _read_study(folder: Path) -> StoredStudy | None:
         return read_json(folder / "study.json", StoredStudy)
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def begun_seeds(folder: str | Path) -> int:
-    """Return how many seeds the study of a folder was last begun with; 0 where there is none.
-
-    Raises:
-        ValueError: `study.json` is damaged.
-    """
-    stored = _read_study(Path(folder))
-    return max((run.seed + 1 for run in stored.runs), default=0) if stored else 0
 
 
 def _train_folds(

@@ -70,11 +70,16 @@ def _escape_latex(text: str) -> str:
 
 
 def write_tables(tables: Sequence[Table], out: Path) -> None:
-    """Write each table as `NAME.csv` and `NAME.tex` into `out`."""
+    """Write each table as `NAME.csv` and `NAME.tex` into `out`; one without rows has no files."""
     make_folder(out)
     for table in tables:
-        write_atomically(out / f"{table.name}.csv", table.to_csv().encode())
-        write_atomically(out / f"{table.name}.tex", table.to_latex().encode())
+        texts = {"csv": table.to_csv(), "tex": table.to_latex()}
+        for ending, text in texts.items():
+            path = out / f"{table.name}.{ending}"
+            if table.rows:
+                write_atomically(path, text.encode())
+            else:  # what lies there is of an earlier page
+                path.unlink(missing_ok=True)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -94,17 +99,16 @@ def p_text(p: float | None, level: float) -> str:
     return f"{p:.{digits}f}"
 
 
-def comparison_tables(comparison: Comparison) -> dict[str, Table]:
-    """Return all tables of a comparison by name; those without rows are left out."""
-    tables = [
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Return all tables of a comparison, also those without rows."""
+    return [
         _results(comparison),
         _differences(comparison),
         _classes(comparison),
         _calibration(comparison),
         _robustness(comparison),
-        _readings(comparison),
+        readings_table(comparison),
     ]
-    return {table.name: table for table in tables if table.rows}
 
 
 def _range(interval: Interval, unit: str) -> str:
@@ -231,7 +235,7 @@ def _robustness(comparison: Comparison) -> Table:
     return Table("robustness", "Table of robustness", columns, tuple(rows))
 
 
-def _readings(comparison: Comparison) -> Table:
+def readings_table(comparison: Comparison) -> Table:
     """List every reading of the test set that the run folders have logged, by what it was for."""
     found: dict[str, list[tuple[str, LoggedReading]]] = {}
     for model in comparison.models:

@@ -628,6 +628,32 @@ def test_a_report_has_no_costs_of_another_that_was_in_its_folder(
     assert [model["cost"]["latency_ms"] for model in own.json["models"]] == [1.25, 1.25]
 
 
+def test_runs_of_one_name_are_missing_each_for_itself(
+    cli: Cli, small_study: Path, tmp_path: Path
+) -> None:
+    """And what an earlier report has left of pairs goes."""
+    for name in ("a", "b"):
+        study = shutil.copytree(small_study, tmp_path / name)
+        (study / "cnn-seed-0" / "result.json").unlink()
+    page = tmp_path / "page"
+    assert cli("report", str(small_study), "--out", "page").code == 0
+    pairs = [page / name for name in ("differences.png", "tables/differences.csv")]
+    pairs.append(page / "tables" / "differences.tex")
+    assert all(path.exists() for path in pairs)
+    for run in (tmp_path / "b").glob("*-seed-*/config.json"):
+        stored = json.loads(run.read_text())
+        stored["config"]["weight_decay"] = 0.5
+        run.write_text(json.dumps(stored))
+    found = cli("report", "a", "b", "--out", "page")
+    assert found.code == 1
+    for name in ("a", "b"):
+        assert f"left out: {name}/cnn-seed-0: it has not finished" in found.err
+    told = "is not in the figures: it has not finished"
+    assert (page / "comparison.md").read_text().count(told) == 2
+    assert cli("report", "a/logistic-seed-0", "--out", "page").code == 0
+    assert not any(path.exists() for path in pairs)
+
+
 def test_a_study_with_a_run_that_failed_is_reported(
     cli: Cli, small_study: Path, tmp_path: Path
 ) -> None:

@@ -359,6 +359,9 @@ def test_results_of_halfmeg_are_no_class(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "found" / "search.json").write_text("{}")
     picture(1).save(tmp_path / "found" / "figure.png")
     (tmp_path / "found" / "trials").mkdir()
+    (tmp_path / "sets").mkdir()  # as a comparison on several data sets leaves it
+    (tmp_path / "sets" / "ranking.json").write_text("{}")
+    picture(2).save(tmp_path / "sets" / "ranks.png")
     assert set(load_dataset(str(tmp_path)).classes) == {"cat", "dog"}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from halfmeg.files import write_json
 from halfmeg.studies.power import LOOK_LEVEL, LOOKS
-from halfmeg.studies.reading import Reading
+from halfmeg.studies.reading import MARGIN, Reading
 from halfmeg.studies.stats import LEVEL
 
 
@@ -40,5 +40,21 @@ def test_studies_together_have_the_looks_of_all(tmp_path: Path) -> None:
         assert found.unplanned_looks(5) == (2, 3)
     planned = study(tmp_path / "d", Reading.until_decided(0.02).with_look(5))
     both = Reading.of_all([read, planned])
-    assert (both.level, both.margin) == (LOOK_LEVEL, 0.02)
+    assert (both.level, both.margin) == (LOOK_LEVEL, MARGIN)
     assert both.unplanned_looks(8) == (2, 3, 5)
+
+
+def test_studies_together_were_not_read_before_they_ended(tmp_path: Path) -> None:
+    """Each was looked at once, with all of its seeds; one that seeds were added to, before."""
+    folders = []
+    for name, begun, margin in (("three", 3, 0.005), ("five", 5, 0.01), ("grown", 5, 0.01)):
+        looks = Reading(margin).with_look(3 if name == "grown" else begun)
+        folder = study(tmp_path / name, looks)
+        runs = [{"seed": seed} for seed in range(begun)]
+        write_json(folder / "study.json", {"runs": runs, "reading": looks.to_dict()})
+        folders.append(folder)
+    three, five, grown = folders
+    assert Reading.of_all([three, five]) == Reading.of_all([five, three])
+    assert Reading.of_all([five, three]).margin == 0.005
+    assert Reading.of_all([three, five]).unplanned_looks(5) == ()
+    assert Reading.of_all([five, grown]).unplanned_looks(5) == (3,)
