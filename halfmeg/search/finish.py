@@ -35,7 +35,7 @@ from halfmeg.studies.compare import Comparison, compare_runs
 from halfmeg.studies.study import Study, run_study
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.fit import resume
-from halfmeg.training.job import check
+from halfmeg.training.job import fits
 
 BASELINES = ("cnn", "resnet20", "record", "resnet8", "sprint", "mobilenetv2", "mlp")
 """What a winner is compared with where the user names nothing: the first three that fit."""
@@ -307,15 +307,7 @@ def _configs(winner: RunConfig, final: Final, data: DataSplits) -> Iterator[RunC
         for model, budget in final.baselines:
             trials = final.tuning_trials if (model, budget) in final.former else 0
             config = replace(winner, model=model, budget=budget, seed=seed, tuning_trials=trials)
-            yield config if _takes(config, data) else replace(config, small_size=0, first_size=0)
-
-
-def _takes(config: RunConfig, data: DataSplits) -> bool:
-    try:
-        check(config, data)
-    except ValueError:
-        return False
-    return True
+            yield config if fits(config, data) else replace(config, small_size=0, first_size=0)
 
 
 def _outcome(

@@ -29,7 +29,7 @@ from halfmeg.files import write_json
 from halfmeg.networks.table import MODELS
 from halfmeg.studies.plan import time_training
 from halfmeg.training.fit import fit
-from halfmeg.training.job import check
+from halfmeg.training.job import check, fits
 from halfmeg.training.listen import Listener
 from halfmeg.training.plan import Plan
 from halfmeg.training.recipes import build_recipe
@@ -287,7 +287,7 @@ def choose(
                 continue
             if size not in loaded:
                 loaded[size] = load_at(size)
-            if not _fits(config, loaded[size]):
+            if not fits(config, loaded[size]):  # what was given, as init, may not take a change
                 continue
             candidate = _Candidate(config, loaded[size])
             if not is_worth_it(candidate):
@@ -315,15 +315,6 @@ def _require_held_out(data: DataSplits, seed: int) -> None:
             f"training images of {data.name} can be held out: no class has two, or all are one "
             "group; add images, or train a recipe with val_fraction=0"
         ) from None
-
-
-def _fits(config: RunConfig, data: DataSplits) -> bool:
-    """Return whether what the user gave, as init or a network of one's own, takes a change."""
-    try:
-        check(config, data)
-    except ValueError:
-        return False
-    return True
 
 
 def _first(start: RunConfig, data: DataSplits, fixed: Collection[str]) -> RunConfig:

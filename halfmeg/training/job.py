@@ -87,6 +87,15 @@ def check(config: RunConfig, data: DataSplits) -> None:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
 
 
+def fits(config: RunConfig, data: DataSplits) -> bool:
+    """Return whether `check` finds nothing that would fail later."""
+    try:
+        check(config, data)
+    except ValueError:
+        return False
+    return True
+
+
 def check_places(config: RunConfig, data: DataSplits) -> None:
     """Try out what a config has of the user's own; what was tried is not tried again.
 
