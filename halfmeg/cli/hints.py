@@ -35,6 +35,7 @@ def check_train_words(recipe: str, settings: Sequence[str], data: str | None = N
         settings_file = word == recipe and word.endswith(".json") and Path(word).is_file()
         if Path(word).exists() and not settings_file:
             _say("train", f"{word} is data", name, "--data", word, *others)
+        _check_missing(word)
     known = ["auto", *RECIPES]
     if not (recipe in known or "=" in recipe or is_place(recipe) or recipe.endswith(".json")):
         raise unknown_recipe(recipe, known)
@@ -59,6 +60,7 @@ def check_network_words(command: str, names: Sequence[str], settings: Sequence[s
         _check_place(word)
         if Path(word).exists() and ":" not in word:
             _say(command, f"{word} is data", *(others or missing), *settings, "--data", word)
+        _check_missing(word)
 
 
 def check_setting_words(settings: Sequence[str], *others: str) -> None:
@@ -99,8 +101,16 @@ def _setting_names() -> set[str]:
 
 
 def _check_place(word: str) -> None:
-    if word.endswith(".py") and Path(word).is_file():
-        raise ValueError(f"{word} is a file of Python; name what it holds: {word}:NAME")
+    if word.endswith(".py"):
+        what = "is a file of Python" if Path(word).is_file() else "does not exist"
+        raise ValueError(f"{word} {what}; name what it holds: {word}:NAME")
+
+
+def _check_missing(word: str) -> None:
+    # of networks and recipes only those with settings, or in a file of Python, have such signs
+    is_path = any(sign in word for sign in "/\\ ") and not any(sign in word for sign in "(:")
+    if is_path and not word.endswith(".json") and not Path(word).exists():
+        raise ValueError(f"{word} is no file or folder here; images are named by --data")
 
 
 def _say(command: str, what: str, *words: str) -> None:

@@ -707,6 +707,15 @@ def test_a_line_to_type_can_be_typed(cli: Cli, pictures: Path, tmp_path: Path) -
     assert shlex.split(line) == ["compare", "mlp", "residual(width=16)", "--data", "my photos"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("train", "photos/"), ("train", "record", "./photos"), ("compare", "cnn", "my photos")],
+)
+def test_a_path_of_nothing_is_called_a_path(cli: Cli, arguments: tuple[str, ...]) -> None:
+    told = f"{arguments[-1]} is no file or folder here; images are named by --data"
+    assert cli(*arguments).is_one_line(told)
+
+
 def test_data_sets_beside_the_tables_of_all(cli: Cli, pictures: Path, tmp_path: Path) -> None:
     for name in ("tables", "chairs"):
         shutil.copytree(pictures, tmp_path / name)

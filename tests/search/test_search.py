@@ -2039,6 +2039,7 @@ def test_what_only_reads_changes_nothing(
         (["fold=2/5"], "fold=2/5 is one fold"),
         (["--params", "100_k"], "--params 100_k is no amount"),
         (["one"], "one is data; write: halfmeg search --data one"),
+        (["my photos"], "my photos is no file or folder here; images are named by --data"),
         (["--baseline", "resnet21"], "did you mean 'resnet"),
         (["--out", "taken"], "taken exists and holds no search"),
         (["--resume", "taken"], "taken holds no search"),

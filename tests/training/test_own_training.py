@@ -184,6 +184,7 @@ def test_a_recipe_of_ones_own(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     assert done.is_one_line("mine.py:wrong returns a dict", "RunConfig")
     assert cli("train", "mine.py").is_one_line("mine.py is a file of Python", "mine.py:NAME")
     assert cli("compare", "net.py", "cnn").is_one_line("net.py is a file of Python", "net.py:NAME")
+    assert cli("compare", "gone.py", "cnn").is_one_line("gone.py does not exist", "gone.py:NAME")
     done = cli("train", "mine.py:needs_an_argument")
     assert done.is_one_line("needs the argument 'lr'", "it is called with no arguments")
 
