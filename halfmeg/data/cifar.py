@@ -24,6 +24,7 @@ from halfmeg.data.dataset import Dataset, DataSplits, build_splits
 from halfmeg.data.decode import Progress
 from halfmeg.data.pace import Pace, TooSlowError
 from halfmeg.data.shape import RGB, ImageShape
+from halfmeg.data.trivial import to_gray
 from halfmeg.data.unpack import read_members
 from halfmeg.files import make_folder, read_limited
 
@@ -115,12 +116,10 @@ def load_cifar10(data_dir: Path, shape: ImageShape, progress: Progress) -> DataS
 
 
 def _to_gray(splits: DataSplits) -> DataSplits:
-    """Return the images with one channel, luma as Pillow computes it for other sources."""
+    """Return the images with one channel, as Pillow makes it of other sources."""
 
     def convert(dataset: Dataset) -> Dataset:
-        red, green, blue = dataset.images.to(torch.int32).unbind(1)
-        luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-        return replace(dataset, images=luma[:, None].to(torch.uint8))
+        return replace(dataset, images=to_gray(dataset.images).to(torch.uint8))
 
     return build_splits(splits.name, convert(splits.train), convert(splits.test))
 

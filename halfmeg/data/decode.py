@@ -5,6 +5,7 @@ Whatever a decoder raises is caught here, in one place, and every bound stands b
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -251,6 +252,13 @@ def fit_image(image: Image.Image, shape: ImageShape, fit: FitName, note: str = "
 def to_image(pixels: np.ndarray) -> Image.Image:
     """Return an image, uint8 C×H×W of one channel or three, for Pillow."""
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def png_address(pixels: np.ndarray) -> str:
+    """Return an image, uint8 C×H×W of one channel or three, as a PNG in a data URI."""
+    buffer = io.BytesIO()
+    to_image(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 _TURNS = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import jinja2
 import numpy as np
 
 from halfmeg.data.check import DataReport
-from halfmeg.data.decode import to_image
+from halfmeg.data.decode import png_address
 from halfmeg.data.source import DecodedSource
 from halfmeg.files import make_folder, write_atomically
 
@@ -48,19 +46,19 @@ def write_check_page(report: DataReport, source: DecodedSource, path: Path) -> N
         own = np.flatnonzero(train.labels.numpy() == label)
         # Spread over the whole class, since files beside each other are often alike.
         chosen = own[np.linspace(0, len(own) - 1, min(PER_CLASS, len(own))).round().astype(int)]
-        sheets[name] = [(names[i], _picture(train.images[i].numpy())) for i in chosen.tolist()]
+        sheets[name] = [(names[i], png_address(train.images[i].numpy())) for i in chosen.tolist()]
     worst = sorted(
         report.near_duplicates,
         key=lambda p: (not p.across_classes, not p.across_parts, -p.likeness),
     )
     pairs: list[dict[str, Any]] = [
         vars(pair)
-        | {"first_picture": _picture(pixels[pair.first])}
-        | {"second_picture": _picture(pixels[pair.second])}
+        | {"first_picture": png_address(pixels[pair.first])}
+        | {"second_picture": png_address(pixels[pair.second])}
         for pair in worst[:MOST_PAIRS]
     ]
     wrong = [
-        vars(item) | {"picture": _picture(pixels[item.name])}
+        vars(item) | {"picture": png_address(pixels[item.name])}
         for item in (report.wrong_labels or ())[:MOST_LABELS]
     ]
     by_light = sorted(pixels, key=lambda name: float(pixels[name].mean()))
@@ -75,14 +73,7 @@ def write_check_page(report: DataReport, source: DecodedSource, path: Path) -> N
         sheets=sheets,
         pairs=pairs,
         wrong=wrong,
-        extremes=[(name, _picture(pixels[name])) for name in ends],
+        extremes=[(name, png_address(pixels[name])) for name in ends],
     )
     make_folder(path.parent)
     write_atomically(path, text.encode(errors="backslashreplace"))
-
-
-def _picture(pixels: np.ndarray) -> str:
-    """Return an image, uint8 C×H×W, as a PNG in a data URI."""
-    buffer = io.BytesIO()
-    to_image(pixels).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -114,11 +114,11 @@ def _brightness(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _colour(images: Tensor, strength: Tensor) -> Tensor:
-    return _blend(_gray(images), images, strength)
+    return _blend(to_gray(images), images, strength)
 
 
 def _contrast(images: Tensor, strength: Tensor) -> Tensor:
-    mean = _gray(images).float().mean((1, 2, 3), keepdim=True)
+    mean = to_gray(images).float().mean((1, 2, 3), keepdim=True)
     return _blend((mean + 0.5).floor(), images, strength)
 
 
@@ -137,12 +137,12 @@ def _blend(base: Tensor, images: Tensor, strength: Tensor) -> Tensor:
     return (base + factor * (images - base)).clamp(0, 255).to(torch.uint8)
 
 
-def _gray(images: Tensor) -> Tensor:
+def to_gray(images: Tensor) -> Tensor:
     """Return int32 B×1×H×W: the luma of ITU-R BT.601, in Pillow's fixed point."""
     if images.shape[1] != 3:
         return images[:, :1].int()
-    weights = torch.tensor([19595, 38470, 7471], device=images.device).view(-1, 1, 1)
-    return ((images.int() * weights).sum(1, keepdim=True) + 0x8000 >> 16).int()
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device)
+    return ((images.int() * weights.view(-1, 1, 1)).sum(1, keepdim=True) + 0x8000 >> 16).int()
 
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ def require_compiler() -> None:
         if shutil.which(program) is None:
             raise ValueError(
                 f"--target web needs {program}, which is not installed: on Debian or Ubuntu "
-                "`apt-get install clang lld`, on a Mac `brew install llvm lld`"
+                "`apt-get install clang lld`, on a Mac `brew install llvm lld`, "
+                'then `export PATH="$(brew --prefix llvm)/bin:$PATH"`'
             )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +16,7 @@ from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
 from halfmeg.data.augment import Augmentation
-from halfmeg.data.decode import to_image
+from halfmeg.data.decode import png_address
 from halfmeg.data.folds import Folds
 from halfmeg.files import make_folder, read_json, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
@@ -214,11 +212,9 @@ def render_markdown(comparison: Comparison, pictures: dict[str, str]) -> str:
 
 
 def _picture(pixels: np.ndarray) -> str:
-    """Return uint8 C×H×W as a PNG data address, whole pixels enlarged to 96 or more."""
+    """Return uint8 C×H×W as a PNG in a data URI, whole pixels enlarged to 96 or more."""
     times = max(1, -(-96 // pixels.shape[-1]))
-    buffer = io.BytesIO()
-    to_image(pixels.repeat(times, 1).repeat(times, 2)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_address(pixels.repeat(times, 1).repeat(times, 2))
 
 
 def _notes(comparison: Comparison) -> list[str]:
