@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,29 +128,51 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
     Raises:
         ValueError: the file is missing or damaged, or holds the weights of another network.
     """
-    expected = named_tensors(model)
     content = read_checked(path, MAX_WEIGHTS_BYTES, sha256, "has the run finished?")
     try:
         stored = load_tensors(content)
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise ValueError(f"{path} is damaged: {error}") from None
+    copy_weights(model, stored, str(path), OTHER_VERSION)
+
+
+def copy_weights(
+    model: nn.Module, stored: Mapping[str, Tensor], source: str, remedy: str,
+    left: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Copy tensors into a network, all of them or none.
+
+    Args:
+        model: the network.
+        stored: parameters and buffers by their names, as `named_tensors` gives them.
+        source: where they are from, as it is called in errors.
+        remedy: for tensors of another network.
+        left: names of the network's tensors that stay as they are.
+
+    Raises:
+        ValueError: one is missing, has another shape or type, is not finite or not the network's.
+    """
+    expected = {name: own for name, own in named_tensors(model).items() if name not in left}
     for name, tensor in expected.items():
         if name not in stored or stored[name].shape != tensor.shape:
             found = tuple(stored[name].shape) if name in stored else "nothing"
             raise ValueError(
-                f"{path} does not fit the network: {name} is {found}, "
-                f"expected {tuple(tensor.shape)}; {OTHER_VERSION}"
+                f"{source} does not fit the network: {name} is {found}, "
+                f"expected {tuple(tensor.shape)}; {remedy}"
             )
         if stored[name].dtype != tensor.dtype:
             raise ValueError(
-                f"{path} does not fit the network: {name} is {stored[name].dtype}, "
-                f"expected {tensor.dtype}; {OTHER_VERSION}"
+                f"{source} does not fit the network: {name} is {stored[name].dtype}, "
+                f"expected {tensor.dtype}; {remedy}"
             )
         if not (stored[name].isfinite() | ~tensor.isfinite()).all():  # a mask of -inf is built so
-            raise ValueError(f"{path} is damaged: {name} is not finite")
-    if unknown := sorted(set(stored) - set(expected)):
+            raise ValueError(f"{source} is damaged: {name} is not finite")
+    if unknown := sorted(set(stored) - set(expected) - set(left)):
         name = unknown[0]
-        raise ValueError(f"{path} does not fit the network: it has no {name}; {OTHER_VERSION}")
+        raise ValueError(
+            f"{source} does not fit the network: {name} is {tuple(stored[name].shape)}, which "
+            f"the network does not have; {remedy}"
+        )
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(stored[name])

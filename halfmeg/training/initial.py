@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.weights import copy_weights
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.protocol import body_parameters
@@ -27,7 +28,7 @@ def load_initial_weights(model: nn.Module, config: RunConfig, data: DataSplits) 
     Classes are the same where names and order are.
 
     Raises:
-        ValueError: no bundle, or one of another network or of other sizes throughout.
+        ValueError: no bundle, or one of another network, of which any layer but that head differs.
     """
     bundle = Bundle.open(config.init)
     if bundle.model != short_name(config.model):
@@ -40,20 +41,11 @@ def load_initial_weights(model: nn.Module, config: RunConfig, data: DataSplits) 
             f"init={config.init} was made with budget={bundle.budget}, "
             f"not {config.budget}; add budget={bundle.budget}"
         )
-    stored = bundle.load_state()
-    own = model.state_dict()
     left = set() if bundle.classes == data.classes else head_of(model, config, data)
-    fitting = {
-        name: value
-        for name, value in stored.items()
-        if name in own and own[name].shape == value.shape and name not in left
-    }
-    if not any(value.ndim > 1 for value in fitting.values()):
-        raise ValueError(
-            f"init={config.init} holds no weights that fit {config.model} as it is now; leave init "
-            f"out, or build the network as it was"
-        )
-    model.load_state_dict(own | fitting)
+    size = bundle.image_shape.written
+    resized = bundle.image_shape != data.image_shape
+    remedy = f"{f'add image_size={size}' if resized else 'build it as it was'}, or leave init out"
+    copy_weights(model, bundle.load_state(), f"init={config.init}", remedy, left)
     return bundle
 
 
