@@ -287,7 +287,9 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     use_channels_last(model)
     own_batch = ranks.num_own(config.batch_size)
     chosen = ranks.first(lambda: chosen_by(run, model, plan, own_batch, dtype))
-    wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
+    wrapped = ranks.wrap(
+        model, synchronize_batchnorm=config.sync_bn, passes_over=is_place(config.model)
+    )
     network = compiled(with_kernels(wrapped, chosen.kernels), device, on=chosen.compile)
     state = build_state(config, data, model, plan, dtype, ranks)
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
