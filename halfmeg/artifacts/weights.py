@@ -27,6 +27,16 @@ OTHER_VERSION = (
 )
 
 
+def checkpoint_name(epoch: int, step: int) -> str:
+    """Return the name of the checkpoint after so many epochs, and steps of the next one."""
+    return f"epoch_{epoch:05d}_step_{step:07d}.pt"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoint files of a run folder, the newest last; none where there is none."""
+    return sorted((folder / "checkpoints").glob("epoch_*_step_*.pt"))
+
+
 def checkpoint_to_bytes(state: Mapping[str, Any]) -> bytes:
     """Return the content of a checkpoint.
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.inherited import Inherited, Source, read_sources_of
+from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import copy_weights
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
@@ -15,11 +17,35 @@ from halfmeg.networks.table import build_model
 from halfmeg.places.place import short_name
 
 
-def inherited_ids(config: RunConfig) -> np.ndarray | None:
-    """Return the ids of the images that a config's initial weights and teacher know, if any."""
-    found = [Bundle.open(place).trained_on() for place in (config.init, config.teacher) if place]
-    known = [ids for ids in found if ids is not None]
-    return np.concatenate(known) if known else None
+def inherited_by(config: RunConfig, data: DataSplits) -> Inherited | None:
+    """Return what a run takes over from its initial weights and its teacher; None without them."""
+    named = {"init": config.init, "teacher": config.teacher}
+    bundles = {name: Bundle.open(place) for name, place in named.items() if place}
+    if not bundles:
+        return None
+    sources = {
+        name: Source(bundle.weights_sha256, bundle.known.whole and bundle.known.comparable(data))
+        for name, bundle in bundles.items()
+    }
+    ids = [ids for bundle in bundles.values() if (ids := bundle.trained_on()) is not None]
+    return Inherited(sources, np.concatenate(ids) if ids else None)
+
+
+def require_inherited(run: Run) -> None:
+    """Raise where a run's initial weights or its teacher are no longer what it began with.
+
+    Raises:
+        ValueError: another bundle lies there now, or none.
+    """
+    for name, then in read_sources_of(run.folder).items():
+        place = getattr(run.config, name)
+        now = Bundle.open(place).weights_sha256
+        if now != then.sha256:
+            raise ValueError(
+                f"{name}={place} holds other weights than {run.folder} began with: their SHA-256 "
+                f"is {now[:12]}, then it was {then.sha256[:12]}; put those back there, or train "
+                "anew with another --out"
+            )
 
 
 def load_initial_weights(model: nn.Module, config: RunConfig, data: DataSplits) -> Bundle:
