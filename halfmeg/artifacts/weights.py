@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from halfmeg.errors import with_kind
 from halfmeg.files import read_limited
 from halfmeg.networks.own import MAX_WEIGHTS_BYTES
 
@@ -41,11 +42,25 @@ def checkpoint_to_bytes(state: Mapping[str, Any]) -> bytes:
     """Return the content of a checkpoint.
 
     Raises:
-        ValueError: it is larger than what `read_checkpoint` takes.
+        ValueError: it is larger than what `read_checkpoint` takes, or holds what that refuses.
     """
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    if (size := buffer.tell()) > MAX_CHECKPOINT_BYTES:
+    try:
+        torch.save(dict(state), buffer)
+        size = buffer.tell()
+        buffer.seek(0)
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
+    except MemoryError:
+        raise
+    except Exception as error:  # of what a user's own code keeps it may be anything
+        raise ValueError(f"a checkpoint cannot be written: {with_kind(error, 200)}") from None
+    if foreign or not _holds_its_tensors(state):
+        held = ", ".join(sorted(foreign)) or "a tensor that repeats its memory, as of `expand`"
+        raise ValueError(
+            f"a checkpoint would hold {held}, which is not read again; keep numbers, and "
+            "tensors of their own, in the state of an optimizer"
+        )
+    if size > MAX_CHECKPOINT_BYTES:
         raise ValueError(
             f"a checkpoint would have {size:,} bytes; allowed: {MAX_CHECKPOINT_BYTES:,}; take a "
             "smaller network, or what keeps less beside it, as optimizer=sgd and ema=0"
@@ -69,10 +84,19 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
                 return None
             if archive.testzip() is not None:
                 return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if isinstance(state, dict) and _holds_its_tensors(state) else None
+        return load_checkpoint(path)
     except Exception:  # what a damaged file raises depends on where the damage is
         return None
+
+
+def load_checkpoint(file: Path | io.BytesIO) -> dict[str, Any] | None:
+    """Load a file that is whole, without unpickling code; None where a tensor is not its own.
+
+    Raises:
+        Exception: it holds something else than tensors, numbers, texts and what they stand in.
+    """
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return state if isinstance(state, dict) and _holds_its_tensors(state) else None
 
 
 def _holds_its_tensors(value: object) -> bool:
