@@ -44,7 +44,7 @@ import torch
 from arguments import open_data
 
 from halfmeg.artifacts.environment import environment
-from halfmeg.artifacts.run import checkpoints_in
+from halfmeg.artifacts.weights import checkpoints_in
 from halfmeg.files import make_folder, read_json, write_json
 
 PART_BYTES = 12 * 2**20

@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import ROOT, Cli, Outcome, first_digits
 
-from halfmeg.artifacts.run import checkpoints_in
+from halfmeg.artifacts.weights import checkpoints_in
 from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS
 from halfmeg.shipping.device import missing_tool

@@ -5,6 +5,7 @@
 | `environment` | command, commit, versions, machine |
 | `chosen` | what a run's `auto` settings came to |
 | `seen` | which images a network was trained on |
+| `inherited` | what a run takes over from the bundles that it learns from |
 | `weights` | weights, logits and checkpoints |
 | `sources` | Python of the user's own, kept as text in the run folder |
 | `rebuild` | a trained network from its weights and what is said of it |

@@ -37,7 +37,7 @@ from halfmeg.artifacts.graph import check_graph, onnx_logits
 from halfmeg.artifacts.rebuild import rebuild
 from halfmeg.artifacts.refusals import unfinished
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.seen import TRAINED_ON, read_ids, unseen
+from halfmeg.artifacts.seen import TRAINED_ON, Known, read_ids, unseen
 from halfmeg.artifacts.weights import read_checked
 from halfmeg.config import BUDGET, check_range
 from halfmeg.data.dataset import MAX_CLASSES, DataSplits
@@ -302,7 +302,7 @@ class Bundle:
         Raises:
             ValueError: images of other classes, or none but those.
         """
-        test, left_out = unseen(data, self.classes, self.fingerprint, self.trained_on)
+        test, left_out = unseen(data, self.classes, self.known, str(self.folder))
         if self.is_own:
             graph = self.read_file("model.onnx")
             num_params = sum(tensor.numel() for tensor in self.load_state().values())
@@ -339,6 +339,19 @@ class Bundle:
             ValueError: the file is damaged.
         """
         return read_ids(self.folder / TRAINED_ON) if self.has(TRAINED_ON) else None
+
+    @property
+    def known(self) -> Known:
+        """What the bundle says of the images that the network has seen."""
+        data = self.described.get("data")
+        whole = not (isinstance(data, dict) and data.get("seen_in_other_forms"))
+        fit = self.options.fit
+        return Known(self.fingerprint, self.image_shape, fit, self.trained_on, whole)
+
+    @property
+    def weights_sha256(self) -> str:
+        """The checksum of the weights."""
+        return str(self.described["files"]["model.safetensors"])
 
     @property
     def options(self) -> DataOptions:

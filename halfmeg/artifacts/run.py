@@ -4,6 +4,7 @@
 |---|---|
 | `config.json` | the `RunConfig` and the facts of the data |
 | `trained_on.u64`, `held_out.u64`, `inherited.u64` | 8 bytes of each image's hash (`seen`) |
+| `inherited.json` | the weights that `init` and `teacher` named |
 | `environment.json` | versions, machine and command |
 | `chosen.json` | what its `auto` settings chose on that machine, where it has any |
 | `metrics.csv` | one row for each epoch |
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from halfmeg.artifacts.chosen import CHOSEN, Chosen
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
+from halfmeg.artifacts.inherited import Inherited, read_sources_of
 from halfmeg.artifacts.metrics import MetricsRow, metrics_to_bytes, read_metrics
 from halfmeg.artifacts.readings import read_log, warn_if_read_only
 from halfmeg.artifacts.rebuild import rebuild
@@ -41,6 +43,7 @@ from halfmeg.artifacts.seen import (
     HELD_OUT,
     INHERITED,
     TRAINED_ON,
+    Known,
     ids_to_bytes,
     only_known,
     read_ids,
@@ -48,7 +51,9 @@ from halfmeg.artifacts.seen import (
 )
 from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
 from halfmeg.artifacts.weights import (
+    checkpoint_name,
     checkpoint_to_bytes,
+    checkpoints_in,
     logits_to_bytes,
     read_checkpoint,
     read_logits,
@@ -59,13 +64,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.options import DataOptions
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
-from halfmeg.files import (
-    check_json,
-    json_bytes,
-    new_folder,
-    read_json,
-    write_json,
-)
+from halfmeg.files import check_json, json_bytes, new_folder, read_json, write_json
 from halfmeg.networks.trial import try_out
 from halfmeg.places.place import provide
 
@@ -94,14 +93,14 @@ class Run:
     @classmethod
     def create(
         cls, folder: str | Path, config: RunConfig, data: DataSplits, *,
-        inherited: np.ndarray | None = None, start: tuple[str, bytes] | None = None,
+        inherited: Inherited | None = None, start: tuple[str, bytes] | None = None,
     ) -> Run:  # fmt: skip
         """Make a new run folder.
 
         Args:
             folder: that must not exist.
             config, data: of the run.
-            inherited: ids of the images that its initial weights or its teacher know.
+            inherited: what it takes over from its initial weights and its teacher.
             start: name and content of a checkpoint that it continues from.
 
         Raises:
@@ -125,7 +124,7 @@ class Run:
                 (part / TRAINED_ON).write_bytes(ids_to_bytes(*trained_on))
                 (part / HELD_OUT).write_bytes(ids_to_bytes(data.test.ids))
                 if inherited is not None:
-                    (part / INHERITED).write_bytes(ids_to_bytes(inherited))
+                    inherited.write(part)
         except OSError as error:
             raise ValueError(f"cannot make the run folder {folder}: {error.strerror}") from None
         return cls(folder, config, facts)
@@ -274,7 +273,7 @@ class Run:
         model, facts = self.load_model(), self.data
         if (self.folder / "logits.npz").exists():
             self.load_logits()  # not used, but a folder that is damaged is not vouched for
-        test, left_out = unseen(data, facts.classes, facts.fingerprint, self.seen)
+        test, left_out = unseen(data, facts.classes, self.known, str(self.folder))
         with warn_if_read_only(self.folder):
             self.log_test_reading(f"evaluation on {data.name}")
         found = evaluate(model, test, facts.mean, facts.std, precision=self.config.precision)
@@ -308,6 +307,13 @@ class Run:
         """
         own, inherited = self.trained_on(), read_ids(self.folder / INHERITED)
         return own if own is None or inherited is None else np.union1d(own, inherited)
+
+    @property
+    def known(self) -> Known:
+        """What the run says of the images that it, its initial weights and teacher have seen."""
+        whole = all(source.comparable for source in read_sources_of(self.folder).values())
+        facts, fit = self.data, self.options.fit
+        return Known(facts.fingerprint, facts.image_shape, fit, self.seen, whole)
 
     def own_data(self, data: DataSplits) -> DataSplits:
         """Return what the run was trained and tested on, out of a source that may have grown.
@@ -387,13 +393,3 @@ class Run:
                 told if told.startswith(str(path)) else f"{path} is damaged: {told}"
             ) from None
         return result
-
-
-def checkpoint_name(epoch: int, step: int) -> str:
-    """Return the name of the checkpoint after so many epochs, and steps of the next one."""
-    return f"epoch_{epoch:05d}_step_{step:07d}.pt"
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoint files of a run folder, the newest last; none where there is none."""
-    return sorted((folder / "checkpoints").glob("epoch_*_step_*.pt"))

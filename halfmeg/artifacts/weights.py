@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from halfmeg.errors import with_kind
 from halfmeg.files import read_limited
 from halfmeg.networks.own import MAX_WEIGHTS_BYTES
 
@@ -27,15 +28,39 @@ OTHER_VERSION = (
 )
 
 
+def checkpoint_name(epoch: int, step: int) -> str:
+    """Return the name of the checkpoint after so many epochs, and steps of the next one."""
+    return f"epoch_{epoch:05d}_step_{step:07d}.pt"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoint files of a run folder, the newest last; none where there is none."""
+    return sorted((folder / "checkpoints").glob("epoch_*_step_*.pt"))
+
+
 def checkpoint_to_bytes(state: Mapping[str, Any]) -> bytes:
     """Return the content of a checkpoint.
 
     Raises:
-        ValueError: it is larger than what `read_checkpoint` takes.
+        ValueError: it is larger than what `read_checkpoint` takes, or holds what that refuses.
     """
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    if (size := buffer.tell()) > MAX_CHECKPOINT_BYTES:
+    try:
+        torch.save(dict(state), buffer)
+        size = buffer.tell()
+        buffer.seek(0)
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
+    except MemoryError:
+        raise
+    except Exception as error:  # of what a user's own code keeps it may be anything
+        raise ValueError(f"a checkpoint cannot be written: {with_kind(error, 200)}") from None
+    if foreign or not _holds_its_tensors(state):
+        held = ", ".join(sorted(foreign)) or "a tensor that repeats its memory, as of `expand`"
+        raise ValueError(
+            f"a checkpoint would hold {held}, which is not read again; keep numbers, and "
+            "tensors of their own, in the state of an optimizer"
+        )
+    if size > MAX_CHECKPOINT_BYTES:
         raise ValueError(
             f"a checkpoint would have {size:,} bytes; allowed: {MAX_CHECKPOINT_BYTES:,}; take a "
             "smaller network, or what keeps less beside it, as optimizer=sgd and ema=0"
@@ -59,10 +84,19 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
                 return None
             if archive.testzip() is not None:
                 return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if isinstance(state, dict) and _holds_its_tensors(state) else None
+        return load_checkpoint(path)
     except Exception:  # what a damaged file raises depends on where the damage is
         return None
+
+
+def load_checkpoint(file: Path | io.BytesIO) -> dict[str, Any] | None:
+    """Load a file that is whole, without unpickling code; None where a tensor is not its own.
+
+    Raises:
+        Exception: it holds something else than tensors, numbers, texts and what they stand in.
+    """
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return state if isinstance(state, dict) and _holds_its_tensors(state) else None
 
 
 def _holds_its_tensors(value: object) -> bool:
@@ -128,29 +162,51 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> Non
     Raises:
         ValueError: the file is missing or damaged, or holds the weights of another network.
     """
-    expected = named_tensors(model)
     content = read_checked(path, MAX_WEIGHTS_BYTES, sha256, "has the run finished?")
     try:
         stored = load_tensors(content)
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise ValueError(f"{path} is damaged: {error}") from None
+    copy_weights(model, stored, str(path), OTHER_VERSION)
+
+
+def copy_weights(
+    model: nn.Module, stored: Mapping[str, Tensor], source: str, remedy: str,
+    left: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Copy tensors into a network, all of them or none.
+
+    Args:
+        model: the network.
+        stored: parameters and buffers by their names, as `named_tensors` gives them.
+        source: where they are from, as it is called in errors.
+        remedy: for tensors of another network.
+        left: names of the network's tensors that stay as they are.
+
+    Raises:
+        ValueError: one is missing, has another shape or type, is not finite or not the network's.
+    """
+    expected = {name: own for name, own in named_tensors(model).items() if name not in left}
     for name, tensor in expected.items():
         if name not in stored or stored[name].shape != tensor.shape:
             found = tuple(stored[name].shape) if name in stored else "nothing"
             raise ValueError(
-                f"{path} does not fit the network: {name} is {found}, "
-                f"expected {tuple(tensor.shape)}; {OTHER_VERSION}"
+                f"{source} does not fit the network: {name} is {found}, "
+                f"expected {tuple(tensor.shape)}; {remedy}"
             )
         if stored[name].dtype != tensor.dtype:
             raise ValueError(
-                f"{path} does not fit the network: {name} is {stored[name].dtype}, "
-                f"expected {tensor.dtype}; {OTHER_VERSION}"
+                f"{source} does not fit the network: {name} is {stored[name].dtype}, "
+                f"expected {tensor.dtype}; {remedy}"
             )
         if not (stored[name].isfinite() | ~tensor.isfinite()).all():  # a mask of -inf is built so
-            raise ValueError(f"{path} is damaged: {name} is not finite")
-    if unknown := sorted(set(stored) - set(expected)):
+            raise ValueError(f"{source} is damaged: {name} is not finite")
+    if unknown := sorted(set(stored) - set(expected) - set(left)):
         name = unknown[0]
-        raise ValueError(f"{path} does not fit the network: it has no {name}; {OTHER_VERSION}")
+        raise ValueError(
+            f"{source} does not fit the network: {name} is {tuple(stored[name].shape)}, which "
+            f"the network does not have; {remedy}"
+        )
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(stored[name])

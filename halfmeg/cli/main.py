@@ -62,6 +62,7 @@ def main() -> NoReturn:
     warnings.simplefilter("ignore", UserWarning)
     warnings.simplefilter("always", PlaceWarning)
     warnings.filterwarnings("always", message=".*this reading of the test set is not noted")
+    warnings.filterwarnings("once", message=".*has seen .* could not be checked")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     _log_own_lines()
     escape_unknown_letters()

@@ -217,7 +217,7 @@ def _describe(run: Trained, measured: Evaluation, proof: Proof) -> dict[str, Any
         "std": list(run.std),
         "preprocessing": preprocessing(run.image_shape, run.options.fit),
         "options": run.options.to_dict(),
-        "data": run.data,
+        "data": run.data | ({"seen_in_other_forms": True} if run.seen_in_other_forms else {}),
         "accuracy": {
             "test_accuracy": measured.accuracy,
             "test_n": measured.n,

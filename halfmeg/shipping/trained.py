@@ -52,6 +52,7 @@ class Trained:
         data: `name` and `fingerprint` of what it was trained on.
         options: how its data was read.
         trained_on: uint64, ids of the images that it has seen; None in old runs.
+        seen_in_other_forms: whether it learned from a network for images of another form.
         tuned: whether its int8 file has weights of its own.
     """
 
@@ -65,6 +66,7 @@ class Trained:
     data: dict[str, str]
     options: DataOptions
     trained_on: np.ndarray | None
+    seen_in_other_forms: bool
     tuned: bool = False
 
     @classmethod
@@ -86,7 +88,7 @@ class Trained:
                 source.folder, source.load_model().eval(), config,
                 source.classes, source.image_shape, source.mean, source.std,
                 {"name": stored.data.name, "fingerprint": stored.data.fingerprint},
-                source.options, source.trained_on(),
+                source.options, source.trained_on(), not source.known.whole,
                 stored.finetuning is not None and stored.finetuning.kept > 0,
             )  # fmt: skip
         if source.result() is None:
@@ -96,5 +98,5 @@ class Trained:
             source.folder, source.load_model().eval(), source.config, facts.classes,
             facts.image_shape, facts.mean, facts.std,
             {"name": facts.name, "fingerprint": facts.fingerprint},
-            source.options, source.seen(),
+            source.options, source.seen(), not source.known.whole,
         )  # fmt: skip

@@ -125,7 +125,8 @@ class Choice:
         """Say what was picked, and why."""
         c = self.config
         picked = _in_words(self.recipe, c.model, self.image_size, c.batch_size, c.hflip)
-        return f"{picked}, {c.epochs} epochs: {self.reason}"
+        below = f"below {c.budget:,} parameters, " if c.budget != BUDGET else ""
+        return f"{picked}, {below}{c.epochs} epochs: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -261,7 +262,8 @@ def choose(
     loaded = {image_size or 32: load_at(image_size or 32)}
     data = loaded[image_size or 32]
     best = _Candidate(_first(start, data, fixed), data)
-    if best.config != start and not is_worth_it(best):
+    # The start's network may be of one size, which a budget excludes.
+    if best.config != start and not is_worth_it(best) and fits(start, data):
         best = _Candidate(start, data)
     length = max(TRIAL_SHARE * seconds / MOST_TRIALS, best.seconds_of_steps(TRIAL_STEPS, left()))
     trials: list[Trial] = []

@@ -9,8 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from halfmeg.artifacts.run import checkpoints_in
-from halfmeg.artifacts.weights import read_checkpoint
+from halfmeg.artifacts.weights import checkpoints_in, read_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.studies.cluster import train_on_cluster

@@ -64,8 +64,16 @@ class Ranks:
         """Return the `count` rows of all ranks in the order before `share` parted them."""
         return rows
 
-    def wrap(self, model: nn.Module, *, synchronize_batchnorm: bool) -> nn.Module:
-        """Return the network to train, whose gradients are those of the whole batch."""
+    def wrap(
+        self, model: nn.Module, *, synchronize_batchnorm: bool, passes_over: bool = False
+    ) -> nn.Module:
+        """Return the network to train, whose gradients are those of the whole batch.
+
+        Args:
+            model: the network.
+            synchronize_batchnorm: whether its BatchNorm is over the whole batch too.
+            passes_over: whether it may leave layers out of a step, as by stochastic depth.
+        """
         return model
 
     def agree(self, model: nn.Module) -> nn.Module:
@@ -135,11 +143,13 @@ class TorchRanks(Ranks):
         interleaved = torch.stack(parts, 1).flatten(0, 1)  # row i of rank r is row i·size + r
         return interleaved[:count].to(rows.device)
 
-    def wrap(self, model: nn.Module, *, synchronize_batchnorm: bool) -> nn.Module:
+    def wrap(
+        self, model: nn.Module, *, synchronize_batchnorm: bool, passes_over: bool = False
+    ) -> nn.Module:
         """Return the network in DistributedDataParallel."""
         if synchronize_batchnorm:
             _synchronize_batchnorm(model)
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, find_unused_parameters=passes_over)
 
     def agree(self, model: nn.Module) -> nn.Module:
         """Give every rank the buffers of rank 0."""

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from halfmeg.artifacts.run import Run, checkpoint_name
+from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.sources import check_sources
-from halfmeg.artifacts.weights import read_checkpoint
+from halfmeg.artifacts.weights import checkpoint_name, read_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.training.distributed import Ranks, join_ranks
-from halfmeg.training.initial import inherited_ids
+from halfmeg.training.initial import inherited_by, require_inherited
 from halfmeg.training.job import check, check_shares, check_start, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
@@ -58,7 +58,8 @@ def fit(
         start: a checkpoint file of a run of the same network, to continue from its epoch.
 
     Raises:
-        ValueError: config and data do not fit together, or `out` exists.
+        ValueError: config and data do not fit together, `out` exists, or `start` is no checkpoint,
+            or one of another network, of other data or of the end of the run.
         TrainingDivergedError: the loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
 
@@ -78,13 +79,32 @@ def fit(
         if checkpoint is None:
             raise ValueError(f"{start} is missing, damaged or no checkpoint")
         at = check_start(checkpoint, config, data, str(start))
+        _require_own_data(Path(start), data)
         first = checkpoint_name(at.epoch, at.step), Path(start).read_bytes()
     with join_ranks(config.device) as ranks:
         check_shares(config, data, ranks)
         run = ranks.first(
-            lambda: Run.create(out, config, data, inherited=inherited_ids(config), start=first)
+            lambda: Run.create(out, config, data, inherited=inherited_by(config, data), start=first)
         )
         return _train(run, data, listener or SilentListener(), checkpoint, [], ranks)
+
+
+def _require_own_data(checkpoint: Path, data: DataSplits) -> None:
+    """Raise where a checkpoint lies in the folder of a run of other data.
+
+    Raises:
+        ValueError: it does; its weights may know the test images.
+    """
+    checkpoints = checkpoint.absolute().parent
+    folder = checkpoints.parent
+    if checkpoints.name != "checkpoints" or not (folder / "config.json").is_file():
+        return  # a copy, which does not say
+    facts = Run.open(folder).data
+    if facts.fingerprint != data.fingerprint:
+        raise ValueError(
+            f"{checkpoint} is of a run on {facts.name} ({facts.fingerprint}), not on {data.name} "
+            f"({data.fingerprint}); export that run, and start from its weights with init="
+        )
 
 
 def resume(
@@ -141,6 +161,7 @@ def open_to_resume(
         raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
     if places := run.config.places():
         check_sources(run.folder, places)
+    require_inherited(run)
     check(run.config, data)
     return run, checkpoint, damaged
 

@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.inherited import Inherited, Source, read_sources_of
+from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.weights import copy_weights
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.protocol import body_parameters
@@ -14,11 +17,35 @@ from halfmeg.networks.table import build_model
 from halfmeg.places.place import short_name
 
 
-def inherited_ids(config: RunConfig) -> np.ndarray | None:
-    """Return the ids of the images that a config's initial weights and teacher know, if any."""
-    found = [Bundle.open(place).trained_on() for place in (config.init, config.teacher) if place]
-    known = [ids for ids in found if ids is not None]
-    return np.concatenate(known) if known else None
+def inherited_by(config: RunConfig, data: DataSplits) -> Inherited | None:
+    """Return what a run takes over from its initial weights and its teacher; None without them."""
+    named = {"init": config.init, "teacher": config.teacher}
+    bundles = {name: Bundle.open(place) for name, place in named.items() if place}
+    if not bundles:
+        return None
+    sources = {
+        name: Source(bundle.weights_sha256, bundle.known.whole and bundle.known.comparable(data))
+        for name, bundle in bundles.items()
+    }
+    ids = [ids for bundle in bundles.values() if (ids := bundle.trained_on()) is not None]
+    return Inherited(sources, np.concatenate(ids) if ids else None)
+
+
+def require_inherited(run: Run) -> None:
+    """Raise where a run's initial weights or its teacher are no longer what it began with.
+
+    Raises:
+        ValueError: another bundle lies there now, or none.
+    """
+    for name, then in read_sources_of(run.folder).items():
+        place = getattr(run.config, name)
+        now = Bundle.open(place).weights_sha256
+        if now != then.sha256:
+            raise ValueError(
+                f"{name}={place} holds other weights than {run.folder} began with: their SHA-256 "
+                f"is {now[:12]}, then it was {then.sha256[:12]}; put those back there, or train "
+                "anew with another --out"
+            )
 
 
 def load_initial_weights(model: nn.Module, config: RunConfig, data: DataSplits) -> Bundle:
@@ -27,7 +54,7 @@ def load_initial_weights(model: nn.Module, config: RunConfig, data: DataSplits) 
     Classes are the same where names and order are.
 
     Raises:
-        ValueError: no bundle, or one of another network or of other sizes throughout.
+        ValueError: no bundle, or one of another network, of which any layer but that head differs.
     """
     bundle = Bundle.open(config.init)
     if bundle.model != short_name(config.model):
@@ -40,20 +67,11 @@ def load_initial_weights(model: nn.Module, config: RunConfig, data: DataSplits) 
             f"init={config.init} was made with budget={bundle.budget}, "
             f"not {config.budget}; add budget={bundle.budget}"
         )
-    stored = bundle.load_state()
-    own = model.state_dict()
     left = set() if bundle.classes == data.classes else head_of(model, config, data)
-    fitting = {
-        name: value
-        for name, value in stored.items()
-        if name in own and own[name].shape == value.shape and name not in left
-    }
-    if not any(value.ndim > 1 for value in fitting.values()):
-        raise ValueError(
-            f"init={config.init} holds no weights that fit {config.model} as it is now; leave init "
-            f"out, or build the network as it was"
-        )
-    model.load_state_dict(own | fitting)
+    size = bundle.image_shape.written
+    resized = bundle.image_shape != data.image_shape
+    remedy = f"{f'add image_size={size}' if resized else 'build it as it was'}, or leave init out"
+    copy_weights(model, bundle.load_state(), f"init={config.init}", remedy, left)
     return bundle
 
 

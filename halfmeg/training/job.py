@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.seen import require_unseen
+from halfmeg.artifacts.seen import UncheckedImagesWarning, require_unseen
 from halfmeg.artifacts.weights import OTHER_VERSION, named_tensors
 from halfmeg.artifacts.writer import Writer
 from halfmeg.config import RunConfig
@@ -78,10 +79,10 @@ def check(config: RunConfig, data: DataSplits) -> None:
             )
     if config.init:
         init = load_initial_weights(model, config, data)
-        require_unseen(data, f"init={config.init}", init.fingerprint, init.trained_on)
+        require_unseen(data, f"init={config.init}", init.known)
     if config.teacher:
         teacher = open_teacher(config, data)
-        require_unseen(data, f"teacher={config.teacher}", teacher.fingerprint, teacher.trained_on)
+        require_unseen(data, f"teacher={config.teacher}", teacher.known)
     train, _ = hold_out(data, config.val_fraction, config.seed)
     if len(train) < 2:
         raise ValueError(f"{len(train)} training image(s) are too few; allowed: 2 or more")
@@ -89,10 +90,11 @@ def check(config: RunConfig, data: DataSplits) -> None:
 
 def fits(config: RunConfig, data: DataSplits) -> bool:
     """Return whether `check` finds nothing that would fail later."""
-    try:
-        check(config, data)
-    except ValueError:
-        return False
+    with warnings.catch_warnings(action="ignore", category=UncheckedImagesWarning):
+        try:
+            check(config, data)
+        except ValueError:
+            return False
     return True
 
 
@@ -151,17 +153,37 @@ def check_start(
         train, _ = hold_out(data, config.val_fraction, config.seed)
         plan = Plan.of(config, len(train), data.image_shape)
         build_state(config, data, model, plan, torch.float32, Ranks()).load_state_dict(checkpoint)
+        if at.epoch < config.epochs:
+            check_position(at, plan)
     except Exception as error:  # what a foreign file raises depends on what it holds
         told = one_line(error, 200)
         raise ValueError(
             f"{name} does not fit {config.model}; {OTHER_VERSION}; its optimizer, schedule, ema "
             f"and hard_share have to be those here: {told}"
         ) from None
-    if not 0 <= at.epoch <= config.epochs:
+    if at.epoch >= config.epochs:
+        told = "is less" if at.epoch > config.epochs else "leaves nothing to train"
         raise ValueError(
-            f"{name} is of epoch {at.epoch}, and epochs={config.epochs} is less; name more epochs"
+            f"{name} is of epoch {at.epoch}, and epochs={config.epochs} {told}; name more epochs"
         )
     return at
+
+
+def check_position(at: Position, plan: Plan) -> None:
+    """Raise where a run with such a plan cannot stand.
+
+    Raises:
+        ValueError: it is outside the run, or does not agree with itself.
+    """
+    epochs = len(plan.epochs)
+    steps = len(plan.epochs[at.epoch].batches) if 0 <= at.epoch < epochs else 0
+    if not (0 <= at.epoch <= epochs and 0 <= at.step <= steps):
+        raise ValueError(f"epoch {at.epoch}, step {at.step} is outside the run")
+    seconds = (at.total_seconds if at.epoch else 1.0, at.epoch_seconds if at.step else 1.0)
+    if not (min(seconds) > 0 and at.num_seen >= at.step and 0 <= at.num_right <= at.num_seen):
+        raise ValueError("its sums cannot be")
+    if len(at.metrics) != at.epoch or any(set(row) != set(METRICS) for row in at.metrics):
+        raise ValueError(f"it has no row of metrics for each of {at.epoch} epochs")
 
 
 @final
@@ -240,7 +262,7 @@ class Job:
             return Position()
         try:
             at = check_json(checkpoint["position"], Position)
-            self._check_position(at)
+            check_position(at, self.plan)
             self.state.load_state_dict(checkpoint)
         except Exception as error:  # what a foreign file raises depends on what it holds
             model = self.run.config.model
@@ -249,17 +271,6 @@ class Job:
         # The run may have been killed after the checkpoint and before its row of metrics.csv.
         self.run.write_metrics(at.metrics)
         return at
-
-    def _check_position(self, at: Position) -> None:
-        epochs = self.run.config.epochs
-        steps = len(self.plan.epochs[at.epoch].batches) if 0 <= at.epoch < epochs else 0
-        if not (0 <= at.epoch <= epochs and 0 <= at.step <= steps):
-            raise ValueError(f"epoch {at.epoch}, step {at.step} is outside the run")
-        seconds = (at.total_seconds if at.epoch else 1.0, at.epoch_seconds if at.step else 1.0)
-        if not (min(seconds) > 0 and at.num_seen >= at.step and 0 <= at.num_right <= at.num_seen):
-            raise ValueError("its sums cannot be")
-        if len(at.metrics) != at.epoch or any(set(row) != set(METRICS) for row in at.metrics):
-            raise ValueError(f"it has no row of metrics for each of {at.epoch} epochs")
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the evaluated network's logits of uint8 images; each rank does its share."""
@@ -287,7 +298,9 @@ def set_up(run: Run, data: DataSplits, ranks: Ranks) -> Job:
     use_channels_last(model)
     own_batch = ranks.num_own(config.batch_size)
     chosen = ranks.first(lambda: chosen_by(run, model, plan, own_batch, dtype))
-    wrapped = ranks.wrap(model, synchronize_batchnorm=config.sync_bn)
+    wrapped = ranks.wrap(
+        model, synchronize_batchnorm=config.sync_bn, passes_over=is_place(config.model)
+    )
     network = compiled(with_kernels(wrapped, chosen.kernels), device, on=chosen.compile)
     state = build_state(config, data, model, plan, dtype, ranks)
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))

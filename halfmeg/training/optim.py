@@ -63,7 +63,11 @@ def build_optimizer(
     if name == "muon":
         return Muon(groups, lr=lr, momentum=momentum, head_lr=head_lr, dtype=dtype, stacked=stacked)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)
+        sgd = torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)
+        if momentum:  # torch's fused step takes all momenta or none: a layer may be passed over
+            for weight in (p for group in groups for p in group["params"]):
+                sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return sgd
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
     return kind(groups, lr, betas, fused=True)
 

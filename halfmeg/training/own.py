@@ -3,7 +3,7 @@
 | setting | called as | returns |
 |---|---|---|
 | `loss` | `(logits, labels)`: float32 B×K, int64 B | the mean loss of the batch, a scalar |
-| `augment` | `(images, generator)`: normalized B×C×H×W | images of the same shape |
+| `augment` | `(images, generator)`: normalized float32 B×C×H×W | images of the same shape |
 | `optimizer` | `(params, lr, …)`: groups of parameters as torch takes them | a torch optimizer |
 
 A transform follows the recipe's own augmentation.
@@ -15,12 +15,14 @@ schedule sets the learning rate of all groups.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from halfmeg.artifacts.weights import checkpoint_to_bytes, load_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.shape import ImageShape
 from halfmeg.places.load import call, load, running, takes
@@ -51,7 +53,8 @@ def build_transform(config: RunConfig) -> Transform:
 
     def transform(images: Tensor, generator: torch.Generator) -> Tensor:
         with running(place, "raises"):
-            changed = function(images, generator) if wants_generator else function(images)
+            given = images.float()  # as when it was tried, whatever `precision` the network has
+            changed = function(given, generator) if wants_generator else function(given)
         if not isinstance(changed, Tensor) or changed.shape != images.shape:
             found = "×".join(map(str, getattr(changed, "shape", [type(changed).__name__])))
             expected = "×".join(map(str, images.shape))
@@ -135,6 +138,13 @@ def try_own(config: RunConfig, num_classes: int, shape: ImageShape) -> None:
             (weight.sum() + bias.sum()).backward()  # type: ignore[no-untyped-call]
             with running(config.optimizer, "raises in a step"):
                 optimizer.step()
+            with running(config.optimizer, "cannot go on from a checkpoint"):
+                kept = load_checkpoint(io.BytesIO(checkpoint_to_bytes(optimizer.state_dict())))
+                again = build_own_optimizer(
+                    config, decay_groups([weight, bias], config.weight_decay)
+                )
+                again.load_state_dict(kept or {})
+                again.step()
 
 
 def _function(place: str) -> Callable[..., Any]:

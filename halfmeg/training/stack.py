@@ -36,7 +36,7 @@ from halfmeg.training.batches import Batch
 from halfmeg.training.compiling import compiled
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
-from halfmeg.training.initial import inherited_ids
+from halfmeg.training.initial import inherited_by
 from halfmeg.training.job import Job, check, optimizer_of, schedule_of, set_up
 from halfmeg.training.listen import Listener, SilentListener
 from halfmeg.training.loop import train_epoch
@@ -109,7 +109,7 @@ def train_stack(
     if is_place(config.model):
         try_stack(config.model, len(data.classes), data.image_shape, config.budget)
     prepare_process(config.threads)
-    inherited = inherited_ids(config)
+    inherited = inherited_by(config, data)
     jobs, positions, damaged = [], [], []
     for task, folder in tasks:
         if folder.exists():

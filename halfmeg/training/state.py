@@ -64,7 +64,10 @@ class State:
         """
         for name, part in self._parts().items():
             stored = states.get(name, {})
-            _check_form(name, part.state_dict(), stored)
+            if part is self.optimizer and type(part) not in NAMED:
+                _check_own_form(part.state_dict(), stored)
+            else:
+                _check_form(name, part.state_dict(), stored)
             part.load_state_dict(stored)
         if type(self.optimizer) not in NAMED:  # one that is the user's may keep any shape
             return
@@ -73,6 +76,16 @@ class State:
                 for name, value in self.optimizer.state.get(tensor, {}).items():
                     if isinstance(value, Tensor) and value.shape not in ((), tensor.shape):
                         raise ValueError(f"{name} of the optimizer is {tuple(value.shape)}")
+
+
+def _check_own_form(own: Any, stored: Any) -> None:
+    """Raise where the stored state is of another optimizer than a user's own.
+
+    A step may add to a group, and set what was None; what a group is built with stays there.
+    """
+    for group, found in zip(own["param_groups"], stored["param_groups"], strict=True):
+        if missing := group.keys() - found.keys():
+            raise ValueError(f"optimizer.param_groups has no {min(missing)}")
 
 
 def _check_form(name: str, own: Any, stored: Any) -> None:

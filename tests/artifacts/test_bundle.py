@@ -269,6 +269,17 @@ def test_a_head_of_other_classes_starts_anew(bundle_folder: Path, classes: str) 
             assert not (of_head and torch.equal(own[name], stored[name])), name
 
 
+def test_a_body_of_other_images_does_not_fit(tmp_path: Path) -> None:
+    """Only the head may start anew, and a perceptron's first layer depends on the images' size."""
+    config = small_config(model="mlp", epochs=1)
+    data = first_digits(40)
+    export(fit(config, data, tmp_path / "run"), data, tmp_path / "bundle", allow_loss=True)
+    larger = load_dataset("digits", image_size=40)
+    started = replace(config, init=str(tmp_path / "bundle"))
+    with pytest.raises(ValueError, match=r"is \(\d+, 3072\), expected .*; add image_size=32, or"):
+        fit(started, larger, tmp_path / "none")
+
+
 class Perceptron(nn.Sequential):
     """Handed over as an instance, it has its number of classes already."""
 

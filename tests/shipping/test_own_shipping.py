@@ -142,12 +142,24 @@ def test_training_starts_from_its_weights(
     )
 
 
-def test_training_does_not_start_from_weights_none_of_which_fit(
-    bundle: Bundle, few_digits: DataSplits, tmp_path: Path
+LONGER = ODD_ORDER.replace("self.conv1(x)", "self.conv1(self.first(x))").replace(
+    "self.head =", "self.first = nn.Conv2d(3, 3, 1)\n        self.head ="
+)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (ODD_ORDER.replace("8", "6"), r"bn1\.weight is \(8,\), expected \(6,\)"),
+        (LONGER, r"first\.weight is nothing, expected \(3, 3, 1, 1\)"),
+    ],
+)
+def test_training_does_not_start_from_weights_that_fit_in_part(
+    bundle: Bundle, few_digits: DataSplits, tmp_path: Path, other: str, told: str
 ) -> None:
-    write(tmp_path, ODD_ORDER.replace("8", "6"))
+    write(tmp_path, other)
     config = small_config(model="net.py:Net", init="bundle", epochs=1)
-    with pytest.raises(ValueError, match=r"init=bundle holds no weights that fit net\.py:Net"):
+    with pytest.raises(ValueError, match=f"init=bundle does not fit the network: {told}; build it"):
         fit(config, few_digits, "again")
 
 

@@ -160,6 +160,10 @@ def test_a_recipe_that_has_no_time_for_some_epochs_is_not_taken() -> None:
     start = small_config(batch_size=50)
     assert choose(lambda side: data, start, 0.01).config.model == "cnn"
     assert choose(lambda side: data, start, 30.0).config.model == "sprint"
+    small = replace(start, budget=100_000)  # which the start's network, of one size, cannot be
+    found = choose(lambda side: data, small, 0.01, fixed={"budget"})
+    assert (found.config.model, found.config.budget) == ("sprint", 100_000)
+    assert "below 100,000 parameters" in found.line()
 
 
 def test_the_first_choice_has_the_recipes_settings_but_for_what_was_given(

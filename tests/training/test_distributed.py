@@ -169,6 +169,22 @@ def check(ranks):
     for ours, reference in zip(model.parameters(), alone.parameters()):
         assert torch.allclose(ours.grad, reference.grad, atol=1e-5)
 
+    model = Passing()
+    wrapped = ranks.wrap(model, synchronize_batchnorm=False, passes_over=True)
+    for model.whole in (False, True, False):
+        model.zero_grad()
+        wrapped(ranks.share(inputs)).sum().backward()
+        assert model.first.weight.grad is not None
+        assert (model.second.weight.grad is not None) == model.whole
+
+class Passing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x)) if self.whole else self.first(x)
+
 with join_ranks("cpu") as ranks:
     check(ranks)
 """

@@ -53,6 +53,19 @@ def test_fused_optimizers_equal_torchs_plain_ones(name: str) -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
+def test_a_layer_may_be_passed_over_in_any_step(name: str) -> None:
+    model = tiny_model()
+    optimizer = build(model, name)
+    for passed_over in (True, False, True):
+        before = model[3].weight.clone()
+        optimizer.zero_grad()
+        hidden = model[:3](torch.randn(16, 4))
+        (hidden if passed_over else model[3](hidden)).square().mean().backward()
+        optimizer.step()
+        assert torch.equal(model[3].weight, before) == passed_over
+
+
 def test_weight_decay_spares_biases_and_normalization() -> None:
     model = tiny_model()
     decay, rest = build(model, "sgd").param_groups

@@ -20,6 +20,7 @@ from torch import Tensor
 from halfmeg import RunConfig, build_recipe, compare, fit, resume
 from halfmeg.data.dataset import DataSplits
 from halfmeg.studies.study import run_study
+from halfmeg.training.own import build_transform
 from halfmeg.training.stack import train_stack
 
 OWN = """
@@ -85,6 +86,47 @@ def test_an_optimizer_whose_state_has_shapes_of_its_own_continues(
     assert weights.read_bytes() == whole
 
 
+GROWING = """
+import torch
+
+class Growing(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["weight"] = 0.9 * group.get("weight", 1.0)
+            for weight in group["params"]:
+                self.state[weight]["told"] = {"steps": [1, 2.0, None, True]}
+                weight.data.mul_(group["weight"] ** 0.01)
+"""
+
+
+def test_an_optimizer_that_adds_to_its_groups_continues(
+    folder: Path, few_digits: DataSplits
+) -> None:
+    write(folder, GROWING, "growing.py")
+    config = small_config(model="net.py:Net", lr=0.001, optimizer="growing.py:Growing", epochs=2)
+    run = fit(config, few_digits, "run")
+    weights = run.folder / "weights.safetensors"
+    whole = weights.read_bytes()
+    for path in (run.folder / "result.json", weights, run.checkpoints()[-1]):
+        path.unlink()
+    resume("run", few_digits)
+    assert weights.read_bytes() == whole
+
+
+def test_a_transform_gets_float32_in_any_precision() -> None:
+    given: list[torch.dtype] = []
+
+    def keep(images: Tensor) -> Tensor:
+        given.append(images.dtype)
+        return images
+
+    transform = build_transform(small_config(augment=keep))
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)
+    assert transform(images, torch.Generator()).dtype == torch.bfloat16
+    assert given == [torch.float32]
+
+
 def half_brier(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.softmax(1) - F.one_hot(labels, logits.shape[1])).square().sum(1).mean() / 2
 
@@ -114,6 +156,7 @@ BAD = {
     "optimizer=bad.py:other": "needs the argument 'betas2'",
     "optimizer=bad.py:Closed": "raises in a step: TypeError: Closed.step() missing 1 required posi",
     "optimizer=torch.optim:LBFGS": "raises when it is called: ValueError: LBFGS doesn't support",
+    "optimizer=bad.py:Keeps": "cannot go on from a checkpoint: ValueError: a checkpoint would hold",
     "optimizer=bad.py:decays": "leaves 1 of the parameters out",
 }
 
@@ -140,6 +183,13 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, setting: str) -> None:
                 super().__init__(params, lr)
             def step(self, closure):
                 closure()
+        import collections
+        class Keeps(torch.optim.SGD):
+            def __init__(self, params, lr):
+                super().__init__(params, lr)
+            def step(self):
+                super().step()
+                self.state["losses"] = collections.deque([1.0])
         """,
         "bad.py",
     )

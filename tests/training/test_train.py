@@ -340,6 +340,23 @@ def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, few_digits, uninte
     assert not (tmp_path / "fewer").exists()
 
 
+def test_a_saved_model_of_other_data_or_of_the_end_is_refused(tmp_path, few_digits) -> None:
+    config = small_config(epochs=1)
+    (saved,) = fit(config, few_digits, tmp_path / "run").checkpoints()
+    with pytest.raises(ValueError, match="is of epoch 1, and epochs=1 leaves nothing to train"):
+        fit(config, few_digits, tmp_path / "none", start=saved)
+    longer = replace(config, epochs=2)
+    with pytest.raises(ValueError, match=f"is of a run on .*{few_digits.fingerprint}.*with init="):
+        fit(longer, replace(few_digits, fingerprint="0" * 16), tmp_path / "none", start=saved)
+    state = read_checkpoint(saved)
+    assert state is not None
+    state["position"]["step"] = 1_000
+    torch.save(state, tmp_path / "forged.pt")
+    with pytest.raises(ValueError, match="epoch 1, step 1000 is outside the run"):
+        fit(longer, few_digits, tmp_path / "none", start=tmp_path / "forged.pt")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_saved_model_goes_on_where_its_run_was_killed_at_once(
     tmp_path, few_digits, uninterrupted
 ) -> None:
