@@ -91,9 +91,10 @@ def compare(
     from halfmeg.data.folds import Folds
     from halfmeg.studies.compare import NoRunFinishedError
     from halfmeg.studies.compare import compare as compare_models
+    from halfmeg.studies.folder import check_study_folder
     from halfmeg.studies.reading import MARGIN
     from halfmeg.studies.sequential import compare_until_decided
-    from halfmeg.studies.study import check_study_folder, require_no_fold
+    from halfmeg.studies.study import require_no_fold
 
     _check_one_way(until_decided, seeds, folds)
     entrants = read_entrants("compare", arguments, recipe, image_size, image_column, label_column)

@@ -22,7 +22,7 @@ from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageSize
 from halfmeg.evaluation.precision import emulation_note
 from halfmeg.places.place import short_name
-from halfmeg.studies.study import StudyData
+from halfmeg.studies.folder import StudyData
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.plan import on_hard_images

@@ -12,7 +12,7 @@ from halfmeg.cli.options import DataDirOption, JsonOption, MarginOption
 from halfmeg.cli.show import print_error
 
 if TYPE_CHECKING:
-    from halfmeg.studies.study import StudyData
+    from halfmeg.studies.folder import StudyData
 
 
 def report(

@@ -31,8 +31,9 @@ from halfmeg.studies.figures import (
     figure_svg,
     write_figure,
 )
+from halfmeg.studies.folder import StudyData
 from halfmeg.studies.measure import COSTS, fingerprint_of, read_costs
-from halfmeg.studies.study import NOT_FINISHED, StudyData
+from halfmeg.studies.study import NOT_FINISHED
 from halfmeg.studies.tables import TABLES, comparison_tables, readings_table, write_tables
 from halfmeg.training.plan import augmentation_of
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from halfmeg.files import read_json
+from halfmeg.files import read_json, write_json
 from halfmeg.studies.power import LOOK_LEVEL, LOOKS
 from halfmeg.studies.stats import LEVEL
 
@@ -107,6 +107,19 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return asdict(self)
+
+
+def record_look(folder: Path, seeds: int) -> None:
+    """Note in the `study.json` of a folder that the study was read with so many seeds.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be written.
+    """
+    read, path = Reading.of(folder), folder / "study.json"
+    if seeds not in read.looks:
+        looked = {"reading": read.with_look(seeds).to_dict()}
+        write_json(path, read_json(path, dict[str, Any]) | looked)
 
 
 def begun_seeds(folder: Path) -> int:
