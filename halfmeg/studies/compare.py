@@ -203,7 +203,7 @@ def compare(
         cluster=cluster, gpus_per_run=gpus_per_run, stack=stack, margin=margin, tuned_on=tuned_on,
         beside=beside,
     )  # fmt: skip
-    return compare_study(planned.run(listener), planned.data)
+    return compare_study(planned.run(listener), planned.data, listener)
 
 
 def plan_comparison(
@@ -266,7 +266,9 @@ def cross_validate(
     return compare([config.model], data, folds=folds, out=out, config=config, listener=listener)
 
 
-def compare_study(study: Study, data: StudyData) -> Comparison:
+def compare_study(
+    study: Study, data: StudyData, listener: StudyListener | None = None
+) -> Comparison:
     """Compare the runs of a study, with robustness and costs measured where they are missing.
 
     Raises:
@@ -274,12 +276,11 @@ def compare_study(study: Study, data: StudyData) -> Comparison:
     """
     if not study.runs:
         raise NoRunFinishedError(study.failures)
+    (listener or StudyListener()).on_measure()
     measure(study.runs, data, study.folder)
-    found = compare_runs(
-        study.runs, costs_from=study.folder, failures=study.failures,
-        reading=study.reading,
-    )  # fmt: skip
-    record_look(study.folder, max(len(model.runs) for model in found.models))
+    out, failures, reading = study.folder, study.failures, study.reading
+    found = compare_runs(study.runs, costs_from=out, failures=failures, reading=reading)
+    record_look(out, max(len(model.runs) for model in found.models))
     return found
 
 

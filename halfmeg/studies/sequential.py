@@ -42,6 +42,7 @@ def compare_until_decided(
     Raises:
         ValueError: as for `compare`, or a study that was planned or read otherwise before.
     """
+    listener = listener or StudyListener()
     for seeds in _looks_left(Path(out)):
         study = plan_until_decided(
             models, data, seeds=seeds, out=out, config=config, margin=margin, tuned_on=tuned_on,
@@ -49,20 +50,24 @@ def compare_until_decided(
         ).run(listener)  # fmt: skip
         if study.failures:
             reason = f"ended with {seeds} seeds, since runs have failed"
-            return replace(compare_study(study, data), stopped=reason)
+            break
         if seeds == LOOKS[-1]:
+            reason = f"ended with {seeds} seeds, the last look"
             break
         pairs = compare_runs(study.runs, reading=study.reading).pairs
-        unsettled = [pair for pair in pairs if pair.outcome == "open"]
+        undecided = [pair for pair in pairs if pair.outcome == "open"]
         record_look(study.folder, seeds)
-        if not unsettled:
-            return replace(compare_study(study, data), stopped=f"decided with {seeds} seeds")
-        if all(is_futile(pair.test, margin, LOOKS[-1]) for pair in unsettled):
+        if not undecided:
+            reason = f"decided with {seeds} seeds"
+            break
+        if all(is_futile(pair.test, margin, LOOKS[-1]) for pair in undecided):
             reason = (
                 f"ended with {seeds} seeds: what is open would hardly be decided with {LOOKS[-1]}"
             )
-            return replace(compare_study(study, data), stopped=reason)
-    return replace(compare_study(study, data), stopped=f"ended with {seeds} seeds, the last look")
+            break
+        to_come = [look for look in LOOKS if look > seeds]
+        listener.on_look(seeds, [f"{pair.a} − {pair.b}" for pair in undecided], to_come)
+    return replace(compare_study(study, data, listener), stopped=reason)
 
 
 def plan_until_decided(
