@@ -6,7 +6,10 @@ Errors of libraries and of a user's own Python may have many lines, no end, or n
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+MAX_VALUE = 200
+"""Letters of a value that are told."""
 
 
 def text_of(error: BaseException, most: int | None = None) -> str:
@@ -57,3 +60,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]!r}? " if close else ""
+
+
+def first_difference(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
+    """Say the first of some fields that differs, with both values; None where none does.
+
+    A field that one of the two lacks has no value there, which is None.
+
+    Example:
+        >>> from halfmeg.errors import first_difference
+        >>> first_difference({"lr": 0.1, "hflip": True}, {"lr": 0.1, "hflip": False})
+        'hflip is True there and False here'
+    """
+    for name in {**before, **now}:
+        there, here = before.get(name), now.get(name)
+        if there != here:
+            return f"{name} is {str(there)[:MAX_VALUE]} there and {str(here)[:MAX_VALUE]} here"
+    return None

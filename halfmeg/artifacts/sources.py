@@ -12,10 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfmeg.files import read_json, write_atomically, write_json
+from halfmeg.files import (
+    MAX_JSON_BYTES,
+    read_json,
+    read_limited,
+    write_atomically,
+    write_json,
+)
 from halfmeg.places.load import load
 from halfmeg.places.place import TIMM, PlaceWarning, files_of_module, locate, remember
-from halfmeg.places.source import read_source
+from halfmeg.places.source import MAX_FILES, read_source
 
 DESCRIBED = "source.json"
 TEXTS = "source"
@@ -106,6 +112,40 @@ def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
                 stacklevel=2,
             )
     return changed
+
+
+def require_same(folder: Path, places: Mapping[str, str]) -> None:
+    """Raise where a run was made with another definition than what stands at its places now.
+
+    Of a module the definitions alone count that a place comes to, so that a script which holds a
+    network and compares it can be edited. A recipe's settings stand in the run's config.
+
+    Raises:
+        ValueError: it was; or source.json is damaged.
+    """
+    described = read_sources(folder)
+    for setting, place in places.items():
+        if setting == "recipe" or setting not in described:  # an old run's
+            continue
+        source, kept = read_source(place), folder / TEXTS / setting
+        if source.sha256 == described[setting].sha256:
+            continue
+        if (changed := source.first_change(_read_texts(kept))) is not None:
+            file, _, name = changed.rpartition(": ")
+            what = f"{name} in {file}" if file else name
+            raise ValueError(
+                f"{folder} was trained with another text of {place}: {what} has changed since; "
+                f"choose another --out, or put back what {kept} keeps"
+            )
+
+
+def _read_texts(kept: Path) -> dict[str, str]:
+    """Return the texts that a run folder keeps of a setting, by their paths."""
+    files = {path.relative_to(kept).as_posix(): path for path in sorted(kept.rglob("*.py"))}
+    return {
+        name: read_limited(path, MAX_JSON_BYTES).decode(errors="replace")
+        for name, path in list(files.items())[:MAX_FILES]
+    }
 
 
 def check_outside(folder: Path, place: str) -> None:

@@ -89,11 +89,12 @@ def compare(
     """
     from halfmeg.cli.progress import StudyDisplay, load, training_display
     from halfmeg.data.folds import Folds
-    from halfmeg.studies.compare import NoRunFinishedError
+    from halfmeg.studies.compare import NoRunFinishedError, plan_comparison
     from halfmeg.studies.compare import compare as compare_models
+    from halfmeg.studies.page import check_page_folder
     from halfmeg.studies.reading import MARGIN
-    from halfmeg.studies.sequential import compare_until_decided
-    from halfmeg.studies.study import check_study_folder, require_no_fold
+    from halfmeg.studies.sequential import compare_until_decided, plan_until_decided
+    from halfmeg.studies.study import require_no_fold
 
     _check_one_way(until_decided, seeds, folds)
     entrants = read_entrants("compare", arguments, recipe, image_size, image_column, label_column)
@@ -121,12 +122,14 @@ def compare(
     if not until_decided:
         terms |= {"folds": folds, "seeds": 3 if seeds is None and folds is None else seeds}
     study = compare_until_decided if until_decided else compare_models
+    plan = plan_until_decided if until_decided else plan_comparison
     if len(folders) > 1:
         from halfmeg.studies.sets import check_ranking_folder
 
-        check_ranking_folder(folders[0].parent)  # all of them before anything is trained
-        for folder in folders:
-            check_study_folder(folder)
+        check_ranking_folder(folders[0].parent)
+    for loaded, folder in zip(all_data, folders, strict=True):  # all before anything is trained
+        plan(names, loaded, out=folder, **terms)
+        check_page_folder(folder)
     finished: list[Finished] = []
     failures: dict[str, dict[str, str]] = {}
     for loaded, folder in zip(all_data, folders, strict=True):

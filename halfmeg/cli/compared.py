@@ -18,7 +18,7 @@ from halfmeg.cli.show import (
 
 if TYPE_CHECKING:
     from halfmeg.studies.compare import Comparison
-    from halfmeg.studies.study import StudyData
+    from halfmeg.studies.folder import StudyData
 
     Finished = tuple[Comparison, Path, StudyData]
     """What a study has found on a data set, its folder, and the data set."""

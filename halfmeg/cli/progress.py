@@ -22,7 +22,7 @@ from halfmeg.data.options import DataOptions
 from halfmeg.data.shape import ImageSize
 from halfmeg.evaluation.precision import emulation_note
 from halfmeg.places.place import short_name
-from halfmeg.studies.study import StudyData
+from halfmeg.studies.folder import StudyData
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.plan import on_hard_images
@@ -110,6 +110,10 @@ def _has_tensorboard() -> bool:
     return find_spec("tensorboard") is not None
 
 
+MOST_PAIRS = 5
+"""Undecided pairs that are named."""
+
+
 class StudyDisplay(StudyListener):
     """Shows the run under way, or one line for each run where they train elsewhere."""
 
@@ -119,12 +123,11 @@ class StudyDisplay(StudyListener):
         *,
         quiet: bool,
         apart: bool,
-        measured: bool = True,
     ) -> None:
         self.display = display
         self.quiet = quiet
         self.apart = apart
-        self.measured = measured
+        self.has_trained = False
 
     def on_begin(self, configs: Sequence[RunConfig]) -> None:
         """Print what is to be known of the runs before they are trained."""
@@ -135,16 +138,31 @@ class StudyDisplay(StudyListener):
         return self.display(config)
 
     def on_run(self, config: RunConfig, error: str | None, done: int, total: int) -> None:
-        """Print how a run has ended that was not shown, and what follows the last."""
+        """Print how a run has ended that was not shown."""
         if self.quiet:
             return
+        self.has_trained = True
         self.display.tell(())  # not yet where a cluster trains
         if self.apart or error:
             outcome = f"failed: {error}" if error else "done"
             name = f"{short_name(config.model)} {short_name(config.recipe)}"
             print_error(f"{name} {self.display.unit_of(config)}  {outcome}  {done}/{total}")
-        if done == total and self.measured:
+
+    def on_measure(self) -> None:
+        """Print what follows the last run."""
+        if self.has_trained:
             print_error("all runs have ended; now robustness and costs are measured")
+
+    def on_look(self, seeds: int, undecided: Sequence[str], to_come: Sequence[int]) -> None:
+        """Print what is undecided, and how many seeds follow at most."""
+        if self.quiet:
+            return
+        pairs = "; ".join(undecided[:MOST_PAIRS])
+        more = f" and {len(undecided) - MOST_PAIRS} more" if len(undecided) > MOST_PAIRS else ""
+        print_error(
+            f"undecided with {seeds} seeds: {pairs}{more}; on to {to_come[0]} seeds, of at most "
+            f"{to_come[-1]}"
+        )
 
 
 class _Display(Listener):

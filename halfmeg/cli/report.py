@@ -12,7 +12,7 @@ from halfmeg.cli.options import DataDirOption, JsonOption, MarginOption
 from halfmeg.cli.show import print_error
 
 if TYPE_CHECKING:
-    from halfmeg.studies.study import StudyData
+    from halfmeg.studies.folder import StudyData
 
 
 def report(
@@ -38,7 +38,7 @@ def report(
     from halfmeg.studies.compare import compare_runs
     from halfmeg.studies.measure import COSTS, fingerprint_of, measure
     from halfmeg.studies.page import check_page_folder
-    from halfmeg.studies.reading import Reading
+    from halfmeg.studies.reading import Reading, record_looks
     from halfmeg.studies.study import open_finished
 
     runs, failures = open_finished(folders)
@@ -71,4 +71,5 @@ def report(
     measured = [place for place in places if (place / COSTS).exists()]
     costs_from = next(iter(measured), None)
     result = compare_runs(runs, costs_from=costs_from, failures=failures, reading=reading)
+    record_looks([[run.folder for run in model.runs] for model in result.models])
     write_and_print(result, folder, loaded, as_json)

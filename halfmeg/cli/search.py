@@ -153,7 +153,7 @@ def search(
             folder, loaded, stored, chosen, workers=workers, cluster=cluster,
             listener=lambda under_way: SearchDisplay(under_way, display, quiet=as_json),
             final_listener=StudyDisplay(
-                display, quiet=as_json, apart=workers > 1 or cluster is not None, measured=False
+                display, quiet=as_json, apart=workers > 1 or cluster is not None
             ),
         )  # fmt: skip
     if as_json:

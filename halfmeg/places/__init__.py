@@ -14,6 +14,7 @@ hash; nothing is loaded from there.
 |---|---|
 | `place` | what a place is, and where its file lies |
 | `settings` | a network's settings behind its name, and the values that its parameters declare |
+| `definitions` | what of a text a name comes to |
 | `source` | the text that stands there, and its hash |
 | `load` | what stands there, loaded and called, each fault one line |
 """

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from halfmeg.places.definitions import definitions
 from halfmeg.places.place import (
+    HANDED_OVER,
     IN_FILE,
     IN_MODULE,
     TIMM,
@@ -36,11 +38,13 @@ class Source:
         place: as the user named it.
         file: where the text was found, absolute; empty where it is in no file.
         texts: the module by its path, and those of its neighbours that it imports.
+        entry: the path of the module.
     """
 
     place: str
     file: str = ""
     texts: Mapping[str, str] = field(default_factory=dict)
+    entry: str = ""
 
     @property
     def sha256(self) -> str:
@@ -49,6 +53,27 @@ class Source:
         for name, text in sorted(self.texts.items()):
             digest.update(f"{name}\0{text}\0".encode())
         return digest.hexdigest()
+
+    def first_change(self, before: Mapping[str, str]) -> str | None:
+        """Return the first of the definitions at the place that differs from those of other texts.
+
+        Those alone count that the place comes to (`halfmeg.places.definitions`). What is installed
+        may change with its version; of it, and of texts that are no Python, nothing is known.
+
+        Args:
+            before: the texts that stood there.
+
+        Returns:
+            It as `FILE: NAME`; None where there is none.
+        """
+        if self.entry not in before or "site-packages" in Path(self.file).parts:
+            return None
+        name = _top_name(self.place)
+        try:
+            then, now = (definitions(texts, self.entry, name) for texts in (before, self.texts))
+        except ValueError:
+            return None
+        return next((key for key in now | then if now.get(key) != then.get(key)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what describes the source, without its texts."""
@@ -68,7 +93,8 @@ def read_source(place: str) -> Source:
         return _sources[place]
     path = locate(place)
     if path is None:
-        return Source(place, "", _text_of_object(place))
+        texts = _text_of_object(place)
+        return Source(place, "", texts, next(iter(texts), ""))
     root = path.parent
     if (found := IN_MODULE.fullmatch(place)) and not IN_FILE.fullmatch(place):
         depth = len(found["module"].split(".")) - (path.name != "__init__.py")
@@ -79,7 +105,7 @@ def read_source(place: str) -> Source:
             texts[file.relative_to(root).as_posix()] = file.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{place}: {file.name} cannot be read: {error}") from None
-    return Source(place, str(path), texts)
+    return Source(place, str(path), texts, path.relative_to(root).as_posix())
 
 
 def settle(source: Source, folder: Path) -> None:
@@ -96,6 +122,18 @@ def settle(source: Source, folder: Path) -> None:
         settle_at(source.place, folder / Path(found["file"]).name)
     elif source.texts and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+
+def _top_name(place: str) -> str:
+    """Return what a module calls what a place is of, or is in."""
+    if place.startswith(HANDED_OVER):
+        obj = handed_over(place)
+        code = code_of(obj)
+        name = code.co_qualname if code else getattr(obj, "__qualname__", type(obj).__qualname__)
+    else:
+        found = IN_FILE.fullmatch(place) or IN_MODULE.fullmatch(place)
+        name = found["name"] if found else place
+    return str(name).partition(".")[0]
 
 
 def _text_of_object(place: str) -> dict[str, str]:

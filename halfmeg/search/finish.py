@@ -32,6 +32,7 @@ from halfmeg.search.schedule import fit_final
 from halfmeg.search.segment import time_epoch
 from halfmeg.search.state import Search
 from halfmeg.studies.compare import Comparison, compare_runs
+from halfmeg.studies.reading import record_look
 from halfmeg.studies.study import Study, run_study
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.fit import resume
@@ -320,7 +321,7 @@ def _outcome(
         run = finish_trial(folder / "trials" / f"{winner.number:04}", data)
         return Outcome(winner, run, failures=failures, no_verdict="the winner failed there")
     comparison = compare_runs(study.runs, failures=study.failures, reading=study.reading)
-    study.record_look(max(len(model.runs) for model in comparison.models))
+    record_look(study.folder, max(len(model.runs) for model in comparison.models))
     (entrant,) = [
         m.name for m in comparison.models if m.runs[0].config.model == own[0].config.model
     ]

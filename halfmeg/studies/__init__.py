@@ -4,6 +4,7 @@
 |---|---|
 | `cluster` | runs as tasks of a Ray cluster |
 | `pool` | processes that train several runs at once |
+| `folder` | what a study's folder holds, and whether it can hold another |
 | `study` | many runs in one folder; trains what is missing |
 | `workers` | how they are trained: here, stacked, in processes |
 | `pooled` | the variance between seeds, from all pairs of a study |

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -24,10 +24,11 @@ from halfmeg.studies.entrant import (
     load_run,
     name_entrants,
 )
+from halfmeg.studies.folder import StudyData
 from halfmeg.studies.letters import compact_letters
 from halfmeg.studies.measure import measure, read_costs
-from halfmeg.studies.reading import MARGIN, Reading
-from halfmeg.studies.study import Study, StudyData, make_configs, run_study
+from halfmeg.studies.reading import MARGIN, Reading, record_look
+from halfmeg.studies.study import HowTrained, PlannedStudy, Study, make_configs, plan_study
 from halfmeg.studies.verdict import PairResult, compare_pairs, interval_name
 from halfmeg.studies.workers import StudyListener
 
@@ -197,16 +198,42 @@ def compare(
         >>> found.pairs[0].verdict
         '... (95% interval ...; 2 seeds, 360 images)...'
     """
+    planned = plan_comparison(
+        models, data, seeds=seeds, folds=folds, out=out, config=config, workers=workers,
+        cluster=cluster, gpus_per_run=gpus_per_run, stack=stack, margin=margin, tuned_on=tuned_on,
+        beside=beside,
+    )  # fmt: skip
+    return compare_study(planned.run(listener), planned.data, listener)
+
+
+def plan_comparison(
+    models: Sequence[Any],
+    data: DataSplits,
+    *,
+    seeds: int | None = None,
+    folds: int | None = None,
+    out: str | Path,
+    config: RunConfig | Sequence[RunConfig],
+    margin: float = MARGIN,
+    tuned_on: Sequence[str | Path] = (),
+    beside: Sequence[str | Path] = (),
+    **how: Unpack[HowTrained],
+) -> PlannedStudy:
+    """Check what `compare` would train, its folder too, before this or another is trained.
+
+    Args:
+        models, data, seeds, folds, out, config, margin, tuned_on, beside: as for `compare`.
+        how: workers, cluster, gpus_per_run and stack, as for `run_study`.
+
+    Raises:
+        ValueError: as for `compare`.
+    """
     recipes = [config] if isinstance(config, RunConfig) else list(config)
     if (seeds is None) == (folds is None):
         raise ValueError(f"seeds={seeds} and folds={folds}; give one of the two")
     divided = data if folds is None else Folds.of(data, folds)
     configs = make_configs(models, recipes, seeds or folds or 0, tuned_on, [out, *beside])
-    study = run_study(
-        configs, divided, out, workers=workers, cluster=cluster, gpus_per_run=gpus_per_run,
-        stack=stack, reading=Reading(margin), listener=listener,
-    )  # fmt: skip
-    return compare_study(study, divided)
+    return plan_study(configs, divided, out, reading=Reading(margin), **how)
 
 
 def cross_validate(
@@ -239,7 +266,9 @@ def cross_validate(
     return compare([config.model], data, folds=folds, out=out, config=config, listener=listener)
 
 
-def compare_study(study: Study, data: StudyData) -> Comparison:
+def compare_study(
+    study: Study, data: StudyData, listener: StudyListener | None = None
+) -> Comparison:
     """Compare the runs of a study, with robustness and costs measured where they are missing.
 
     Raises:
@@ -247,12 +276,11 @@ def compare_study(study: Study, data: StudyData) -> Comparison:
     """
     if not study.runs:
         raise NoRunFinishedError(study.failures)
+    (listener or StudyListener()).on_measure()
     measure(study.runs, data, study.folder)
-    found = compare_runs(
-        study.runs, costs_from=study.folder, failures=study.failures,
-        reading=study.reading,
-    )  # fmt: skip
-    study.record_look(max(len(model.runs) for model in found.models))
+    out, failures, reading = study.folder, study.failures, study.reading
+    found = compare_runs(study.runs, costs_from=out, failures=failures, reading=reading)
+    record_look(out, max(len(model.runs) for model in found.models))
     return found
 
 

@@ -29,8 +29,9 @@ from halfmeg.studies.figures import (
     figure_svg,
     write_figure,
 )
+from halfmeg.studies.folder import StudyData
 from halfmeg.studies.measure import COSTS, fingerprint_of, read_costs
-from halfmeg.studies.study import NOT_FINISHED, StudyData
+from halfmeg.studies.study import NOT_FINISHED
 from halfmeg.studies.tables import TABLES, comparison_tables, readings_table, write_tables
 from halfmeg.training.plan import augmentation_of
 
@@ -301,8 +302,9 @@ def read_before(comparison: Comparison) -> str | None:
     now = max(len(m.runs) for m in comparison.models)
     looks = comparison.reading.unplanned_looks(now)
     planned = comparison.reading.planned
-    if planned and now not in planned:
-        numbers = _and([str(n) for n in (*looks, now)])
+    uncounted = looks if now in planned else (*looks, now)
+    if planned and uncounted:
+        numbers = _and([str(n) for n in uncounted])
         return (
             f"This study is read with {numbers} seeds, which its plan of looks has not counted, so "
             "verdicts may be false more often than stated"

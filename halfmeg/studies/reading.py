@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from halfmeg.files import read_json
+from halfmeg.artifacts.readings import warn_if_read_only
+from halfmeg.files import read_json, write_json
 from halfmeg.studies.power import LOOK_LEVEL, LOOKS
 from halfmeg.studies.stats import LEVEL
 
@@ -107,6 +109,43 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return asdict(self)
+
+
+def record_look(folder: Path, seeds: int) -> None:
+    """Note in the `study.json` of a folder that the study was read with so many seeds.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be written.
+    """
+    read, path = Reading.of(folder), folder / "study.json"
+    if seeds not in read.looks:
+        looked = {"reading": read.with_look(seeds).to_dict()}
+        write_json(path, read_json(path, dict[str, Any]) | looked)
+
+
+def record_looks(entrants: Sequence[Sequence[Path]]) -> None:
+    """Note in the studies that runs stand in that they were read, finished or not.
+
+    Where one network lacks seeds of another, as while a study is trained, their pair was read with
+    the fewer. Nothing is noted where the study was read with as many seeds before.
+
+    Args:
+        entrants: for each network the folders of its runs that were read.
+
+    Warns:
+        UnloggedReadingWarning: a study is read-only, so nothing is noted there.
+    """
+    read: dict[Path, list[int]] = {}
+    for folders in entrants:
+        for study, seeds in Counter(folder.absolute().parent for folder in folders).items():
+            read.setdefault(study, []).append(seeds)
+    for study, counts in read.items():
+        if not (study / "study.json").exists():
+            continue
+        if max(Reading.of(study).looks, default=0) < max(counts):
+            with warn_if_read_only(study):
+                record_look(study, min(counts))
 
 
 def begun_seeds(folder: Path) -> int:

@@ -6,19 +6,16 @@ complete in its own folder, so nothing but a run under way is lost when the stud
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any, TypedDict
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds
-from halfmeg.files import holds_nothing, make_folder, read_json, write_json
-from halfmeg.places.place import check_in_file, file_name, hand_over
+from halfmeg.places.place import check_in_file, hand_over
+from halfmeg.studies.folder import StudyData, check_runs, name_folders, read_study, write_study
 from halfmeg.studies.pool import threads_each
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.trials import with_trials
@@ -26,31 +23,31 @@ from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers
 from halfmeg.training.job import check, check_places
 from halfmeg.training.stack import check_stack
 
-StudyData = DataSplits | Folds
-"""What a study is of: one division into training and test images, or folds."""
-
 NOT_FINISHED = "it has not finished"
 """Why a run that did not fail is not among those of its study."""
 
 
+class HowTrained(TypedDict, total=False):
+    """Settings of `run_study` that say where runs are trained."""
+
+    workers: int
+    cluster: str | None
+    gpus_per_run: float
+    stack: bool
+
+
 @dataclass(frozen=True)
 class Study:
-    """What a study has: its finished runs, for each run that failed the error, how it is read."""
+    """What a study has: its finished runs, and for each run that failed the error."""
 
     folder: Path
     runs: tuple[Run, ...]
     failures: dict[str, str]
-    reading: Reading
 
-    def record_look(self, seeds: int) -> None:
-        """Note in `study.json` that the study was read with so many seeds.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-        path = self.folder / "study.json"
-        read = Reading.of(self.folder).with_look(seeds)
-        write_json(path, read_json(path, dict[str, Any]) | {"reading": read.to_dict()})
+    @property
+    def reading(self) -> Reading:
+        """How it is read, after all looks until now: those of `report` while it trained, too."""
+        return Reading.of(self.folder)
 
 
 def make_configs(
@@ -84,6 +81,101 @@ def make_configs(
         for model in models
     ]
     return [replace(config, seed=seed) for seed in range(seeds) for config in terms]
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A study that can be trained, of which nothing is written yet.
+
+    Attributes:
+        configs, folders: its runs, and what each is called below `out`.
+        data: what they are of.
+        how: where they are trained.
+        reading: how it is read.
+    """
+
+    configs: tuple[RunConfig, ...]
+    folders: tuple[str, ...]
+    data: StudyData
+    out: Path
+    how: Workers
+    reading: Reading
+
+    def run(self, listener: StudyListener | None = None) -> Study:
+        """Train what is missing.
+
+        Raises:
+            ValueError: the folder cannot be written, or the cluster does not answer.
+            TrainingInterruptedError: Ctrl-C or SIGTERM; started again, the study goes on.
+        """
+        out, listener = self.out, listener or StudyListener()
+        write_study(out, self.configs, self.folders, self.data, self.reading)
+        tasks = [
+            (config, out / name)
+            for config, name in zip(self.configs, self.folders, strict=True)
+            if not (out / name / "result.json").exists()
+        ]
+        if self.how.cluster is None:
+            listener.on_begin([config for config, _ in tasks])
+        outcomes = (
+            _train_folds(tasks, self.data, self.how, listener)
+            if isinstance(self.data, Folds)
+            else self.how.train(tasks, self.data, listener)
+        )
+        failures: dict[str, str] = {}
+        done = len(self.configs) - len(tasks)
+        for (config, folder), error in outcomes:
+            done += 1
+            if error is not None:
+                failures[folder.name] = error
+            listener.on_run(config, error, done, len(self.configs))
+        runs = tuple(Run.open(out / name) for name in self.folders if name not in failures)
+        return Study(out, runs, failures)
+
+
+def plan_study(
+    configs: Sequence[RunConfig],
+    data: StudyData,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    cluster: str | None = None,
+    gpus_per_run: float = 0.0,
+    stack: bool = False,
+    reading: Reading | None = None,
+) -> PlannedStudy:
+    """Check a study and its folder, before anything of it, or of another, is trained.
+
+    Args:
+        configs, data, out, workers, cluster, gpus_per_run, stack, reading: as for `run_study`.
+
+    Raises:
+        ValueError: as for `run_study`.
+    """
+    out = Path(out)
+    if workers < 1:
+        raise ValueError(f"workers={workers} is out of range; allowed: 1 or more")
+    if not configs:
+        raise ValueError("a study needs at least one run")
+    _check_way(workers, cluster, gpus_per_run, stack=stack)
+    seeds = {config.seed for config in configs}
+    if not isinstance(data, Folds) and len(seeds) > 1:
+        require_no_fold(data.options.get("fold"))
+    if workers > 1 or cluster is not None:
+        at_once = len(configs) // len(seeds) if isinstance(data, Folds) else len(configs)
+        threads = 1 if cluster is not None else threads_each(min(workers, at_once))
+        configs = [c if c.threads else replace(c, threads=threads) for c in configs]
+        for config in configs:
+            check_in_file(config.places().values(), "other processes")
+    folders = name_folders(configs, "fold" if isinstance(data, Folds) else "seed")
+    _check_configs(configs, [(out / name / "result.json").exists() for name in folders], data,
+                   here=cluster is None)  # fmt: skip
+    if stack:
+        _check_stacks(configs, data)
+    check_runs(out, configs, folders, data)
+    reading = Reading.of(out).go_on(reading or Reading(), out)
+    how = Workers(workers, cluster, gpus_per_run, stack)
+    return PlannedStudy(tuple(configs), tuple(folders), data, out, how, reading)
 
 
 def run_study(
@@ -120,49 +212,11 @@ def run_study(
             does not answer, or runs are to be stacked that take no stack, such as those of folds.
         TrainingInterruptedError: Ctrl-C or SIGTERM; started again, the study goes on.
     """
-    out, listener = Path(out), listener or StudyListener()
-    if workers < 1:
-        raise ValueError(f"workers={workers} is out of range; allowed: 1 or more")
-    if not configs:
-        raise ValueError("a study needs at least one run")
-    _check_way(workers, cluster, gpus_per_run, stack=stack)
-    seeds = {config.seed for config in configs}
-    if not isinstance(data, Folds) and len(seeds) > 1:
-        require_no_fold(data.options.get("fold"))
-    if workers > 1 or cluster is not None:
-        at_once = len(configs) // len(seeds) if isinstance(data, Folds) else len(configs)
-        threads = 1 if cluster is not None else threads_each(min(workers, at_once))
-        configs = [c if c.threads else replace(c, threads=threads) for c in configs]
-        for config in configs:
-            check_in_file(config.places().values(), "other processes")
-    folders = _folder_names(configs, "fold" if isinstance(data, Folds) else "seed")
-    _check_configs(configs, [(out / name / "result.json").exists() for name in folders], data,
-                   here=cluster is None)  # fmt: skip
-    if stack:
-        _check_stacks(configs, data)
-    reading = _check_folder(out, configs, folders, data, reading or Reading())
-    tasks = [
-        (config, out / name)
-        for config, name in zip(configs, folders, strict=True)
-        if not (out / name / "result.json").exists()
-    ]
-    how = Workers(workers, cluster, gpus_per_run, stack)
-    if cluster is None:
-        listener.on_begin([config for config, _ in tasks])
-    outcomes = (
-        _train_folds(tasks, data, how, listener)
-        if isinstance(data, Folds)
-        else how.train(tasks, data, listener)
-    )
-    failures: dict[str, str] = {}
-    done = len(configs) - len(tasks)
-    for (config, folder), error in outcomes:
-        done += 1
-        if error is not None:
-            failures[folder.name] = error
-        listener.on_run(config, error, done, len(configs))
-    runs = tuple(Run.open(out / name) for name in folders if name not in failures)
-    return Study(out, runs, failures, reading)
+    planned = plan_study(
+        configs, data, out, workers=workers, cluster=cluster, gpus_per_run=gpus_per_run,
+        stack=stack, reading=reading,
+    )  # fmt: skip
+    return planned.run(listener)
 
 
 def open_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -173,7 +227,7 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     runs: list[Run] = []
     for folder in map(Path, folders):
-        stored = _read_study(folder)
+        stored = read_study(folder)
         if stored is not None:
             runs += [Run.open(folder / run.folder) for run in stored.runs]
         elif (folder / "config.json").exists():
@@ -199,7 +253,7 @@ def open_finished(folders: Sequence[str | Path]) -> tuple[list[Run], dict[str, s
     runs: list[Run] = []
     failures: dict[str, str] = {}
     for folder in map(Path, folders):
-        stored = _read_study(folder)
+        stored = read_study(folder)
         if stored is None:
             runs += open_runs([folder])
             continue
@@ -216,30 +270,6 @@ def open_finished(folders: Sequence[str | Path]) -> tuple[list[Run], dict[str, s
             if path.name not in names
         }
     return runs, failures
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run in study.json."""
-
-    folder: Annotated[str, Meta(pattern=r"^[^/\\]+$")]
-    model: str
-    recipe: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class StoredStudy:
-    """What the program reads of study.json; more stands there."""
-
-    runs: list[StoredRun]
-
-
-def _read_study(folder: Path) -> StoredStudy | None:
-    try:
-        return read_json(folder / "study.json", StoredStudy)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def _train_folds(
@@ -291,94 +321,3 @@ def _check_stacks(configs: Sequence[RunConfig], data: StudyData) -> None:
         raise ValueError("folds and a stack exclude each other; leave one of them out")
     for terms in dict.fromkeys(replace(config, seed=0) for config in configs):
         check_stack([config for config in configs if replace(config, seed=0) == terms], data)
-
-
-def _folder_names(configs: Sequence[RunConfig], unit: str) -> list[str]:
-    several = len({config.recipe for config in configs}) > 1
-    first = 1 if unit == "fold" else 0
-    names = [
-        file_name(c.model) + (f"-{file_name(c.recipe)}" if several else "")
-        + f"-{unit}-{c.seed + first}"
-        for c in configs
-    ]  # fmt: skip
-    for index, name in enumerate(names):
-        before, model = configs[names.index(name)].model, configs[index].model
-        if model != before:
-            raise ValueError(f"{before} and {model} would both be called {name}; rename one")
-        if names.index(name) < index:
-            raise ValueError(
-                f"{model} is named twice; a study needs a different model, recipe or seed for "
-                "each run"
-            )
-    return names
-
-
-def check_study_folder(out: Path) -> None:
-    """Raise ValueError where a folder is there and is no study's."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"cannot write to {out}: it is a file")
-    if out.exists() and not (out / "study.json").exists() and not holds_nothing(out):
-        raise ValueError(f"{out} exists and is no study; choose another --out")
-
-
-def _check_folder(
-    out: Path,
-    configs: Sequence[RunConfig],
-    folders: Sequence[str],
-    data: StudyData,
-    wanted: Reading,
-) -> Reading:
-    """Raise before anything is trained if `out` cannot hold this study; write study.json."""
-    check_study_folder(out)
-    others = [run for run in _others_in(out, folders) if (out / run.folder).exists()]
-    if others:
-        names = ", ".join(dict.fromkeys(f"{run.model} seed {run.seed}" for run in others[:3]))
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise ValueError(
-            f"{out} holds runs that this study has not ({names}{more}); "
-            "name them too, or choose another --out"
-        )
-    for config, name in zip(configs, folders, strict=True):
-        if not (out / name / "config.json").exists():
-            continue
-        run = Run.open(out / name)
-        same = replace(run.config, threads=0) == replace(config, threads=0)
-        own = data.fingerprint(config.seed) if isinstance(data, Folds) else data.fingerprint
-        if not same or run.data.fingerprint != own:
-            raise ValueError(
-                f"{out / name} was trained with other settings or data; choose another --out"
-            )
-    reading = Reading.of(out).go_on(wanted, out)
-    try:
-        make_folder(out)
-        described = _describe(configs, folders, data) | {"reading": reading.to_dict()}
-        write_json(out / "study.json", described)
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
-    return reading
-
-
-def _others_in(out: Path, folders: Sequence[str]) -> list[StoredRun]:
-    """Return the runs in an earlier study.json that the new one would leave out."""
-    stored = _read_study(out)
-    return [run for run in stored.runs if run.folder not in folders] if stored else []
-
-
-def _describe(
-    configs: Sequence[RunConfig], folders: Sequence[str], data: StudyData
-) -> dict[str, Any]:
-    def unique(values: Iterable[Any]) -> list[Any]:
-        return list(dict.fromkeys(values))
-
-    source, folds = (data.data, data.count) if isinstance(data, Folds) else (data, None)
-    return {
-        "models": unique(config.model for config in configs),
-        "recipes": unique(config.recipe for config in configs),
-        "seeds": unique(config.seed for config in configs),
-        "folds": folds,
-        "data": {"name": source.name, "source": source.source, "fingerprint": source.fingerprint},
-        "runs": [
-            {"folder": name, "model": config.model, "recipe": config.recipe, "seed": config.seed}
-            for config, name in zip(configs, folders, strict=True)
-        ],
-    }

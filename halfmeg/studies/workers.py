@@ -35,6 +35,18 @@ class StudyListener:
     def on_run(self, config: RunConfig, error: str | None, done: int, total: int) -> None:
         """A run has ended; `error` is None where it was trained."""
 
+    def on_measure(self) -> None:
+        """No more runs follow; robustness and costs are about to be measured."""
+
+    def on_look(self, seeds: int, undecided: Sequence[str], to_come: Sequence[int]) -> None:
+        """A study that runs until it is decided was read, and goes on.
+
+        Args:
+            seeds: that it was read with.
+            undecided: the pairs that are open.
+            to_come: numbers of seeds of the looks that are left.
+        """
+
 
 Task = tuple[RunConfig, Path]
 Outcomes = Iterator[tuple[Task, str | None]]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import Cli
 
+from halfmeg.artifacts.run import Run
+from halfmeg.data.load import load_dataset
 from halfmeg.studies.figures import figure_png, figure_svg
 from halfmeg.studies.letters import compact_letters
 from halfmeg.studies.ranking import Ranking, rank_networks
@@ -351,3 +353,29 @@ def test_a_network_of_ones_own_is_tried_on_every_data_set_before_training(
     assert outcome.code == 2
     assert outcome.is_one_line("net.py:Ten", "9"), outcome.err
     assert not (tmp_path / "both").exists()
+
+
+def test_what_a_later_folder_holds_is_told_before_the_first_trains(
+    cli: Cli, tmp_path: Path, pictures: Path
+) -> None:
+    """Runs of other settings, and a page that is not ours."""
+    shutil.copytree(pictures, tmp_path / "photos")
+    held = Run.create(
+        tmp_path / "both" / "photos" / "logistic-seed-0",
+        build_recipe("common").override(["model=logistic", "epochs=2"]),
+        load_dataset(str(tmp_path / "photos")),
+    )
+    (held.folder.parent / "study.json").write_text('{"runs": []}')
+    command = ("compare", "mlp", "logistic", "--seeds", "1", "--data", "digits", "--data", "photos")
+    other = cli(*command, "epochs=1", "--out", "both")
+    assert other.code == 2
+    assert other.is_one_line("both/photos/logistic-seed-0 was trained with other settings or data:")
+    assert "epochs is 2 there and 1 here; choose another --out" in other.err
+    assert not (tmp_path / "both" / "digits").exists()
+    (held.folder.parent / "comparison.html").write_text("mine")
+    page = cli(*command, "epochs=2", "--out", "both")
+    assert page.is_one_line("both/photos/comparison.html was not written by halfmeg"), page.err
+    assert not (tmp_path / "both" / "digits").exists()
+    (tmp_path / "file").write_text("in the way")
+    blocked = cli(*command, "epochs=1", "--out", "file/both")
+    assert blocked.is_one_line("cannot write to file/both/digits", "is a file"), blocked.err

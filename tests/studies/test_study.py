@@ -634,6 +634,34 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits, cli: Cli)
         Reading.of(tmp_path / "s")
 
 
+def test_a_report_of_a_study_that_is_not_finished_is_a_look_at_it(
+    tmp_path: Path, few_digits, cli: Cli
+) -> None:
+    """So is one of its runs, and one while it is trained; at as many seeds again it is none."""
+    terms, out = small_config(epochs=1), tmp_path / "s"
+    run_study(make_configs(["mlp", "logistic"], [terms], 2), few_digits, out)
+    shutil.rmtree(out / "logistic-seed-1")
+    runs = [str(out / f"{name}-seed-0") for name in ("mlp", "logistic")]
+    assert cli("report", *runs, "--out", "page").code == 0
+    assert Reading.of(out).looks == (1,)
+
+    class Peeking(StudyListener):
+        def on_run(self, config, error, done: int, total: int) -> None:
+            if done == total - 1:  # of three seeds one network has but two
+                assert cli("report", str(out), "--out", "page").code == 1
+
+    found = compare(
+        ["mlp", "logistic"], few_digits, seeds=3, out=out, config=terms, listener=Peeking()
+    )
+    assert found.reading.unplanned_looks(3) == (1, 2)
+    said = read_before(found)
+    assert said is not None and "read with 1 and 2 seeds before" in said
+    before = (out / "study.json").read_text()
+    assert cli("report", str(out), "--out", "page").code == 0
+    assert (out / "study.json").read_text() == before
+    assert Reading.of(out).looks == (1, 2, 3)
+
+
 def test_a_study_until_decided_stops_at_the_first_look_that_decides(
     tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -666,15 +694,24 @@ def test_a_study_until_decided_goes_on_where_it_was(
     def go_on():
         return compare_until_decided(names, few_digits, out=out, config=config, margin=1e-6)
 
+    looks: list[tuple[int, list[str], Any]] = []
+
     class Stopped(StudyListener):
         def on_run(self, config, error, done: int, count: int) -> None:
             if config.seed == 2:
                 raise KeyboardInterrupt
 
+        def on_measure(self) -> None:
+            raise AssertionError("it goes on")
+
+        def on_look(self, seeds: int, undecided, to_come) -> None:
+            looks.append((seeds, sorted(undecided[0].split(" − ")), to_come))
+
     with pytest.raises(KeyboardInterrupt):
         compare_until_decided(
             names, few_digits, out=out, config=config, margin=1e-6, listener=Stopped()
         )
+    assert looks == [(2, ["logistic", "mlp"], [3])]
     assert Reading.of(out).looks == (2,)
     found = go_on()
     assert found.stopped == "ended with 3 seeds, the last look"
