@@ -309,15 +309,16 @@ class Run:
         own, inherited = self.trained_on(), read_ids(self.folder / INHERITED)
         return own if own is None or inherited is None else np.union1d(own, inherited)
 
-    def own_data(self, data: DataSplits) -> DataSplits:
+    def own_data(self, data: DataSplits, whole: Path | None = None) -> DataSplits:
         """Return what the run was trained and tested on, out of a source that may have grown.
 
         Raises:
-            ValueError: the source is another, or images have changed, moved or gone.
+            ValueError: the source is another, or images have changed, moved or gone; it names
+                `whole`, the folder of which the run is a part.
         """
         if data.fingerprint == self.data.fingerprint:
             return data
-        told = f"{self.folder} was trained on other data than {data.name}"
+        told = f"{whole or self.folder} was trained on other data than {data.name}"
         remedy = "name its own with --data, or train anew"
         trained_on, held_out = self.trained_on(), read_ids(self.folder / HELD_OUT)
         if trained_on is None or held_out is None:

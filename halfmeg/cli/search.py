@@ -127,7 +127,7 @@ def search(
         if given:
             raise ValueError(f"--resume {resume} goes on as it was begun; leave out {given[0]}")
         folder = Path(resume)
-        loaded = _load_as_before(read_stored(folder), data, data_dir, quiet=as_json)
+        loaded = _load_own(folder, read_stored(folder), data, data_dir, quiet=as_json)
         stored, chosen = open_search(folder, loaded)
         if hours is not None:
             stored = with_time(folder, stored, seconds)
@@ -162,16 +162,22 @@ def search(
         _print_outcome(folder, outcome, loaded)
 
 
-def _load_as_before(stored: Stored, data: str | None, data_dir: str, *, quiet: bool) -> DataSplits:
-    """Load the images of a search, from where they are now."""
-    from halfmeg.cli.progress import load
+def _load_own(
+    folder: Path, stored: Stored, data: str | None, data_dir: str, *, quiet: bool
+) -> DataSplits:
+    """Load the images of a search, from where they are now; later ones are left out, and said."""
+    from halfmeg.cli.progress import load, tell_newcomers
     from halfmeg.data.options import DataOptions
+    from halfmeg.search.record import own_data
 
     facts, size = stored.data, stored.data["image_size"]
-    return load(
+    loaded = load(
         data or facts["source"], data_dir, size if isinstance(size, int) else tuple(size),
         quiet=quiet, options=DataOptions.from_dict(facts["options"]),
     )  # fmt: skip
+    own = own_data(folder, stored, loaded)
+    tell_newcomers(loaded, own, folder)
+    return own
 
 
 def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
@@ -264,5 +270,5 @@ def find_run(
         raise ValueError(
             f"{folder} has no network that was trained to its end; go on with --resume"
         )
-    loaded = _load_as_before(stored, data, data_dir, quiet=quiet)
+    loaded = _load_own(path, stored, data, data_dir, quiet=quiet)
     return shipped_run(path, chosen, stored, loaded), loaded

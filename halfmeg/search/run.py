@@ -38,6 +38,7 @@ from halfmeg.search.record import (
     Trial,
     describe_data,
     is_search,
+    other_data,
     read_stored,
     sole_writer,
     write_stored,
@@ -264,10 +265,7 @@ def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
     folder = Path(folder)
     stored = read_stored(folder)
     if data.fingerprint != stored.data["fingerprint"]:
-        raise ValueError(
-            f"{folder} searched on other data than {data.name} is now; name its own with --data, "
-            "or search anew"
-        )
+        raise other_data(folder, data)
     values = (text.partition("=")[2] for text in stored.settings)
     for named in (stored.place, *stored.networks, *(stored.baselines or ()), *values):
         if is_place(named):
