@@ -6,6 +6,7 @@ Errors of libraries and of a user's own Python may have many lines, no end, or n
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -57,3 +58,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]!r}? " if close else ""
+
+
+def quoted(path: object) -> str:
+    """Return a path as it is typed in a shell, for a command to run next."""
+    return shlex.quote(str(path))

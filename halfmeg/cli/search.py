@@ -26,6 +26,7 @@ from halfmeg.cli.show import (
     print_line,
     print_table,
 )
+from halfmeg.errors import quoted
 from halfmeg.places.settings import is_setting
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
     for name, error in outcome.failures.items():
         print_error(f"failed: {name}: {error}")
     print_line(f"page        {folder / 'search.html'}")
-    print_line(f"ship it     halfmeg export {folder} --out mine")
+    print_line(f"ship it     halfmeg export {quoted(folder)} --out mine")
 
 
 def find_run(
@@ -258,7 +259,7 @@ def find_run(
     from halfmeg.search.front import best_of
     from halfmeg.search.front import pick as pick_trial
     from halfmeg.search.journal import read_trials
-    from halfmeg.search.record import decided, read_stored
+    from halfmeg.search.record import decided, no_network, read_stored
 
     path = Path(folder)
     stored: Stored = read_stored(path)
@@ -267,8 +268,6 @@ def find_run(
     if pick is not None:
         chosen = pick_trial(trials, pick)
     if chosen is None:
-        raise ValueError(
-            f"{folder} has no network that was trained to its end; go on with --resume"
-        )
+        raise no_network(path)
     loaded = _load_own(path, stored, data, data_dir, quiet=quiet)
     return shipped_run(path, chosen, stored, loaded), loaded

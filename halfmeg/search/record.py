@@ -31,6 +31,7 @@ from halfmeg.artifacts.facts import Count, StoredSize
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.errors import quoted
 from halfmeg.files import (
     HAS_LOCKS,
     read_json,
@@ -318,6 +319,14 @@ def own_data(folder: Path, stored: Stored, data: DataSplits) -> DataSplits:
         if run.data.fingerprint == stored.data["fingerprint"]:
             return run.own_data(data, folder)
     raise other_data(folder, data)
+
+
+def no_network(folder: Path) -> ValueError:
+    """Return the error of a search that has found nothing yet."""
+    return ValueError(
+        f"{folder} has no network that was trained to its end; `halfmeg search --resume "
+        f"{quoted(folder)}` goes on with it, and --hours gives it more time"
+    )
 
 
 def other_data(folder: Path, data: DataSplits) -> ValueError:

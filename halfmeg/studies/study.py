@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from halfmeg.artifacts.refusals import no_run
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
@@ -179,9 +180,8 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
         elif (folder / "config.json").exists():
             runs.append(Run.open(folder))
         else:
-            raise ValueError(
-                f"{folder} is no run folder and no study: it has neither config.json nor "
-                "study.json; name the folders of runs, or that of a study"
+            raise no_run(
+                folder, "it has neither config.json nor study.json; name those of runs or a study"
             )
     return runs
 
@@ -207,7 +207,10 @@ def open_finished(folders: Sequence[str | Path]) -> tuple[list[Run], dict[str, s
         begun = [Run.open(path) for path in own if (path / "config.json").exists()]
         finished = [run for run in begun if run.result() is not None]
         if not finished:
-            raise ValueError(f"{folder} has no finished run; `halfmeg compare` goes on with it")
+            raise ValueError(
+                f"{folder} has no finished run: it is a study, and goes on by the same "
+                "`halfmeg compare` or `train --folds` as before"
+            )
         runs += finished
         names = {run.folder.name for run in finished}
         failures |= {

@@ -2180,6 +2180,18 @@ def test_a_search_in_use_is_left_alone(tmp_path: Path, few_digits: DataSplits, t
         read_stored(tmp_path / "out")
 
 
+def test_a_search_that_has_found_nothing_says_how_it_goes_on(
+    cli: Cli, tmp_path: Path, few_digits: DataSplits
+) -> None:
+    stored, _ = describe_search(few_digits, limits=Limits(params=1000), seconds=60)
+    (tmp_path / "my search").mkdir()
+    write_stored(tmp_path / "my search", stored)
+    goes_on = "`halfmeg search --resume 'my search'` goes on"
+    assert cli("export", "my search", "--out", "b").is_one_line("has no trials yet", goes_on)
+    Journal(tmp_path / "my search", 0, "random").ask(None)
+    assert cli("export", "my search", "--out", "b").is_one_line("has no network that was", goes_on)
+
+
 def test_export_picks_only_of_a_search(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("export", "nothing", "--out", "mine", "--pick", "ram=32k")
     assert outcome.code == 2
