@@ -46,7 +46,7 @@ from halfmeg.artifacts.seen import (
     read_ids,
     unseen,
 )
-from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
+from halfmeg.artifacts.sources import check_sources, keep_objects, open_sources, write_sources
 from halfmeg.artifacts.weights import (
     checkpoint_to_bytes,
     logits_to_bytes,
@@ -67,7 +67,6 @@ from halfmeg.files import (
     write_json,
 )
 from halfmeg.networks.trial import try_out
-from halfmeg.places.place import provide
 
 ALLOWED_CHANGE = 0.02
 """By how much the accuracy that weights give may differ from what result.json says. Another
@@ -90,6 +89,7 @@ class Run:
         self.config = config
         self.data = data
         self.writer: Writer = FolderWriter(folder)
+        keep_objects(folder, config.places())
 
     @classmethod
     def create(
@@ -131,16 +131,16 @@ class Run:
         return cls(folder, config, facts)
 
     @classmethod
-    def open(cls, folder: str | Path, *, model: Any = None) -> Run:
+    def open(cls, folder: str | Path, **objects: Any) -> Run:
         """Open a run folder.
 
         Args:
             folder: of the run.
-            model: the class, function or instance that the run was trained with, where it was
-                handed over from Python and stands in no file.
+            **objects: what the run was made with, by setting (`model`, `loss`, `optimizer` or
+                `augment`), where it was handed over from Python and stands in no file.
 
         Raises:
-            ValueError: no run folder, or its config.json is damaged.
+            ValueError: no run folder, its config.json is damaged, or an object that it has not.
         """
         folder = Path(folder)
         path = folder / "config.json"
@@ -151,13 +151,9 @@ class Run:
         try:
             DataOptions.from_dict(stored.data.options)
             config = RunConfig.from_dict(stored.config)
-            run = cls(folder, config, stored.data)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        find_sources(folder)
-        if model is not None:
-            provide(config.model, model)
-        return run
+        return cls(folder, open_sources(folder, config, objects), stored.data)
 
     def remove_dead_parts(self) -> None:
         """Remove what killed processes were writing, where nothing may be written again."""

@@ -48,7 +48,7 @@ def load(place: str) -> Any:
     if place.startswith(HANDED_OVER):
         raise ValueError(
             f"{place} was an object of the Python process that handed it over; "
-            f"hand it over again from Python (model=), or name it as FILE.py:NAME"
+            "hand it over again from Python, or name it as FILE.py:NAME"
         )
     if found:
         path = locate(place)

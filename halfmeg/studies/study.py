@@ -15,11 +15,12 @@ from msgspec import Meta
 
 from halfmeg.artifacts.refusals import no_run
 from halfmeg.artifacts.run import Run
-from halfmeg.config import RunConfig
+from halfmeg.artifacts.sources import keep_objects
+from halfmeg.config import RunConfig, tell_apart
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds
 from halfmeg.files import holds_nothing, make_folder, read_json, write_json
-from halfmeg.places.place import check_in_file, file_name, hand_over
+from halfmeg.places.place import check_in_file, file_name, hand_over, numbered
 from halfmeg.studies.pool import threads_each
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.trials import with_trials
@@ -71,7 +72,7 @@ def make_configs(
         ValueError: a model or recipe twice, none of them, fewer than one seed, or a folder without
             runs.
     """
-    models = [hand_over(model) for model in models]
+    models = numbered([hand_over(model) for model in models])
     if len(set(models)) < max(1, len(models)):
         raise ValueError(f"models={', '.join(models)} is not allowed; name each model once")
     names = [recipe.recipe for recipe in recipes]
@@ -126,6 +127,7 @@ def run_study(
         raise ValueError(f"workers={workers} is out of range; allowed: 1 or more")
     if not configs:
         raise ValueError("a study needs at least one run")
+    configs = tell_apart(configs)
     _check_way(workers, cluster, gpus_per_run, stack=stack)
     seeds = {config.seed for config in configs}
     if not isinstance(data, Folds) and len(seeds) > 1:
@@ -142,6 +144,8 @@ def run_study(
     if stack:
         _check_stacks(configs, data)
     reading = _check_folder(out, configs, folders, data, reading or Reading())
+    for config, name in zip(configs, folders, strict=True):
+        keep_objects(out / name, config.places())
     tasks = [
         (config, out / name)
         for config, name in zip(configs, folders, strict=True)
