@@ -15,5 +15,6 @@ hash; nothing is loaded from there.
 | `place` | what a place is, and where its file lies |
 | `settings` | a network's settings behind its name, and the values that its parameters declare |
 | `source` | the text that stands there, and its hash |
+| `current` | whether Python has imported what the text says now |
 | `load` | what stands there, loaded and called, each fault one line |
 """
