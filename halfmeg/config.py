@@ -16,7 +16,7 @@ import msgspec
 
 from halfmeg.errors import did_you_mean
 from halfmeg.files import MAX_JSON_BYTES, parse_json, read_limited
-from halfmeg.places.place import hand_over, is_place
+from halfmeg.places.place import hand_over, is_place, numbered
 
 OptimizerName = Literal["adam", "adamw", "sgd", "muon"]
 ScheduleName = Literal["constant", "step", "exponential", "plateau", "cosine", "onecycle"]
@@ -316,6 +316,14 @@ def check_range(name: str, value: float) -> None:
     if not (above and value <= high):
         bracket = "[" if inclusive else "("
         raise ValueError(f"{name}={value} is out of range; allowed: {bracket}{low:g}, {high:g}]")
+
+
+def tell_apart(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Return the configs of one call, in which no two objects of one's own have the same name."""
+    every = [config.places() for config in configs]
+    names = iter(numbered(place for places in every for place in places.values()))
+    own: list[dict[str, Any]] = [{setting: next(names) for setting in places} for places in every]
+    return [dataclasses.replace(one, **named) for one, named in zip(configs, own, strict=True)]
 
 
 def _for_json(value: Any) -> Any:

@@ -6,6 +6,7 @@ Errors of libraries and of a user's own Python may have many lines, no end, or n
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 
 MAX_VALUE = 200
@@ -77,3 +78,8 @@ def first_difference(before: Mapping[str, object], now: Mapping[str, object]) ->
         if there != here:
             return f"{name} is {str(there)[:MAX_VALUE]} there and {str(here)[:MAX_VALUE]} here"
     return None
+
+
+def quoted(path: object) -> str:
+    """Return a path as it is typed in a shell, for a command to run next."""
+    return shlex.quote(str(path))

@@ -13,7 +13,7 @@
 | `metrics` | what was measured after each epoch of a run |
 | `readings` | when and for what a run's test set was read |
 | `writer` | what a process writes into a run folder, or nothing |
-| `refusals` | what is said of a folder that is no run |
+| `refusals` | what is said of a folder that is no run or bundle |
 | `run` | the run folder |
 | `graph` | an exported graph run by onnxruntime |
 | `bundle` | a trained network as a folder that needs nothing else |

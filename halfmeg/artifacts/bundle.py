@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from halfmeg.artifacts.facts import Channels, StoredSize
 from halfmeg.artifacts.graph import check_graph, onnx_logits
 from halfmeg.artifacts.rebuild import rebuild
-from halfmeg.artifacts.refusals import unfinished
+from halfmeg.artifacts.refusals import no_bundle, unfinished
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, Known, read_ids, unseen
 from halfmeg.artifacts.weights import read_checked
@@ -149,11 +149,7 @@ class Bundle:
         try:
             described = read_json(path, dict[str, Any], MAX_DESCRIPTION_BYTES)
         except (FileNotFoundError, NotADirectoryError):
-            missing = "it has no model.json"
-            if not folder.exists():
-                hint = did_you_mean(str(folder), SHIPPED).strip()
-                missing = f"it does not exist; {hint}" if hint else "it does not exist"
-            raise ValueError(f"{folder} is no bundle: {missing}") from None
+            raise no_bundle(folder, did_you_mean(str(folder), SHIPPED).strip()) from None
         try:
             bundle = cls._from_description(folder, described)
         except ValueError as error:

@@ -49,7 +49,7 @@ from halfmeg.artifacts.seen import (
     read_ids,
     unseen,
 )
-from halfmeg.artifacts.sources import check_sources, find_sources, write_sources
+from halfmeg.artifacts.sources import check_sources, keep_objects, open_sources, write_sources
 from halfmeg.artifacts.weights import (
     checkpoint_name,
     checkpoint_to_bytes,
@@ -66,7 +66,6 @@ from halfmeg.data.options import DataOptions
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
 from halfmeg.files import check_json, json_bytes, new_folder, read_json, write_json
 from halfmeg.networks.trial import try_out
-from halfmeg.places.place import provide
 
 ALLOWED_CHANGE = 0.02
 """By how much the accuracy that weights give may differ from what result.json says. Another
@@ -89,6 +88,7 @@ class Run:
         self.config = config
         self.data = data
         self.writer: Writer = FolderWriter(folder)
+        keep_objects(folder, config.places())
 
     @classmethod
     def create(
@@ -130,16 +130,16 @@ class Run:
         return cls(folder, config, facts)
 
     @classmethod
-    def open(cls, folder: str | Path, *, model: Any = None) -> Run:
+    def open(cls, folder: str | Path, **objects: Any) -> Run:
         """Open a run folder.
 
         Args:
             folder: of the run.
-            model: the class, function or instance that the run was trained with, where it was
-                handed over from Python and stands in no file.
+            **objects: what the run was made with, by setting (`model`, `loss`, `optimizer` or
+                `augment`), where it was handed over from Python and stands in no file.
 
         Raises:
-            ValueError: no run folder, or its config.json is damaged.
+            ValueError: no run folder, its config.json is damaged, or an object that it has not.
         """
         folder = Path(folder)
         path = folder / "config.json"
@@ -150,13 +150,9 @@ class Run:
         try:
             DataOptions.from_dict(stored.data.options)
             config = RunConfig.from_dict(stored.config)
-            run = cls(folder, config, stored.data)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        find_sources(folder)
-        if model is not None:
-            provide(config.model, model)
-        return run
+        return cls(folder, open_sources(folder, config, objects), stored.data)
 
     def remove_dead_parts(self) -> None:
         """Remove what killed processes were writing, where nothing may be written again."""
@@ -315,15 +311,16 @@ class Run:
         facts, fit = self.data, self.options.fit
         return Known(facts.fingerprint, facts.image_shape, fit, self.seen, whole)
 
-    def own_data(self, data: DataSplits) -> DataSplits:
+    def own_data(self, data: DataSplits, whole: Path | None = None) -> DataSplits:
         """Return what the run was trained and tested on, out of a source that may have grown.
 
         Raises:
-            ValueError: the source is another, or images have changed, moved or gone.
+            ValueError: the source is another, or images have changed, moved or gone; it names
+                `whole`, the folder of which the run is a part.
         """
         if data.fingerprint == self.data.fingerprint:
             return data
-        told = f"{self.folder} was trained on other data than {data.name}"
+        told = f"{whole or self.folder} was trained on other data than {data.name}"
         remedy = "name its own with --data, or train anew"
         trained_on, held_out = self.trained_on(), read_ids(self.folder / HELD_OUT)
         if trained_on is None or held_out is None:

@@ -9,24 +9,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from halfmeg.files import (
-    MAX_JSON_BYTES,
-    read_json,
-    read_limited,
-    write_atomically,
-    write_json,
-)
+from halfmeg.config import RunConfig
+from halfmeg.files import MAX_JSON_BYTES, read_json, read_limited, write_atomically, write_json
 from halfmeg.places.load import load
-from halfmeg.places.place import TIMM, PlaceWarning, files_of_module, locate, remember
+from halfmeg.places.place import (
+    HANDED_OVER,
+    TIMM,
+    HandedOver,
+    PlaceWarning,
+    files_of_module,
+    hand_over_as,
+    locate,
+    remember,
+)
 from halfmeg.places.source import MAX_FILES, read_source
 
 DESCRIBED = "source.json"
 TEXTS = "source"
 HOLD_RUNS = ("study.json", "search.json")
 """A study or a search has one of these, and runs in it."""
+
+
+_objects: dict[tuple[Path, str], Any] = {}
+"""By run folder and setting what this process has made or continued the run with."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,39 @@ def find_sources(folder: Path) -> None:
             remember(described.place, described.file)
 
 
+def keep_objects(folder: Path, places: Mapping[str, str]) -> None:
+    """Let a run that is opened again in this process find the objects that stand in no file."""
+    for setting, place in places.items():
+        if isinstance(place, HandedOver):
+            _objects[folder.resolve(), setting] = place.obj
+
+
+def open_sources(folder: Path, config: RunConfig, objects: Mapping[str, Any]) -> RunConfig:
+    """Let the places of a run be found; return its config with the objects that it was made with.
+
+    Args:
+        folder: of the run.
+        config: as it was stored.
+        objects: by setting, those that were handed over again; None for none.
+
+    Raises:
+        ValueError: one for a setting that the run has not of the user's own.
+    """
+    find_sources(folder)
+    places, own = config.places(), dict[str, str]()
+    for setting, obj in objects.items():
+        if obj is not None and setting not in places:
+            given = getattr(config, setting, "") or "none"
+            raise ValueError(f"{folder} was made with {setting}={given}; leave out {setting}=")
+    for setting, place in places.items():
+        obj = objects.get(setting)
+        if obj is None and place.startswith(HANDED_OVER):
+            obj = _objects.get((folder.resolve(), setting))
+        if obj is not None:
+            own[setting] = hand_over_as(place, obj)
+    return replace(config, **own)  # type: ignore[arg-type]
+
+
 def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
     """Load what stands at places, and compare it with what a run was made with.
 
@@ -96,6 +138,11 @@ def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
         kept = folder / TEXTS / setting
         try:
             check_outside(folder, place)
+            if place.startswith(HANDED_OVER) and not isinstance(place, HandedOver):
+                raise ValueError(
+                    f"{folder} was made with {setting}={place}, an object of another Python "
+                    f"process; hand it over again from Python ({setting}=)"
+                )
             if not place.startswith(TIMM):
                 load(place)
         except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from halfmeg.cli.show import print_line
+from halfmeg.errors import quoted
 
 EXAMPLE = Path(__file__).parents[1] / "networks" / "example.py"
 
@@ -21,7 +22,7 @@ def new_network(
         raise ValueError(f"{path} is no name for Python; write one that ends in .py, as mynet.py")
     if file.exists():
         raise ValueError(f"{path} exists already and is not overwritten; choose another name")
-    place = f"{path}:Net"
+    place = quoted(f"{path}:Net")
     text = EXAMPLE.read_text().replace("FILE.py:Net", place)
     try:
         with file.open("x") as stream:

@@ -61,10 +61,15 @@ def load_own(run: Run, data: str | None, data_dir: str, *, quiet: bool) -> DataS
     """Load what a run was trained and tested on; images that came later are left out, and said."""
     loaded = load_again(run, data, data_dir, quiet=quiet)
     own = run.own_data(loaded)
+    tell_newcomers(loaded, own, run.folder)
+    return own
+
+
+def tell_newcomers(loaded: DataSplits, own: DataSplits, folder: Path) -> None:
+    """Say how many images of a source are left out, since they came after a run or a search."""
     newer = sum(map(len, loaded.parts.values())) - sum(map(len, own.parts.values()))
     if newer:
-        print_error(f"halfmeg: {newer:,} image(s) of {own.name} came after {run.folder}; left out")
-    return own
+        print_error(f"halfmeg: {newer:,} image(s) of {own.name} came after {folder}; left out")
 
 
 def load_study(run: Run, data: str | None, data_dir: str, *, quiet: bool) -> StudyData:

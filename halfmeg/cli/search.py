@@ -26,6 +26,7 @@ from halfmeg.cli.show import (
     print_line,
     print_table,
 )
+from halfmeg.errors import quoted
 from halfmeg.places.settings import is_setting
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def search(
         if given:
             raise ValueError(f"--resume {resume} goes on as it was begun; leave out {given[0]}")
         folder = Path(resume)
-        loaded = _load_as_before(read_stored(folder), data, data_dir, quiet=as_json)
+        loaded = _load_own(folder, read_stored(folder), data, data_dir, quiet=as_json)
         stored, chosen = open_search(folder, loaded)
         if hours is not None:
             stored = with_time(folder, stored, seconds)
@@ -162,16 +163,22 @@ def search(
         _print_outcome(folder, outcome, loaded)
 
 
-def _load_as_before(stored: Stored, data: str | None, data_dir: str, *, quiet: bool) -> DataSplits:
-    """Load the images of a search, from where they are now."""
-    from halfmeg.cli.progress import load
+def _load_own(
+    folder: Path, stored: Stored, data: str | None, data_dir: str, *, quiet: bool
+) -> DataSplits:
+    """Load the images of a search, from where they are now; later ones are left out, and said."""
+    from halfmeg.cli.progress import load, tell_newcomers
     from halfmeg.data.options import DataOptions
+    from halfmeg.search.record import own_data
 
     facts, size = stored.data, stored.data["image_size"]
-    return load(
+    loaded = load(
         data or facts["source"], data_dir, size if isinstance(size, int) else tuple(size),
         quiet=quiet, options=DataOptions.from_dict(facts["options"]),
     )  # fmt: skip
+    own = own_data(folder, stored, loaded)
+    tell_newcomers(loaded, own, folder)
+    return own
 
 
 def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
@@ -237,7 +244,7 @@ def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
     for name, error in outcome.failures.items():
         print_error(f"failed: {name}: {error}")
     print_line(f"page        {folder / 'search.html'}")
-    print_line(f"ship it     halfmeg export {folder} --out mine")
+    print_line(f"ship it     halfmeg export {quoted(folder)} --out mine")
 
 
 def find_run(
@@ -252,7 +259,7 @@ def find_run(
     from halfmeg.search.front import best_of
     from halfmeg.search.front import pick as pick_trial
     from halfmeg.search.journal import read_trials
-    from halfmeg.search.record import decided, read_stored
+    from halfmeg.search.record import decided, no_network, read_stored
 
     path = Path(folder)
     stored: Stored = read_stored(path)
@@ -261,8 +268,6 @@ def find_run(
     if pick is not None:
         chosen = pick_trial(trials, pick)
     if chosen is None:
-        raise ValueError(
-            f"{folder} has no network that was trained to its end; go on with --resume"
-        )
-    loaded = _load_as_before(stored, data, data_dir, quiet=quiet)
+        raise no_network(path)
+    loaded = _load_own(path, stored, data, data_dir, quiet=quiet)
     return shipped_run(path, chosen, stored, loaded), loaded

@@ -41,7 +41,7 @@ from halfmeg.data.source import (
     torn_groups,
 )
 from halfmeg.data.table import read_table
-from halfmeg.errors import did_you_mean
+from halfmeg.errors import did_you_mean, quoted
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def load_dataset(
             raise ValueError(f"{source}: {torn}; divide it anew, or leave the parts to halfmeg")
         splits = load_encoded(_name(source), encoded, shape, progress, options.fit)
         line = summarize_passed_over(encoded.passed_over)
-        told = (f"{line}; `halfmeg data check {source}` lists them",) if line else ()
+        told = (f"{line}; `halfmeg data check {quoted(source)}` lists them",) if line else ()
         splits = dataclasses.replace(splits, notes=(*told, *splits.notes))
         if source == "cifar10":
             splits = _with_pixels_told(splits)

@@ -94,7 +94,8 @@ def scan_folder(root: Path) -> Scan:
 def find_images(patterns: Iterable[str]) -> tuple[list[Path], list[PassedOver]]:
     """Return the files that paths, folders and patterns such as `*.jpg` stand for.
 
-    A file that is named is taken as it is; a folder stands for the images anywhere below it.
+    A file that is named is taken as it is; a folder, named or matched by a pattern, stands for the
+    images anywhere below it.
 
     Returns:
         The images, each once, and what was passed over in folders.
@@ -103,24 +104,29 @@ def find_images(patterns: Iterable[str]) -> tuple[list[Path], list[PassedOver]]:
         ValueError: something that does not exist, or a folder or pattern without an image.
     """
     found: dict[Path, None] = {}
-    passed_over: list[PassedOver] = []
+    passed_over: dict[Path, PassedOver] = {}
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            scan = scan_folder(path)
-            matches = [path / image for image in scan.images]
-            passed_over += scan.passed_over
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-            matches = [p for p in matches if p.is_file()]
+        named = Path(pattern)
+        is_named = named.exists()
+        paths = [named] if is_named else [*map(Path, sorted(glob.glob(pattern, recursive=True)))]
+        matches: list[Path] = []
+        for path in paths:
+            if path.is_dir():
+                scan = scan_folder(path)
+                matches += [path / image for image in scan.images]
+                passed_over |= {path / item.path: item for item in scan.passed_over}
+            elif is_named or path.is_file():
+                matches.append(path)
+            elif (why_not := _no_image(path, path)) is not None:
+                passed_over[path] = why_not
         if not matches:
-            kind = "folder without images" if path.is_dir() else "file that does not exist"
-            told = summarize_passed_over(passed_over) if path.is_dir() else ""
+            told = summarize_passed_over(passed_over.values())
+            kind = "file that does not exist"
+            if paths:
+                kind = f"{'folder' if is_named else 'pattern'} without images"
             raise ValueError(f"{pattern} is a {kind}" + (f"; {told}" if told else ""))
         found |= dict.fromkeys(matches)
-    return list(found), passed_over
+    return list(found), [item for path, item in passed_over.items() if path not in found]
 
 
 def unnamed_images(files: Iterable[Path], root: Path) -> list[PassedOver]:

@@ -19,7 +19,7 @@ from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
 from halfmeg.errors import did_you_mean
 from halfmeg.places.load import call, load, running, takes
-from halfmeg.places.place import TIMM
+from halfmeg.places.place import TIMM, handed_over
 from halfmeg.places.settings import split_settings
 from halfmeg.places.source import read_source
 
@@ -43,7 +43,7 @@ def build_own(
     model = _build(place, num_classes, shape, budget)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{place} returns a {type(model).__name__}; a torch.nn.Module is expected")
-    key = (place, read_source(place).sha256, num_classes, shape, budget)
+    key = (place, id(handed_over(place)), read_source(place).sha256, num_classes, shape, budget)
     if key not in _needs_plain_order:
         _needs_plain_order[key] = _fails_in_channels_last(model, shape)
     if _needs_plain_order[key]:
@@ -61,7 +61,7 @@ def check_num_classes(num_classes: int) -> None:
         raise ValueError(f"num_classes={num_classes} is out of range; allowed: 2 or more")
 
 
-_needs_plain_order: dict[tuple[str, str, int, ImageShape, int], bool] = {}
+_needs_plain_order: dict[tuple[str, int, str, int, ImageShape, int], bool] = {}
 
 
 def _build(place: str, num_classes: int, shape: ImageShape, budget: int) -> Any:

@@ -17,7 +17,7 @@ from halfmeg.networks.own import MAX_WEIGHTS_BYTES, build_own, use_channels_last
 from halfmeg.networks.protocol import body_parameters, evaluating, preparation
 from halfmeg.networks.ways import right_kernels, with_kernels
 from halfmeg.places.load import describe, running
-from halfmeg.places.place import PlaceWarning
+from halfmeg.places.place import PlaceWarning, handed_over
 from halfmeg.places.source import read_source
 
 BATCH = 7
@@ -41,7 +41,7 @@ def try_out(
     budget: int,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Try a network once for each text, size and type; later calls return at once.
+    """Try a network once for each object, text, size and type; later calls return at once.
 
     Args:
         place: where it stands.
@@ -55,7 +55,10 @@ def try_out(
         PlaceWarning: it cannot be exported, or its multiply-accumulates are not all known.
     """
     model = build_own(place, num_classes, image_size, budget)
-    key = (place, read_source(place).sha256, num_classes, image_shape(image_size), budget, dtype)
+    key = (
+        place, id(handed_over(place)), read_source(place).sha256, num_classes,
+        image_shape(image_size), budget, dtype,
+    )  # fmt: skip
     if key in _tried:
         return
     trial = _Trial(place, model, num_classes, image_size)

@@ -16,5 +16,6 @@ hash; nothing is loaded from there.
 | `settings` | a network's settings behind its name, and the values that its parameters declare |
 | `definitions` | what of a text a name comes to |
 | `source` | the text that stands there, and its hash |
+| `current` | whether Python has imported what the text says now |
 | `load` | what stands there, loaded and called, each fault one line |
 """

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from halfmeg.errors import did_you_mean, with_kind
+from halfmeg.places.current import RUN_ANEW, check_current
 from halfmeg.places.place import (
     HANDED_OVER,
     IN_FILE,
@@ -44,16 +45,19 @@ def load(place: str) -> Any:
     if handed_over(place) is not None and (
         not found or locate(place) == file_of(handed_over(place))
     ):
+        check_current(place, handed_over(place))
         return handed_over(place)
     if place.startswith(HANDED_OVER):
         raise ValueError(
             f"{place} was an object of the Python process that handed it over; "
-            f"hand it over again from Python (model=), or name it as FILE.py:NAME"
+            "hand it over again from Python, or name it as FILE.py:NAME"
         )
     if found:
         path = locate(place)
         assert path is not None
-        return _member(_load_file(path, place), found["name"], place)
+        obj = _member(_load_file(path, place), found["name"], place)
+        check_current(place, obj)  # a neighbour may have been imported before
+        return obj
     if (found := IN_MODULE.fullmatch(place)) is None:
         raise ValueError(
             f"{place!r} is no place; write FILE.py:NAME, package.module:NAME or timm:NAME"
@@ -65,7 +69,9 @@ def load(place: str) -> Any:
             if error.name and f"{found['module']}.".startswith(f"{error.name}."):
                 raise ValueError(f"{place}: there is no module {error.name!r}") from None
             raise
-    return _member(module, found["name"], place)
+    obj = _member(module, found["name"], place)
+    check_current(place, obj)
+    return obj
 
 
 @contextmanager
@@ -183,7 +189,7 @@ def _load_file(path: Path, place: str) -> ModuleType:
     for text in source.texts:  # those of the same name that another place has brought in, too
         if (neighbour := _module_name(text)) in _brought_in:
             sys.modules.pop(neighbour, None)
-    name = f"halfmeg_place_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    name = f"{RUN_ANEW}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

@@ -35,7 +35,27 @@ class PlaceWarning(UserWarning):
     """Something that a user should know of Python of their own; training goes on."""
 
 
-_handed_over: dict[str, Any] = {}
+class HandedOver(str):
+    """The place of an object that stands in no file, `python:NAME`, with the object itself.
+
+    Only a text that carries its object stands for it, so those of the same name that were handed
+    over at other times are never taken for each other.
+    """
+
+    obj: Any
+
+    def __new__(cls, place: str, obj: Any) -> HandedOver:
+        """Return the text with its object."""
+        carrying = super().__new__(cls, place)
+        carrying.obj = obj
+        return carrying
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HandedOver:
+        return self
+
+
+_provided: dict[str, Any] = {}
+"""By their place in a file, the classes and functions that were handed over."""
 
 _remembered: dict[str, Path] = {}
 
@@ -85,22 +105,33 @@ def hand_over(obj: Any) -> str:
     """
     if isinstance(obj, str):
         return obj
-    place = _place_in_file(obj)
-    if not place:
-        for place, known in _handed_over.items():
-            if known is obj:
-                return place
-        name = getattr(obj, "__name__", type(obj).__name__)
-        name = re.sub(r"\W", "", name) or "object"
-        taken = [p for p in _handed_over if re.fullmatch(rf"{HANDED_OVER}{name}(_\d+)?", p)]
-        place = f"{HANDED_OVER}{name}" + (f"_{len(taken) + 1}" if taken else "")
-    provide(place, obj)
+    if place := _place_in_file(obj):
+        _provided[place] = obj
+        return place
+    name = re.sub(r"\W", "", getattr(obj, "__name__", type(obj).__name__))
+    return HandedOver(f"{HANDED_OVER}{name or 'object'}", obj)
+
+
+def hand_over_as(place: str, obj: Any) -> str:
+    """Return a place at which an object stands, as for a run that was made with it."""
+    if place.startswith(HANDED_OVER):
+        return HandedOver(place, obj)
+    _provided[place] = obj
     return place
 
 
-def provide(place: str, obj: Any) -> None:
-    """Say what stands at a place in this process, as for a run that an object was handed to."""
-    _handed_over[place] = obj
+def numbered(places: Iterable[str]) -> list[str]:
+    """Return places of one call, with a number behind the name where other objects have it."""
+    told: list[str] = []
+    objects: dict[str, Any] = {}
+    for place in places:
+        if isinstance(place, HandedOver):
+            first, count = place, 1
+            while objects.setdefault(place, first.obj) is not first.obj:
+                count += 1
+                place = HandedOver(f"{first}_{count}", first.obj)
+        told.append(place)
+    return told
 
 
 def check_in_file(places: Iterable[str], where: str) -> None:
@@ -135,10 +166,10 @@ def locate(place: str) -> Path | None:
         ValueError: the file that it names does not exist.
     """
     if place.startswith((TIMM, HANDED_OVER)):
-        return file_of(_handed_over.get(place))
+        return file_of(handed_over(place))
     if found := IN_FILE.fullmatch(place):
         path = Path(found["file"])
-        remembered = _remembered.get(place) or file_of(_handed_over.get(place)) or path
+        remembered = _remembered.get(place) or file_of(handed_over(place)) or path
         for candidate in (_settled.get(place, path), path, remembered):
             if candidate.is_file():
                 return candidate.resolve()
@@ -171,7 +202,7 @@ def files_of_module(place: str) -> list[Path]:
 
 def handed_over(place: str) -> Any:
     """Return the object that was handed over as a place; None where none was."""
-    return _handed_over.get(place)
+    return place.obj if isinstance(place, HandedOver) else _provided.get(place)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from halfmeg.search.record import (
     Trial,
     decided,
     is_search,
+    no_network,
     read_stored,
     write_stored,
 )
@@ -136,7 +137,7 @@ def _named(text: str, limits: Limits, data: DataSplits) -> Baseline:
         before, trials = read_stored(Path(text)), read_trials(Path(text))
         best = decided(trials, before.final) if before.final else best_of(trials)
         if best is None or best.config is None:
-            raise ValueError(f"{text} has no network that was trained to its end")
+            raise no_network(Path(text))
         return _model_of(text, best.config)
     if _is_run(text):
         return _model_of(text, Run.open(text).config)

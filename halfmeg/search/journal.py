@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from halfmeg.artifacts.facts import Share
 from halfmeg.config import RunConfig
-from halfmeg.errors import one_line
+from halfmeg.errors import one_line, quoted
 from halfmeg.files import check_json, read_limited, write_atomically
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs
@@ -126,7 +126,8 @@ def read_trials(folder: Path) -> list[Trial]:
     """
     path = folder / JOURNAL
     if not path.exists():
-        raise ValueError(f"{folder} has no trials yet")
+        told = f"`halfmeg search --resume {quoted(folder)}` goes on with it"
+        raise ValueError(f"{folder} has no trials yet; {told}")
     _read_whole(path)  # a pipe or a device would never end
     return _read_trials(_open_study(path), path)
 

@@ -28,8 +28,10 @@ import msgspec
 from msgspec import Meta
 
 from halfmeg.artifacts.facts import Count, StoredSize
+from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
+from halfmeg.errors import quoted
 from halfmeg.files import (
     HAS_LOCKS,
     read_json,
@@ -301,3 +303,35 @@ def describe_data(data: DataSplits) -> StoredData:
         "name": data.name, "source": data.source, "fingerprint": data.fingerprint,
         "image_size": data.image_size, "options": data.options,
     }  # fmt: skip
+
+
+def own_data(folder: Path, stored: Stored, data: DataSplits) -> DataSplits:
+    """Return what a search trains on, out of a source that may have grown: its runs know it.
+
+    Raises:
+        ValueError: the source is another, or images have changed, moved or gone; or it had grown
+            before the first run began.
+    """
+    if data.fingerprint == stored.data["fingerprint"]:
+        return data
+    for path in sorted(folder.glob("*/*/config.json")):
+        run = Run.open(path.parent)
+        if run.data.fingerprint == stored.data["fingerprint"]:
+            return run.own_data(data, folder)
+    raise other_data(folder, data)
+
+
+def no_network(folder: Path) -> ValueError:
+    """Return the error of a search that has found nothing yet."""
+    return ValueError(
+        f"{folder} has no network that was trained to its end; `halfmeg search --resume "
+        f"{quoted(folder)}` goes on with it, and --hours gives it more time"
+    )
+
+
+def other_data(folder: Path, data: DataSplits) -> ValueError:
+    """Return the error of a search that is to go on with other images."""
+    return ValueError(
+        f"{folder} searched on other data than {data.name} is now; name its own with --data, "
+        "or search anew"
+    )

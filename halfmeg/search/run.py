@@ -15,6 +15,7 @@ import msgspec
 from halfmeg.artifacts.sources import check_outside
 from halfmeg.data.dataset import DataSplits, require_trainable
 from halfmeg.data.split import hold_out
+from halfmeg.errors import quoted
 from halfmeg.files import holds_nothing, make_folder
 from halfmeg.places.place import is_place
 from halfmeg.search.budget import Limits, require_room
@@ -38,6 +39,8 @@ from halfmeg.search.record import (
     Trial,
     describe_data,
     is_search,
+    no_network,
+    other_data,
     read_stored,
     sole_writer,
     write_stored,
@@ -189,12 +192,12 @@ def start(
         if _identity(before) != _identity(stored):
             raise ValueError(
                 f"{folder} holds a search with other settings or data; choose another --out, or go "
-                f"on with it by --resume {folder}"
+                f"on with it by --resume {quoted(folder)}"
             )
         if stored.leg <= before.leg:
             if before.leg == 1 and before.seconds != stored.seconds:
                 told = f"it goes on with its {before.seconds / 3600:g} hours"
-                note = f"{told}; `--resume {folder} --hours` gives it more"
+                note = f"{told}; `--resume {quoted(folder)} --hours` gives it more"
             stored = before
     else:
         require_room(space, stored.limits, len(data.classes), data.image_shape)
@@ -226,7 +229,7 @@ def start(
             search.clock.save(ended=True)
             with contextlib.suppress(Exception):  # whoever stops it is not to wait for a reason
                 write_page(search)
-            told = f"`halfmeg search --resume {folder}` goes on"
+            told = f"`halfmeg search --resume {quoted(folder)}` goes on"
             number = getattr(stopped, "signal_number", signal.SIGINT)
             raise TrainingInterruptedError(told, number) from None
         finally:
@@ -264,10 +267,7 @@ def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
     folder = Path(folder)
     stored = read_stored(folder)
     if data.fingerprint != stored.data["fingerprint"]:
-        raise ValueError(
-            f"{folder} searched on other data than {data.name} is now; name its own with --data, "
-            "or search anew"
-        )
+        raise other_data(folder, data)
     values = (text.partition("=")[2] for text in stored.settings)
     for named in (stored.place, *stored.networks, *(stored.baselines or ()), *values):
         if is_place(named):
@@ -315,8 +315,7 @@ def _run(
     final = decide(search, timed)
     if final is None:
         write_page(search)
-        told = f"; `halfmeg search --resume {search.folder} --hours` gives it more time"
-        raise ValueError(f"{search.folder} has no network that was trained to its end{told}")
+        raise no_network(search.folder)
     if final.seeds:
         write_page(search)
     outcome = finish(search, final, listener=final_listener)

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from halfmeg.artifacts.refusals import no_run
 from halfmeg.artifacts.run import Run
-from halfmeg.config import RunConfig
+from halfmeg.artifacts.sources import keep_objects
+from halfmeg.config import RunConfig, tell_apart
 from halfmeg.data.folds import Folds
-from halfmeg.places.place import check_in_file, hand_over
+from halfmeg.places.place import check_in_file, hand_over, numbered
 from halfmeg.studies.folder import StudyData, check_runs, name_folders, read_study, write_study
 from halfmeg.studies.pool import threads_each
 from halfmeg.studies.reading import Reading
@@ -67,7 +69,7 @@ def make_configs(
         ValueError: a model or recipe twice, none of them, fewer than one seed, or a folder without
             runs.
     """
-    models = [hand_over(model) for model in models]
+    models = numbered([hand_over(model) for model in models])
     if len(set(models)) < max(1, len(models)):
         raise ValueError(f"models={', '.join(models)} is not allowed; name each model once")
     names = [recipe.recipe for recipe in recipes]
@@ -110,6 +112,8 @@ class PlannedStudy:
         """
         out, listener = self.out, listener or StudyListener()
         write_study(out, self.configs, self.folders, self.data, self.reading)
+        for config, name in zip(self.configs, self.folders, strict=True):
+            keep_objects(out / name, config.places())
         tasks = [
             (config, out / name)
             for config, name in zip(self.configs, self.folders, strict=True)
@@ -157,6 +161,7 @@ def plan_study(
         raise ValueError(f"workers={workers} is out of range; allowed: 1 or more")
     if not configs:
         raise ValueError("a study needs at least one run")
+    configs = tell_apart(configs)
     _check_way(workers, cluster, gpus_per_run, stack=stack)
     seeds = {config.seed for config in configs}
     if not isinstance(data, Folds) and len(seeds) > 1:
@@ -233,9 +238,8 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
         elif (folder / "config.json").exists():
             runs.append(Run.open(folder))
         else:
-            raise ValueError(
-                f"{folder} is no run folder and no study: it has neither config.json nor "
-                "study.json; name the folders of runs, or that of a study"
+            raise no_run(
+                folder, "it has neither config.json nor study.json; name those of runs or a study"
             )
     return runs
 
@@ -261,7 +265,10 @@ def open_finished(folders: Sequence[str | Path]) -> tuple[list[Run], dict[str, s
         begun = [Run.open(path) for path in own if (path / "config.json").exists()]
         finished = [run for run in begun if run.result() is not None]
         if not finished:
-            raise ValueError(f"{folder} has no finished run; `halfmeg compare` goes on with it")
+            raise ValueError(
+                f"{folder} has no finished run: it is a study, and goes on by the same "
+                "`halfmeg compare` or `train --folds` as before"
+            )
         runs += finished
         names = {run.folder.name for run in finished}
         failures |= {

@@ -14,7 +14,7 @@ from typing import Any
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.sources import check_sources
 from halfmeg.artifacts.weights import checkpoint_name, read_checkpoint
-from halfmeg.config import RunConfig
+from halfmeg.config import RunConfig, tell_apart
 from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import one_line
 from halfmeg.places.load import blame
@@ -71,7 +71,8 @@ def fit(
         (81578, 360)
     """
     own = {"model": model, "loss": loss, "optimizer": optimizer, "augment": augment}
-    config = replace(config, **{key: value for key, value in own.items() if value is not None})
+    own = {key: value for key, value in own.items() if value is not None}
+    (config,) = tell_apart([replace(config, **own)])
     check(config, data)
     checkpoint, first = None, None
     if start is not None:
@@ -112,6 +113,9 @@ def resume(
     data: DataSplits,
     *,
     model: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    augment: Any = None,
     listener: Listener | None = None,
 ) -> Run:
     """Continue a run to its end; a finished one is returned as it is.
@@ -119,11 +123,13 @@ def resume(
     Args:
         folder: of the run.
         data: what it was trained on.
-        model: what the run was trained with, where it stands in no file (`Run.open`).
+        model, loss, optimizer, augment: what the run was made with, where it stands in no file.
+            In the process that made the run they are known.
         listener: is told how it goes.
 
     Raises:
-        ValueError: no run folder, other data than the run's, or no readable checkpoint.
+        ValueError: no run folder, other data than the run's, no readable checkpoint, or an object
+            that the run was made with and that is not handed over again.
 
     Example:
         >>> from halfmeg import load_dataset, resume
@@ -131,7 +137,8 @@ def resume(
         >>> len(run.read_metrics()) == run.config.epochs
         True
     """
-    with join_ranks(Run.open(folder, model=model).config.device) as ranks:
+    run = Run.open(folder, model=model, loss=loss, optimizer=optimizer, augment=augment)
+    with join_ranks(run.config.device) as ranks:
         run, checkpoint, damaged = ranks.first(lambda: open_to_resume(folder, data))
         if run.result() is not None:
             return run
@@ -159,8 +166,9 @@ def open_to_resume(
     checkpoint, damaged = run.load_checkpoint()
     if checkpoint is None and damaged:
         raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
-    if places := run.config.places():
-        check_sources(run.folder, places)
+    # The settings are the folder's own, whatever has become of the recipe that they came from.
+    places = {key: place for key, place in run.config.places().items() if key != "recipe"}
+    check_sources(run.folder, places)
     require_inherited(run)
     check(run.config, data)
     return run, checkpoint, damaged

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from halfmeg.errors import quoted
 from halfmeg.files import scratch_folder
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class TrainingInterruptedError(RuntimeError):
 
 def how_to_continue(run: Run) -> str:
     """Return what to say of a run that was stopped."""
-    return f"continue with `halfmeg resume {run.folder}`"
+    return f"continue with `halfmeg resume {quoted(run.folder)}`"
 
 
 def how_it_diverged(run: Run, at: Position) -> str:

@@ -23,6 +23,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.cli.commands import answer_at_once
 from halfmeg.cli.main import main
 from halfmeg.cli.progress import training_display
+from halfmeg.data.load import load_dataset
 from halfmeg.studies.study import run_study
 from halfmeg.training.recipes import build_recipe, milestones_note
 
@@ -654,6 +655,35 @@ def test_runs_of_one_name_are_missing_each_for_itself(
     assert not any(path.exists() for path in pairs)
 
 
+def test_a_folder_without_a_finished_network_says_how_to_finish_it(
+    cli: Cli, tmp_path: Path
+) -> None:
+    Run.create(tmp_path / "my run", small_config(), load_dataset("digits"))  # killed at once
+    for line in (
+        ("predict", "x.png", "--bundle", "my run"), ("evaluate", "my run"), ("report", "my run"),
+        ("export", "my run", "--out", "b"), ("bench", "my run"), ("push", "my run", "me/mine"),
+    ):  # fmt: skip
+        told = cli(*line)
+        assert told.code == 2
+        assert told.is_one_line("my run", "not finished", "`halfmeg resume 'my run'`"), told.err
+    (tmp_path / "my run" / "result.json").write_text("{}")
+    assert cli("bench", "my run").is_one_line("`halfmeg export 'my run' --out BUNDLE`")
+    for name, told in (("search", "`halfmeg search --resume 'my '`"), ("study", "it is a study")):
+        (tmp_path / "my ").mkdir(exist_ok=True)
+        (tmp_path / "my " / f"{name}.json").write_text("{}")
+        for line in (("predict", "x.png", "--bundle", "my "), ("evaluate", "my ")):
+            assert cli(*line).is_one_line(told)
+        if name == "search":
+            assert cli("report", "my ").is_one_line(told)
+        (tmp_path / "my " / f"{name}.json").unlink()
+
+
+def test_a_command_to_run_next_is_quoted(cli: Cli, tmp_path: Path) -> None:
+    told = cli("new", "network", "my net.py").out
+    assert "halfmeg compare 'my net.py:Net' resnet20" in told
+    assert "halfmeg summary 'my net.py:Net'" in (tmp_path / "my net.py").read_text()
+
+
 def test_a_study_with_a_run_that_failed_is_reported(
     cli: Cli, small_study: Path, tmp_path: Path
 ) -> None:
@@ -666,7 +696,7 @@ def test_a_study_with_a_run_that_failed_is_reported(
     assert "it has not finished" in page
     for path in study.glob("*/result.json"):
         path.unlink()
-    assert cli("report", "study").is_one_line("study has no finished run")
+    assert cli("report", "study").is_one_line("study has no finished run: it is a study, and goes")
 
 
 def test_a_report_is_not_written_among_files_of_others(

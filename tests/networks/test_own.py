@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import textwrap
@@ -571,6 +572,35 @@ def test_two_runs_of_one_place_are_each_found_from_a_third_folder(
     monkeypatch.chdir(folder)
     runs = [Run.open(f"of{width}/run") for width in (8, 16)]
     assert [run.load_model().conv.out_channels for run in runs] == [8, 16]
+
+
+def test_what_was_imported_before_its_file_was_edited_is_not_trained(
+    folder: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # found stale by seconds and size only
+    write(folder, NET + "\nWIDTH = 8\n", "edited_net.py")
+    module = importlib.import_module("edited_net")
+    told = r"edited_net\.py was edited after Python had imported it"
+
+    write(folder, NET.replace("relu", "tanh"), "edited_net.py")
+    with pytest.raises(ValueError, match=told):
+        fit(small_config(epochs=1), few_digits, "run", model=module.Net)
+    assert not Path("run").exists()
+
+    noted = NET.replace(
+        "    def forward(self, x):", '    def forward(self, x):\n        """Map."""'
+    )
+    write(folder, "# A note.\n" + noted + "\nWIDTH = 8\n", "edited_net.py")
+    fit(small_config(epochs=1), few_digits, "run", model=module.Net)
+
+    for edited in (noted + "\nWIDTH = 4\n", noted.replace("width=8", "width=4")):
+        write(folder, edited, "edited_net.py")
+        with pytest.raises(ValueError, match=told):
+            load(hand_over(module.Net))
+    importlib.reload(module)
+    run = fit(small_config(epochs=1), few_digits, "again", model=module.Net)
+    assert "width=4" in (run.folder / "source/model/edited_net.py").read_text()
 
 
 class Mine(nn.Module):

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Cli, first_digits, small_config
+from PIL import Image
 
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
@@ -821,6 +822,42 @@ def test_a_search_ends_with_a_finished_network_and_a_page(
         searched(out, few_digits, limits=Limits(params=900))
     with pytest.raises(ValueError, match="searched on other data"):
         open_search(out, first_digits(201))
+
+
+@pytest.mark.slow
+def test_a_search_leaves_out_images_that_came_later(
+    tmp_path: Path, tiny: str, pictures: Path, cli: Cli
+) -> None:
+    photos = shutil.copytree(pictures, tmp_path / "photos")
+    begun = cli(
+        "search", "--space", "tiny.py:SPACE", "--data", "photos", "--hours", "0.0005",
+        "--no-compare", "--out", "out",
+    )  # fmt: skip
+    assert begun.code == 0, begun.err
+    newcomer = next((photos / "train" / "0").iterdir())
+    new = Image.open(newcomer).transpose(Image.Transpose.ROTATE_90)
+    (photos / "train" / "new").mkdir()
+    for path in (photos / "train" / "new", photos / "test" / "1"):
+        new.save(path / "later.png")
+
+    told = "2 image(s) of photos came after out; left out"
+    (result,) = (tmp_path / "out" / "trials").glob("*/result.json")
+    before = json.loads(result.read_text())
+    result.unlink()  # as if it had been stopped before the winner read the test images
+    resumed = cli("search", "--resume", "out")
+    assert resumed.code == 0, resumed.err
+    assert told in resumed.err
+    assert json.loads(result.read_text())["test_loss"] == before["test_loss"]
+    exported = cli("export", "out", "--out", "mine", "--allow-loss", "--json")
+    assert exported.code == 0, exported.err
+    assert told in exported.err
+
+    newcomer.unlink()
+    for line in (("search", "--resume", "out"), ("export", "out", "--out", "other")):
+        refused = cli(*line)
+        assert refused.code == 2
+        told = "out was trained on other data than photos: 1 of its "
+        assert told in refused.err.splitlines()[-1]  # what is to be known of the images comes first
 
 
 def test_larger_images_are_advised_where_there_are_any_and_they_fit(
@@ -2142,6 +2179,18 @@ def test_a_search_in_use_is_left_alone(tmp_path: Path, few_digits: DataSplits, t
     (tmp_path / "out" / "search.json").write_text(json.dumps(damaged | {"folds": "many"}))
     with pytest.raises(ValueError, match=r"search\.json is damaged"):
         read_stored(tmp_path / "out")
+
+
+def test_a_search_that_has_found_nothing_says_how_it_goes_on(
+    cli: Cli, tmp_path: Path, few_digits: DataSplits
+) -> None:
+    stored, _ = describe_search(few_digits, limits=Limits(params=1000), seconds=60)
+    (tmp_path / "my search").mkdir()
+    write_stored(tmp_path / "my search", stored)
+    goes_on = "`halfmeg search --resume 'my search'` goes on"
+    assert cli("export", "my search", "--out", "b").is_one_line("has no trials yet", goes_on)
+    Journal(tmp_path / "my search", 0, "random").ask(None)
+    assert cli("export", "my search", "--out", "b").is_one_line("has no network that was", goes_on)
 
 
 def test_export_picks_only_of_a_search(cli: Cli, tmp_path: Path) -> None:

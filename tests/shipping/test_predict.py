@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,22 @@ def test_patterns_top_and_csv(cli: Cli, photos: Path) -> None:
     table = cli("predict", "photos/a.png")
     assert table.code == 0
     assert "photos/a.png" in table.out
+
+
+def test_folders_that_a_pattern_matches_are_looked_into(cli: Cli, photos: Path) -> None:
+    (photos / "empty").mkdir()
+    (photos / "gone.png").symlink_to("nowhere")
+    named = [*photos.glob("*.*"), photos / "deeper"]
+    every, _ = find_images([str(path) for path in named if path.exists()])
+    for pattern in (f"{photos}/*", f"{photos}/**"):
+        found, passed_over = find_images([pattern])
+        assert sorted(found) == sorted(every)
+        assert photos / "deeper" / "e.gif" in found
+        assert [item.reason for item in passed_over] == ["broken link"]
+    shutil.copy(photos / "notes.txt", photos / "deeper")
+    assert len(find_images([f"{photos}/*", str(photos)])[1]) == 2, "each once"
+    refused = cli("predict", "photos/emp*")
+    assert refused.is_one_line("photos/emp* is a pattern without images")
 
 
 def test_orientation_is_honoured(tmp_path: Path) -> None:

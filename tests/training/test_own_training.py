@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from conftest import Cli, small_config
 from test_distributed import torchrun
 from test_own import HEAD, NET, Mine, network, write
-from torch import Tensor
+from torch import Tensor, nn
 
-from halfmeg import RunConfig, build_recipe, compare, fit, resume
+from halfmeg import RunConfig, build_model, build_recipe, compare, fit, resume
 from halfmeg.data.dataset import DataSplits
+from halfmeg.networks.summary import count_params
 from halfmeg.studies.study import run_study
 from halfmeg.training.own import build_transform
 from halfmeg.training.stack import train_stack
@@ -141,6 +142,72 @@ def test_from_python(tmp_path: Path, few_digits: DataSplits) -> None:
     assert run.config.augment == "python:lambda"
     assert "half_brier" in (run.folder / "source/loss/test_own_training.py").read_text()
     assert "flip(3)" in (run.folder / "source/augment/test_own_training.py").read_text()
+
+
+def test_a_run_goes_on_with_objects_that_are_handed_over_again(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    given: dict[str, Any] = {
+        "loss": lambda logits, labels: F.cross_entropy(logits, labels),
+        "augment": lambda images: images.flip(3),
+        "optimizer": lambda params, lr: torch.optim.SGD(params, lr),
+    }
+    run = fit(small_config(epochs=2), few_digits, tmp_path / "run", **given)
+    assert [run.config.loss, run.config.augment, run.config.optimizer] == [
+        "python:lambda", "python:lambda_2", "python:lambda_3",
+    ]  # fmt: skip
+    weights = run.folder / "weights.safetensors"
+    whole = weights.read_bytes()
+
+    def stop(folder: Path) -> None:
+        for name in ("result.json", weights.name, "checkpoints/epoch_00002_step_0000000.pt"):
+            (folder / name).unlink()
+
+    stop(run.folder)
+    resume(run.folder, few_digits)  # this process knows them
+    assert weights.read_bytes() == whole
+    moved = run.folder.rename(tmp_path / "moved")  # as another process finds it
+    stop(moved)
+    with pytest.raises(ValueError, match=r"moved was made with loss=python:lambda, an object"):
+        resume(moved, few_digits)
+    with pytest.raises(ValueError, match=r"hand it over again from Python \(augment=\)"):
+        resume(moved, few_digits, loss=given["loss"])
+    with pytest.raises(ValueError, match=r"moved was made with model=cnn; leave out model="):
+        resume(moved, few_digits, model=Mine, **given)
+    resume(moved, few_digits, **given)
+    assert (moved / weights.name).read_bytes() == whole
+
+
+def test_a_run_goes_on_without_the_file_of_its_recipe(
+    tmp_path: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "TERMS = None", "terms.py")
+    run = fit(small_config(recipe="terms.py:TERMS", epochs=1), few_digits, "run")
+    (run.folder / "result.json").unlink()
+    Path("terms.py").unlink()
+    assert resume("run", few_digits).result()
+
+
+def test_objects_of_one_name_are_told_apart_in_each_call(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    def of_width(width: int) -> Any:
+        def net(num_classes: int) -> nn.Module:
+            return Mine(num_classes, width)
+
+        return net
+
+    terms = small_config(epochs=1, model="cnn")
+    for study in ("first", "second"):  # one call is numbered as the other
+        given = [of_width(2), of_width(3)]
+        found = compare(given, few_digits, seeds=1, out=tmp_path / study, config=terms)
+        params = {model.name: model.params for model in found.models}
+        assert params == {"python:net": 56 + 30, "python:net_2": 84 + 40}
+    narrow, wide = (RunConfig(model=of_width(width), epochs=1) for width in (2, 3))
+    assert narrow.model == wide.model == "python:net"
+    built = [count_params(build_model(one.model)) for one in (narrow, wide)]
+    assert built == [56 + 30, 84 + 40]
 
 
 BAD = {
