@@ -219,7 +219,7 @@ def define(text: str, names: dict[str, object], cell: str) -> None:
 def test_the_cell_of_a_notebook_may_change_but_not_its_network(
     tmp_path: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each kernel knows its network by the same place, as it is the first of its name."""
+    """Run again, in this kernel or another, it is the same place: the first of its name."""
     monkeypatch.chdir(tmp_path)
     cell = """from torch import nn
 class CellNet(nn.Module):
@@ -232,7 +232,6 @@ seeds = 1
 """
 
     def again(text: str, seeds: int) -> int:
-        monkeypatch.setattr("halfmeg.places.place._handed_over", {})
         names: dict[str, object] = {"__name__": "__main__"}
         define(text, names, "<ipython-input-1>")
         return train(few_digits, seeds, names["CellNet"])
