@@ -65,7 +65,7 @@ def _edited(then: Source, now: Source) -> str | None:
 def _meaning(text: str) -> str | None:
     """Return what Python reads in a text, without docstrings; None where it is no Python."""
     try:
-        tree = ast.parse(text)
+        tree = ast.parse(text.encode())
     except (SyntaxError, ValueError):
         return None
     for node in ast.walk(tree):
@@ -102,7 +102,7 @@ def _unlike_imported(source: Source) -> str | None:
 def _has_code_of(module: ModuleType, text: str) -> bool:
     """Return whether each function of a module is one of those that a text has."""
     try:
-        whole = compile(text, str(module.__file__), "exec", dont_inherit=True)
+        whole = compile(text.encode(), str(module.__file__), "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return False
     there = {_essence(code) for code in _codes(whole)}

@@ -147,7 +147,7 @@ class _Module:
 
 def _parse(path: str, texts: Mapping[str, str]) -> _Module:
     try:
-        return _Module(path, _Plain().visit(ast.parse(texts[path])), texts)
+        return _Module(path, _Plain().visit(ast.parse(texts[path].encode())), texts)
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is no Python: {error}") from None
 

@@ -183,7 +183,7 @@ def _load_file(path: Path, place: str) -> ModuleType:
     if loaded and loaded[0] == source.sha256:
         return loaded[1]
     try:
-        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+        code = compile(source.texts[source.entry].encode(), str(path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{place} is no Python: {describe(error, place)}") from None
     for text in source.texts:  # those of the same name that another place has brought in, too

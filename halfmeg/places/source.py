@@ -6,8 +6,9 @@ import ast
 import hashlib
 import linecache
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MAX_FILES = 200
 """A module that imports more of its neighbours is kept and hashed up to here."""
 
 _sources: dict[str, Source] = {}
+"""By their places without settings, the texts that are held."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def read_source(place: str) -> Source:
     Raises:
         ValueError: its file does not exist, or cannot be read.
     """
-    if place in _sources:
-        return _sources[place]
+    if (held := _sources.get(_plain(place))) is not None:
+        return replace(held, place=place)
     path = locate(place)
     if path is None:
         texts = _text_of_object(place)
@@ -117,11 +119,46 @@ def settle(source: Source, folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    _sources[source.place] = source
+    _sources[_plain(source.place)] = source
     if found := IN_FILE.fullmatch(source.place):
         settle_at(source.place, folder / Path(found["file"]).name)
     elif source.texts and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+
+@contextmanager
+def holding(places: Iterable[str]) -> Iterator[None]:
+    """Let what stands at some places now be what stands there, whatever is edited meanwhile.
+
+    So all runs of a study are of one text. Objects that stand in no file do not change.
+    """
+    held = {
+        _plain(place): read_source(place)
+        for place in places
+        if not place.startswith((TIMM, HANDED_OVER)) and _plain(place) not in _sources
+    }
+    hold(held)
+    try:
+        yield
+    finally:
+        for place in held:
+            del _sources[place]
+
+
+def held_sources() -> dict[str, Source]:
+    """Return what is held, by its places, for other processes to `hold`."""
+    return dict(_sources)
+
+
+def hold(sources: Mapping[str, Source]) -> None:
+    """Let texts stand at their places until this process ends."""
+    _sources.update(sources)
+
+
+def _plain(place: str) -> str:
+    """Return a place without the settings of a network there."""
+    found = IN_FILE.fullmatch(place) or IN_MODULE.fullmatch(place)
+    return f"{found[1]}:{found['name']}" if found else place
 
 
 def _top_name(place: str) -> str:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import msgspec
 
-from halfmeg.artifacts.sources import check_outside
+from halfmeg.artifacts.run import Run
+from halfmeg.artifacts.sources import check_outside, require_same
 from halfmeg.data.dataset import DataSplits, require_trainable
 from halfmeg.data.split import hold_out
 from halfmeg.errors import quoted
 from halfmeg.files import holds_nothing, make_folder
 from halfmeg.places.place import is_place
+from halfmeg.places.source import holding
 from halfmeg.search.budget import Limits, require_room
 from halfmeg.search.finish import (
     Baseline,
@@ -199,6 +201,7 @@ def start(
                 told = f"it goes on with its {before.seconds / 3600:g} hours"
                 note = f"{told}; `--resume {quoted(folder)} --hours` gives it more"
             stored = before
+        _require_same_texts(folder)
     else:
         require_room(space, stored.limits, len(data.classes), data.image_shape)
         _require_run(space, stored, data)
@@ -207,7 +210,7 @@ def start(
         with Cluster(cluster, data) as nodes:
             workers = nodes.num_cpus
     make_folder(folder)
-    with sole_writer(folder):
+    with sole_writer(folder), holding(_places(stored, space.networks)):
         if (read_stored(folder) if is_search(folder) else None) != before:
             raise ValueError(f"another process has searched in {folder} just now; start it again")
         write_stored(folder, stored)
@@ -268,16 +271,28 @@ def open_search(folder: str | Path, data: DataSplits) -> tuple[Stored, Space]:
     stored = read_stored(folder)
     if data.fingerprint != stored.data["fingerprint"]:
         raise other_data(folder, data)
-    values = (text.partition("=")[2] for text in stored.settings)
-    for named in (stored.place, *stored.networks, *(stored.baselines or ()), *values):
-        if is_place(named):
-            check_outside(folder, named)
+    for place in _places(stored, stored.networks):
+        check_outside(folder, place)
     table = load_space(stored.place) if stored.place else SPACE
     space = build_space(table, stored.networks, stored.settings)
     if space.rows() != [tuple(row) for row in stored.table]:
         where = stored.place or "this version's space"
         raise ValueError(f"{where} is another than {folder} began with; start anew with --out")
     return stored, space
+
+
+def _places(stored: Stored, networks: Sequence[str]) -> list[str]:
+    """Return what a search names of the user's own Python."""
+    values = (text.partition("=")[2] for text in stored.settings)
+    named = (stored.place, *networks, *(stored.baselines or ()), *values)
+    return [place for place in named if is_place(place)]
+
+
+def _require_same_texts(folder: Path) -> None:
+    """Raise ValueError where a trial of a search was of another text than there is now."""
+    for path in sorted((folder / "trials").glob("*/source.json")):
+        run = Run.open(path.parent)
+        require_same(run.folder, run.config.places())
 
 
 def with_time(folder: str | Path, stored: Stored, seconds: float) -> Stored:

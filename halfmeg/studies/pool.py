@@ -20,6 +20,7 @@ from halfmeg.artifacts.metrics import count_epochs
 from halfmeg.data.cache import open_splits, save_splits
 from halfmeg.data.dataset import DataSplits
 from halfmeg.files import scratch_folder
+from halfmeg.places.source import Source, held_sources, hold
 from halfmeg.training.stopping import TrainingInterruptedError
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ class Pool:
             self.count,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(self.shared, self.threads),
+            initargs=(self.shared, self.threads, held_sources()),
         )
 
 
@@ -154,11 +155,12 @@ _worker_data: DataSplits | None = None
 _worker_stop = Path()
 
 
-def _start_worker(shared: Path, threads: int) -> None:
+def _start_worker(shared: Path, threads: int, sources: dict[str, Source]) -> None:
     global _worker_data, _worker_stop
     if os.name == "posix":
         os.setpgid(0, 0)  # Ctrl-C reaches the study, which stops its workers
     torch.set_num_threads(threads)
+    hold(sources)
     _worker_data, _worker_stop = open_splits(shared / "data"), shared / "stop"
 
     def stop_with_parent() -> None:

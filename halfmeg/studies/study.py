@@ -17,6 +17,7 @@ from halfmeg.artifacts.sources import keep_objects
 from halfmeg.config import RunConfig, tell_apart
 from halfmeg.data.folds import Folds
 from halfmeg.places.place import check_in_file, hand_over, numbered
+from halfmeg.places.source import holding
 from halfmeg.studies.folder import StudyData, check_runs, name_folders, read_study, write_study
 from halfmeg.studies.pool import threads_each
 from halfmeg.studies.reading import Reading
@@ -110,7 +111,11 @@ class PlannedStudy:
             ValueError: the folder cannot be written, or the cluster does not answer.
             TrainingInterruptedError: Ctrl-C or SIGTERM; started again, the study goes on.
         """
-        out, listener = self.out, listener or StudyListener()
+        with holding({place for config in self.configs for place in config.places().values()}):
+            return self._run(listener or StudyListener())
+
+    def _run(self, listener: StudyListener) -> Study:
+        out = self.out
         write_study(out, self.configs, self.folders, self.data, self.reading)
         for config, name in zip(self.configs, self.folders, strict=True):
             keep_objects(out / name, config.places())

@@ -860,6 +860,30 @@ def test_a_search_leaves_out_images_that_came_later(
         assert told in refused.err.splitlines()[-1]  # what is to be known of the images comes first
 
 
+class _EditsBetweenTrials(SearchListener):
+    """Somebody who goes on working at a network while it is searched."""
+
+    def on_trial(self, trial: Trial) -> None:
+        Path("tiny.py").write_text(TINY.replace("self.body(x)", "2 * self.body(x)"))
+
+
+@pytest.mark.slow
+def test_all_trials_of_a_search_are_of_one_text(
+    tmp_path: Path, few_digits: DataSplits, tiny: str
+) -> None:
+    stored, space = describe_search(
+        few_digits, limits=Limits(params=700), seconds=4.0, place="tiny.py:SPACE", compare=False
+    )
+    start("out", few_digits, stored, space, listener=lambda search: _EditsBetweenTrials())
+    texts = [path.read_text() for path in Path("out/trials").glob("*/source/model/tiny.py")]
+    assert texts == [TINY] * len(texts)
+    assert len(texts) > 1
+    with pytest.raises(ValueError, match=r"text of tiny.py:Tiny.*: Tiny in tiny.py has changed"):
+        start("out", few_digits, *open_search("out", few_digits))
+    Path("tiny.py").write_text(TINY)
+    assert start("out", few_digits, *open_search("out", few_digits)).winner.number >= 0
+
+
 def test_larger_images_are_advised_where_there_are_any_and_they_fit(
     found: tuple[Path, Any, list[Trial]], few_digits: DataSplits, tiny: str
 ) -> None:

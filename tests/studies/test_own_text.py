@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import linecache
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from conftest import small_config
 
+from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.places.definitions import definitions
 from halfmeg.studies.study import make_configs, run_study
+from halfmeg.studies.workers import StudyListener
 
 SCRIPT = '''
 """Networks, and the study of them."""
@@ -186,6 +189,41 @@ def test_a_study_refuses_runs_of_another_text(folder: Path, few_digits: DataSpli
     assert not Path("study/net-Net-seed-2").exists()
     edit("net.py", "torch.tanh(x)", "torch.relu(x)")
     assert train(few_digits, 3) == 3
+
+
+class EditsBetweenRuns(StudyListener):
+    """Somebody who goes on working at a network while a study of it trains."""
+
+    def on_begin(self, configs: Sequence[RunConfig]) -> None:
+        Path("net.py").write_text(ALONE.replace("mean", "amax"))
+
+
+ALONE = """\ufefffrom torch import nn
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_edit_while_a_study_trains_is_not_trained(
+    tmp_path: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(ALONE, "utf-8")
+    configs = make_configs(["net.py:Net"], [small_config(epochs=1)], 2)
+    study = run_study(configs, few_digits, "study", workers=workers, listener=EditsBetweenRuns())
+    assert "amax" in Path("net.py").read_text("utf-8")
+    Path("net.py").write_text(ALONE, "utf-8")
+    for run in study.runs:
+        assert "mean" in (run.folder / "source/model/net.py").read_text("utf-8")
+        result = run.result()
+        assert result is not None
+        assert run.evaluate(few_digits).accuracy == result["test_accuracy"]
+    assert len(study.runs) == 2
 
 
 def test_an_edited_neighbour_counts_and_an_old_run_knows_no_text(
