@@ -307,7 +307,9 @@ class Run:
     @property
     def known(self) -> Known:
         """What the run says of the images that it, its initial weights and teacher have seen."""
-        whole = all(source.comparable for source in read_sources_of(self.folder).values())
+        sources = read_sources_of(self.folder)
+        taught = [name for name in ("init", "teacher") if getattr(self.config, name)]
+        whole = all(name in sources and sources[name].comparable for name in taught)
         facts, fit = self.data, self.options.fit
         return Known(facts.fingerprint, facts.image_shape, fit, self.seen, whole)
 

@@ -109,6 +109,8 @@ def open_sources(folder: Path, config: RunConfig, objects: Mapping[str, Any]) ->
         if obj is not None and setting not in places:
             given = getattr(config, setting, "") or "none"
             raise ValueError(f"{folder} was made with {setting}={given}; leave out {setting}=")
+        if isinstance(obj, str):
+            raise ValueError(f"{setting}={obj} is a text; leave it out, or hand over the object")
     for setting, place in places.items():
         obj = objects.get(setting)
         if obj is None and place.startswith(HANDED_OVER):
@@ -179,7 +181,7 @@ def require_same(folder: Path, places: Mapping[str, str]) -> None:
             continue
         if (changed := source.first_change(_read_texts(kept))) is not None:
             file, _, name = changed.rpartition(": ")
-            what = f"{name} in {file}" if file else name
+            what = f"{name} in {file}" if file and name else file or name
             raise ValueError(
                 f"{folder} was trained with another text of {place}: {what} has changed since; "
                 f"choose another --out, or put back what {kept} keeps"

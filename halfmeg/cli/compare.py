@@ -87,6 +87,8 @@ def compare(
 
     Started again with the same --out, it trains only what is missing.
     """
+    from contextlib import ExitStack
+
     from halfmeg.cli.progress import StudyDisplay, load, training_display
     from halfmeg.data.folds import Folds
     from halfmeg.studies.compare import NoRunFinishedError, plan_comparison
@@ -127,28 +129,29 @@ def compare(
         from halfmeg.studies.sets import check_ranking_folder
 
         check_ranking_folder(folders[0].parent)
-    for loaded, folder in zip(all_data, folders, strict=True):  # all before anything is trained
-        plan(names, loaded, out=folder, **terms)
-        check_page_folder(folder)
     finished: list[Finished] = []
     failures: dict[str, dict[str, str]] = {}
-    for loaded, folder in zip(all_data, folders, strict=True):
-        with training_display(
-            quiet=as_json, note=None if data else NO_DATA, folds=folds is not None
-        ) as display:
-            apart = workers > 1 or bool(cluster) or stack
-            listener = StudyDisplay(display, quiet=as_json, apart=apart)
-            try:
-                result = study(names, loaded, out=folder, listener=listener, **terms)
-            except NoRunFinishedError as error:  # on the other data sets some may
-                if loaded is all_data[-1] and not finished:
-                    raise
-                failures[loaded.name] = error.failures
-                continue
-        divided = loaded if folds is None else Folds.of(loaded, folds)
-        finished.append((result, folder, divided))
-        if result.failures:
-            failures[loaded.name] = result.failures
+    with ExitStack() as held:
+        for loaded, folder in zip(all_data, folders, strict=True):  # all before anything is trained
+            held.enter_context(plan(names, loaded, out=folder, **terms).holding())
+            check_page_folder(folder)
+        for loaded, folder in zip(all_data, folders, strict=True):
+            with training_display(
+                quiet=as_json, note=None if data else NO_DATA, folds=folds is not None
+            ) as display:
+                apart = workers > 1 or bool(cluster) or stack
+                listener = StudyDisplay(display, quiet=as_json, apart=apart)
+                try:
+                    result = study(names, loaded, out=folder, listener=listener, **terms)
+                except NoRunFinishedError as error:  # on the other data sets some may
+                    if loaded is all_data[-1] and not finished:
+                        raise
+                    failures[loaded.name] = error.failures
+                    continue
+            divided = loaded if folds is None else Folds.of(loaded, folds)
+            finished.append((result, folder, divided))
+            if result.failures:
+                failures[loaded.name] = result.failures
     if len(folders) == 1:
         write_and_print(*finished[0], as_json)
     else:

@@ -6,7 +6,7 @@ notebook. What a run keeps as its source would then be another network than the 
 
 from __future__ import annotations
 
-import ast
+import dis
 import inspect
 import sys
 from collections.abc import Iterator
@@ -39,43 +39,18 @@ def check_current(place: str, obj: Any) -> None:
         ValueError: the text is another, or no Python; it names the file.
     """
     source = read_source(place)
-    if "site-packages" in Path(source.file).parts:  # nobody edits what was installed
+    if source.is_installed:
         return
     known, then = _seen.get(place, (None, source))
     is_known = known is obj and not isinstance(place, HandedOver)
-    if known is obj and then.texts == source.texts:
-        return
-    edited = (_edited(then, source) if is_known else None) or _unlike_imported(source)
+    edited = source.first_change(then.texts) if is_known else _unlike_imported(source)
     if edited is not None:
         raise ValueError(
-            f"{place}: {edited} was edited after Python had imported it, so its text is not what "
-            "would run; start Python anew, or import it again by importlib.reload"
+            f"{place}: {edited.partition(': ')[0]} was edited after Python had imported it, so its "
+            "text is not what would run; start Python anew, or import it again by "
+            "importlib.reload and hand it over again"
         )
     _seen[place] = obj, source
-
-
-def _edited(then: Source, now: Source) -> str | None:
-    """Return the file in which another text says something else; None without one."""
-    for name in sorted({*then.texts, *now.texts}):
-        if _meaning(then.texts.get(name, "")) != _meaning(now.texts.get(name, "")):
-            return name
-    return None
-
-
-def _meaning(text: str) -> str | None:
-    """Return what Python reads in a text, without docstrings; None where it is no Python."""
-    try:
-        tree = ast.parse(text.encode())
-    except (SyntaxError, ValueError):
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [part for part in node.body if not _is_docstring(part)]
-    return ast.dump(tree)
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _unlike_imported(source: Source) -> str | None:
@@ -85,7 +60,7 @@ def _unlike_imported(source: Source) -> str | None:
     by_file = {root / name: name for name in source.texts} if source.file else {}
     names = {path.name for path in by_file}
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
         if not isinstance(file, str) or Path(file).name not in names:
             continue
         name = by_file.get(Path(file).resolve())
@@ -111,7 +86,9 @@ def _has_code_of(module: ModuleType, text: str) -> bool:
 
 def _functions(holder: Any, whole: CodeType) -> Iterator[FunctionType]:
     """Yield the functions of a module or class, and of the classes in it, that its file holds."""
-    for value in list(vars(holder).values()):
+    for name, value in list(vars(holder).items()):
+        if isinstance(holder, ModuleType) and name not in whole.co_names:
+            continue  # brought in by a star, or left over from before a reload
         if isinstance(value, staticmethod | classmethod):
             value = value.__func__
         elif isinstance(value, property):
@@ -137,18 +114,19 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _essence(code: CodeType) -> tuple[Any, ...]:
-    """Return what code does, wherever it stands: all but its lines and its docstring."""
-    marked = getattr(inspect, "CO_HAS_DOCSTRING", None)  # before Python 3.14 it, or None, is first
-    is_named = not code.co_name.startswith("<")
-    first = is_named if marked is None else bool(code.co_flags & marked)
-    return (
-        code.co_qualname, code.co_code, code.co_names, code.co_varnames, code.co_freevars,
-        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount,
-        tuple(
-            _essence(value) if isinstance(value, CodeType) else _spelled(value)
-            for value in code.co_consts[first:]
-        ),
-    )  # fmt: skip
+    """Return what code does, wherever it stands: its instructions, with what they refer to.
+
+    So neither lines nor a docstring count. Of a class the functions alone do.
+    """
+    inner = tuple(_essence(value) for value in code.co_consts if isinstance(value, CodeType))
+    if not code.co_flags & inspect.CO_OPTIMIZED:
+        return code.co_qualname, inner
+    steps = tuple(
+        (step.opname, _spelled(step.argval))
+        for step in dis.get_instructions(code)
+        if not isinstance(step.argval, CodeType)
+    )
+    return code.co_qualname, inner, steps, code.co_varnames, code.co_argcount
 
 
 def _spelled(value: Any) -> str:

@@ -25,7 +25,7 @@ from halfmeg.places.place import (
     handed_over,
     locate,
 )
-from halfmeg.places.source import read_source
+from halfmeg.places.source import Source, read_source
 
 _modules: dict[Path, tuple[str, ModuleType]] = {}
 
@@ -186,6 +186,7 @@ def _load_file(path: Path, place: str) -> ModuleType:
         code = compile(source.texts[source.entry].encode(), str(path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{place} is no Python: {describe(error, place)}") from None
+    _require_unedited(source, path.parent)
     for text in source.texts:  # those of the same name that another place has brought in, too
         if (neighbour := _module_name(text)) in _brought_in:
             sys.modules.pop(neighbour, None)
@@ -204,6 +205,24 @@ def _load_file(path: Path, place: str) -> ModuleType:
         raise
     _brought_in.update({_module_name(text) for text in source.texts} & (set(sys.modules) - before))
     return module
+
+
+def _require_unedited(source: Source, root: Path) -> None:
+    """Raise where a neighbour is imported that is another than when the study began to train.
+
+    Raises:
+        ValueError: its text is not what is held.
+    """
+    for name in source.texts.keys() - {source.entry}:
+        try:
+            same = (root / name).read_text() == source.texts[name]
+        except (OSError, UnicodeDecodeError):
+            same = False
+        if not same:
+            raise ValueError(
+                f"{source.place}: {name} was edited since the study began to train; put back what "
+                "its runs keep, or train anew with another --out"
+            )
 
 
 def _module_name(text: str) -> str:

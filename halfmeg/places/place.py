@@ -53,6 +53,9 @@ class HandedOver(str):
     def __deepcopy__(self, memo: dict[int, Any]) -> HandedOver:
         return self
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # to another process its name goes alone
+
 
 _provided: dict[str, Any] = {}
 """By their place in a file, the classes and functions that were handed over."""

@@ -56,6 +56,11 @@ class Source:
             digest.update(f"{name}\0{text}\0".encode())
         return digest.hexdigest()
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether it belongs to a package that was installed, so nobody edits it."""
+        return not {"site-packages", "dist-packages"}.isdisjoint(Path(self.file).parts)
+
     def first_change(self, before: Mapping[str, str]) -> str | None:
         """Return the first of the definitions at the place that differs from those of other texts.
 
@@ -68,8 +73,10 @@ class Source:
         Returns:
             It as `FILE: NAME`; None where there is none.
         """
-        if self.entry not in before or "site-packages" in Path(self.file).parts:
+        if not before or self.is_installed:
             return None
+        if self.entry not in before:
+            return self.entry
         name = _top_name(self.place)
         try:
             then, now = (definitions(texts, self.entry, name) for texts in (before, self.texts))

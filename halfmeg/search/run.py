@@ -54,6 +54,7 @@ from halfmeg.studies.cluster import Cluster
 from halfmeg.studies.pool import terminate_as_interrupt
 from halfmeg.studies.study import require_no_fold
 from halfmeg.studies.workers import StudyListener
+from halfmeg.training.initial import require_inherited
 from halfmeg.training.job import check
 from halfmeg.training.stopping import TrainingInterruptedError
 
@@ -293,6 +294,7 @@ def _require_same_texts(folder: Path) -> None:
     for path in sorted((folder / "trials").glob("*/source.json")):
         run = Run.open(path.parent)
         require_same(run.folder, run.config.places())
+        require_inherited(run)
 
 
 def with_time(folder: str | Path, stored: Stored, seconds: float) -> Stored:

@@ -65,7 +65,7 @@ class Cluster:
         arrays = {
             (part, kind): tensor.numpy()
             for part, dataset in data.parts.items()
-            for kind in ("images", "labels", "groups")
+            for kind in ("images", "labels", "groups", "sizes")
             if (tensor := getattr(dataset, kind)) is not None
         }
         empty = Dataset(torch.empty(0), torch.empty(0), data.classes)
@@ -205,10 +205,13 @@ def _work_on_node(
             torch.from_numpy(arrays[part, "images"]),
             torch.from_numpy(arrays[part, "labels"]).clone(),
             facts.classes,
-            groups=torch.from_numpy(groups).clone() if groups is not None else None,
+            **{
+                kind: torch.from_numpy(arrays[part, kind]).clone()
+                for kind in ("groups", "sizes")
+                if (part, kind) in arrays
+            },
         )
         for part in sorted({part for part, _ in arrays})
-        for groups in [arrays.get((part, "groups"))]
     }
     data = replace(
         facts, train=parts["train"], test=parts["test"], validation=parts.get("validation")

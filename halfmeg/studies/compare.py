@@ -203,7 +203,8 @@ def compare(
         cluster=cluster, gpus_per_run=gpus_per_run, stack=stack, margin=margin, tuned_on=tuned_on,
         beside=beside,
     )  # fmt: skip
-    return compare_study(planned.run(listener), planned.data, listener)
+    with planned.holding():
+        return compare_study(planned.run(listener), planned.data, listener)
 
 
 def plan_comparison(

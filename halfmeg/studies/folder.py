@@ -18,8 +18,11 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds
 from halfmeg.errors import first_difference
 from halfmeg.files import holds_nothing, make_folder, read_json, write_json
-from halfmeg.places.place import file_name
+from halfmeg.networks.summary import count_params
+from halfmeg.networks.table import build_model
+from halfmeg.places.place import HandedOver, file_name
 from halfmeg.studies.reading import Reading
+from halfmeg.training.initial import require_inherited
 
 StudyData = DataSplits | Folds
 """What a study is of: one division into training and test images, or folds."""
@@ -125,6 +128,7 @@ def check_runs(
             f"{out} holds runs that this study has not ({names}{more}); "
             "name them too, or choose another --out"
         )
+    is_to_train = not all((out / name / "result.json").exists() for name in folders)
     for config, name in zip(configs, folders, strict=True):
         if not (out / name / "config.json").exists():
             continue
@@ -135,6 +139,24 @@ def check_runs(
                 "choose another --out"
             )
         require_same(run.folder, config.places())
+        if is_to_train:
+            require_inherited(run)
+        _require_same_object(run, config, data.data if isinstance(data, Folds) else data)
+
+
+def _require_same_object(run: Run, config: RunConfig, data: DataSplits) -> None:
+    """Raise where an object that stands in no file is of another size than a finished run's."""
+    result = run.result()
+    if result is None or not isinstance(config.model, HandedOver):
+        return
+    network = build_model(config.model, len(data.classes), data.image_shape, config.budget)
+    params = count_params(network)
+    if params != result["params"]:
+        raise ValueError(
+            f"{run.folder} was trained with another {config.model}, of {result['params']:,} "
+            f"parameters, not of {params:,}; name the networks in the same order as before, or "
+            "choose another --out"
+        )
 
 
 def _difference(run: Run, config: RunConfig, data: StudyData) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -43,31 +44,35 @@ def compare_until_decided(
         ValueError: as for `compare`, or a study that was planned or read otherwise before.
     """
     listener = listener or StudyListener()
-    for seeds in _looks_left(Path(out)):
-        study = plan_until_decided(
-            models, data, seeds=seeds, out=out, config=config, margin=margin, tuned_on=tuned_on,
-            beside=beside, **how,
-        ).run(listener)  # fmt: skip
-        if study.failures:
-            reason = f"ended with {seeds} seeds, since runs have failed"
-            break
-        if seeds == LOOKS[-1]:
-            reason = f"ended with {seeds} seeds, the last look"
-            break
-        pairs = compare_runs(study.runs, reading=study.reading).pairs
-        undecided = [pair for pair in pairs if pair.outcome == "open"]
-        record_look(study.folder, seeds)
-        if not undecided:
-            reason = f"decided with {seeds} seeds"
-            break
-        if all(is_futile(pair.test, margin, LOOKS[-1]) for pair in undecided):
-            reason = (
-                f"ended with {seeds} seeds: what is open would hardly be decided with {LOOKS[-1]}"
-            )
-            break
-        to_come = [look for look in LOOKS if look > seeds]
-        listener.on_look(seeds, [f"{pair.a} − {pair.b}" for pair in undecided], to_come)
-    return replace(compare_study(study, data, listener), stopped=reason)
+    with ExitStack() as held:
+        for seeds in _looks_left(Path(out)):
+            planned = plan_until_decided(
+                models, data, seeds=seeds, out=out, config=config, margin=margin, tuned_on=tuned_on,
+                beside=beside, **how,
+            )  # fmt: skip
+            held.enter_context(planned.holding())
+            study = planned.run(listener)
+            if study.failures:
+                reason = f"ended with {seeds} seeds, since runs have failed"
+                break
+            if seeds == LOOKS[-1]:
+                reason = f"ended with {seeds} seeds, the last look"
+                break
+            pairs = compare_runs(study.runs, reading=study.reading).pairs
+            undecided = [pair for pair in pairs if pair.outcome == "open"]
+            record_look(study.folder, seeds)
+            if not undecided:
+                reason = f"decided with {seeds} seeds"
+                break
+            if all(is_futile(pair.test, margin, LOOKS[-1]) for pair in undecided):
+                reason = (
+                    f"ended with {seeds} seeds: what is open would hardly be decided with "
+                    f"{LOOKS[-1]}"
+                )
+                break
+            to_come = [look for look in LOOKS if look > seeds]
+            listener.on_look(seeds, [f"{pair.a} − {pair.b}" for pair in undecided], to_come)
+        return replace(compare_study(study, data, listener), stopped=reason)
 
 
 def plan_until_decided(

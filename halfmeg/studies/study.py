@@ -7,6 +7,7 @@ complete in its own folder, so nothing but a run under way is lost when the stud
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -111,8 +112,12 @@ class PlannedStudy:
             ValueError: the folder cannot be written, or the cluster does not answer.
             TrainingInterruptedError: Ctrl-C or SIGTERM; started again, the study goes on.
         """
-        with holding({place for config in self.configs for place in config.places().values()}):
+        with self.holding():
             return self._run(listener or StudyListener())
+
+    def holding(self) -> AbstractContextManager[None]:
+        """Let Python of the user's own stay what it is now, whatever is edited meanwhile."""
+        return holding({place for config in self.configs for place in config.places().values()})
 
     def _run(self, listener: StudyListener) -> Study:
         out = self.out

@@ -87,6 +87,7 @@ def fit(
         run = ranks.first(
             lambda: Run.create(out, config, data, inherited=inherited_by(config, data), start=first)
         )
+        run.config = config  # with the objects of this process
         return _train(run, data, listener or SilentListener(), checkpoint, [], ranks)
 
 
@@ -139,7 +140,9 @@ def resume(
     """
     run = Run.open(folder, model=model, loss=loss, optimizer=optimizer, augment=augment)
     with join_ranks(run.config.device) as ranks:
+        config = run.config
         run, checkpoint, damaged = ranks.first(lambda: open_to_resume(folder, data))
+        run.config = config  # with the objects of this process
         if run.result() is not None:
             return run
         return _train(run, data, listener or SilentListener(), checkpoint, damaged, ranks)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import linecache
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from conftest import small_config
+from torch import nn
 
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
@@ -278,6 +280,28 @@ seeds = 1
     assert again(cell.replace("seeds = 1", "seeds = 2"), 2) == 2
     with pytest.raises(ValueError, match=r"text of python:CellNet: CellNet in python-CellNet.py"):
         again(cell.replace("mean", "amax"), 3)
+
+
+def test_instances_are_told_apart_by_their_parameters(
+    tmp_path: Path, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are numbered in the order of the call, so another order would take other runs."""
+    monkeypatch.chdir(tmp_path)
+    terms = [small_config(epochs=1)]
+
+    def compared(*widths: int) -> int:
+        models = [nn.Sequential(nn.Flatten(), nn.Linear(3072, w), nn.Linear(w, 10)) for w in widths]
+        return len(run_study(make_configs(models, terms, 1), few_digits, "study").runs)
+
+    assert compared(2, 4) == 2
+    assert compared(2, 4, 3) == 3
+    with pytest.raises(ValueError, match=r"of 6,\d+ parameters, not of 12,\d+; name the networks"):
+        compared(4, 2, 3)
+
+
+def test_an_object_goes_to_another_process_as_its_name() -> None:
+    (place,) = make_configs([lambda num_classes: None], [small_config()], 1)
+    assert pickle.loads(pickle.dumps(place)).model == place.model
 
 
 def test_a_study_names_the_first_setting_that_differs(folder: Path, few_digits: DataSplits) -> None:
