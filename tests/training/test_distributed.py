@@ -224,3 +224,25 @@ def test_ranks_act_as_one(tmp_path: Path, processes: int) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
     done = torchrun(processes, "ranks.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+HANDED_OVER = """
+import sys
+from torch import nn
+from halfmeg import build_recipe, fit, load_dataset, resume
+
+def linear(num_classes):
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, num_classes))
+
+data, own = load_dataset("digits"), lambda num_classes: linear(num_classes)
+terms = build_recipe("common").override(["epochs=1", "val_fraction=0"])
+run = fit(terms, data, "run", model=own)
+assert resume("run", data, model=own).result() == run.result()
+"""
+
+
+@pytest.mark.slow
+def test_each_of_several_processes_has_the_object_that_it_was_handed(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(HANDED_OVER)
+    done = torchrun(2, "mine.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
