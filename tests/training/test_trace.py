@@ -62,6 +62,9 @@ RUNS: dict[str, dict[str, Any]] = {
                "schedule": "onecycle", "crop_mode": "reflect", "alternate": True, "ema": 0.8,
                "hard_share": 0.7, **GEOMETRY, **SIZES, "first_size": 20, "small_size": 24},
 }  # fmt: skip
+# the installed networks state the fingerprint of their data, but not the images
+pytestmark = pytest.mark.filterwarnings("ignore:teacher=record does not say")
+
 TAUGHT = {"teacher": "record", "teacher_share": 0.5}  # knows the classes of CIFAR-10 only
 CASES: dict[str, RunConfig] = {
     f"{data}-{model}": RunConfig(
