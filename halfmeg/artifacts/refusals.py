@@ -36,8 +36,10 @@ def _other_kind(folder: Path) -> str:
     """Return what a folder is instead, and what to do with it; empty where that is not known."""
     if not folder.exists():
         return "it does not exist"
-    kinds = (text for mark, text in OTHER_KINDS.items() if (folder / mark).is_file())
-    return next(kinds, "").format(quoted(folder))
+    marks = [mark for mark in OTHER_KINDS if (folder / mark).is_file()]
+    if "config.json" not in marks and "result.json" in marks:  # part of a run
+        marks.remove("result.json")
+    return OTHER_KINDS[marks[0]].format(quoted(folder)) if marks else ""
 
 
 def unfinished(folder: Path) -> ValueError:

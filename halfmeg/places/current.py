@@ -43,7 +43,7 @@ def check_current(place: str, obj: Any) -> None:
         return
     known, then = _seen.get(place, (None, source))
     is_known = known is obj and not isinstance(place, HandedOver)
-    edited = source.first_change(then.texts) if is_known else _unlike_imported(source)
+    edited = source.first_change(then.texts) if is_known else _unlike_imported(source, obj)
     if edited is not None:
         raise ValueError(
             f"{place}: {edited.partition(': ')[0]} was edited after Python had imported it, so its "
@@ -53,8 +53,11 @@ def check_current(place: str, obj: Any) -> None:
     _seen[place] = obj, source
 
 
-def _unlike_imported(source: Source) -> str | None:
-    """Return the file of which a module that was imported has functions that do something else."""
+def _unlike_imported(source: Source, obj: Any) -> str | None:
+    """Return the file of which a module that was imported has functions that do something else.
+
+    The object itself may be of a module from before it was imported again.
+    """
     first = next(iter(source.texts), "")
     root = Path(source.file).parents[len(Path(first).parts) - 1] if source.file else Path()
     by_file = {root / name: name for name in source.texts} if source.file else {}
@@ -69,19 +72,21 @@ def _unlike_imported(source: Source) -> str | None:
             continue
         if loader is not None and type(loader) is not SourceFileLoader:
             continue  # it runs another text than the file's, as pytest does of its tests
-        if not _has_code_of(module, source.texts[name]):
+        own = obj if isinstance(obj, type | FunctionType) else type(obj)
+        holders = [module, *([own] if own.__module__ == module.__name__ else [])]
+        if not all(_has_code_of(holder, file, source.texts[name]) for holder in holders):
             return name
     return None
 
 
-def _has_code_of(module: ModuleType, text: str) -> bool:
-    """Return whether each function of a module is one of those that a text has."""
+def _has_code_of(holder: Any, file: str, text: str) -> bool:
+    """Return whether each function of a module or class is one of those that a text has."""
     try:
-        whole = compile(text.encode(), str(module.__file__), "exec", dont_inherit=True)
+        whole = compile(text.encode(), file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return False
     there = {_essence(code) for code in _codes(whole)}
-    return all(_essence(function.__code__) in there for function in _functions(module, whole))
+    return all(_essence(function.__code__) in there for function in _functions(holder, whole))
 
 
 def _functions(holder: Any, whole: CodeType) -> Iterator[FunctionType]:

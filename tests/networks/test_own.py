@@ -599,7 +599,11 @@ def test_what_was_imported_before_its_file_was_edited_is_not_trained(
     with pytest.raises(ValueError, match=told):
         load(hand_over(module.Net))
     vars(module)["Left"] = module.Net  # by a reload names stay that the text has no more
+    stale = module.Net
+    write(folder, noted.replace("width=8", "width=4").replace("relu", "tanh"), "edited_net.py")
     importlib.reload(module)
+    with pytest.raises(ValueError, match=told):
+        fit(small_config(epochs=1), few_digits, "again", model=stale)
     run = fit(small_config(epochs=1), few_digits, "again", model=module.Net)
     assert "width=4" in (run.folder / "source/model/edited_net.py").read_text()
 
