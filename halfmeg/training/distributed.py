@@ -8,6 +8,7 @@ each batch, so that a run is the same, within rounding, on any number of them.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from halfmeg.networks.layers import UnitBatchNorm2d
@@ -162,6 +164,9 @@ def _group_device() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
+_groups = itertools.count()
+
+
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
     """Join the process group that torchrun has prepared, if it has started this process."""
@@ -170,7 +175,11 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    # A second group in a row would find the first one's addresses, so each has keys of its own.
+    own = dist.PrefixStore(f"halfmeg-{next(_groups)}", store)  # type: ignore[attr-defined]
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     try:
         yield TorchRanks()
     finally:
