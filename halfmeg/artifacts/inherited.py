@@ -17,7 +17,7 @@ DESCRIBED = "inherited.json"
 
 @final
 @dataclass(frozen=True)
-class Source:
+class InheritedBundle:
     """A bundle, as it was when the run began.
 
     Attributes:
@@ -35,27 +35,27 @@ class Inherited:
     """What a run takes over.
 
     Attributes:
-        sources: by the settings that name them.
+        bundles: by the settings that name them.
         ids: of the images that they have seen, as far as they say so.
     """
 
-    sources: Mapping[str, Source]
+    bundles: Mapping[str, InheritedBundle]
     ids: np.ndarray | None
 
     def write(self, folder: Path) -> None:
         """Write it into a new run folder."""
-        write_json(folder / DESCRIBED, {name: asdict(own) for name, own in self.sources.items()})
+        write_json(folder / DESCRIBED, {name: asdict(own) for name, own in self.bundles.items()})
         if self.ids is not None:
             (folder / INHERITED).write_bytes(ids_to_bytes(self.ids))
 
 
-def read_sources_of(folder: Path) -> dict[str, Source]:
+def read_inherited_bundles(folder: Path) -> dict[str, InheritedBundle]:
     """Return the bundles that a run learns from; empty where it has none, as in old runs.
 
     Raises:
         ValueError: the file is damaged.
     """
     try:
-        return read_json(folder / DESCRIBED, dict[str, Source])
+        return read_json(folder / DESCRIBED, dict[str, InheritedBundle])
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from halfmeg.artifacts.chosen import CHOSEN, Chosen
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.facts import DataFacts, Result, StoredConfig
-from halfmeg.artifacts.inherited import Inherited, read_sources_of
+from halfmeg.artifacts.inherited import Inherited, read_inherited_bundles
 from halfmeg.artifacts.metrics import MetricsRow, metrics_to_bytes, read_metrics
 from halfmeg.artifacts.readings import read_log, warn_if_read_only
 from halfmeg.artifacts.rebuild import rebuild
@@ -307,9 +307,9 @@ class Run:
     @property
     def known(self) -> Known:
         """What the run says of the images that it, its initial weights and teacher have seen."""
-        sources = read_sources_of(self.folder)
+        bundles = read_inherited_bundles(self.folder)
         taught = [name for name in ("init", "teacher") if getattr(self.config, name)]
-        whole = all(name in sources and sources[name].comparable for name in taught)
+        whole = all(name in bundles and bundles[name].comparable for name in taught)
         facts, fit = self.data, self.options.fit
         return Known(facts.fingerprint, facts.image_shape, fit, self.seen, whole)
 

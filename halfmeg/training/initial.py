@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.inherited import Inherited, Source, read_sources_of
+from halfmeg.artifacts.inherited import Inherited, InheritedBundle, read_inherited_bundles
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import copy_weights
 from halfmeg.config import RunConfig
@@ -23,12 +23,14 @@ def inherited_by(config: RunConfig, data: DataSplits) -> Inherited | None:
     bundles = {name: Bundle.open(place) for name, place in named.items() if place}
     if not bundles:
         return None
-    sources = {
-        name: Source(bundle.weights_sha256, bundle.known.whole and bundle.known.comparable(data))
+    described = {
+        name: InheritedBundle(
+            bundle.weights_sha256, bundle.known.whole and bundle.known.comparable(data)
+        )
         for name, bundle in bundles.items()
     }
     ids = [ids for bundle in bundles.values() if (ids := bundle.trained_on()) is not None]
-    return Inherited(sources, np.concatenate(ids) if ids else None)
+    return Inherited(described, np.concatenate(ids) if ids else None)
 
 
 def require_inherited(run: Run) -> None:
@@ -37,7 +39,7 @@ def require_inherited(run: Run) -> None:
     Raises:
         ValueError: another bundle lies there now, or none.
     """
-    for name, then in read_sources_of(run.folder).items():
+    for name, then in read_inherited_bundles(run.folder).items():
         place = getattr(run.config, name)
         now = Bundle.open(place).weights_sha256
         if now != then.sha256:
