@@ -21,7 +21,7 @@ PAGES = [
     *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md"),
 ]  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-NUM_TRIALS = 170
+NUM_TRIALS = 171
 
 
 def prose(page: Path) -> str:

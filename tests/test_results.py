@@ -173,6 +173,17 @@ def test_how_soon_a_goal_is_reached_is_that_of_its_runs(goal: int) -> None:
     assert f"| {mean(result['seconds'] for result in found):.3g} s (" in row
 
 
+def test_what_25_minutes_give_is_that_of_its_run() -> None:
+    page = (RESULTS / "README.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| 94% |")]
+    found = json.loads((RESULTS / "soonest" / "94-seed-0" / "result.json").read_text())
+    stated = f"{100 * found['test_accuracy']:.2f}"
+    assert f"| {found['params']:,} | {stated}%, " in row
+    assert row.endswith(f"| {found['seconds']:,.0f} s (1,500 s) |")
+    assert f"25 minutes give {stated}%" in page
+    assert f"{100 * found['val_accuracy']:.2f}% of the 1,000 others" in page
+
+
 def test_the_speed_in_readme_is_that_of_its_file() -> None:
     bfloat16, float32 = (
         {entry["model"]: f"{entry['ratio']:.1f}" for entry in json.loads(path.read_text())}
@@ -202,6 +213,30 @@ def test_each_row_of_training_speed_is_that_of_its_file() -> None:
                 f"{entry['augment_share']:.1%}",
             )
             assert found in stated, (path.name, entry["model"])
+
+
+@pytest.mark.parametrize("name", ["operators.json", "operators-fp32.json"])
+def test_the_parts_of_a_step_are_those_of_their_file(name: str) -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    tables = {table.split("](../results/", 1)[1].split(")", 1)[0]: table
+              for table in page.split("| ms in a step of 500 images |")[1:]}  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")] for line in tables[name].splitlines()]
+    cells = {row[1]: row[2:-1] for row in rows if len(row) == 6}
+    entries = json.loads((RESULTS / name).read_text())["rows"]
+    assert [entry["model"] for entry in entries] == ["sprint", "record", "resnet-shared"]
+    for column, entry in enumerate(entries):
+        ms = {operator["name"]: operator["ms"] for operator in entry["operators"]}
+        parts = {
+            "convolution, backward": ms["convolution_backward"],
+            "convolution, forward": ms["convolution"],
+            "BatchNorm, both ways": sum(ms[key] for key in ms if "batch_norm" in key),
+            "Python and waiting": entry["step_ms"] - sum(ms.values()),
+        }
+        for part, taken in parts.items():
+            assert cells[part][column] == f"{taken:,.0f} ({taken / entry['step_ms']:.0%})", part
+        assert cells["the whole step, its operators timed"][column] == f"{entry['step_ms']:,.0f}"
+        untimed = entry["step_ms_without_clock"]
+        assert cells["the whole step, not timed"][column] == f"{untimed:,.0f}"
 
 
 def test_what_auto_tried_is_what_the_page_says() -> None:
