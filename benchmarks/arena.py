@@ -9,13 +9,13 @@ Needs the extra `litert`. Weights are those of a start, each moved a little, so 
 
 from __future__ import annotations
 
-import argparse
 import json
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
+from arguments import plain_parser
 from torch import nn
 
 from halfmeg.networks.memory import measure_memory
@@ -56,9 +56,7 @@ def measure(name: str, image_size: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure the networks that are named, or all of the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("networks", nargs="*", default=list(MODELS))
     parser.add_argument("--image-size", type=int, default=32, help="side in pixels")
     args = parser.parse_args()

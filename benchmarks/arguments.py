@@ -17,11 +17,16 @@ from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import MODELS
 
 
-def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that name the data."""
-    parser = argparse.ArgumentParser(
+def plain_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that shows a script's docstring as it is."""
+    return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that name the data."""
+    parser = plain_parser(description)
     parser.add_argument("--data", default="digits", help="as for halfmeg train")
     parser.add_argument("--data-dir", default="data")
     return parser
@@ -29,9 +34,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
 
 def parse_simulation(description: str | None) -> argparse.Namespace:
     """Parse the arguments of a simulation of studies: `studies` and `out`."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(description)
     parser.add_argument("--studies", type=int, default=1_000, metavar="N", help="of each setting")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="what to keep them in")
     args = parser.parse_args()

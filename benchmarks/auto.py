@@ -11,7 +11,6 @@ on from there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -20,6 +19,8 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from arguments import plain_parser
 
 from halfmeg.artifacts.environment import environment
 from halfmeg.data.load import load_dataset
@@ -72,9 +73,7 @@ RUNS = {"auto": run_auto, "common": run_common}
 
 def main() -> None:
     """Run what is missing, then print all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("--sources", nargs="+", default=["digits"], help="as for --data")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=3)

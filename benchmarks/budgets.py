@@ -10,7 +10,6 @@ on other test images. Runs on CIFAR-10's own pixels stand beside what others pub
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from arguments import plain_parser
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -145,9 +145,7 @@ def draw(
 
 def main() -> None:
     """Print the points and draw them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder of a run")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     args = parser.parse_args()

@@ -8,11 +8,11 @@ NAME.npz, which `--data` reads. A file that is there already is not overwritten.
 
 from __future__ import annotations
 
-import argparse
 import io
 from pathlib import Path
 
 import numpy as np
+from arguments import plain_parser
 
 from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.data.load import load_dataset
@@ -41,9 +41,7 @@ def draw_parts(data: DataSplits, counts: dict[str, int]) -> dict[str, np.ndarray
 
 def main() -> None:
     """Write the part of each source."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("data", nargs="+", metavar="DATA", help="as `--data` takes it")
     parser.add_argument("--train", type=int, default=1_500, metavar="N", help="images")
     parser.add_argument("--test", type=int, default=300, metavar="N", help="images")

@@ -41,7 +41,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from arguments import open_data
+from arguments import open_data, plain_parser
 
 from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.weights import checkpoints_in
@@ -305,9 +305,7 @@ def open_log(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Log:
 
 def main() -> None:
     """Do the runs for which there is time."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("data", help="as --data of halfmeg train")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--out", type=Path, help="a folder; what it holds is gone on with")

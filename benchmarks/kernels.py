@@ -10,7 +10,6 @@ On one thread times are of the processor, which other programs do not lengthen.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from arguments import plain_parser
 from torch import Tensor
 
 from halfmeg.artifacts.environment import environment
@@ -81,9 +81,7 @@ def measure(name: str, precision: str, batch_size: int, rounds: int) -> dict[str
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument(
         "--models",
         nargs="+",

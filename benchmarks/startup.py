@@ -9,12 +9,13 @@ they imported what they need when they run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 import time
+
+from arguments import plain_parser
 
 COMMANDS = {
     "halfmeg --help": ["-m", "halfmeg", "--help"],
@@ -27,9 +28,7 @@ COMMANDS = {
 
 def main() -> None:
     """Time all commands and print them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
