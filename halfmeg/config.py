@@ -234,9 +234,8 @@ class RunConfig:
             raise ValueError(f"{path} holds no settings; an object such as {{...}} is expected")
         try:
             return cls.from_dict(values)
-        except (ValueError, TypeError) as error:
-            text = str(error).replace("RunConfig.__init__() ", "").replace("keyword-only ", "")
-            raise ValueError(f"{path}: {text}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -166,7 +166,7 @@ def _part_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
 
 
-def _lock(descriptor: int, *, wait: bool) -> bool:
+def lock(descriptor: int, *, wait: bool) -> bool:
     """Take a lock that ends with this process; False where another has it or there are none."""
     if not HAS_LOCKS:
         return False
@@ -188,7 +188,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        _lock(descriptor, wait=True)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
@@ -197,7 +197,7 @@ def locked(path: Path) -> Iterator[None]:
 def _create_locked(part: Path) -> int:
     while True:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        _lock(descriptor, wait=True)
+        lock(descriptor, wait=True)
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)  # it was taken for dead, and removed, before it was locked
@@ -214,7 +214,7 @@ def _locked_folder(folder: Path, mode: int) -> Iterator[None]:
             descriptor = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # as above, even before it was opened
             continue
-        _lock(descriptor, wait=True)
+        lock(descriptor, wait=True)
         if not os.fstat(descriptor).st_nlink:
             os.close(descriptor)
             descriptor = -1
@@ -234,7 +234,7 @@ def remove_if_dead(path: Path) -> None:
         return
     try:
         mine = os.fstat(descriptor).st_uid == os.getuid()
-        if not (mine and _lock(descriptor, wait=False)):
+        if not (mine and lock(descriptor, wait=False)):
             return
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -293,6 +293,18 @@ def read_json(path: Path, kind: type[T], limit: int = MAX_JSON_BYTES) -> T:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def find_json(path: Path, kind: type[T], limit: int = MAX_JSON_BYTES) -> T | None:
+    """Read a JSON file as `read_json` does; None where there is none.
+
+    Raises:
+        ValueError: as `read_json`.
+    """
+    try:
+        return read_json(path, kind, limit)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def parse_json(content: bytes, kind: type[T]) -> T:

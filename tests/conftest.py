@@ -28,8 +28,9 @@ from PIL import Image
 
 from halfmeg.cli.main import main
 from halfmeg.config import RunConfig
+from halfmeg.data.check import DataReport
 from halfmeg.data.dataset import DataSplits
-from halfmeg.data.load import load_dataset
+from halfmeg.data.load import inspect_source, load_dataset
 from halfmeg.networks.table import MODELS
 
 ROOT = Path(__file__).parent.parent
@@ -187,6 +188,11 @@ def at_hand(name: str) -> Path:
     if not (SHARED / name).is_dir():
         pytest.skip(f"{name} is not at {(SHARED / name).relative_to(ROOT.parent)}")
     return SHARED / name
+
+
+def inspect_data(source: str, **how: Any) -> DataReport:
+    """Return what is wrong with a source."""
+    return inspect_source(source, **how)[0]
 
 
 def small_config(**changes: Any) -> RunConfig:

@@ -48,7 +48,7 @@ from halfmeg.errors import did_you_mean, one_line
 from halfmeg.evaluation.calibration import fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, evaluate, score
 from halfmeg.evaluation.familiarity import Familiarity
-from halfmeg.files import check_json, read_json
+from halfmeg.files import check_json, find_json
 from halfmeg.networks.table import build_model
 from halfmeg.places.place import is_place
 
@@ -101,7 +101,7 @@ class StoredBundle:
     accuracy: Accuracy
     files: dict[str, str]
     budget: int = BUDGET
-    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing())
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     options: dict[str, Any] = field(default_factory=dict)
     familiarity: Familiarity | None = None
 
@@ -146,10 +146,9 @@ class Bundle:
         """
         folder = _locate(folder)
         path = folder / "model.json"
-        try:
-            described = read_json(path, dict[str, Any], MAX_DESCRIPTION_BYTES)
-        except (FileNotFoundError, NotADirectoryError):
-            raise no_bundle(folder, did_you_mean(str(folder), SHIPPED).strip()) from None
+        described = find_json(path, dict[str, Any], MAX_DESCRIPTION_BYTES)
+        if described is None:
+            raise no_bundle(folder, did_you_mean(str(folder), SHIPPED).strip())
         try:
             bundle = cls._from_description(folder, described)
         except ValueError as error:

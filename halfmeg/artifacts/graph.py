@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfmeg.data.shape import ImageShape
+from halfmeg.errors import one_line
 
 MAX_NODES = 5_000
 MAX_MAPS = 2_048
@@ -23,11 +24,16 @@ UNCOUNTED = ("Det", "DFT", "STFT")
 """Operators whose arithmetic `_terms` does not know, and no image classifier needs."""
 
 
-def open_session(onnx_model: bytes, threads: int = 0) -> Any:
-    """Return an onnxruntime session on the processor; 0 threads means as many as there are.
+def open_onnx(onnx_model: bytes, threads: int = 0) -> Callable[[Tensor], Tensor]:
+    """Return a function from uint8 images B×C×H×W to float32 logits B×K, by onnxruntime.
+
+    Args:
+        onnx_model: the content of an ONNX file with the input `pixels` and the output `logits`.
+        threads: of the processor; 0 means as many as there are.
 
     Raises:
-        ValueError: onnxruntime is not installed.
+        ValueError: onnxruntime is not installed; of the function, where the runtime fails.
+        Exception: it cannot open the model; its errors have no common base.
     """
     try:
         import onnxruntime
@@ -36,16 +42,25 @@ def open_session(onnx_model: bytes, threads: int = 0) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            return torch.from_numpy(session.run(["logits"], {"pixels": images.numpy()})[0])
+        except Exception as error:  # as above
+            reason = one_line(error, 200)
+            raise ValueError(f"the ONNX file cannot be run: {reason}") from None
+
+    return run
 
 
-def onnx_logits(onnx_model: bytes, images: Tensor, *, batch_size: int = 250) -> Tensor:
-    """Return the logits of an ONNX model for uint8 images, by onnxruntime on the processor."""
-    session = open_session(onnx_model)
-    chunks = images.split(batch_size)  # type: ignore[no-untyped-call]
-    return torch.cat(
-        [torch.from_numpy(session.run(None, {"pixels": chunk.numpy()})[0]) for chunk in chunks]
-    )
+def onnx_logits(
+    onnx_model: bytes, images: Tensor, *, batch_size: int = 64, threads: int = 0
+) -> Tensor:
+    """Return the logits N×K of an ONNX model for uint8 images N×C×H×W, as `open_onnx` does."""
+    run = open_onnx(onnx_model, threads)
+    batches = images.split(batch_size)  # type: ignore[no-untyped-call]
+    return torch.cat([run(batch) for batch in batches])
 
 
 def check_graph(content: bytes, shape: ImageShape, num_params: int) -> None:

@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 
 from halfmeg.artifacts.seen import INHERITED, ids_to_bytes
-from halfmeg.files import read_json, write_json
+from halfmeg.files import find_json, write_json
 
 DESCRIBED = "inherited.json"
 
@@ -55,7 +55,4 @@ def read_inherited_bundles(folder: Path) -> dict[str, InheritedBundle]:
     Raises:
         ValueError: the file is damaged.
     """
-    try:
-        return read_json(folder / DESCRIBED, dict[str, InheritedBundle])
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    return find_json(folder / DESCRIBED, dict[str, InheritedBundle]) or {}

@@ -64,7 +64,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.options import DataOptions
 from halfmeg.evaluation.evaluate import Evaluation, evaluate
-from halfmeg.files import check_json, json_bytes, new_folder, read_json, write_json
+from halfmeg.files import check_json, find_json, json_bytes, new_folder, write_json
 from halfmeg.networks.trial import try_out
 
 ALLOWED_CHANGE = 0.02
@@ -143,10 +143,9 @@ class Run:
         """
         folder = Path(folder)
         path = folder / "config.json"
-        try:
-            stored = read_json(path, StoredConfig)
-        except (FileNotFoundError, NotADirectoryError):
-            raise no_run(folder) from None
+        stored = find_json(path, StoredConfig)
+        if stored is None:
+            raise no_run(folder)
         try:
             DataOptions.from_dict(stored.data.options)
             config = RunConfig.from_dict(stored.config)
@@ -174,10 +173,7 @@ class Run:
         Raises:
             ValueError: chosen.json is damaged.
         """
-        try:
-            return read_json(self.folder / CHOSEN, Chosen)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return find_json(self.folder / CHOSEN, Chosen)
 
     def write_metrics(self, rows: Sequence[MetricsRow]) -> None:
         """Write metrics.csv."""
@@ -381,14 +377,10 @@ class Run:
             ValueError: the file is damaged.
         """
         path = self.folder / "result.json"
-        try:
-            result = read_json(path, dict[str, Any])
-            check_json(result, Result)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:
-            told = str(error)
-            raise ValueError(
-                told if told.startswith(str(path)) else f"{path} is damaged: {told}"
-            ) from None
+        result = find_json(path, dict[str, Any])
+        if result is not None:
+            try:
+                check_json(result, Result)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}") from None
         return result

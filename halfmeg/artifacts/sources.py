@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from halfmeg.config import RunConfig
-from halfmeg.files import MAX_JSON_BYTES, read_json, read_limited, write_atomically, write_json
+from halfmeg.files import MAX_JSON_BYTES, find_json, read_limited, write_atomically, write_json
 from halfmeg.places.load import load
 from halfmeg.places.place import (
     HANDED_OVER,
@@ -72,10 +72,7 @@ def read_sources(folder: Path) -> dict[str, StoredSource]:
     Raises:
         ValueError: the file is damaged.
     """
-    try:
-        return read_json(folder / DESCRIBED, dict[str, StoredSource])
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    return find_json(folder / DESCRIBED, dict[str, StoredSource]) or {}
 
 
 def find_sources(folder: Path) -> None:

@@ -111,11 +111,6 @@ def compare(
     ]
     folders = _study_folders(all_data, out, names)
     entrants.check(all_data, here=cluster is None)
-    if folds is not None:
-        for loaded in all_data:  # before anything is trained
-            note = Folds.of(loaded, folds).note
-            if not as_json:
-                print_error(f"halfmeg: {note}")
     terms: dict[str, Any] = {
         "config": entrants.recipes, "workers": workers, "cluster": cluster, "stack": stack,
         "gpus_per_run": gpus_per_run, "tuned_on": tuned_on or [],
@@ -132,10 +127,15 @@ def compare(
     finished: list[Finished] = []
     failures: dict[str, dict[str, str]] = {}
     with ExitStack() as held:
+        divided = []
         for loaded, folder in zip(all_data, folders, strict=True):  # all before anything is trained
-            held.enter_context(plan(names, loaded, out=folder, **terms).holding())
+            planned = plan(names, loaded, out=folder, **terms)
+            held.enter_context(planned.holding())
             check_page_folder(folder)
-        for loaded, folder in zip(all_data, folders, strict=True):
+            divided.append(planned.data)
+            if isinstance(planned.data, Folds) and not as_json:
+                print_error(f"halfmeg: {planned.data.note}")
+        for loaded, folder, parts in zip(all_data, folders, divided, strict=True):
             with training_display(
                 quiet=as_json, note=None if data else NO_DATA, folds=folds is not None
             ) as display:
@@ -148,8 +148,7 @@ def compare(
                         raise
                     failures[loaded.name] = error.failures
                     continue
-            divided = loaded if folds is None else Folds.of(loaded, folds)
-            finished.append((result, folder, divided))
+            finished.append((result, folder, parts))
             if result.failures:
                 failures[loaded.name] = result.failures
     if len(folders) == 1:

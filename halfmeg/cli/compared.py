@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from halfmeg.cli.show import (
-    build_table,
+    TextTable,
     format_range,
     print_error,
     print_json,
@@ -80,14 +80,8 @@ def _print_comparison(result: Comparison) -> None:
     from halfmeg.studies.page import not_compared, read_before
     from halfmeg.studies.study import NOT_FINISHED
 
-    table = build_table(
-        "network",
-        "test accuracy",
-        result.interval_name,
-        f"{result.unit}s",
-        "parameters",
-        "training, s",
-    )
+    between, units = result.interval_name, f"{result.unit}s"
+    table = TextTable(("network", "test accuracy", between, units, "parameters", "training, s"))
     for model in result.models:
         interval = model.test_accuracy
         over = "" if model.within_budget else " (over budget)"

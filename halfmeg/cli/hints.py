@@ -10,7 +10,7 @@ from pathlib import Path
 from halfmeg.places.settings import is_setting
 
 
-def check_train_words(recipe: str, settings: Sequence[str], data: str | None = None) -> None:
+def check_train_words(recipe: str, settings: Sequence[str], data: str | None) -> None:
     """Raise where a network or a path stands in the place of a recipe or a setting.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from halfmeg.cli.options import (
     LabelColumnOption,
 )
 from halfmeg.cli.show import (
-    build_table,
+    TextTable,
     describe_arena,
     memory_json,
     memory_or_reason,
@@ -252,7 +252,7 @@ def data_check(
 
         write_check_page(report, images, Path(html))
     if as_json:
-        print_json(report.to_dict())
+        print_json(asdict(report))
     else:
         _print_report(report)
         if html is not None:
@@ -264,7 +264,7 @@ def data_check(
 def _print_report(report: DataReport) -> None:
     parts = {"train": "training", "validation": "validation", "test": "test"}
     shown = [part for part in parts if part != "validation" or report.validation]
-    table = build_table("class", *(f"{parts[part]} images" for part in shown))
+    table = TextTable(("class", *(f"{parts[part]} images" for part in shown)))
     for name, count in report.classes.items():
         table.add_row(name, *(f"{count[part]:,}" for part in shown))
     totals = {"train": report.train, "validation": report.validation, "test": report.test}
@@ -349,7 +349,7 @@ def data_cache(
         )
         return
     if entries:
-        table = build_table("data", "images", "MB", "folder")
+        table = TextTable(("data", "images", "MB", "folder"))
         for entry in entries:
             name = entry.name or "left by a stopped process"
             size = f"{entry.num_bytes / 1e6:,.1f}"

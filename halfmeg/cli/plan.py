@@ -15,7 +15,7 @@ from halfmeg.cli.options import (
     RecipesOption,
 )
 from halfmeg.cli.show import (
-    build_table,
+    TextTable,
     describe_memory,
     memory_json,
     memory_or_reason,
@@ -82,8 +82,8 @@ def plan(
 
 def _print_plan(made: Plan) -> None:
     points = 100 * made.difference
-    table = build_table(
-        "seeds", *(f"{n:,} test images" for n in made.num_images), "smallest", "minutes"
+    table = TextTable(
+        ("seeds", *(f"{n:,} test images" for n in made.num_images), "smallest", "minutes")
     )
     for row in made.rows:
         minutes = "–" if row.minutes is None else f"{row.minutes:,.1f}"

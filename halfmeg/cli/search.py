@@ -19,7 +19,7 @@ from halfmeg.cli.options import (
 )
 from halfmeg.cli.show import (
     NO_DATA,
-    build_table,
+    TextTable,
     format_range,
     print_error,
     print_json,
@@ -227,7 +227,7 @@ def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
         f"validation  {winner.accuracy or 0:.2%}, {runs}the best of those that it chose from"
     )
     if outcome.comparison is not None:
-        table = build_table("network", "test accuracy", outcome.comparison.interval_name, "seeds")
+        table = TextTable(("network", "test accuracy", outcome.comparison.interval_name, "seeds"))
         for model in outcome.comparison.models:
             interval = model.test_accuracy
             table.add_row(

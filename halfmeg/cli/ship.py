@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halfmeg.cli.options import DataDirOption, JsonOption
-from halfmeg.cli.show import build_table, print_error, print_json, print_line, print_table
+from halfmeg.cli.show import TextTable, print_error, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from halfmeg.artifacts.bundle import Bundle
@@ -206,9 +206,8 @@ def bench(
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
-    table = build_table(
-        "runtime", "threads", "image, ms", "p95, ms", "images/s", "kB", "MB", "exact",
-    )  # fmt: skip
+    columns = "runtime", "threads", "image, ms", "p95, ms", "images/s", "kB", "MB", "exact"
+    table = TextTable(columns)
     for row in rows:
         table.add_row(
             row.runtime, str(row.threads), f"{row.latency_ms:.2f}", f"{row.latency_p95_ms:.2f}",

@@ -81,7 +81,8 @@ def print_error(text: str) -> None:
 
 NO_DATA = "halfmeg: without --data this is the built-in data set, digits"
 
-TEXT_COLUMNS = ("most often taken for", "class")
+TEXT_COLUMNS = ("most often taken for",)
+"""Columns of text beside the first, which always is."""
 
 
 @dataclass
@@ -94,11 +95,6 @@ class TextTable:
     def add_row(self, *cells: str) -> None:
         """Add a row."""
         self.rows.append(cells)
-
-
-def build_table(*columns: str) -> TextTable:
-    """Return an empty table."""
-    return TextTable(columns)
 
 
 def print_table(table: TextTable) -> None:

@@ -19,7 +19,7 @@ from halfmeg.cli.options import (
 )
 from halfmeg.cli.show import (
     NO_DATA,
-    build_table,
+    TextTable,
     format_range,
     print_error,
     print_json,
@@ -314,7 +314,7 @@ def _print_evaluation(result: Evaluation, classes: Sequence[str], data: str, as_
         f"answer would score {result.constant_accuracy:.2%}"
     )
     print_line(f"loss      {result.loss:.4f}")
-    table = build_table("class", "images", "recall", "precision", "most often taken for")
+    table = TextTable(("class", "images", "recall", "precision", "most often taken for"))
     for index, name in enumerate(classes):
         answers = result.confusion[index]
         wrong = [count if i != index else 0 for i, count in enumerate(answers)]

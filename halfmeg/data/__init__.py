@@ -2,7 +2,7 @@
 
 | module | holds |
 |---|---|
-| `load` | `load_dataset` and `inspect_data`: one call for every source |
+| `load` | `load_dataset` and `inspect_source`: one call for every source |
 | `digits`, `cifar`, `parquet`, `folder`, `table`, `arrays` | the sources |
 | `parquet_files` | the Parquet files of a source, by part |
 | `batches` | the files of CIFAR's two forms, without running what they name |

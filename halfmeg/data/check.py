@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from halfmeg.data.dataset import DataSplits, list_some
-from halfmeg.data.decode import Progress, no_progress
+from halfmeg.data.decode import Progress
 from halfmeg.data.duplicates import MAX_CANDIDATES, exact_duplicates, near_duplicates
 from halfmeg.data.formats import image_endings
 from halfmeg.data.scan import PassedOver
@@ -94,33 +93,14 @@ class DataReport:
         """Height × width that the images were brought to."""
         return image_shape(self.image_size).text
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        size = self.image_size
-        return vars(self) | {
-            "image_size": size if isinstance(size, int) else list(size),
-            "smallest": list(self.smallest),
-            "largest": list(self.largest),
-            "sizes": [list(size) for size in self.sizes],
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "problems": list(self.problems),
-            "passed_over": [dict(vars(item)) for item in self.passed_over],
-            "notes": list(self.notes),
-            "giveaways": list(self.giveaways),
-            "near_duplicates": [dict(vars(item)) for item in self.near_duplicates],
-            "wrong_labels": None
-            if self.wrong_labels is None
-            else [dict(vars(item)) for item in self.wrong_labels],
-        }
-
 
 def check_data(
     source: DecodedSource,
     sizes: np.ndarray,
     passed_over: Sequence[PassedOver] = (),
     problems: Sequence[str] = (),
-    progress: Progress = no_progress,
+    *,
+    progress: Progress,
 ) -> DataReport:
     """Count and inspect loaded data.
 

@@ -138,24 +138,6 @@ def load_dataset(
     return dataclasses.replace(own, notes=(*own.notes, f"fold {fold} of {folds.note}"))
 
 
-def inspect_data(
-    source: str,
-    *,
-    data_dir: str | Path = "data",
-    image_size: ImageSize = 32,
-    options: DataOptions | None = None,
-    progress: Progress = no_progress,
-) -> DataReport:
-    """Load a source past its unreadable images, and report all that is wrong with it.
-
-    Raises:
-        ValueError: the source does not exist, or too little of it can be read to say more.
-    """
-    return inspect_source(
-        source, data_dir=data_dir, image_size=image_size, options=options, progress=progress
-    )[0]
-
-
 def inspect_source(
     source: str,
     *,
@@ -164,7 +146,14 @@ def inspect_source(
     options: DataOptions | None = None,
     progress: Progress = no_progress,
 ) -> tuple[DataReport, DecodedSource]:
-    """Return what `inspect_data` does, and the images that it is about."""
+    """Load a source past its unreadable images, and report all that is wrong with it.
+
+    Returns:
+        The report, and the images that it is about.
+
+    Raises:
+        ValueError: the source does not exist, or too little of it can be read to say more.
+    """
     options = options or DataOptions()
     if options.fold:
         raise ValueError(f"fold={options.fold} is for training; all images are looked at here")
@@ -185,7 +174,7 @@ def inspect_source(
     sizes = np.concatenate([d.sizes for d in decoded.splits.parts.values() if d.sizes is not None])
     torn = torn_groups(encoded)
     problems = [torn] if torn else []
-    return check_data(decoded, sizes, encoded.passed_over, problems, progress), decoded
+    return check_data(decoded, sizes, encoded.passed_over, problems, progress=progress), decoded
 
 
 def _find(

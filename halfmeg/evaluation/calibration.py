@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {
-            "ece": self.ece,
-            "ece_by_chance": self.ece_by_chance,
-            "nll": self.nll,
-            "confidence": list(self.confidence),
-            "accuracy": list(self.accuracy),
-            "share": list(self.share),
-        }
+        return asdict(self)
 
 
 NUM_BINS = 15

@@ -150,6 +150,15 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a network on a data set, its pixels normalized with `mean` and `std`.
 
+    Args:
+        model: maps normalized images B×C×H×W to logits B×K.
+        dataset: uint8 images N×C×H×W and their labels.
+        mean, std: of each channel, of pixels scaled to [0, 1].
+        precision: "auto", "bf16" or "fp32", as in a config.
+
+    Raises:
+        ValueError: no images, or a label outside the network's classes.
+
     Example:
         >>> from halfmeg import build_model, evaluate, load_dataset
         >>> data = load_dataset("digits")

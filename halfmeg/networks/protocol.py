@@ -2,7 +2,7 @@
 
 | method | what for | where there is none |
 |---|---|---|
-| `prepare(images)` | initialization from normalized training images N×3×H×W | nothing is done |
+| `prepare(images)` | initialization from normalized training images N×C×H×W | nothing is done |
 | `body_modules()` | all modules but the head, to count their parameters | all but the last layer |
 | `last_map()` | the layer whose map Grad-CAM looks at | the last map of more than 3×3 positions |
 

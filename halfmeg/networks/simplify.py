@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -152,7 +153,6 @@ def _replaced(nodes: tuple[Node, ...], new: dict[Node, Node]) -> tuple[Node, ...
 
 def _drop_identity(node: Node, graph: Graph) -> Node | None:
     if _is_affine(node) and node.shape == node.inputs[0].shape:
-        assert isinstance(node, Combine)
         numbers = node.scales[0].size == node.shift.size == 1
         if numbers and not node.learned and node.scales[0].item() == 1 and node.shift.item() == 0:
             return node.inputs[0]
@@ -164,7 +164,6 @@ def _fold_back(node: Node, graph: Graph) -> Node | None:
     conv = node.inputs[0]
     if not (_is_affine(node) and isinstance(conv, Conv) and graph.consumers[conv] == 1):
         return None
-    assert isinstance(node, Combine)
     scale, shift = _of_channels(node.scales[0], conv), _of_channels(node.shift, conv)
     if scale is None or shift is None or node.shape != conv.shape:
         return None
@@ -213,9 +212,8 @@ def _pass_pool(node: Node, graph: Graph) -> Node | None:
         if not node.is_clamp:
             return None
     else:
-        if not (_is_affine(node) and bool((node.scales[0] > 0).all())):  # type: ignore[attr-defined]
+        if not (_is_affine(node) and bool((node.scales[0] > 0).all())):
             return None
-        assert isinstance(node, Combine)
         constants = (node.scales[0], node.shift)
         if node.shape != pool.shape or any(_of_channels(c, pool) is None for c in constants):
             return None
@@ -226,7 +224,7 @@ def _pass_pool(node: Node, graph: Graph) -> Node | None:
 def _fold_ahead(node: Node, graph: Graph) -> Node | None:
     """Fold a scale and shift into the convolution behind it."""
     affine = node.inputs[0]
-    if not (isinstance(node, Conv) and isinstance(affine, Combine) and _is_affine(affine)):
+    if not (isinstance(node, Conv) and _is_affine(affine)):
         return None
     (source,) = affine.inputs
     if source.shape != affine.shape:
@@ -278,7 +276,7 @@ def _compose(node: Node, graph: Graph) -> Node | None:
 def _as_function(node: Node) -> Function | None:
     if isinstance(node, Function):
         return node
-    if not (isinstance(node, Combine) and _is_affine(node)):
+    if not _is_affine(node):
         return None
     if node.scales[0].size > 1 or node.shift.size > 1:
         return None
@@ -286,7 +284,8 @@ def _as_function(node: Node) -> Function | None:
     return Function(node.name, node.shape, node.inputs, lambda x: x * scale + shift)
 
 
-def _is_affine(node: Node) -> bool:
+def _is_affine(node: Node) -> TypeGuard[Combine]:
+    """Return whether a node is a scale and shift of one map."""
     return isinstance(node, Combine) and len(node.inputs) == 1
 
 

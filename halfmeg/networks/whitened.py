@@ -106,8 +106,27 @@ class Whitening(nn.Conv2d):
         self.bias.zero_()  # type: ignore[union-attr]
 
 
+class WhitenedBase(nn.Module):
+    """What whitened networks begin with: images made smaller, then their whitening.
+
+    Args:
+        in_channels: of the images.
+        filters: as of `Whitening`.
+        shrink: side of the squares of pixels that are averaged first.
+    """
+
+    def __init__(self, in_channels: int, filters: int, shrink: int) -> None:
+        super().__init__()
+        self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
+        self.whitening = Whitening(in_channels, filters)
+
+    def prepare(self, images: Tensor) -> None:
+        """Set the first layer to the whitening filters of normalized images N×C×H×W."""
+        self.whitening.fit(self.shrink(images))
+
+
 @final
-class WhitenedNet(nn.Module):
+class WhitenedNet(WhitenedBase):
     """Stages behind a first layer that is computed from the training images and stays as it is.
 
     Args:
@@ -134,9 +153,7 @@ class WhitenedNet(nn.Module):
         in_channels: int = 3,
         shrink: int = 1,
     ) -> None:
-        super().__init__()
-        self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
-        self.whitening = Whitening(in_channels, filters)
+        super().__init__(in_channels, filters, shrink)
         channels = self.whitening.out_channels
         stages = []
         for width in widths:
@@ -147,17 +164,13 @@ class WhitenedNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(channels, num_classes, bias=False)
 
-    def prepare(self, images: Tensor) -> None:
-        """Set the first layer to the whitening filters of normalized images N×C×H×W."""
-        self.whitening.fit(self.shrink(images))
-
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images B×C×H×W to logits B×num_classes."""
         x = self.stages(F.silu(self.whitening(self.shrink(x))))
         return self.head(x.amax((2, 3))) * HEAD_SCALE  # type: ignore[no-any-return]
 
     def last_map(self) -> nn.Module:
-        """Return the last layer whose map is finer than a few positions."""
+        """Return the last stage but one: the last one's map has a few positions at 32 pixels."""
         return self.stages[-2]
 
 
@@ -220,7 +233,7 @@ class GatedInvertedResidual(nn.Module):
 
 
 @final
-class WhitenedResNet(nn.Module):
+class WhitenedResNet(WhitenedBase):
     """Residual stages at the images' size, half of it, and so on, behind a whitening layer.
 
     Args:
@@ -246,9 +259,7 @@ class WhitenedResNet(nn.Module):
         in_channels: int = 3,
         shrink: int = 1,
     ) -> None:
-        super().__init__()
-        self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
-        self.whitening = Whitening(in_channels, filters)
+        super().__init__(in_channels, filters, shrink)
         channels = widths[0]
         self.stem = Conv2d(self.whitening.out_channels, channels, 3, padding=1, bias=False)
         self.stem_bn = nn.BatchNorm2d(channels)
@@ -262,10 +273,6 @@ class WhitenedResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, num_classes, bias=False)
         _pass_on(self)
-
-    def prepare(self, images: Tensor) -> None:
-        """Set the first layer to the whitening filters of normalized images N×C×H×W."""
-        self.whitening.fit(self.shrink(images))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images B×C×H×W to logits B×num_classes."""

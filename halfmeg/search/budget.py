@@ -205,15 +205,13 @@ def measure_costs(
     """
     net = build_model(model, num_classes, image_shape, budget)
     params = count_params(net)
-    costs = Costs(params, 0)
     if limits.params is not None and params > limits.params and not whole:
-        return costs
+        return Costs(params, 0)
     try:
         macs = count_macs(net, image_shape)
     except Exception as error:  # what a network raises on images that are too small for it
         told = one_line(error, 200)
         raise ValueError(f"{model} takes no images of {image_shape.text} pixels: {told}") from None
-    costs = Costs(params, macs)
     weights = sum(p.numel() for p in net.parameters() if p.ndim > 1)  # a byte each, at the least
     over = limits.macs is not None and macs > limits.macs
     over |= limits.flash is not None and weights > limits.flash

@@ -111,7 +111,7 @@ class Lanes:
         if self.cluster is not None:
             files = {folder.name: read_files(folder) for folder in folders}
             future = self.cluster.submit(
-                train_folds_on_node, configs, files, *limits, configs=configs
+                train_folds_on_node, configs, files, *limits, config=configs[0]
             )
         elif self.pool is not None:
             self.listener.on_begin(configs)

@@ -32,12 +32,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.errors import quoted
-from halfmeg.files import (
-    HAS_LOCKS,
-    read_json,
-    remove_dead_parts,
-    write_json,
-)
+from halfmeg.files import HAS_LOCKS, find_json, lock, read_json, remove_dead_parts, write_json
 from halfmeg.places.settings import Value
 from halfmeg.search.budget import Costs, Limits
 from halfmeg.search.schedule import Plan, rung_epochs
@@ -199,10 +194,10 @@ def read_stored(folder: Path) -> Stored:
     Raises:
         ValueError: there is none, or it is damaged.
     """
-    try:
-        return read_json(folder / SEARCH, Stored)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder} holds no search; start one with --data and --out") from None
+    stored = find_json(folder / SEARCH, Stored)
+    if stored is None:
+        raise ValueError(f"{folder} holds no search; start one with --data and --out")
+    return stored
 
 
 def write_stored(folder: Path, stored: Stored) -> None:
@@ -224,18 +219,13 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY) if HAS_LOCKS else -1
     try:
-        if HAS_LOCKS:
-            import fcntl
-
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(
-                    f"another process searches in {folder}; wait for it, or choose another --out"
-                ) from None
+        if HAS_LOCKS and not lock(descriptor, wait=False):
+            raise ValueError(
+                f"another process searches in {folder}; wait for it, or choose another --out"
+            )
         remove_dead_parts(folder)
-        for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a process that was killed
-            lock.unlink(missing_ok=True)
+        for path in folder.glob(f"{JOURNAL}.lock*"):  # of a process that was killed
+            path.unlink(missing_ok=True)
         yield
     finally:
         if descriptor >= 0:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.graph import open_session
+from halfmeg.artifacts.graph import open_onnx
 from halfmeg.shipping.onnx import FromPixels, fold_batchnorm
 from halfmeg.shipping.predict import Runner
-from halfmeg.shipping.verify import logit_tolerance, run_onnx, verify_onnx
+from halfmeg.shipping.verify import logit_tolerance, verify_onnx
 from halfmeg.training.compiling import has_compiler
 
 BATCH_SIZE = 128
@@ -74,7 +74,7 @@ def _open_torch(bundle: Bundle, threads: int, *, compiled: bool = False) -> Runn
 
 def _open_onnxruntime(name: str) -> Callable[[Bundle, int], Runner]:
     def open_it(bundle: Bundle, threads: int) -> Runner:
-        return run_onnx(open_session(bundle.read_file(name), threads))
+        return open_onnx(bundle.read_file(name), threads)
 
     return open_it
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.graph import open_session
+from halfmeg.artifacts.graph import open_onnx
 from halfmeg.data.decode import DecodedImage, FitName, decode_image, read_file
 from halfmeg.data.shape import ImageShape
 from halfmeg.evaluation.evaluate import compute_logits
-from halfmeg.shipping.verify import run_onnx, verify_onnx
+from halfmeg.shipping.verify import verify_onnx
 
 BATCH_SIZE = 16
 """Images of one pass, after which their answers are given; smaller ones are hardly slower."""
@@ -71,7 +71,7 @@ def open_runner(bundle: Bundle) -> Runner:
             could run it, and it is not installed.
     """
     if bundle.is_own or (bundle.has("model.onnx") and all(map(find_spec, ("onnx", "onnxruntime")))):
-        return run_onnx(open_session(verify_onnx(bundle, "model.onnx")))
+        return open_onnx(verify_onnx(bundle, "model.onnx"))
     model = bundle.load_model()
     mean, std = bundle.mean, bundle.std
     return lambda images: compute_logits(model, images, mean, std, precision="fp32")

@@ -7,15 +7,13 @@ tensor of a known, small size. Then its logits have to be those of the weights, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import Bundle
-from halfmeg.artifacts.graph import check_graph, open_session
+from halfmeg.artifacts.graph import check_graph, onnx_logits
 from halfmeg.data.shape import ImageShape
 from halfmeg.errors import one_line
 from halfmeg.evaluation.evaluate import compute_logits
@@ -39,9 +37,6 @@ NUM_INT8_PROBES = 256
 """Images for int8 logits, none of them noise: that lies outside of the ranges which integers were
 calibrated to, so it tells nothing. The distance varies from draw to draw; with 64 of them a sound
 file failed once in a hundred draws or fewer, which was too often."""
-
-BATCH_SIZE = 64
-"""Images of a batch of the runtime."""
 
 NUM_LEAVES = 40
 SMALLEST_LEAF = 0.06
@@ -84,14 +79,11 @@ def verify_onnx(bundle: Bundle, name: str, *, compare: bool = True) -> bytes:
         num_params = count_params(model)
     try:
         check_graph(content, bundle.image_shape, num_params)
-        run = run_onnx(open_session(content, 1))
-        batches = images.split(BATCH_SIZE)  # type: ignore[no-untyped-call]
-        logits = torch.cat([run(batch) for batch in batches])
+        logits = onnx_logits(content, images, threads=1)
         if not bundle.is_own:
             reference = compute_logits(model, images, bundle.mean, bundle.std, precision="fp32")
         elif is_int8:
-            run = run_onnx(open_session(verify_onnx(bundle, "model.onnx"), 1))
-            reference = torch.cat([run(batch) for batch in batches])
+            reference = onnx_logits(verify_onnx(bundle, "model.onnx"), images, threads=1)
         else:
             reference = logits
     except Exception as error:  # the runtime's errors have no common base
@@ -131,23 +123,6 @@ def int8_difference(bundle: Bundle) -> str:
     except LogitsDifferError as error:
         return f"{error}, on images that are drawn; `halfmeg evaluate` tells of real ones"
     return ""
-
-
-def run_onnx(session: Any) -> Callable[[Tensor], Tensor]:
-    """Return a function from uint8 B×C×H×W to float32 logits B×K.
-
-    Raises:
-        ValueError: of that function, where the runtime fails.
-    """
-
-    def run(images: Tensor) -> Tensor:
-        try:
-            return torch.from_numpy(session.run(["logits"], {"pixels": images.numpy()})[0])
-        except Exception as error:  # as above
-            reason = one_line(error, 200)
-            raise ValueError(f"the ONNX file cannot be run: {reason}") from None
-
-    return run
 
 
 def _probes(shape: ImageShape, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -88,22 +88,22 @@ class Cluster:
         self,
         function: Callable[..., T],
         *args: Any,
-        configs: Sequence[RunConfig],
+        config: RunConfig,
         num_gpus: float = 0.0,
     ) -> Future[T]:
         """Call a function of a module on a node, again on another one where a node is lost.
 
         It gets the data, an empty folder, and the arguments. Python of the user's own that the
-        configs name travels as text.
+        config names travels as text.
 
         Args:
-            configs: that the call trains, one after another; the first one's threads are what it
-                asks for as CPUs.
+            config: of what the call trains, but for the seed; its threads are what it asks for as
+                CPUs.
             num_gpus: share of a GPU that it asks for.
         """
-        threads = max(1, configs[0].threads)
+        threads = max(1, config.threads)
         task = self._task.options(num_cpus=threads, num_gpus=num_gpus, max_retries=RETRIES)
-        sources = _sources_of(configs[0])
+        sources = _sources_of(config)
         reference = task.remote(function, args, self._shared, self._facts, sources, threads)
         future: Future[T] = reference.future()
         return future
@@ -128,7 +128,7 @@ def train_on_cluster(
     tasks: Sequence[tuple[RunConfig, Path]],
     data: DataSplits,
     *,
-    gpus_per_run: float = 0.0,
+    gpus_per_run: float,
 ) -> Iterator[tuple[tuple[RunConfig, Path], str | None]]:
     """Train runs on the nodes of a Ray cluster, each asking for its threads as CPUs.
 
@@ -147,7 +147,7 @@ def train_on_cluster(
     with Cluster(address, data) as cluster:
         waiting = {
             cluster.submit(
-                _train_run, config, read_files(folder), configs=[config], num_gpus=gpus_per_run
+                _train_run, config, read_files(folder), config=config, num_gpus=gpus_per_run
             ): (config, folder)
             for config, folder in tasks
         }

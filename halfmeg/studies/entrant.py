@@ -25,7 +25,7 @@ from halfmeg.evaluation.evaluate import score
 from halfmeg.places.place import short_name
 from halfmeg.studies.measure import Robustness, fold_of, mean_robustness, shape_name
 from halfmeg.studies.resampled import folded_interval
-from halfmeg.studies.stats import LEVEL, Interval, crossed_interval
+from halfmeg.studies.stats import Interval, crossed_interval
 
 OWN_TO_A_RUN = ("seed", "device", "kernels", "compile", "threads", "keep_checkpoints")
 """Settings in which the runs of one entrant may differ."""
@@ -190,7 +190,7 @@ def name_entrants(configs: list[RunConfig]) -> list[str]:
 
 
 def build_entrant(
-    name: str, items: list[LoadedRun], costs: dict[str, Cost], level: float = LEVEL
+    name: str, items: list[LoadedRun], costs: dict[str, Cost], level: float
 ) -> Entrant:
     """Say what the runs of one network and recipe, in the order of their seeds, say together."""
     per_seed = {i.unit: float(i.result["test_accuracy"]) for i in items}

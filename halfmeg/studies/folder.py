@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any
 
 from halfmeg.artifacts.facts import DataFacts
 from halfmeg.artifacts.run import Run
@@ -17,48 +15,15 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds
 from halfmeg.errors import first_difference
-from halfmeg.files import holds_nothing, make_folder, read_json, write_json
+from halfmeg.files import holds_nothing, make_folder, write_json
 from halfmeg.networks.summary import count_params
 from halfmeg.networks.table import build_model
 from halfmeg.places.place import HandedOver, file_name
-from halfmeg.studies.reading import Reading
+from halfmeg.studies.reading import Reading, read_study
 from halfmeg.training.initial import require_inherited
 
 StudyData = DataSplits | Folds
 """What a study is of: one division into training and test images, or folds."""
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run in study.json."""
-
-    folder: Annotated[str, Meta(pattern=r"^[^/\\]+$")]
-    model: str
-    recipe: str
-    seed: int
-
-    def __str__(self) -> str:
-        is_fold = self.folder.endswith(f"-fold-{self.seed + 1}")
-        return f"{self.model} " + (f"fold {self.seed + 1}" if is_fold else f"seed {self.seed}")
-
-
-@dataclass(frozen=True)
-class StoredStudy:
-    """What the program reads of study.json; more stands there."""
-
-    runs: list[StoredRun]
-
-
-def read_study(folder: Path) -> StoredStudy | None:
-    """Return what stands in `study.json`; None where there is none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        return read_json(folder / "study.json", StoredStudy)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def name_folders(configs: Sequence[RunConfig], unit: str) -> list[str]:

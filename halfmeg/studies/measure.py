@@ -22,7 +22,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.evaluation.cost import Cost, measure_costs
 from halfmeg.evaluation.evaluate import evaluate
-from halfmeg.files import read_json, write_json
+from halfmeg.files import find_json, read_json, write_json
 from halfmeg.networks.table import build_model
 from halfmeg.places.place import PlaceWarning, is_place
 
@@ -155,7 +155,4 @@ def read_costs(folder: Path | None) -> dict[str, Cost]:
     """
     if folder is None:
         return {}
-    try:
-        return read_json(folder / COSTS, dict[str, Cost])
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    return find_json(folder / COSTS, dict[str, Cost]) or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -98,15 +98,7 @@ class Ranking:
             "letters": list(self.letters),
             "p_friedman": self.p_friedman,
             "critical_difference": self.critical_difference,
-            "pairs": [
-                {
-                    "a": pair.a,
-                    "b": pair.b,
-                    "rank_difference": pair.rank_difference,
-                    "p_wilcoxon": pair.p_wilcoxon,
-                }
-                for pair in self.pairs
-            ],
+            "pairs": [asdict(pair) for pair in self.pairs],
             "verdict": self.verdict,
         }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from halfmeg.artifacts.readings import warn_if_read_only
-from halfmeg.files import read_json, write_json
+from halfmeg.files import find_json, read_json, write_json
 from halfmeg.studies.power import LOOK_LEVEL, LOOKS
 from halfmeg.studies.stats import LEVEL
 
@@ -52,8 +54,8 @@ class Reading:
         Raises:
             ValueError: `study.json` is damaged.
         """
-        stored = _read(folder).reading
-        return cls() if stored is None else cls(**vars(stored))
+        study = read_study(folder)
+        return cls(**vars(study.reading)) if study and study.reading else cls()
 
     @classmethod
     def of_all(cls, folders: Sequence[Path]) -> Reading:
@@ -154,33 +156,43 @@ def begun_seeds(folder: Path) -> int:
     Raises:
         ValueError: `study.json` is damaged.
     """
-    return max((run.seed + 1 for run in _read(folder).runs), default=0)
+    study = read_study(folder)
+    return max((run.seed + 1 for run in study.runs), default=0) if study else 0
 
 
-def _read(folder: Path) -> StoredReading:
-    try:
-        return read_json(folder / "study.json", StoredReading)
-    except (FileNotFoundError, NotADirectoryError):
-        return StoredReading()
+def read_study(folder: Path) -> StoredStudy | None:
+    """Return what stands in `study.json`; None where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return find_json(folder / "study.json", StoredStudy)
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """What the program reads of study.json; more stands there."""
+
+    runs: list[StoredRun]
+    reading: StoredReading | None = None
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run in study.json."""
+
+    folder: Annotated[str, Meta(pattern=r"^[^/\\]+$")]
+    model: str
+    recipe: str
+    seed: int
+
+    def __str__(self) -> str:
+        is_fold = self.folder.endswith(f"-fold-{self.seed + 1}")
+        return f"{self.model} " + (f"fold {self.seed + 1}" if is_fold else f"seed {self.seed}")
 
 
 @dataclass(frozen=True)
 class StoredReading:
-    """What this module reads of study.json; more stands there."""
-
-    reading: StoredWhole | None = None
-    runs: list[StoredSeed] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class StoredSeed:
-    """What this module reads of a run there."""
-
-    seed: int
-
-
-@dataclass(frozen=True)
-class StoredWhole:
     """A reading as it is written: nothing of it may be missing."""
 
     margin: float

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -35,7 +35,7 @@ class Interval:
 
     def to_dict(self) -> dict[str, float | None]:
         """Return the fields as JSON types."""
-        return {"mean": self.mean, "lo": self.lo, "hi": self.hi}
+        return asdict(self)
 
     def in_percent(self, digits: int) -> str | None:
         """Write the ends as "71.0 to 72.5", or None where there are none.

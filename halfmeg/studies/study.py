@@ -19,9 +19,9 @@ from halfmeg.config import RunConfig, tell_apart
 from halfmeg.data.folds import Folds
 from halfmeg.places.place import check_in_file, hand_over, numbered
 from halfmeg.places.source import holding
-from halfmeg.studies.folder import StudyData, check_runs, name_folders, read_study, write_study
+from halfmeg.studies.folder import StudyData, check_runs, name_folders, write_study
 from halfmeg.studies.pool import threads_each
-from halfmeg.studies.reading import Reading
+from halfmeg.studies.reading import Reading, read_study
 from halfmeg.studies.trials import with_trials
 from halfmeg.studies.workers import Outcomes, StudyListener, Task, Workers
 from halfmeg.training.job import check, check_places

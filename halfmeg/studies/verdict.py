@@ -15,7 +15,6 @@ from halfmeg.studies.power import FEWEST_DISCORDANT, SeedsNeeded, seeds_needed
 from halfmeg.studies.reading import MARGIN
 from halfmeg.studies.resampled import PairTest, folded_tests
 from halfmeg.studies.stats import (
-    LEVEL,
     Interval,
     combined_mcnemar_p,
     mcnemar_p,
@@ -210,9 +209,9 @@ def _margin(margin: float) -> str:
 def compare_pairs(
     entrants: list[tuple[Entrant, list[LoadedRun]]],
     *,
-    level: float = LEVEL,
-    margin: float = MARGIN,
-    required: bool = True,
+    level: float,
+    margin: float,
+    required: bool,
 ) -> tuple[PairResult, ...]:
     """Compare each entrant with each later one, all pairs at once.
 

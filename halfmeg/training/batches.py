@@ -24,7 +24,7 @@ class Batch:
     """What this process trains on in a step; of S stacked networks with a dimension S in front.
 
     Attributes:
-        images: augmented and normalized B×3×H×W.
+        images: augmented and normalized B×C×H×W.
         labels: int64 B.
         indices: int64 N, of the whole batch, over all processes, among all training images.
         mixture: what was mixed into the images; None for nothing.
@@ -49,7 +49,7 @@ class Batches:
     Attributes:
         indices: of the images to train on, among all training images.
         augmentation: what is done to them.
-        mean, std: float32 of length 3, on the device, of pixels scaled to [0, 1].
+        mean, std: float32 of length C, on the device, of pixels scaled to [0, 1].
         dtype: of the batches.
         selection: chooses the images of an epoch.
         ranks: the processes of the run.

@@ -72,7 +72,7 @@ class Teacher:
 
     @torch.no_grad()
     def answers(self, images: Tensor) -> Tensor:
-        """Return float32 logits B×num_classes of images B×3×H×W, normalized as the data is."""
+        """Return float32 logits B×num_classes of images B×C×H×W, normalized as the data is."""
         with autocast(self.device, self.dtype):
             logits: Tensor = self.model(torch.addcmul(self.offset, images, self.factor))
         return logits.float()
@@ -85,7 +85,7 @@ class Teacher:
 
         Args:
             loss: of the labels, a scalar.
-            images: normalized B×3×H×W, as the network saw them.
+            images: normalized B×C×H×W, as the network saw them.
             logits: the network's, B×num_classes.
         """
         divergence = F.kl_div(

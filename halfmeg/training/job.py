@@ -196,7 +196,7 @@ class Job:
         plan: what its epochs do.
         val: the images to validate on.
         state: its network, and what changes with it.
-        network: maps normalized images B×3×H×W to logits; compiled, and over several processes.
+        network: maps normalized images B×C×H×W to logits; compiled, and over several processes.
         criterion: the loss of a batch.
         finite: names of the weights and buffers that hold finite numbers alone at the start.
         runs_at_once: how many runs share its time, as a stack.
@@ -232,7 +232,7 @@ class Job:
         return self.batches.draw(self.train, epoch, first)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalized images B×3×H×W to logits B×num_classes."""
+        """Map normalized images B×C×H×W to logits B×num_classes."""
         with autocast(self.device, self.dtype):
             return self.network(images)
 

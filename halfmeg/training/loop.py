@@ -1,7 +1,7 @@
 """The training loop.
 
-What is off does nothing: a run's only process adds up over nobody, the loss without a teacher is
-that of the labels, and a selection that takes a share of 1 takes all images. A stack of networks is
+What is off does nothing: a run's only process adds up over nobody, the loss without a teacher asks
+none, and a selection that takes a share of 1 takes all images. A stack of networks is
 trained as one is.
 """
 

@@ -146,7 +146,7 @@ class Epoch:
         return (torch.randint(0, 2, (count,), generator=generator) + self.number) % 2 == 1
 
     def step_seed(self, step: int) -> int:
-        """Return the seed of a step's augmentation and dropout."""
+        """Return the seed of a step's augmentation, and of dropout unless code is the user's."""
         return derive_seed(self.seed, self.number, step)
 
     def own_seed(self, step: int) -> int:

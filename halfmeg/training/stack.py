@@ -69,14 +69,14 @@ def check_stack(configs: Sequence[RunConfig], data: DataSplits) -> None:
         raise ValueError("runs trained as a stack may differ in their seed only")
     if first.schedule == "plateau":
         raise ValueError("schedule=plateau differs from seed to seed; it takes no stack")
-    if is_place(first.optimizer) or first.loss:
-        name = "loss" if first.loss else "optimizer"
-        raise ValueError(f"{name}={getattr(first, name)} takes no stack; leave one of them out")
-    for name in ("kernels", "compile"):
-        if getattr(first, name) == "auto":
-            raise ValueError(f"{name}=auto takes no stack; leave one of them out")
-    if first.teacher:
-        raise ValueError(f"teacher={first.teacher} takes no stack; leave one of them out")
+    alone = {
+        "loss": bool(first.loss), "optimizer": is_place(first.optimizer),
+        "kernels": first.kernels == "auto", "compile": first.compile == "auto",
+        "teacher": bool(first.teacher),
+    }  # fmt: skip
+    for name, is_set in alone.items():
+        if is_set:
+            raise ValueError(f"{name}={getattr(first, name)} takes no stack; leave one of them out")
     sizes = sorted({len(hold_out(data, c.val_fraction, c.seed)[0]) for c in configs})
     if len(sizes) > 1:
         raise ValueError(
@@ -143,12 +143,12 @@ def train_stack(
             listener.on_epoch(next(at for at in positions if at.metrics).metrics[-1])
             if stop.poll() and positions[0].epoch < config.epochs:
                 raise TrainingInterruptedError(stack.advice, stop.requested)
-    for job, at, failure in zip(jobs, positions, failures, strict=True):
-        if failure is None:
+    for index, (job, at) in enumerate(zip(jobs, positions, strict=True)):
+        if failures[index] is None:
             try:
                 finish(job, at)
             except TrainingDivergedError as error:  # in its last step
-                failures[jobs.index(job)] = str(error)
+                failures[index] = str(error)
     return failures
 
 
@@ -193,7 +193,7 @@ class Stack:
         return "the same command continues it"
 
     def draw(self, epoch: Epoch, first: int) -> Iterator[Batch]:
-        """Yield each network's own batches as one, S×B×3×H×W."""
+        """Yield each network's own batches as one, S×B×C×H×W."""
         train = self.jobs[0].train  # the same for all
         draws = [job.batches.draw(train, job.plan.epochs[epoch.number], first) for job in self.jobs]
         for drawn in zip(*draws, strict=True):
@@ -206,7 +206,7 @@ class Stack:
             )
 
     def _forward(self, images: Tensor) -> Tensor:
-        """Map normalized images S×B×3×H×W, each network's own, to logits S×B×num_classes."""
+        """Map normalized images S×B×C×H×W, each network's own, to logits S×B×num_classes."""
 
         def of_one(parameters: Tensors, buffers: Tensors, batch: Tensor) -> Any:
             return torch.func.functional_call(self.network, (parameters, buffers), (batch,))

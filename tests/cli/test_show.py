@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from halfmeg.cli.progress import StudyDisplay, training_display
-from halfmeg.cli.show import build_table, print_table, screen
+from halfmeg.cli.show import TextTable, print_table, screen
 
 
 @pytest.fixture(params=[80, 70, 60])
@@ -22,10 +22,9 @@ def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_table_keeps_its_first_column_and_its_numbers_on_a_narrow_screen(
     columns: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = build_table(
+    table = TextTable((
         "seeds", "90 test images", "360 test images", "1,440 test images", "smallest seen",
-        "minutes here",
-    )  # fmt: skip
+        "minutes here",))  # fmt: skip
     table.add_row("12", "3%", "4%", "6%", "8.6 points", "0.2")
     print_table(table)
     out = capsys.readouterr().out

@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import inspect_data
 from PIL import Image
 
 from halfmeg.data import cifar
-from halfmeg.data.load import inspect_data, load_dataset
+from halfmeg.data.load import load_dataset
 from halfmeg.data.options import DataOptions
 
 PER_FILE = 20

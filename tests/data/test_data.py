@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Cli
+from conftest import Cli, inspect_data
 from PIL import Image
 
 from halfmeg.data.cache import list_cache
 from halfmeg.data.dataset import Dataset, channel_statistics, fingerprint
 from halfmeg.data.decode import decode_image
-from halfmeg.data.load import inspect_data, load_dataset
+from halfmeg.data.load import load_dataset
 from halfmeg.data.split import stratified_split
 
 

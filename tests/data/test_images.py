@@ -28,14 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Cli
+from conftest import Cli, inspect_data
 from PIL import Image, ImageOps
 
 from halfmeg.artifacts.bundle import BUNDLED
 from halfmeg.artifacts.run import Run
 from halfmeg.data.decode import CHUNK, EncodedImage, decode_image, decode_images
 from halfmeg.data.duplicates import near_duplicates
-from halfmeg.data.load import inspect_data, load_dataset
+from halfmeg.data.load import load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.scan import scan_folder
 from halfmeg.data.shape import image_shape
@@ -330,10 +330,10 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         for folder in (root, *list(root.parents)[:-1]):
             folder.chmod(folder.stat().st_mode | 0o055)
     code = (
-        "import os, sys; from halfmeg.data.load import inspect_data\n"
-        "inspect_data(sys.argv[1])  # imports all it needs, which another user may not\n"
+        "import os, sys; from halfmeg.data.load import inspect_source\n"
+        "inspect_source(sys.argv[1])  # imports all it needs, which another user may not\n"
         "os.getuid() or os.setuid(12345)\n"
-        "print(inspect_data(sys.argv[1]).passed_over)"
+        "print(inspect_source(sys.argv[1])[0].passed_over)"
     )
     command = [sys.executable, "-c", code, str(root)]
     try:

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Cli
+from conftest import Cli, inspect_data
 from PIL import Image
 from test_images import QUICK, make, picture, table
 
 from halfmeg.artifacts.run import Run
-from halfmeg.data.load import inspect_data, inspect_source, load_dataset
+from halfmeg.data.load import inspect_source, load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Cli
+from conftest import Cli, inspect_data
 from PIL import Image
 from sklearn.datasets import load_digits
 from test_images import encoded, make, picture
@@ -20,7 +20,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.data.augment import Augmentation, augment, jitter_colour, shrink
 from halfmeg.data.corrupt import CORRUPTIONS, corrupt
 from halfmeg.data.decode import FITS, FitName, decode_image
-from halfmeg.data.load import inspect_data, load_dataset
+from halfmeg.data.load import load_dataset
 from halfmeg.data.options import DataOptions, read_size
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape, parse_size
 from halfmeg.networks.memory import measure_memory
