@@ -210,13 +210,41 @@ def missing_classes(data: DataSplits) -> tuple[str, ...]:
 
 
 def copied_images(data: DataSplits) -> tuple[str, ...]:
-    """Say how many test and validation images have the very pixels of a training image."""
+    """Say how many images have the very pixels of one with another label, or of a training image.
+
+    The latter is told of test and validation images.
+    """
     lines = []
+    ids = np.concatenate([own.ids for own in data.parts.values()])
+    labels = torch.cat([own.labels for own in data.parts.values()]).numpy()
+    pairs = np.unique(np.stack([ids, labels.astype(np.uint64)], 1), axis=0)
+    if count := int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum()):
+        lines.append(f"{count:,} image(s) stand under two labels; `halfmeg data check` names them")
     for part, own in reversed(data.parts.items()):
         count = int(np.isin(own.ids, data.train.ids).sum()) if part != "train" else 0
         if count:
             told = "image(s) have the pixels of a training image; `halfmeg data check` names them"
             lines.append(f"{count:,} {part} {told}")
+    return tuple(lines)
+
+
+def repeated_images(data: DataSplits, least: float = 0.0) -> tuple[str, ...]:
+    """Say how many images of a part have the very pixels of another one of it.
+
+    An accuracy over copies is that of fewer images than its interval takes it to be.
+
+    Args:
+        data: all parts.
+        least: the share of a part that has to be copies to be told, 0 to 1.
+    """
+    lines = []
+    for part, own in data.parts.items():
+        different = len(np.unique(own.ids))
+        if len(own) - different > least * len(own):
+            called = "training" if part == "train" else part
+            lines.append(
+                f"of {len(own):,} {called} images {different:,} are different, the others copies"
+            )
     return tuple(lines)
 
 

@@ -20,6 +20,7 @@ from halfmeg.data.dataset import (
     list_some,
     missing_classes,
     one_class_message,
+    repeated_images,
     require_trainable,
 )
 from halfmeg.data.decode import FitName, Progress, no_progress
@@ -71,6 +72,9 @@ PATHS = (
 """What is read by its path."""
 
 SINGLE = (".gz", ".bz2", ".xz", ".zst")
+LEAST_COPIES = 0.01
+"""Share of copies in a part from which on they are told before training, too."""
+
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *SINGLE)
 
 
@@ -126,7 +130,12 @@ def load_dataset(
         _require_classes(splits, encoded, source)
         require_trainable(splits)
         _require_images_of_each_class(splits, encoded)
-        also = (*missing_classes(splits), *copied_images(splits), *_unbalanced(splits))
+        also = (
+            *missing_classes(splits),
+            *copied_images(splits),
+            *repeated_images(splits, LEAST_COPIES),
+            *_unbalanced(splits),
+        )
         splits = dataclasses.replace(splits, notes=(*splits.notes, *also))
     stored = dataclasses.replace(options, fold="").to_dict()
     splits = dataclasses.replace(splits, source=source, options=stored)

@@ -214,7 +214,8 @@ def _unwanted(entry: os.DirEntry[str], below: Path, root: Path) -> str | None:
     if entry.name in SYSTEM_FOLDERS:
         return "in a folder of the system"
     if entry.is_symlink():  # a class may be a link; a link further down may lead anywhere
-        if root.is_relative_to(Path(entry.path).resolve()):
+        target = Path(entry.path).resolve()
+        if any(one.is_relative_to(target) for one in (root, Path(entry.path).parent.resolve())):
             return "link to a folder above"
         if len(below.parts) >= 2:
             return "link to a folder"

@@ -144,6 +144,6 @@ def _runs(model: nn.Module, images: Tensor, order: torch.memory_format) -> bool:
         trial.to(memory_format=order)  # type: ignore[call-overload]
         with torch.no_grad():
             trial(images.to(memory_format=order))
-    except Exception:  # whatever a user's code raises; `trial` says what
+    except (Exception, SystemExit):  # whatever a user's code raises; `trial` says what
         return False
     return True

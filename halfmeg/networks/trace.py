@@ -6,8 +6,12 @@ on the indices of the values, so any chain of such operators becomes one index.
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -55,8 +59,7 @@ def trace(model: nn.Module, image_size: ImageSize) -> Graph:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     image = torch.zeros(1, *image_shape(image_size), device=device)
     try:
-        with evaluating(model), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch about its own code
+        with evaluating(model), quiet(), torch.no_grad():
             program = torch.export.export(model, (image,))
             if any(_changes_its_input(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})  # writes x.relu_() as relu(x)
@@ -71,6 +74,23 @@ def trace(model: nn.Module, image_size: ImageSize) -> Graph:
     except Exception as error:  # programs of a user's network hold more than is known here
         told = with_kind(error, 200)
         raise ValueError(f"{type(model).__name__} cannot be traced: {told}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' own chatter from the user's screen."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
 
 
 def _changes_its_input(node: torch.fx.Node) -> bool:

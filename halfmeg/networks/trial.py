@@ -15,7 +15,9 @@ from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.own import MAX_WEIGHTS_BYTES, build_own, use_channels_last
 from halfmeg.networks.protocol import body_parameters, evaluating, preparation
+from halfmeg.networks.trace import quiet
 from halfmeg.networks.ways import right_kernels, with_kernels
+from halfmeg.places.draws import kept_draws, seed_draws
 from halfmeg.places.load import describe, running
 from halfmeg.places.place import PlaceWarning, handed_over
 from halfmeg.places.source import read_source
@@ -23,6 +25,9 @@ from halfmeg.places.source import read_source
 BATCH = 7
 DRAWS = 32
 """Of a network that passes over layers by chance, until each of its weights took part."""
+
+STEPS = 3
+"""Batches that a network has seen when what it keeps of them is looked at."""
 
 PREPARATION_IMAGES = 256
 TOLERANCE = 1e-3
@@ -62,7 +67,7 @@ def try_out(
     if key in _tried:
         return
     trial = _Trial(place, model, num_classes, image_size)
-    with torch.random.fork_rng(devices=[]):
+    with kept_draws():
         trial.check_parameters()
         trial.check_training(torch.float32)
         trial.check_evaluation()
@@ -81,7 +86,7 @@ def try_stack(place: str, num_classes: int, image_size: ImageSize, budget: int) 
     Raises:
         ValueError: they cannot.
     """
-    with torch.random.fork_rng(devices=[]):
+    with kept_draws():
         models = [build_own(place, num_classes, image_size, budget).train() for _ in range(2)]
         state = torch.func.stack_module_state(models)
         images = torch.zeros(2, BATCH, *image_shape(image_size))
@@ -100,10 +105,10 @@ def try_stack(place: str, num_classes: int, image_size: ImageSize, budget: int) 
 def accepts(model: nn.Module, num_classes: int, image_size: ImageSize) -> bool:
     """Return whether a network, once built, takes images of another size."""
     images = torch.zeros(2, *image_shape(image_size))
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(model):
+    with kept_draws(), torch.no_grad(), evaluating(model):
         try:
             return tuple(model(images).shape) == (2, num_classes)
-        except Exception:  # whatever a user's code raises
+        except (Exception, SystemExit):  # whatever a user's code raises
             return False
 
 
@@ -240,12 +245,12 @@ class _Trial:
         """In evaluation mode: an image gives the same logits whenever and beside whatever."""
         before = {key: value.clone() for key, value in self.model.state_dict().items()}
         with torch.no_grad(), evaluating(self.model):
-            torch.manual_seed(1)
+            seed_draws(1)
             images = self.images.clone()
             logits = self.logits(self.model, self.images, "evaluation")
             if not torch.equal(self.images, images):
                 raise self.fault("changes the images that it is given; let it work on a copy")
-            torch.manual_seed(2)
+            seed_draws(2)
             again = self.logits(self.model, self.images, "evaluation")
             if not torch.equal(logits, again):
                 raise self.fault(
@@ -278,6 +283,34 @@ class _Trial:
                     "gives other logits when it is built again with the same weights; "
                     "register its constants, as by register_buffer"
                 )
+        self.check_resuming(other)
+
+    def check_resuming(self, other: nn.Module) -> None:
+        """What training changes is stored, too: with it another copy trains on as this one does.
+
+        Args:
+            other: a copy that has seen no images.
+        """
+        model = self.copied()
+        with torch.no_grad():
+            seed_draws(1)
+            model.train()
+            for _ in range(STEPS):
+                self.logits(model, self.images, "training")
+            stored = dict(model.named_parameters()) | dict(model.named_buffers())
+            for name, tensor in (*other.named_parameters(), *other.named_buffers()):
+                tensor.copy_(stored[name])
+            for mode in ("evaluation", "training"):
+                found = []
+                for one in (model, other):
+                    seed_draws(2)
+                    one.train(mode == "training")
+                    found.append(self.logits(one, self.images, mode))
+                if not _agree(*found):
+                    raise self.fault(
+                        "keeps what training changes outside its parameters and buffers, so it "
+                        "could not be stored or resumed; register it, as by register_buffer"
+                    )
 
     def check_methods(self) -> None:
         """Methods of the protocol's names are those, and do not only happen to be called so."""
@@ -302,13 +335,15 @@ class _Trial:
         batch = torch.export.Dim("batch", min=1, max=65_536)
         model = self.copied().eval()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():
                 torch.export.export(model, (self.images[:2],), dynamic_shapes=({0: batch},))
         except Exception as error:  # the exporter's errors have no common base
             reason = describe(error, self.place)
             if "specialized it to be a constant" in reason:
                 reason = "the size of the batch becomes a constant; take x.size(0), not len(x)"
+            elif "data-dependent" in reason:
+                where = reason[reason.rfind(" (line ") :] if " (line " in reason else ""
+                reason = f"what it does depends on values in the images; take torch.where{where}"
             self.warn(f"cannot be exported: {reason}")
 
     def warn(self, text: str) -> None:

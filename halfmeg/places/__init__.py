@@ -18,4 +18,5 @@ hash; nothing is loaded from there.
 | `source` | the text that stands there, and its hash |
 | `current` | whether Python has imported what the text says now |
 | `load` | what stands there, loaded and called, each fault one line |
+| `draws` | the generators that it draws from, seeded |
 """

@@ -17,7 +17,8 @@ from halfmeg.data.dataset import Dataset
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.errors import one_line
 from halfmeg.evaluation.evaluate import score
-from halfmeg.shipping.onnx import FromPixels, fold_batchnorm, quiet
+from halfmeg.networks.trace import quiet
+from halfmeg.shipping.onnx import FromPixels, fold_batchnorm
 from halfmeg.shipping.program import (
     require_packages,
     taken_from_the_screen,

@@ -24,7 +24,8 @@ from halfmeg.data.dataset import Dataset, spread_over
 from halfmeg.data.shape import ImageSize
 from halfmeg.errors import one_line
 from halfmeg.files import scratch_folder
-from halfmeg.shipping.onnx import fold_batchnorm, quiet
+from halfmeg.networks.trace import quiet
+from halfmeg.shipping.onnx import fold_batchnorm
 from halfmeg.shipping.program import require_packages, taken_from_the_screen, with_pooling
 from halfmeg.shipping.proof import check_loss, loses, lost
 

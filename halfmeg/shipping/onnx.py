@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -18,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.errors import with_kind
 from halfmeg.files import scratch_folder
+from halfmeg.networks.trace import quiet
 
 FOLD_TOLERANCE = 1e-3
 """Largest difference of a logit, in parts of the largest, that folding may make by rounding."""
@@ -200,20 +196,3 @@ def quantize_by_library(onnx_model: bytes, calibration: Tensor) -> bytes:
             reduce_range=True,
         )
         return small.read_bytes()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' own chatter from the user's screen."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

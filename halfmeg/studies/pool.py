@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,7 @@ from halfmeg.artifacts.metrics import count_epochs
 from halfmeg.data.cache import open_splits, save_splits
 from halfmeg.data.dataset import DataSplits
 from halfmeg.files import scratch_folder
+from halfmeg.places.place import PlaceWarning
 from halfmeg.places.source import Source, held_sources, hold
 from halfmeg.training.stopping import TrainingInterruptedError
 
@@ -159,6 +161,7 @@ def _start_worker(shared: Path, threads: int, sources: dict[str, Source]) -> Non
     global _worker_data, _worker_stop
     if os.name == "posix":
         os.setpgid(0, 0)  # Ctrl-C reaches the study, which stops its workers
+    warnings.simplefilter("ignore", PlaceWarning)  # the study has told it
     torch.set_num_threads(threads)
     hold(sources)
     _worker_data, _worker_stop = open_splits(shared / "data"), shared / "stop"

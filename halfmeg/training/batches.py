@@ -12,6 +12,7 @@ from torch import Tensor
 from halfmeg.data.augment import Augmentation, augment
 from halfmeg.data.dataset import Dataset
 from halfmeg.data.mix import Mixture, mix
+from halfmeg.places.draws import seed_draws
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.own import Transform, same_images
 from halfmeg.training.plan import Epoch
@@ -56,9 +57,10 @@ class Batches:
         transform: what is done to the images last, but for mixing.
         mixup, cutmix: as in `RunConfig`.
         weights: to draw each of the images by; None for each image once in an epoch.
-        draws_apart: whether torch's global generator has a seed of its own. Of the same seed a
-            uniform draw of the user's would be the coin that mirrors the image; the networks of the
-            table draw for dropout alone, which on a CPU is another draw.
+        draws_apart: whether the global generators, which Python of the user's own draws from, have
+            a seed of their own. Of the same seed a uniform draw of the user's would be the coin
+            that mirrors the image; the networks of the table draw for dropout alone, which on a
+            CPU is another draw.
     """
 
     indices: Tensor
@@ -93,7 +95,10 @@ class Batches:
             chosen = order[epoch.batches[step]]
             indices = chosen.to(train.images.device)
             seed = epoch.step_seed(step)
-            torch.manual_seed(epoch.own_seed(step) if self.draws_apart else seed)
+            if self.draws_apart:
+                seed_draws(epoch.own_seed(step))
+            else:
+                torch.manual_seed(seed)
             generator = torch.Generator().manual_seed(seed)
             images = augment(
                 train.images[indices], self.augmentation, self.mean, self.std, generator=generator,

@@ -29,6 +29,7 @@ from halfmeg.networks.protocol import preparation
 from halfmeg.networks.table import build_model, find_entry, other_sizes
 from halfmeg.networks.trial import try_out
 from halfmeg.networks.ways import with_kernels
+from halfmeg.places.draws import seed_draws
 from halfmeg.places.place import is_place
 from halfmeg.training.batches import Batch, Batches
 from halfmeg.training.choice import chosen_by
@@ -340,7 +341,11 @@ def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) ->
     Raises:
         ValueError: it cannot be prepared from images, or `init` does not fit.
     """
-    torch.manual_seed(derive_seed(config.seed))
+    seed = derive_seed(config.seed)
+    if is_place(config.model):
+        seed_draws(seed)
+    else:
+        torch.manual_seed(seed)
     model = build_model(config.model, len(data.classes), data.image_shape, config.budget)
     if prepare := preparation(model):
         some = data.train.images[train_indices[:PREPARATION_IMAGES]]

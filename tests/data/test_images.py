@@ -468,6 +468,40 @@ def test_folders_in_folders_without_end(tmp_path: Path) -> None:
     assert passed_over.count == 1
 
 
+def test_copies_and_contradictions_are_told(tmp_path: Path) -> None:
+    root = make(tmp_path / "photos", {"a": 20, "b": 20})
+    assert not any("copies" in note for note in load_dataset(str(root)).notes)
+    for path in list((root / "a").iterdir()):
+        shutil.copy(path, path.with_stem(f"{path.stem}-copy"))
+    shutil.copy(root / "a" / "0.png", root / "b" / "0-as-b.png")
+    data = load_dataset(str(root))
+    train, test = len(data.train), len(data.test)
+    different = [len(np.unique(part.ids)) for part in (data.train, data.test)]
+    assert sum(different) == 40
+    assert train + test == 61
+    for count, (part, size) in zip(different, (("training", train), ("test", test)), strict=True):
+        line = f"of {size} {part} images {count} are different, the others copies"
+        assert line in data.notes
+        assert line in inspect_data(str(root)).notes
+    assert "1 image(s) stand under two labels; `halfmeg data check` names them" in data.notes
+
+
+def test_copies_give_no_class_away(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "n.npz", images=np.concatenate([noise, noise]), labels=np.arange(60) % 3)
+    assert inspect_data(str(tmp_path / "n.npz")).giveaways == ()
+
+
+def test_a_link_to_the_class_itself_is_passed_over(tmp_path: Path) -> None:
+    root = make(tmp_path / "photos", {"a": 10, "b": 10})
+    (root / "a" / "again").symlink_to(root / "a")
+    report = inspect_data(str(root))
+    assert sum(report.classes["a"].values()) == 10
+    assert [(item.path, item.reason) for item in report.passed_over] == [
+        ("a/again", "link to a folder above")
+    ]
+
+
 def test_copies_stay_on_one_side_of_the_validation_split(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     make(root / "train", {"a": 20, "b": 20})

@@ -21,6 +21,7 @@ from PIL import Image
 from test_images import QUICK, make, picture, table
 
 from halfmeg.artifacts.run import Run
+from halfmeg.data.dataset import repeated_images
 from halfmeg.data.load import inspect_source, load_dataset
 from halfmeg.data.options import DataOptions
 from halfmeg.data.parts import find_parts, part_of
@@ -119,12 +120,17 @@ def test_one_picture_in_two_files_is_said_and_a_group_keeps_it_together(tmp_path
     data = load_dataset(str(folder))
     copies = int(np.isin(data.test.ids, data.train.ids).sum())
     assert copies > 0, "their bytes divide them"
-    assert data.notes == (
+    told = (
         f"{copies} test image(s) have the pixels of a training image; "
-        "`halfmeg data check` names them",
+        "`halfmeg data check` names them"
     )
+    assert data.notes == (told, *repeated_images(data))
     together = load_dataset(str(folder), options=DataOptions(group=r"\w+/\d+"))
-    assert together.notes == ()
+    train, test = len(together.train), len(together.test)
+    assert together.notes == (
+        f"of {train} training images {train // 2} are different, the others copies",
+        f"of {test} test images {test // 2} are different, the others copies",
+    )
     assert not np.isin(together.test.ids, together.train.ids).any()
 
 

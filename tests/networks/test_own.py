@@ -125,6 +125,22 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
     "changes itself": (network(HEAD + "\nself.register_buffer('calls', torch.zeros(1))",
                                "self.calls += 1; return self.head(x.flatten(1))"),
                        ["changes calls at evaluation"]),
+    "remembers in a value": (network(HEAD + "\nself.scale = 1.0",
+                                     "if self.training: self.scale += float(x.std())\n"
+                                     "return self.head(x.flatten(1)) / self.scale"),
+                             ["outside its parameters and buffers", "register_buffer"]),
+    "counts in a value": (network(HEAD + "\nself.steps = 0",
+                                  "x = x.flatten(1)\n"
+                                  "if not self.training: return self.head(x)\n"
+                                  "self.steps += 1; return self.head(x * min(1, self.steps / 30))"),
+                          ["outside its parameters and buffers", "register_buffer"]),
+    "a generator of its own": (network(HEAD + "\nself.random = random.Random(0)",
+                                       "x = x.flatten(1)\n"
+                                       "return self.head(x * self.random.random() if self.training "
+                                       "else x)"),
+                               ["outside its parameters and buffers", "register_buffer"]),
+    "ends the process": (network(HEAD, "raise SystemExit(3)"),
+                         ["raises in training", "SystemExit"]),
     "another size": (network("self.head = nn.Linear(768, num_classes)", RUN),
                      ["raises in training", "7×3×32×32"]),
     "memory of two": (network(HEAD + "\nself.a = nn.Linear(3072, 3072, bias=False)\n"
@@ -161,6 +177,16 @@ def test_each_fault_has_its_line(folder: Path, fault: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_what_the_exporter_prints_is_not_shown(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(folder, network(HEAD, "if x.mean() > 0.1: x = x + 1\n" + RUN))
+    told = r"net.py:Net cannot be exported: .* depends on values in the images; .* \(line \d+\)$"
+    with pytest.warns(PlaceWarning, match=told):
+        try_out("net.py:Net", 10, 32, 500_000)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_layers_may_be_passed_over_by_chance(folder: Path) -> None:

@@ -50,7 +50,10 @@ def test_studies_together_were_not_read_before_they_ended(tmp_path: Path) -> Non
     for name, begun, margin in (("three", 3, 0.005), ("five", 5, 0.01), ("grown", 5, 0.01)):
         looks = Reading(margin).with_look(3 if name == "grown" else begun)
         folder = study(tmp_path / name, looks)
-        runs = [{"seed": seed} for seed in range(begun)]
+        runs = [
+            {"folder": f"cnn-seed-{seed}", "model": "cnn", "recipe": "common", "seed": seed}
+            for seed in range(begun)
+        ]
         write_json(folder / "study.json", {"runs": runs, "reading": looks.to_dict()})
         folders.append(folder)
     three, five, grown = folders

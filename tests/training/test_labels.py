@@ -164,7 +164,9 @@ def test_gray_and_sizes_that_tell_the_class_are_said(tmp_path: Path, cli: Cli) -
             pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).convert(mode).save(tmp_path / f"photos/{name}/{index}.png")
     found = cli("data", "check", "photos", "--json").json
-    assert any(line.startswith("gray or colour alone tell") for line in found["giveaways"])
+    assert any(
+        line.startswith("gray or colour alone: enough to tell") for line in found["giveaways"]
+    )
     assert found["sizes"] == [[40, 40, 60]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,41 @@ def test_a_stack_where_vmap_can(folder: Path, few_digits: DataSplits) -> None:
     assert not (folder / "run").exists()
     with pytest.raises(ValueError, match=r"loss=own\.py:focal takes no stack"):
         train_stack([(small_config(loss="own.py:focal"), folder / "run")], few_digits)
+
+
+def test_own_draws_of_any_kind_are_repeated(folder: Path, few_digits: DataSplits) -> None:
+    write(folder, DRAWS, "draws.py")
+    config = small_config(model="draws.py:Net", epochs=2, augment="draws.py:shade")
+    of_both = random.getstate(), np.random.get_state()  # noqa: NPY002
+    runs = []
+    for name in ("one", "two"):
+        random.seed(name)
+        runs.append(fit(config, few_digits, name))
+    first, second = (run.folder / "weights.safetensors" for run in runs)
+    assert first.read_bytes() == second.read_bytes()
+    random.setstate(of_both[0])
+    np.random.set_state(of_both[1])  # noqa: NPY002
+
+
+DRAWS = """
+import random
+import numpy as np
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3072, num_classes)
+        self.share = np.random.uniform(0.5, 1)
+        self.register_buffer("scale", self.head.weight.new_tensor([self.share]))
+
+    def forward(self, x):
+        x = x.flatten(1) * self.scale
+        return self.head(x * random.uniform(0.5, 1) if self.training else x)
+
+def shade(images):
+    return images * float(np.random.uniform(0.5, 1.5))
+"""
 
 
 def test_own_draws_are_not_those_of_the_augmentation(folder: Path, few_digits: DataSplits) -> None:
