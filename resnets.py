@@ -18,14 +18,14 @@ from halfmeg.data.load import load_dataset
 from halfmeg.files import make_folder, write_atomically
 from halfmeg.studies.figures import accuracy_curve, curve_figure, write_figure
 from halfmeg.training.fit import fit
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.recipes import study_shared
 from halfmeg.training.stopping import TrainingInterruptedError
 
 CHECKPOINTS = Path("save/ResNet2_accuracy-85_checkpoints")
 
 
-class EpochSaver(SilentListener):
+class EpochSaver(Listener):
     """Prints each epoch and copies its checkpoint to the published place."""
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:

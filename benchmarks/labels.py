@@ -20,7 +20,7 @@ from arguments import build_parser, open_data
 
 from halfmeg.evaluation.confident import find_wrong_labels
 from halfmeg.training.labels import FOLDS, out_of_fold_logits
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.recipes import common
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     flipped = replace(data, train=replace(data.train, labels=labels))
     try:
         config = replace(common(args.model), epochs=args.epochs, val_fraction=0.0)
-        logits = out_of_fold_logits(config, flipped, lambda _: SilentListener())
+        logits = out_of_fold_logits(config, flipped, lambda _: Listener())
     except (ValueError, OSError) as error:
         parser.error(str(error))
     found, likely = find_wrong_labels(logits.softmax(1), labels)

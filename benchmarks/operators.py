@@ -29,7 +29,7 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.table import MODELS
 from halfmeg.training.fit import fit
-from halfmeg.training.listen import Listener, SilentListener, StepReport
+from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.recipes import RECIPES, build_recipe, common
 
 
@@ -56,7 +56,7 @@ class OperatorClock(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
 
-class TimedSteps(SilentListener):
+class TimedSteps(Listener):
     """Lets a clock run from the first step of an epoch to its last."""
 
     def __init__(self, clock: OperatorClock) -> None:

@@ -30,6 +30,21 @@ HAS_LOCKS = find_spec("fcntl") is not None
 
 MAX_JSON_BYTES = 16 * 2**20
 SCRATCH = "halfmeg-"
+EXISTS = "exists already and is not overwritten"
+
+
+def refuse_existing(path: Path, option: str = "--out") -> None:
+    """Refuse to write where something of the user's is, before any work is done for it.
+
+    Args:
+        path: that is to be written.
+        option: what the user gives another one with.
+
+    Raises:
+        ValueError: something exists there.
+    """
+    if path.exists():
+        raise ValueError(f"{path} {EXISTS}; choose another {option}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -109,8 +124,9 @@ def new_folder(target: Path) -> Iterator[Path]:
             part.rename(target)
         except OSError as error:
             if isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY:
-                told = "exists already and is not overwritten; choose another --out"
-                raise FileExistsError(errno.EEXIST, told, str(target)) from None
+                raise FileExistsError(
+                    errno.EEXIST, f"{EXISTS}; choose another --out", str(target)
+                ) from None
             raise
     _flush(target.parent)
 

@@ -16,7 +16,7 @@ from halfmeg.artifacts.bundle import (
     Bundle,
 )
 from halfmeg.data.hub import DEADLINE_SECONDS, NotOnHubError, import_hub, read_url, reason
-from halfmeg.files import new_folder, read_json
+from halfmeg.files import new_folder, read_json, refuse_existing
 
 DESCRIPTION = "model.json"
 MAX_FILES = 64
@@ -76,8 +76,7 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> Bundle:
     """
     check_name(repo)
     out = Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
+    refuse_existing(out)
     hub = import_hub()
     with new_folder(out) as part:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from halfmeg.errors import quoted
+from halfmeg.files import EXISTS
 
 OTHER_KINDS = {
     "search.json": "it is a search; `halfmeg export {0}` ships its winner, "
@@ -53,6 +54,4 @@ def occupied(folder: Path) -> ValueError:
     """Return the error for the folder of a new run that exists already."""
     is_run = (folder / "config.json").is_file()
     resume = f", or continue it with `halfmeg resume {quoted(folder)}`" if is_run else ""
-    return ValueError(
-        f"{folder} exists already and is not overwritten; choose another --out{resume}"
-    )
+    return ValueError(f"{folder} {EXISTS}; choose another --out{resume}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from halfmeg.cli.show import print_error, print_line
+from halfmeg.files import refuse_existing
 
 if TYPE_CHECKING:
     from halfmeg.shipping.predict import Prediction
@@ -27,8 +28,8 @@ def form_of(out: str | None, form: str | None) -> str | None:
         form = Path(out).suffix.lower().removeprefix(".")
         if form not in ("csv", "json"):
             raise ValueError(f"--out {out} is neither .csv nor .json; add --csv or --json")
-    if out is not None and Path(out).exists():
-        raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
+    if out is not None:
+        refuse_existing(Path(out))
     return form
 
 

@@ -25,6 +25,7 @@ from halfmeg.cli.show import (
     print_table,
     print_text,
 )
+from halfmeg.files import refuse_existing
 
 if TYPE_CHECKING:
     from halfmeg.data.check import DataReport
@@ -235,8 +236,8 @@ def data_check(
 
         opened = Run.open(run)
         options, size = opened.options, opened.data.image_size
-    if html is not None and Path(html).exists():
-        raise ValueError(f"{html} exists already and is not overwritten; choose another --html")
+    if html is not None:
+        refuse_existing(Path(html), "--html")
     with progress_bars(quiet=as_json) as progress:
         report, images = inspect_source(
             source, data_dir=data_dir, image_size=size, options=options, progress=progress

@@ -9,6 +9,7 @@ import typer
 
 from halfmeg.cli.show import print_line
 from halfmeg.errors import quoted
+from halfmeg.files import refuse_existing
 
 EXAMPLE = Path(__file__).parents[1] / "networks" / "example.py"
 
@@ -20,8 +21,7 @@ def new_network(
     file = Path(path)
     if file.suffix != ".py":
         raise ValueError(f"{path} is no name for Python; write one that ends in .py, as mynet.py")
-    if file.exists():
-        raise ValueError(f"{path} exists already and is not overwritten; choose another name")
+    refuse_existing(file, "name")
     place = quoted(f"{path}:Net")
     text = EXAMPLE.read_text().replace("FILE.py:Net", place)
     try:

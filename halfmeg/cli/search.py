@@ -25,6 +25,7 @@ from halfmeg.cli.show import (
     print_json,
     print_line,
     print_table,
+    screen,
 )
 from halfmeg.errors import quoted
 from halfmeg.places.settings import is_setting
@@ -110,6 +111,7 @@ def search(
     from halfmeg.search.run import check_time, describe_search, open_search, start, with_time
     from halfmeg.studies.study import require_no_fold
 
+    waits = screen(stderr=True).is_terminal and not as_json
     seconds = HOUR * (1.0 if hours is None else hours)
     check_time(seconds)  # before data is loaded
     limits = {"params": params, "macs": macs, "flash": flash, "ram": ram, "latency": latency}
@@ -156,6 +158,7 @@ def search(
             final_listener=StudyDisplay(
                 display, quiet=as_json, apart=workers > 1 or cluster is not None
             ),
+            tell=lambda text: print_error(f"halfmeg: {text} …") if waits else None,
         )  # fmt: skip
     if as_json:
         print_json(_to_dict(folder, outcome))

@@ -25,9 +25,9 @@ class SearchDisplay(SearchListener):
         """Print what is to be known of the runs before they are trained."""
         self.display.tell(configs)
 
-    def of_run(self, config: RunConfig) -> Listener | None:
+    def of_run(self, config: RunConfig) -> Listener:
         """Return the display of a run in this process."""
-        return None if self.quiet else self.display(config)
+        return Listener() if self.quiet else self.display(config)
 
     def on_note(self, text: str) -> None:
         """Print it."""

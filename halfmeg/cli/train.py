@@ -26,6 +26,7 @@ from halfmeg.cli.show import (
     print_line,
     print_table,
 )
+from halfmeg.files import refuse_existing
 from halfmeg.places.place import file_name
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ def train(
     choice = None
     if recipe == "auto":
         out = out or f"runs/auto-{file_name(Path(data or 'digits').name)}"
-        if Path(out).exists():  # told before minutes of trials
-            raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
+        refuse_existing(Path(out))  # told before minutes of trials
         is_given = image_size is not None or any(
             s.startswith("image_size=") for s in settings or ()
         )

@@ -72,10 +72,10 @@ PATHS = (
 """What is read by its path."""
 
 SINGLE = (".gz", ".bz2", ".xz", ".zst")
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *SINGLE)
+
 LEAST_COPIES = 0.01
 """Share of copies in a part from which on they are told before training, too."""
-
-ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *SINGLE)
 
 
 def load_dataset(

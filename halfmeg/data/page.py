@@ -11,7 +11,7 @@ import numpy as np
 from halfmeg.data.check import DataReport
 from halfmeg.data.decode import png_address
 from halfmeg.data.source import DecodedSource
-from halfmeg.files import make_folder, write_atomically
+from halfmeg.files import make_folder, refuse_existing, write_atomically
 
 PER_CLASS = 24
 MOST_PAIRS = 100
@@ -31,8 +31,7 @@ def write_check_page(report: DataReport, source: DecodedSource, path: Path) -> N
         ValueError: the file exists.
         OSError: it cannot be written.
     """
-    if path.exists():
-        raise ValueError(f"{path} exists already and is not overwritten; choose another --html")
+    refuse_existing(path, "--html")
     data = source.splits
     pixels = {
         name: image

@@ -34,15 +34,19 @@ UNITS = {
 }  # fmt: skip
 """Behind a count or a number of bytes."""
 
-TIME_UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3}
-"""Of a latency, in milliseconds."""
+TIME_UNITS = {"ms": 1.0, "s": 1e3, "us": 1e-3}
+"""Behind a latency, in milliseconds; without one it could be any."""
 
 INSTRUCTIONS_PER_MAC = {
     "cortex-m3": 3.59, "cortex-m4": 2.04, "cortex-m7": 1.96, "cortex-m33": 1.70, "cortex-m55": 0.68,
 }  # fmt: skip
 """The most that docs/ship.md counts in QEMU of convolutions in C; of M3, M33 and M55 `record`'s."""
 
+AMOUNT = r"((?:[0-9]+(?:_[0-9]+)*|[0-9]*\.[0-9]+)(?:e[0-9]{1,2})?)\s*([a-z]*)"
+
 LATENCY_ROUNDS = 20
+PATIENCE = 3.0
+"""Seconds of work without a word."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +154,14 @@ def parse_amount(name: str, text: str, option: str = "") -> float:
         ValueError: no number above 0, or an unknown unit.
     """
     units = TIME_UNITS if name == "latency" else UNITS
-    found = re.fullmatch(r"([0-9]+(?:_[0-9]+)*|[0-9]*\.[0-9]+)\s*([a-z]*)", text.strip().lower())
+    found = re.fullmatch(AMOUNT, text.strip().lower())
     unit = units.get(found[2]) if found else None
     least = 1e-6 if name == "latency" else 1
     if found is None or unit is None or not least <= float(found[1]) * unit < 1e15:
         example = "5ms" if name == "latency" else "100k, 12M, 64KiB"
+        unit_too = " and its unit" if name == "latency" else ""
         given = option or f"--{name} {text}"
-        raise ValueError(f"{given} is no amount; write a number above 0, as in {example}")
+        raise ValueError(f"{given} is no amount; write a number above 0{unit_too}, as in {example}")
     amount = float(found[1]) * unit
     return amount if name == "latency" else int(amount)
 
@@ -248,8 +253,20 @@ def _latency(
     return 1000 * min(seconds)  # what else runs, as trials do, only adds to it
 
 
-def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageShape) -> None:
+def require_room(
+    space: Space,
+    limits: Limits,
+    num_classes: int,
+    shape: ImageShape,
+    tell: Callable[[str], None] = lambda text: None,
+) -> None:
     """Check that something of a space may be built within limits.
+
+    Args:
+        space: of the search.
+        limits: of the search.
+        num_classes, shape: of the data.
+        tell: is told once what takes longer than some seconds.
 
     Raises:
         ValueError: nothing is; the message says what the smallest needs.
@@ -259,8 +276,14 @@ def require_room(space: Space, limits: Limits, num_classes: int, shape: ImageSha
     asked: Any = dict.fromkeys(limits.given, math.inf)
     reasons: list[str] = []
 
+    started: float | None = time.monotonic()
+
     @functools.cache
     def costs_of(model: str) -> Costs | None:
+        nonlocal started
+        if started is not None and time.monotonic() - started > PATIENCE:
+            started = None
+            tell("looking for the smallest network of the space")
         try:
             found = measure_costs(model, num_classes, shape, replace(limits, **asked))
         except ValueError as error:

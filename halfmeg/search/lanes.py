@@ -16,7 +16,7 @@ from halfmeg.search.record import Clock, Trial
 from halfmeg.search.segment import Reached, train_folds
 from halfmeg.studies.cluster import Cluster, LostError, read_files, replace_files, unpack_run
 from halfmeg.studies.pool import KILLED, MOST_KILLS, Kills, Pool, threads_each
-from halfmeg.training.listen import Listener, SilentListener
+from halfmeg.training.listen import Listener
 
 SAVE_SECONDS = 5.0
 
@@ -29,9 +29,9 @@ class SearchListener:
     def on_begin(self, configs: Sequence[RunConfig]) -> None:
         """Runs are about to be trained by other processes of this machine."""
 
-    def of_run(self, config: RunConfig) -> Listener | None:
+    def of_run(self, config: RunConfig) -> Listener:
         """Return who is told how a run in this process goes."""
-        return None
+        return Listener()
 
     def on_note(self, text: str) -> None:
         """Something to know."""
@@ -158,7 +158,7 @@ class Lanes:
         return reached
 
     def _of_run(self, config: RunConfig) -> Listener:
-        return _Timely(self.listener.of_run(config) or SilentListener(), self._on_time)
+        return _Timely(self.listener.of_run(config), self._on_time)
 
     def _on_time(self) -> None:
         self.clock.save()
@@ -189,7 +189,7 @@ class Lanes:
         return configs, folders, until, most_seconds / len(folders)
 
 
-class _Timely(SilentListener):
+class _Timely(Listener):
     """Passes on what it is told, and tells what the time is for after each epoch."""
 
     def __init__(self, inner: Listener, on_time: Callable[[], None]) -> None:

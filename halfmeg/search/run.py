@@ -158,6 +158,7 @@ def start(
     cluster: str | None = None,
     listener: Callable[[Search], SearchListener] | None = None,
     final_listener: StudyListener | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Start a search in a folder, or go on with the same one there, to its end.
 
@@ -170,6 +171,7 @@ def start(
             its CPUs.
         listener: makes who is told how the trials go.
         final_listener: is told how the last comparison goes.
+        tell: is told what takes time before the first trial.
 
     Raises:
         ValueError: the folder holds something else, or nothing fits the limits.
@@ -204,7 +206,7 @@ def start(
             stored = before
         _require_same_texts(folder)
     else:
-        require_room(space, stored.limits, len(data.classes), data.image_shape)
+        require_room(space, stored.limits, len(data.classes), data.image_shape, tell)
         _require_run(space, stored, data)
     baselines = choose_baselines(stored, data)
     if cluster is not None:

@@ -25,7 +25,7 @@ from halfmeg.files import scratch_folder
 from halfmeg.places.place import short_name
 from halfmeg.search.record import NO_MEMORY, TOO_SLOW
 from halfmeg.training.fit import failure, fit, resume
-from halfmeg.training.listen import Listener, SilentListener, StepReport
+from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.plan import work_left
 from halfmeg.training.stopping import TrainingInterruptedError
 
@@ -84,7 +84,7 @@ class _TooSlowError(RuntimeError):
     """A run would take much longer than the time allows for one."""
 
 
-class _Until(SilentListener):
+class _Until(Listener):
     """Passes on what it is told, and ends the run after an epoch, or soon if it is too slow.
 
     It is judged by the fastest that it was in an epoch, so a machine that was paused or busy for a
@@ -124,7 +124,7 @@ class _Until(SilentListener):
             raise _Pause
 
 
-class _Watch(SilentListener):
+class _Watch(Listener):
     """Keeps when epochs ended."""
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ def train_until(
         OSError: the disk is full or cannot be written.
         TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    told = _Until(config, until, listener or SilentListener(), most_seconds)
+    told = _Until(config, until, listener or Listener(), most_seconds)
     try:
         if folder.exists():
             resume(folder, data, listener=told)
@@ -189,7 +189,7 @@ def train_folds(
     folders: Sequence[Path],
     until: int,
     most_seconds: float = math.inf,
-    listener: Callable[[RunConfig], Listener | None] = lambda config: None,
+    listener: Callable[[RunConfig], Listener] = lambda config: Listener(),
 ) -> Reached:
     """Train the runs of a trial up to an epoch, each with a split of its own; return their mean."""
     started = time.monotonic()

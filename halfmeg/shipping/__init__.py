@@ -16,6 +16,7 @@
 | `unfamiliar` | which images are unfamiliar, for C and the page |
 | `web` | that C as WebAssembly in one page, and its proof |
 | `finetune` | int8 trained on behind its own rounding |
+| `int8` | the int8 file of a bundle, from the integers or by a library |
 | `program` | the network as torch.export's graph, for the converters below |
 | `litert` | the network as a LiteRT file, run there and on TFLite Micro |
 | `executorch` | the network as ExecuTorch programs, run there |

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +20,23 @@ from halfmeg.config import RunConfig
 from halfmeg.data.dataset import Dataset, DataSplits, spread_over
 from halfmeg.data.shape import data_shape
 from halfmeg.data.split import hold_out, stratified_split
-from halfmeg.errors import one_line, with_kind
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
-from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate, score
+from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate
 from halfmeg.evaluation.familiarity import Familiarity
-from halfmeg.files import json_bytes, new_folder
-from halfmeg.networks.simplify import simplify
+from halfmeg.files import json_bytes, new_folder, refuse_existing
 from halfmeg.networks.summary import count_macs, count_params
-from halfmeg.networks.trace import trace
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.answered import Answered
-from halfmeg.shipping.finetune import Finetuning
-from halfmeg.shipping.finetune import finetune as finetune_graph
-from halfmeg.shipping.integer import IntegerGraph
-from halfmeg.shipping.integer import run as run_integers
-from halfmeg.shipping.integer_onnx import to_onnx as integers_to_onnx
-from halfmeg.shipping.onnx import quantize_by_library, to_onnx
+from halfmeg.shipping.int8 import NUM_CALIBRATION, Integers, to_int8
+from halfmeg.shipping.onnx import to_onnx
 from halfmeg.shipping.preprocess import preprocessing, snippet
-from halfmeg.shipping.proof import Proof, check_loss, lost, prove
-from halfmeg.shipping.quantize import measure_ranges, quantize_graph
+from halfmeg.shipping.proof import Proof, check_loss, prove
 from halfmeg.shipping.render import render
 from halfmeg.shipping.targets import TARGETS, Source
 from halfmeg.shipping.trained import Trained
 from halfmeg.shipping.unfamiliar import Unfamiliar
 from halfmeg.shipping.verify import verify_onnx
 
-NUM_CALIBRATION = 512
 DRAWN_SHARE = 0.1
 """Share of the training images that a proof is of where a run held none out."""
 
@@ -88,56 +79,34 @@ def export(
             raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
         TARGETS[target].require()
     out = Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already and is not overwritten; choose another --out")
+    refuse_existing(out)
     run = Trained.of(source)
-    if data.fingerprint != run.data["fingerprint"]:
-        raise ValueError(
-            f"{run.folder} was trained on other data than {data.name}; name its own with --data"
-        )
-    if run.tuned and not finetune:  # what was learned stands in the int8 file alone
-        raise ValueError(f"{run.folder} was fine-tuned; add --finetune, which does so anew")
+    _check_source(run, data, finetune=finetune)
     _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
     held_out, trained, kind = _proof_images(run.config, data)
     training = _drawn_of(data.train.images, trained)
-    calibration = training[:NUM_CALIBRATION]
     onnx_model = to_onnx(model, mean, std, run.image_shape)
     reference = compute_logits(model, held_out.images, mean, std, precision="fp32")
-    integers: IntegerGraph | None = None
-    tuned: Finetuning | None = None
-    why_no_integers = ""
-    try:
-        graph = simplify(trace(model, run.image_shape), mean, std)
-        ranges = measure_ranges(graph, calibration)
-        if finetune:
-            loss_of = _loss_on(held_out, reference)
-            integers, tuned = finetune_graph(graph, ranges, training, loss_of, seed=run.config.seed)
-        else:
-            integers = quantize_graph(graph, ranges)
-    except ValueError as error:
-        why_no_integers = one_line(error, 200)
-        if finetune or any(TARGETS[target].of_integers for target in targets):
-            raise
-        try:
-            int8_model = quantize_by_library(onnx_model, calibration)
-        except Exception as failure:  # its quantizer's have no common base
-            raise ValueError(
-                f"model.int8.onnx cannot be made: {why_no_integers}, and onnxruntime's quantizer "
-                f"raises {with_kind(failure, 200)}"
-            ) from None
-    else:
-        int8_model = integers_to_onnx(integers)
-    oracle = None if integers is None else run_integers(integers, held_out.images.numpy())
+    int8_model, integers = to_int8(
+        run, onnx_model, training, held_out, reference, finetune=finetune,
+        required=any(TARGETS[target].of_integers for target in targets),
+    )  # fmt: skip
+    oracle = integers.logits if isinstance(integers, Integers) else None
     proof = prove(reference, held_out, kind, onnx_model, int8_model, oracle)
     allowed = 1.0 if allow_loss else ALLOWED_LOSS
-    hint = "--finetune may mend it, and " if integers is not None and not finetune else ""
+    hint = "--finetune may mend it, and " if oracle is not None and not finetune else ""
     check_loss("int8", proof.int8_loss, allowed, f"{proof.n:,} {kind} images", hint)
-    temperature, origin = _temperature(reference, held_out, kind)
     familiarity = None
     if kind == "validation":
         familiarity = Familiarity.fit(data.train.images, trained, held_out.images, reference)
+    temperature, origin = _temperature(reference, held_out, kind)
     measured = _measure(source, run, data)
+    facts = _describe(run, measured, proof, integers) | {
+        "temperature": temperature,
+        "temperature_origin": origin,
+        "familiarity": familiarity.to_dict() if familiarity else None,
+    }
     contents = {
         "model.safetensors": weights_to_bytes(model),
         "model.onnx": onnx_model,
@@ -145,29 +114,17 @@ def export(
     }
     if run.trained_on is not None:
         contents[TRAINED_ON] = ids_to_bytes(run.trained_on)
-    facts = _describe(run, measured, proof) | {
-        "temperature": temperature,
-        "temperature_origin": origin,
-        "familiarity": familiarity.to_dict() if familiarity else None,
-    }
-    if why_no_integers:
-        facts["why_no_integers"] = why_no_integers
-    if tuned is not None:
-        facts["finetuning"] = vars(tuned) | {"text": str(tuned)}
-    if is_place(run.config.model):  # named, not carried: a bundle holds no Python
-        source_text = read_sources(run.folder).get("model")
-        if source_text is not None:
-            facts["source"] = {"sha256": source_text.sha256}
     answered: Answered | None = None
-    if integers is not None and oracle is not None:
+    if isinstance(integers, Integers):
         images = held_out.images.numpy()
-        unfamiliar = familiarity and Unfamiliar.of(familiarity, images, oracle)
+        unfamiliar = familiarity and Unfamiliar.of(familiarity, images, integers.logits)
         answered = Answered(
-            integers, facts["model"], run.classes, temperature, images, oracle, unfamiliar
-        )
+            integers.graph, facts["model"], run.classes, temperature, images, integers.logits,
+            unfamiliar,
+        )  # fmt: skip
     exported = Source(
-        model, mean, std, run.image_shape, calibration, held_out, reference, proof.accuracy,
-        allowed, answered, dict(facts),
+        model, mean, std, run.image_shape, training[:NUM_CALIBRATION], held_out, reference,
+        proof.accuracy, allowed, answered, dict(facts),
     )  # fmt: skip
     for target in targets:
         built, files = TARGETS[target].build(exported)
@@ -175,6 +132,15 @@ def export(
         facts[target] = built.to_dict() | {"proof_text": built.proof_text}
     _write(out, facts, measured, contents)
     return Bundle.open(out), proof
+
+
+def _check_source(run: Trained, data: DataSplits, *, finetune: bool) -> None:
+    if data.fingerprint != run.data["fingerprint"]:
+        raise ValueError(
+            f"{run.folder} was trained on other data than {data.name}; name its own with --data"
+        )
+    if run.tuned and not finetune:  # what was learned stands in the int8 file alone
+        raise ValueError(f"{run.folder} was fine-tuned; add --finetune, which does so anew")
 
 
 def _measure(source: Run | Bundle, run: Trained, data: DataSplits) -> Evaluation:
@@ -202,9 +168,11 @@ def _write(
         _verify_written(Bundle.open(part))
 
 
-def _describe(run: Trained, measured: Evaluation, proof: Proof) -> dict[str, Any]:
+def _describe(
+    run: Trained, measured: Evaluation, proof: Proof, integers: Integers | str
+) -> dict[str, Any]:
     """Return what `model.json` states of any network."""
-    return {
+    facts = {
         "format": FORMAT,
         "model": short_name(run.config.model),
         "budget": run.config.budget,
@@ -231,6 +199,15 @@ def _describe(run: Trained, measured: Evaluation, proof: Proof) -> dict[str, Any
         "recipe": run.config.to_dict(),
         "exported": _versions(),
     }
+    if isinstance(integers, str):
+        facts["why_no_integers"] = integers
+    elif integers.tuned is not None:
+        facts["finetuning"] = vars(integers.tuned) | {"text": str(integers.tuned)}
+    if is_place(run.config.model):  # named, not carried: a bundle holds no Python
+        source_text = read_sources(run.folder).get("model")
+        if source_text is not None:
+            facts["source"] = {"sha256": source_text.sha256}
+    return facts
 
 
 def _verify_written(bundle: Bundle) -> None:
@@ -278,18 +255,6 @@ def _require_ship_extra() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"exporting needs {error.name}: pip install -e '.[ship]'") from None
-
-
-def _loss_on(held_out: Dataset, reference: Tensor) -> Callable[[IntegerGraph], float]:
-    """Return what tells the accuracy that integers lose against float logits of images."""
-    labels, images = held_out.labels, held_out.images.numpy()
-    accuracy = score(reference, labels).accuracy
-
-    def loss_of(integers: IntegerGraph) -> float:
-        logits = torch.from_numpy(run_integers(integers, images))
-        return lost(accuracy, score(logits, labels).accuracy)
-
-    return loss_of
 
 
 def _proof_images(config: RunConfig, data: DataSplits) -> tuple[Dataset, Tensor, str]:

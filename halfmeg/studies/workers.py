@@ -28,9 +28,9 @@ class StudyListener:
     def on_begin(self, configs: Sequence[RunConfig]) -> None:
         """Runs are about to be trained by this machine."""
 
-    def of_run(self, config: RunConfig) -> Listener | None:
+    def of_run(self, config: RunConfig) -> Listener:
         """Return who is told how a run in this process goes."""
-        return None
+        return Listener()
 
     def on_run(self, config: RunConfig, error: str | None, done: int, total: int) -> None:
         """A run has ended; `error` is None where it was trained."""

@@ -21,7 +21,7 @@ from halfmeg.places.load import blame
 from halfmeg.training.distributed import Ranks, join_ranks
 from halfmeg.training.initial import inherited_by, require_inherited
 from halfmeg.training.job import check, check_shares, check_start, set_up
-from halfmeg.training.listen import Listener, SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.outcome import end_epoch, finish
 from halfmeg.training.process import prepare_process
@@ -88,7 +88,7 @@ def fit(
             lambda: Run.create(out, config, data, inherited=inherited_by(config, data), start=first)
         )
         run.config = config  # with the objects of this process
-        return _train(run, data, listener or SilentListener(), checkpoint, [], ranks)
+        return _train(run, data, listener or Listener(), checkpoint, [], ranks)
 
 
 def _require_own_data(checkpoint: Path, data: DataSplits) -> None:
@@ -145,7 +145,7 @@ def resume(
         run.config = config  # with the objects of this process
         if run.result() is not None:
             return run
-        return _train(run, data, listener or SilentListener(), checkpoint, damaged, ranks)
+        return _train(run, data, listener or Listener(), checkpoint, damaged, ranks)
 
 
 def open_to_resume(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
@@ -24,8 +23,8 @@ class StepReport:
     seconds_left: float
 
 
-class Listener(Protocol):
-    """Is told how a run goes: a progress bar, TensorBoard."""
+class Listener:
+    """Is told how a run goes, as a progress bar or TensorBoard; this one tells nobody."""
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
         """The run starts or continues; `damaged` checkpoints were passed over."""
@@ -35,16 +34,3 @@ class Listener(Protocol):
 
     def on_epoch(self, row: MetricsRow) -> None:
         """An epoch has ended."""
-
-
-class SilentListener:
-    """Tells nobody."""
-
-    def on_start(self, run: Run, damaged: list[Path]) -> None:
-        """Do nothing."""
-
-    def on_step(self, report: StepReport) -> None:
-        """Do nothing."""
-
-    def on_epoch(self, row: MetricsRow) -> None:
-        """Do nothing."""

@@ -38,7 +38,7 @@ from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
 from halfmeg.training.initial import inherited_by
 from halfmeg.training.job import Job, check, optimizer_of, schedule_of, set_up
-from halfmeg.training.listen import Listener, SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.loss import MixedLoss, WeighedLoss
 from halfmeg.training.optim import LastWeights
@@ -103,7 +103,7 @@ def train_stack(
         ValueError: the runs do not fit together, or one is finished already.
         TrainingInterruptedError: Ctrl-C or SIGTERM; each run wrote a checkpoint.
     """
-    config, listener = tasks[0][0], listener or SilentListener()
+    config, listener = tasks[0][0], listener or Listener()
     check(config, data)
     check_stack([config for config, _ in tasks], data)
     if is_place(config.model):

@@ -95,7 +95,7 @@ from halfmeg.search.trials import FIRST_SHARE, MOST_FAILURES, _Engine
 from halfmeg.search.vary import fitted, largest_within, mutated, parents
 from halfmeg.studies.pool import KILLED
 from halfmeg.studies.study import run_study
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.stopping import TrainingInterruptedError
 
 SHAPE = image_shape(32)
@@ -317,6 +317,7 @@ def test_a_value_of_a_wrong_type_says_what_is_taken() -> None:
         ("macs", "12M", 12_000_000), ("macs", "12.5m", 12_500_000),
         ("ram", "64KiB", 65_536), ("ram", "64k", 64_000), ("flash", "100 kB", 100_000),
         ("params", "78666", 78_666), ("latency", "5ms", 5), ("latency", "0.5 s", 500),
+        ("flash", "1e6", 1_000_000), ("macs", "1.5e1M", 15_000_000),
     ],
 )  # fmt: skip
 def test_amounts_are_read(name: str, text: str, value: float) -> None:
@@ -324,7 +325,7 @@ def test_amounts_are_read(name: str, text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "k", "-5k", "0", "5x", "5ms", "1e400", "nan", "5 5", "0.5", "_5"]
+    "text", ["", "k", "-5k", "0", "5x", "5ms", "1e400", "1e99", "5e", "nan", "5 5", "0.5", "_5"]
 )
 def test_wrong_amounts_are_one_line(text: str) -> None:
     with pytest.raises(ValueError, match="is no amount; write a number above 0"):
@@ -1356,7 +1357,7 @@ def test_a_trial_beside_one_that_kills_its_process_goes_on(
 def test_the_seconds_of_a_call_that_was_interrupted_count(
     tmp_path: Path, few_digits: DataSplits
 ) -> None:
-    class Stop(SilentListener):
+    class Stop(Listener):
         def on_epoch(self, row: Any) -> None:
             if row["epoch"] == 3:
                 raise KeyboardInterrupt
@@ -2088,6 +2089,7 @@ def test_what_only_reads_changes_nothing(
         (["--hours", "nan"], "--hours nan is out of range"),
         (["--hours", "inf"], "--hours inf is out of range"),
         (["--ram", "lots"], "--ram lots is no amount"),
+        (["--latency", "5"], "write a number above 0 and its unit, as in 5ms"),
         (["--workers", "0"], "--workers 0 is out of range"),
         (["--space", "nowhere"], "--space nowhere is no place"),
         (["--space", "nowhere.py:S"], "nowhere.py does not exist"),
@@ -2179,6 +2181,18 @@ def test_networks_that_cannot_be_built_say_why(few_digits: DataSplits) -> None:
         space = build_space({"network": {"residual": {"width": values}}})
         with pytest.raises(ValueError, match=f"no network of the space can be taken; .*{told}"):
             require_room(space, limits, 10, few_digits.image_shape)
+
+
+def test_a_long_look_for_the_smallest_network_is_told_once(
+    tiny: str, few_digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = build_space({"network": tiny})
+    told: list[str] = []
+    for patience, count in ((60.0, 0), (0.0, 1)):
+        monkeypatch.setattr("halfmeg.search.budget.PATIENCE", patience)
+        with pytest.raises(ValueError, match="the smallest, "):
+            require_room(space, Limits(params=1), 10, few_digits.image_shape, told.append)
+        assert told == ["looking for the smallest network of the space"] * count
 
 
 def test_limits_that_only_together_fit_nothing_are_told(tiny: str, few_digits: DataSplits) -> None:

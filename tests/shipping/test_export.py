@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import threading
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -210,11 +212,12 @@ def test_the_proof_is_spread_over_images_that_are_listed_class_by_class(
 def test_a_network_is_made_integers_of_once(
     quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from halfmeg.shipping import export as module
+    from halfmeg.shipping import export as exporting
+    from halfmeg.shipping import int8
 
     calls: list[str] = []
 
-    def counted(name: str) -> None:
+    def counted(module: ModuleType, name: str) -> None:
         honest = getattr(module, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -223,11 +226,13 @@ def test_a_network_is_made_integers_of_once(
 
         monkeypatch.setattr(module, name, call)
 
-    steps = ("hold_out", "trace", "simplify", "measure_ranges", "compute_logits")
-    for name in steps:
-        counted(name)
+    steps = {exporting: ("hold_out", "compute_logits")}
+    steps[int8] = ("trace", "simplify", "measure_ranges")
+    for module, names in steps.items():
+        for name in names:
+            counted(module, name)
     export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True, finetune=True)
-    assert sorted(calls) == sorted(steps)
+    assert sorted(calls) == sorted(steps[exporting] + steps[int8])
 
 
 def test_a_read_only_run_is_exported_and_the_reading_told(
@@ -250,7 +255,7 @@ def test_int8_that_loses_too_much_stops(
     quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Integers that see every image as flat are useless: the export says so and writes nothing."""
-    from halfmeg.shipping import export as module
+    from halfmeg.shipping import int8 as module
 
     honest = module.simplify
     monkeypatch.setattr(
@@ -269,16 +274,14 @@ def test_int8_that_loses_too_much_stops(
 def test_fine_tuning_is_offered_only_where_it_can_mend(
     quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from halfmeg.shipping import export as module
-
-    monkeypatch.setattr(module, "ALLOWED_LOSS", -1.0)
+    monkeypatch.setattr("halfmeg.shipping.export.ALLOWED_LOSS", -1.0)
     with pytest.raises(ValueError, match="more than -100; --finetune may mend it, and with"):
         export(quick_onnx, first_digits(600), tmp_path / "out")
 
     def refuse(*_: Any) -> Any:
         raise ValueError("aten.cumsum has no int8 form")
 
-    monkeypatch.setattr(module, "quantize_graph", refuse)
+    monkeypatch.setattr("halfmeg.shipping.int8.quantize_graph", refuse)
     with pytest.raises(ValueError, match="more than -100; with --allow-loss it is"):
         export(quick_onnx, first_digits(600), tmp_path / "out")
 
@@ -287,7 +290,7 @@ def test_fine_tuning_is_offered_only_where_it_can_mend(
 def test_a_bundle_that_was_fine_tuned_is_not_exported_without(
     kept: int, quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from halfmeg.shipping import export as module
+    from halfmeg.shipping import int8 as module
 
     def tuned(graph: Any, ranges: Any, training: torch.Tensor, *_: Any, **__: Any) -> Any:
         assert len(training) == 540
@@ -323,14 +326,15 @@ def test_a_wrong_onnx_file_stops(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("maker", ["to_onnx", "integers_to_onnx"])
+@pytest.mark.parametrize(
+    ("maker", "file"), [("export", "model.onnx"), ("int8", r"model\.int8\.onnx")]
+)
 def test_a_file_that_would_be_refused_later_stops(
-    maker: str, quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    maker: str, file: str, quick_onnx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right answers are not enough: what opens a bundle bounds its files too."""
-    from halfmeg.shipping import export as module
-
-    honest = getattr(module, maker)
+    module = import_module(f"halfmeg.shipping.{maker}")
+    honest = module.to_onnx
 
     def heavy(*arguments: Any) -> bytes:
         model = onnx.ModelProto.FromString(honest(*arguments))
@@ -339,8 +343,7 @@ def test_a_file_that_would_be_refused_later_stops(
         content: bytes = model.SerializeToString()
         return content
 
-    monkeypatch.setattr(module, maker, heavy)
-    file = "model.onnx" if maker == "to_onnx" else r"model.int8.onnx"
+    monkeypatch.setattr(module, "to_onnx", heavy)
     with pytest.raises(ValueError, match=rf"{file} cannot be used: it holds .* numbers"):
         export(quick_onnx, first_digits(600), tmp_path / "out", allow_loss=True)
     assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ from halfmeg.studies.auto import (
     choose,
 )
 from halfmeg.training.fit import fit
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.recipes import build_recipe, common
 
 
@@ -50,7 +50,7 @@ def test_it_trains_and_says_what_it_picked_and_why(
 def test_the_choice_is_written_where_the_training_is_stopped(
     few_digits: DataSplits, tmp_path: Path
 ) -> None:
-    class Stopping(SilentListener):
+    class Stopping(Listener):
         def on_epoch(self, row: MetricsRow) -> None:
             raise KeyboardInterrupt
 

@@ -32,7 +32,7 @@ from halfmeg.studies.study import make_configs, open_runs, run_study
 from halfmeg.studies.tables import p_text
 from halfmeg.studies.verdict import PairResult, in_points
 from halfmeg.studies.workers import StudyListener
-from halfmeg.training.listen import Listener, SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.plan import derive_seed
 from halfmeg.training.stopping import TrainingInterruptedError
 
@@ -51,7 +51,7 @@ DIVERGING = {
 }  # fmt: skip
 
 
-class StopAt(SilentListener):
+class StopAt(Listener):
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
@@ -61,8 +61,8 @@ class StopAt(SilentListener):
 
 
 class StopThird(StudyListener):
-    def of_run(self, config) -> Listener | None:
-        return StopAt(1) if (config.model, config.seed) == ("cnn", 1) else None
+    def of_run(self, config) -> Listener:
+        return StopAt(1) if (config.model, config.seed) == ("cnn", 1) else Listener()
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -99,7 +99,7 @@ def test_an_interrupted_study_trains_only_what_is_missing(
     assert len(described["runs"]) == 4
 
 
-class PressCtrlC(StudyListener, SilentListener):
+class PressCtrlC(StudyListener, Listener):
     def of_run(self, config) -> Listener:
         return self
 

@@ -36,7 +36,7 @@ from halfmeg.networks.ways import layers_of, right_kernels, with_kernels
 from halfmeg.training import compiling, kernels
 from halfmeg.training.compiling import StepTimes, judge, time_steps, worth_compiling
 from halfmeg.training.kernels import choose_kernels, fastest
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.measured import remember
 from halfmeg.training.plan import Plan
 from halfmeg.training.stack import check_stack
@@ -256,7 +256,7 @@ def test_the_same_config_gives_the_same_bits_again(
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
-class StopAfterAnEpoch(SilentListener):
+class StopAfterAnEpoch(Listener):
     def on_epoch(self, row: MetricsRow) -> None:
         raise TrainingInterruptedError("later", signal.SIGTERM)
 

@@ -20,7 +20,7 @@ from halfmeg import fit
 from halfmeg.data.dataset import Dataset, DataSplits
 from halfmeg.evaluation.confident import find_wrong_labels
 from halfmeg.training.labels import FOLDS, fold_indices, out_of_fold_logits
-from halfmeg.training.listen import SilentListener, StepReport
+from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.stopping import TrainingInterruptedError
 
 NUM_IMAGES, NUM_FLIPPED = 500, 25
@@ -108,7 +108,7 @@ def test_flipped_labels_are_found_with_their_precision_and_recall() -> None:
     labels, wrong = flipped(data.train.labels, NUM_FLIPPED)
     data = replace(data, train=replace(data.train, labels=labels))
     config = small_config(model="logistic", epochs=12, batch_size=50, val_fraction=0.0)
-    logits = out_of_fold_logits(config, data, lambda _: SilentListener())
+    logits = out_of_fold_logits(config, data, lambda _: Listener())
     found, likely = find_wrong_labels(logits.softmax(1), labels)
     hits = wrong & set(found.tolist())
     assert len(hits) >= 0.7 * NUM_FLIPPED
@@ -119,7 +119,7 @@ def test_flipped_labels_are_found_with_their_precision_and_recall() -> None:
 
 @pytest.mark.slow
 def test_a_stop_names_no_folder_that_is_gone(few_digits: DataSplits) -> None:
-    class Stopping(SilentListener):
+    class Stopping(Listener):
         def on_step(self, report: StepReport) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 

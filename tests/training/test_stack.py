@@ -17,7 +17,7 @@ from halfmeg.studies.study import run_study
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.batches import Batches
 from halfmeg.training.fit import fit, resume
-from halfmeg.training.listen import Listener, SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.optim import orthogonalize
 from halfmeg.training.stack import train_stack
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -128,7 +128,7 @@ def test_a_dilated_convolution_in_a_stack_gets_its_gradient(tmp_path: Path, few_
             assert (weights[name] - value).norm() < 0.02 * value.norm(), name
 
 
-class InterruptAfter(SilentListener):
+class InterruptAfter(Listener):
     """Presses Ctrl-C after some steps."""
 
     def __init__(self, steps: int) -> None:
@@ -242,7 +242,7 @@ class Heard(StudyListener):
     def of_run(self, config: RunConfig) -> Listener:
         epochs = self.epochs.setdefault(config.seed, [])
 
-        class Note(SilentListener):
+        class Note(Listener):
             def on_epoch(note, row) -> None:
                 epochs.append(row["epoch"])
                 if row["epoch"] == self.stop_after:

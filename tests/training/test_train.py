@@ -25,7 +25,7 @@ from halfmeg.evaluation.precision import has_bf16_hardware
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.networks.table import build_model
 from halfmeg.training.fit import fit, resume
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.stopping import TrainingDivergedError, TrainingInterruptedError
 
 EVERYTHING = {
@@ -39,7 +39,7 @@ def half_digits() -> DataSplits:
     return first_digits(400)
 
 
-class Recorder(SilentListener):
+class Recorder(Listener):
     """Keeps what it is told, and can act after an epoch."""
 
     def __init__(self, after_epoch=None) -> None:
@@ -172,10 +172,10 @@ import json
 import sys
 from conftest import first_digits, small_config
 from halfmeg.evaluation.precision import has_bf16_hardware
-from halfmeg.training.listen import SilentListener
+from halfmeg.training.listen import Listener
 from halfmeg.training.fit import fit
 
-class Tell(SilentListener):
+class Tell(Listener):
     def on_epoch(self, row):
         print(row["epoch"], flush=True)
 
