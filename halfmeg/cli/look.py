@@ -112,12 +112,12 @@ def summary(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a network's layer table, with published and true counts."""
+    """Print a network's layer table and its counts; of the study's networks the published too."""
     from halfmeg.config import BUDGET, check_range
     from halfmeg.data.options import read_size
     from halfmeg.data.shape import data_shape
     from halfmeg.networks.summary import format_table, summarize
-    from halfmeg.networks.table import build_model
+    from halfmeg.networks.table import MODELS, STUDY, build_model
     from halfmeg.networks.trial import try_out
     from halfmeg.places.place import is_place
 
@@ -131,7 +131,8 @@ def summary(
     if as_json:
         print_json(_summary_json(result) | {"memory": memory_json(memory)})
         return
-    print_text(format_table(result))
+    of_study = model in MODELS and MODELS[model].group == STUDY
+    print_text(format_table(result, published=of_study))
     if isinstance(memory, str):
         print_line(f"In C: it cannot be written, as {memory}")
         return

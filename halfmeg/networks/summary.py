@@ -116,14 +116,27 @@ def summarize(model: nn.Module, image_size: ImageSize = 32) -> ModelSummary:
     )
 
 
-def format_table(summary: ModelSummary) -> str:
-    """Return the layer table in the published layout, followed by the true counts."""
-    rows = []
+def format_table(summary: ModelSummary, *, published: bool = False) -> str:
+    """Return the layer table in the published layout, followed by the true counts.
+
+    Args:
+        summary: of a network.
+        published: give the counts by the published table's rules beside them.
+    """
+    rows, counts = [], []
     for row in summary.layers:
         branch = "├─" if row.depth == 1 else "|    " * (row.depth - 1) + "└─"
         shape = str([-1, *row.output_shape]) if row.output_shape else "[]"
         rows.append(_format_row(branch + row.name, shape, _format_params(row)))
     line = "=" * 90
+    if published:
+        counts = [
+            "As published (the head's parameters left out, weights inside blocks counted twice):",
+            f"Total params: {summary.published_params:,}",
+            f"Total mult-adds (M): {summary.published_mult_adds / 1e6:.2f}",
+            line,
+            "In truth:",
+        ]
     fits = "fits" if summary.within_budget else "does not fit"
     return "\n".join(
         [
@@ -132,11 +145,7 @@ def format_table(summary: ModelSummary) -> str:
             line,
             *rows,
             line,
-            "As published (the head's parameters left out, weights inside blocks counted twice):",
-            f"Total params: {summary.published_params:,}",
-            f"Total mult-adds (M): {summary.published_mult_adds / 1e6:.2f}",
-            line,
-            "In truth:",
+            *counts,
             f"All parameters: {summary.params:,} ({fits} the budget of {BUDGET:,})",
             f"Trainable parameters: {summary.trainable_params:,}",
             f"Body without head: {summary.body_params:,}",

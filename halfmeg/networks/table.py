@@ -40,6 +40,9 @@ from halfmeg.networks.whitened import record, sprint
 from halfmeg.places.place import hand_over, is_place
 from halfmeg.places.settings import Value, declared_values, split_settings
 
+STUDY = "the study"
+"""Heading of the networks of the study that all began with."""
+
 MAX_SETTING = 1_024
 """The largest setting of a family that is built."""
 
@@ -99,22 +102,22 @@ class ModelEntry:
 MODELS: dict[str, ModelEntry] = {
     "cnn": ModelEntry(
         cnn, "the study's plain CNN",
-        smallest=16, group="the study",
+        smallest=16, group=STUDY,
         ram_bytes=36_224, flash_bytes=83_536, tflite_micro_bytes=58_056,
     ),
     "resnet": ModelEntry(
         resnet, "the study's ResNet with its hidden head (over the budget)",
-        smallest=9, group="the study",
+        smallest=9, group=STUDY,
         ram_bytes=17_536, flash_bytes=1_030_036, tflite_micro_bytes=46_852,
     ),
     "resnet-linear": ModelEntry(
         resnet_linear, "the same body with a linear head",
-        smallest=9, group="the study",
+        smallest=9, group=STUDY,
         ram_bytes=17_536, flash_bytes=497_044, tflite_micro_bytes=36_796,
     ),
     "resnet-shared": ModelEntry(
         resnet_shared, "each block applied twice, shared weights",
-        smallest=9, group="the study",
+        smallest=9, group=STUDY,
         ram_bytes=17_536, flash_bytes=500_664, tflite_micro_bytes=50_384,
     ),
     "resnet8": ModelEntry(

@@ -108,6 +108,8 @@ def test_models(cli: Cli) -> None:
 def test_summary(cli: Cli) -> None:
     text = cli("summary", "resnet-shared").out
     assert "|    └─ResBlock: 2-5                     [-1, 32, 16, 16]          (recursive)" in text
+    assert "As published (" in text
+    assert "published" not in cli("summary", "resnet8").out
     stored = cli("summary", "resnet", "--json").json
     assert (stored["params"], stored["body_params"]) == (1_020_490, 485_952)
     assert (stored["macs"], stored["published_mult_adds"]) == (18_248_704, 19_170_400)

@@ -67,7 +67,8 @@ def test_the_published_cnn_table_to_the_letter() -> None:
 
 
 def test_the_published_shared_table_marks_repeated_uses() -> None:
-    rows = format_table(summarize(build_model("resnet-shared"))).splitlines()
+    counted = summarize(build_model("resnet-shared"))
+    rows = format_table(counted, published=True).splitlines()
     assert "|    └─ResBlock: 2-15                    [-1, 128, 4, 4]           (recursive)" in rows
     assert "|    |    └─ReLU: 3-36                   [-1, 128, 4, 4]           --" in rows
     assert "Total mult-adds (M): 32.66" in rows
