@@ -137,12 +137,13 @@ class Choice:
         }  # fmt: skip
 
 
-class WithChoice:
+class WithChoice(Listener):
     """A listener that also writes auto.json, once the run folder is there."""
 
     def __init__(self, choice: Choice, inner: Listener) -> None:
         self.choice = choice
-        self.on_step, self.on_epoch = inner.on_step, inner.on_epoch
+        self.on_step = inner.on_step  # type: ignore[method-assign]
+        self.on_epoch = inner.on_epoch  # type: ignore[method-assign]
         self._inner = inner
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
