@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from halfmeg.artifacts.run import Run
-from halfmeg.studies.entrant import load_run
 from halfmeg.studies.figures import COLOURS, INK, STYLE, write_figure
+from halfmeg.studies.loaded import load_run
 from halfmeg.studies.stats import crossed_interval, wilson_interval
 
 CIFAR10 = "976c321e2b2723f8"

@@ -58,6 +58,7 @@ class DataFacts:
     num_test: Count
     num_validation: Count = 0  # in the user's own validation part
     options: dict[str, str | int] = field(default_factory=dict)  # how the source was read
+    folds_of: str = ""  # fingerprint of the source that it is a fold of
 
     @property
     def image_shape(self) -> ImageShape:
@@ -79,6 +80,7 @@ class DataFacts:
             num_test=len(data.test),
             num_validation=len(data.validation) if data.validation is not None else 0,
             options=data.options,
+            folds_of=data.folds_of,
         )
 
 

@@ -26,7 +26,7 @@ from halfmeg.places.place import (
     locate,
     remember,
 )
-from halfmeg.places.source import MAX_FILES, read_source
+from halfmeg.places.source import MAX_FILES, Source, kept_source, read_source
 
 DESCRIBED = "source.json"
 TEXTS = "source"
@@ -163,26 +163,65 @@ def check_sources(folder: Path, places: Mapping[str, str]) -> bool:
 def require_same(folder: Path, places: Mapping[str, str]) -> None:
     """Raise where a run was made with another definition than what stands at its places now.
 
+    Raises:
+        ValueError: it was; or source.json is damaged.
+    """
+    if (changed := find_change(folder, places)) is not None:
+        told, kept = changed
+        raise ValueError(f"{told}; choose another --out, or put back what {kept} keeps")
+
+
+def find_change(folder: Path, places: Mapping[str, str]) -> tuple[str, Path] | None:
+    """Say where a run was made with another definition than what stands at its places now.
+
     Of a module the definitions alone count that a place comes to, so that a script which holds a
     network and compares it can be edited. A recipe's settings stand in the run's config.
 
+    Returns:
+        What to say, and the folder that keeps the text; None where it was not.
+
     Raises:
-        ValueError: it was; or source.json is damaged.
+        ValueError: source.json is damaged, or a file does not exist any more.
     """
     described = read_sources(folder)
     for setting, place in places.items():
         if setting == "recipe" or setting not in described:  # an old run's
             continue
-        source, kept = read_source(place), folder / TEXTS / setting
-        if source.sha256 == described[setting].sha256:
-            continue
-        if (changed := source.first_change(_read_texts(kept))) is not None:
-            file, _, name = changed.rpartition(": ")
-            what = f"{name} in {file}" if file and name else file or name
-            raise ValueError(
-                f"{folder} was trained with another text of {place}: {what} has changed since; "
-                f"choose another --out, or put back what {kept} keeps"
-            )
+        kept = folder / TEXTS / setting
+        if changed := _first_change(read_source(place), described[setting], kept):
+            told = f"{folder} was trained with another text of {place}: {changed} has changed since"
+            return told, kept
+    return None
+
+
+def require_one_text(folder: Path, first: Path, setting: str, place: str) -> None:
+    """Raise where two runs name a place alike, and another definition stood at it.
+
+    Args:
+        folder, first: of the runs.
+        setting: that names the place in both.
+        place: its name.
+
+    Raises:
+        ValueError: so it is; or source.json is damaged.
+    """
+    own, before = read_sources(folder).get(setting), read_sources(first).get(setting)
+    if setting == "recipe" or own is None or before is None or own.sha256 == before.sha256:
+        return
+    source = kept_source(place, own.file, _read_texts(folder / TEXTS / setting))
+    if changed := _first_change(source, before, first / TEXTS / setting):
+        raise ValueError(
+            f"{folder} was trained with another text of {place} than {first}: {changed} differs; "
+            "compare runs of one text, or train one of them again under another name"
+        )
+
+
+def _first_change(source: Source, then: StoredSource, kept: Path) -> str:
+    """Return the first definition at a place that differs from a kept text's; empty for none."""
+    if source.sha256 == then.sha256 or (changed := source.first_change(_read_texts(kept))) is None:
+        return ""
+    file, _, name = changed.rpartition(": ")
+    return f"{name} in {file}" if file and name else file or name
 
 
 def _read_texts(kept: Path) -> dict[str, str]:

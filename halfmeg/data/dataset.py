@@ -99,6 +99,7 @@ class DataSplits:
         divided: the source had no test part, so a fifth of it is held out, by content.
         notes: what a user should know about how the source was read, a line each.
         options: how the source was read, as `DataOptions.to_dict` gives it.
+        folds_of: of one fold, the fingerprint of the whole source; else empty.
     """
 
     name: str
@@ -112,6 +113,7 @@ class DataSplits:
     divided: bool = False
     notes: tuple[str, ...] = ()
     options: dict[str, str | int] = field(default_factory=dict)
+    folds_of: str = ""
 
     @property
     def parts(self) -> dict[str, Dataset]:

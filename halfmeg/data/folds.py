@@ -85,6 +85,7 @@ class Folds:
             self.data, train=train, test=self.images.subset(held_out.nonzero()[:, 0]),
             validation=None, mean=mean, std=std, fingerprint=self.fingerprint(fold), divided=False,
             options=self.data.options | {"fold": f"{fold + 1}/{self.count}"},
+            folds_of=self.data.fingerprint,
         )  # fmt: skip
 
     def tested(self, folds: Iterable[int]) -> Dataset:

@@ -73,7 +73,7 @@ class Source:
         Returns:
             It as `FILE: NAME`; None where there is none.
         """
-        if not before or self.is_installed:
+        if not before or self.entry not in self.texts or self.is_installed:
             return None
         if self.entry not in before:
             return self.entry
@@ -104,10 +104,7 @@ def read_source(place: str) -> Source:
     if path is None:
         texts = _text_of_object(place)
         return Source(place, "", texts, next(iter(texts), ""))
-    root = path.parent
-    if (found := IN_MODULE.fullmatch(place)) and not IN_FILE.fullmatch(place):
-        depth = len(found["module"].split(".")) - (path.name != "__init__.py")
-        root = path.parents[max(0, depth)]
+    root = _root_of(place, path)
     texts = {}
     for file in _with_neighbours(path, root):
         try:
@@ -115,6 +112,13 @@ def read_source(place: str) -> Source:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{place}: {file.name} cannot be read: {error}") from None
     return Source(place, str(path), texts, path.relative_to(root).as_posix())
+
+
+def kept_source(place: str, file: str, texts: Mapping[str, str]) -> Source:
+    """Return the source that stood at a place, from what `Source` had of it."""
+    path = Path(file)
+    entry = path.relative_to(_root_of(place, path)).as_posix() if file else next(iter(texts), "")
+    return Source(place, file, texts, entry)
 
 
 def settle(source: Source, folder: Path) -> None:
@@ -160,6 +164,15 @@ def held_sources() -> dict[str, Source]:
 def hold(sources: Mapping[str, Source]) -> None:
     """Let texts stand at their places until this process ends."""
     _sources.update(sources)
+
+
+def _root_of(place: str, path: Path) -> Path:
+    """Return the folder below which the texts of a place are named, whose file is at `path`."""
+    found = IN_MODULE.fullmatch(place)
+    if found is None or IN_FILE.fullmatch(place):
+        return path.parent
+    depth = len(found["module"].split(".")) - (path.name != "__init__.py")
+    return path.parents[max(0, depth)]
 
 
 def _plain(place: str) -> str:

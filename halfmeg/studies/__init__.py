@@ -14,6 +14,7 @@
 | `reading` | how a study is read: level, margin, looks |
 | `trials` | how many settings were tried before, counted |
 | `measure` | robustness and costs of trained networks |
+| `loaded` | runs loaded to be compared, of the same data and what they name |
 | `entrant` | what the runs of one network and recipe say together |
 | `verdict` | the difference of two entrants, in numbers and words |
 | `letters` | groups of networks that are not told apart |

@@ -16,16 +16,10 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds, parse_fold
-from halfmeg.studies.entrant import (
-    OWN_TO_A_RUN,
-    Entrant,
-    LoadedRun,
-    build_entrant,
-    load_run,
-    name_entrants,
-)
+from halfmeg.studies.entrant import OWN_TO_A_RUN, Entrant, build_entrant, name_entrants
 from halfmeg.studies.folder import StudyData
 from halfmeg.studies.letters import compact_letters
+from halfmeg.studies.loaded import LoadedRun, load_runs
 from halfmeg.studies.measure import measure, read_costs
 from halfmeg.studies.reading import MARGIN, Reading, record_look
 from halfmeg.studies.study import HowTrained, PlannedStudy, Study, make_configs, plan_study
@@ -308,7 +302,7 @@ def compare_runs(
     if not runs:
         raise ValueError("there are no runs to compare")
     reading = reading or Reading()
-    loaded = _load(runs)
+    loaded = load_runs(runs)
     shared: dict[str, Any] = {
         f.name: f.default for f in fields(RunConfig) if f.name in OWN_TO_A_RUN
     }
@@ -320,11 +314,6 @@ def compare_runs(
         (name, sorted(items, key=lambda item: item.unit))
         for name, items in zip(name_entrants(list(groups)), groups.values(), strict=True)
     ]
-    for name, items in named:
-        units = [item.unit for item in items]
-        for unit in sorted({unit for unit in units if units.count(unit) > 1}):
-            kind = "fold" if items[0].folded else "seed"
-            raise ValueError(f"{name} has more than one run with {kind} {unit}; name each run once")
     entrants = [(build_entrant(name, items, costs, reading.level), items) for name, items in named]
     entrants.sort(key=lambda pair: -pair[0].test_accuracy.mean)
     first, fold = runs[0].data, runs[0].options.fold
@@ -343,28 +332,6 @@ def compare_runs(
         reading=reading,
         folds=parse_fold(fold)[1] if fold else None,
     )
-
-
-def _load(runs: Sequence[Run]) -> list[LoadedRun]:
-    """Load runs of the same data, or of the folds of the same data.
-
-    Raises:
-        ValueError: they are not that.
-    """
-
-    def division(run: Run) -> tuple[object, ...]:
-        count, facts = run.options.fold.partition("/")[2], run.data
-        return (count, facts.classes, facts.num_train + facts.num_test) if count else ()
-
-    firsts: dict[str, Run] = {}
-    for run in runs:
-        if division(run) != division(runs[0]):
-            raise ValueError(
-                f"{run.folder} was tested on other folds than {runs[0].folder}; "
-                "compare runs of one division"
-            )
-        firsts.setdefault(run.options.fold, run)
-    return [load_run(run, firsts[run.options.fold]) for run in runs]
 
 
 def _disagreements(

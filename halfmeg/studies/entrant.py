@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from halfmeg.artifacts.refusals import unfinished
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.evaluation.calibration import (
@@ -23,7 +20,8 @@ from halfmeg.evaluation.calibration import (
 from halfmeg.evaluation.cost import Cost
 from halfmeg.evaluation.evaluate import score
 from halfmeg.places.place import short_name
-from halfmeg.studies.measure import Robustness, fold_of, mean_robustness, shape_name
+from halfmeg.studies.loaded import LoadedRun, test_share
+from halfmeg.studies.measure import Robustness, mean_robustness, shape_name
 from halfmeg.studies.resampled import folded_interval
 from halfmeg.studies.stats import Interval, crossed_interval
 
@@ -113,58 +111,6 @@ class Entrant:
         }
 
 
-@dataclass(frozen=True)
-class LoadedRun:
-    """A finished run with its stored logits."""
-
-    run: Run
-    result: dict[str, Any]
-    logits: dict[str, Tensor]
-
-    @property
-    def config(self) -> RunConfig:
-        """The run's settings, with the precision that `auto` chose where the run says which."""
-        return replace(
-            self.run.config, precision=self.result.get("precision", self.run.config.precision)
-        )
-
-    @property
-    def folded(self) -> bool:
-        """Whether the run was tested on one of several folds."""
-        return fold_of(self.run) > 0
-
-    @property
-    def unit(self) -> int:
-        """What pairs it with the runs of other networks: its seed, or its fold."""
-        return fold_of(self.run) or self.run.config.seed
-
-    @property
-    def right(self) -> np.ndarray:
-        """Right answers as 1.0 and wrong ones as 0.0, one for each test image."""
-        answers = self.logits["test_logits"].argmax(1) == self.logits["test_labels"]
-        return answers.numpy().astype(np.float64)
-
-
-def test_share(items: Sequence[LoadedRun]) -> float:
-    """Return the test images of a fold for each of its training images."""
-    facts = [item.run.data for item in items]
-    return sum(fact.num_test for fact in facts) / sum(fact.num_train for fact in facts)
-
-
-def load_run(run: Run, first: Run) -> LoadedRun:
-    """Load a finished run that has the data of `first`.
-
-    Raises:
-        ValueError: unfinished, damaged, or of other data.
-    """
-    result = run.result()
-    if result is None:
-        raise unfinished(run.folder)
-    if run.data.fingerprint != first.data.fingerprint:
-        raise ValueError(f"{run.folder} was trained on other data than {first.folder}")
-    return LoadedRun(run, result, run.load_logits())
-
-
 def name_entrants(configs: list[RunConfig]) -> list[str]:
     """Name each entrant by its network, and by what else it takes to tell it apart."""
     names = []
@@ -192,8 +138,13 @@ def name_entrants(configs: list[RunConfig]) -> list[str]:
 def build_entrant(
     name: str, items: list[LoadedRun], costs: dict[str, Cost], level: float
 ) -> Entrant:
-    """Say what the runs of one network and recipe, in the order of their seeds, say together."""
-    per_seed = {i.unit: float(i.result["test_accuracy"]) for i in items}
+    """Say what the runs of one network and recipe, in the order of their seeds, say together.
+
+    Raises:
+        ValueError: two runs of one seed, or of networks of another size.
+    """
+    _require_one_network(name, items)
+    per_seed = {i.unit: float(i.right.mean()) for i in items}
     tested = [(i.logits["test_logits"], i.logits["test_labels"]) for i in items]
     evaluations = [score(*one) for one in tested]
     # A fold may have no image of a class, so what counts classes alike is of all folds together.
@@ -215,7 +166,7 @@ def build_entrant(
         test_accuracy=_accuracy(items, level),
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         per_seed=per_seed,
-        seconds=float(np.mean([i.result["seconds"] for i in items])),
+        seconds=float(np.mean([i.seconds for i in items])),
         per_class=tuple(
             float(confusion[c, c] / totals[c]) if totals[c] else None for c in range(len(totals))
         ),
@@ -235,6 +186,21 @@ def build_entrant(
         cost=costs.get(shape_name(config.model, config.budget)),
         runs=tuple(i.run for i in items),
     )
+
+
+def _require_one_network(name: str, items: list[LoadedRun]) -> None:
+    units = [item.unit for item in items]
+    for unit in sorted({unit for unit in units if units.count(unit) > 1}):
+        kind = "fold" if items[0].folded else "seed"
+        raise ValueError(f"{name} has more than one run with {kind} {unit}; name each run once")
+    first = items[0]
+    for item in items:
+        if item.result["params"] != first.result["params"]:
+            raise ValueError(
+                f"{item.run.folder} has {item.result['params']:,} parameters, and "
+                f"{first.run.folder} {first.result['params']:,}, so {name} was not the same "
+                "network in both; compare runs of one"
+            )
 
 
 def _accuracy(items: list[LoadedRun], level: float) -> Interval:

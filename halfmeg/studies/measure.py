@@ -15,7 +15,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.sources import check_outside
+from halfmeg.artifacts.sources import check_outside, find_change
 from halfmeg.config import BUDGET
 from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt
 from halfmeg.data.dataset import DataSplits
@@ -49,7 +49,8 @@ def measure(runs: Sequence[Run], data: DataSplits | Folds, out: Path) -> None:
     Writes `robustness.json` into each run folder that has weights and lacks it, and the costs of
     all networks, timed together, as `costs.json` into `out`.
 
-    A network of one's own that does not stand at its place any more is left out.
+    A network of one's own that does not stand at its place any more is left out, and one of which
+    another definition stands there now.
 
     Raises:
         ValueError: data other than the runs'.
@@ -64,18 +65,28 @@ def measure(runs: Sequence[Run], data: DataSplits | Folds, out: Path) -> None:
         if has_weights and not (run.folder / "robustness.json").exists():
             own = data.splits(fold_of(run) - 1) if isinstance(data, Folds) else data
             with _unless_lost(run.config.model, f"no robustness of {run.folder}"):
+                _require_unchanged(run)
                 write_json(run.folder / "robustness.json", measure_robustness(run, own))
     first = runs[0].data
     networks = {}
     for name, budget in sorted({(run.config.model, run.config.budget) for run in runs}):
         with _unless_lost(name, f"no costs of {name}"):
-            if is_place(name):
-                for run in runs:
-                    check_outside(run.folder, name)
+            for run in runs if is_place(name) else ():
+                check_outside(run.folder, name)
+                if run.config.model == name:
+                    _require_unchanged(run)
             model = build_model(name, len(first.classes), first.image_shape, budget)
             networks[shape_name(name, budget)] = model
     costs = measure_costs(networks, first.image_shape)
     write_json(out / COSTS, {name: cost.to_dict() for name, cost in costs.items()})
+
+
+def _require_unchanged(run: Run) -> None:
+    """Raise where a run's network is the user's own, and another stands at its place now."""
+    name = run.config.model
+    if is_place(name) and (changed := find_change(run.folder, {"model": name})) is not None:
+        told, kept = changed
+        raise ValueError(f"{told}; put back what {kept} keeps")
 
 
 def fold_of(run: Run) -> int:

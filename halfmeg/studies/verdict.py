@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from halfmeg.config import BUDGET
-from halfmeg.studies.entrant import TERMS, Entrant, LoadedRun, test_share
+from halfmeg.studies.entrant import TERMS, Entrant
+from halfmeg.studies.loaded import LoadedRun, test_share
 from halfmeg.studies.power import FEWEST_DISCORDANT, SeedsNeeded, seeds_needed
 from halfmeg.studies.reading import MARGIN
 from halfmeg.studies.resampled import PairTest, folded_tests

@@ -16,6 +16,7 @@ from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.data.dataset import build_splits
 from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import build_model
+from halfmeg.studies.compare import compare_runs
 from halfmeg.training.fit import fit, resume
 from halfmeg.training.job import fits
 
@@ -91,3 +92,17 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(mine: Path, tmp_path:
         resume(run.folder, data)
     (run.folder / "inherited.json").unlink()  # as of older versions
     assert resume(run.folder, data).result()
+
+
+def test_what_began_with_other_weights_of_one_name_is_not_compared(
+    mine: Path, tmp_path: Path
+) -> None:
+    data = first_digits(100)
+    config = small_config(model="resnet8", epochs=1, init=str(mine))
+    first = fit(config, data, tmp_path / "first")
+    again = fit(replace(config, seed=1), data, tmp_path / "again")
+    assert len(compare_runs([first, again]).models[0].runs) == 2
+    write_weights(mine, weights_to_bytes(build_model("resnet8", 10)))
+    other = fit(replace(config, seed=1, lr=1e-4), data, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other began with other weights of init=.*/mine than"):
+        compare_runs([first, other])

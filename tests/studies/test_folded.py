@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from conftest import first_digits, small_config
 from scipy import stats
 
 from halfmeg import Run, compare, cross_validate
+from halfmeg.data.dataset import build_splits
 from halfmeg.data.folds import Folds
 from halfmeg.studies.compare import compare_runs
 from halfmeg.studies.page import _picture, read_before, write_comparison
 from halfmeg.studies.plan import chance_of
 from halfmeg.studies.resampled import folded_interval, folded_tests
 from halfmeg.studies.study import make_configs, open_runs, run_study
+from halfmeg.training.fit import fit
 
 
 def folds_of(count: int, images: int, *, shift: float = 0.1, seed: int = 0) -> list[np.ndarray]:
@@ -213,3 +216,24 @@ def test_folds_of_another_division_are_not_compared(tmp_path: Path, studied: Pat
         compare_runs([three, two])
     with pytest.raises(ValueError, match="more than one run with fold 1"):
         compare_runs([three, Run.open(three.folder)])
+
+
+def test_folds_of_images_whose_labels_were_changed_are_other_folds(
+    tmp_path: Path, studied: Path
+) -> None:
+    """Fold 3 would test images that fold 1 has tested, and miss others."""
+    data = first_digits(240)
+    labels = data.train.labels.clone()
+    labels[:2] = labels[:2].flip(0)
+    changed = build_splits(data.name, replace(data.train, labels=labels), data.test)
+    config = small_config(model="logistic", epochs=1, val_fraction=0.1, seed=2)
+    own = fit(config, Folds.of(changed, 3).splits(2), tmp_path / "own")
+    first = Run.open(studied / "logistic-fold-1")
+    with pytest.raises(ValueError, match=r"own was trained on other data than .*logistic-fold-1"):
+        compare_runs([first, own])
+    old = shutil.copytree(first.folder, tmp_path / "old")
+    stored = json.loads((old / "config.json").read_text())
+    assert stored["data"].pop("folds_of") == data.fingerprint
+    (old / "config.json").write_text(json.dumps(stored))
+    second = Run.open(studied / "logistic-fold-2")
+    assert compare_runs([Run.open(old), second]).folds == 3  # an old run does not say

@@ -6,17 +6,23 @@ import json
 import linecache
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import small_config
 from torch import nn
 
+from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.places.definitions import definitions
+from halfmeg.places.place import PlaceWarning
+from halfmeg.studies.compare import compare_runs
+from halfmeg.studies.measure import measure, read_costs
 from halfmeg.studies.study import make_configs, run_study
 from halfmeg.studies.workers import StudyListener
+from halfmeg.training.fit import fit
 
 SCRIPT = '''
 """Networks, and the study of them."""
@@ -248,6 +254,37 @@ def test_a_loss_is_held_to_its_text_too(folder: Path, few_digits: DataSplits) ->
     edit("mine.py", "F.cross_entropy(logits, labels)", "2 * F.cross_entropy(logits, labels)")
     with pytest.raises(ValueError, match=r"another text of mine.py:loss: loss in mine.py has"):
         train(few_digits, 2, **terms)
+
+
+def test_one_name_stands_for_one_text_in_a_comparison(folder: Path, few_digits: DataSplits) -> None:
+    """As where runs of two folders, or of two machines, are reported together."""
+    terms = small_config(model="net.py:Net", epochs=1)
+    fit(terms, few_digits, "first")
+    edit("net.py", "seeds=seeds)", "seeds=5)")
+    second = fit(replace(terms, seed=1), few_digits, "second")
+    found = compare_runs([Run.open("first"), second])
+    assert [len(model.runs) for model in found.models] == [2]
+    edit("net.py", "torch.relu(x)", "torch.tanh(x)")
+    other = fit(replace(terms, seed=2), few_digits, "other")
+    slow = fit(replace(terms, seed=0, lr=1e-4), few_digits, "slow")
+    for run in (other, slow):  # a second seed, or another entrant by the network's name alone
+        with pytest.raises(ValueError, match=rf"{run.folder} .* than first: act in net.py differs"):
+            compare_runs([Run.open("first"), run])
+
+
+def test_a_network_that_was_edited_is_not_measured_as_the_one_that_was_trained(
+    folder: Path, few_digits: DataSplits
+) -> None:
+    run = fit(small_config(model="net.py:Net", epochs=1), few_digits, "run")
+    edit("net.py", "torch.relu(x)", "torch.tanh(x)")
+    with pytest.warns(PlaceWarning, match=r"no (robustness|costs) of .*act in net.py has changed"):
+        measure([run], few_digits, Path())
+    assert not Path("run/robustness.json").exists()
+    assert read_costs(Path()) == {}
+    edit("net.py", "torch.tanh(x)", "torch.relu(x)")
+    measure([run], few_digits, Path())
+    assert Path("run/robustness.json").exists()
+    assert read_costs(Path()).keys() == {"net.py:Net"}
 
 
 def define(text: str, names: dict[str, object], cell: str) -> None:

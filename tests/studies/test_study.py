@@ -32,6 +32,7 @@ from halfmeg.studies.study import make_configs, open_runs, run_study
 from halfmeg.studies.tables import p_text
 from halfmeg.studies.verdict import PairResult, in_points
 from halfmeg.studies.workers import StudyListener
+from halfmeg.training.fit import fit
 from halfmeg.training.listen import Listener
 from halfmeg.training.plan import derive_seed
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -332,6 +333,50 @@ def test_compare_sorts_models_and_words_its_verdicts(tmp_path: Path, few_digits)
     assert {"a", "b", "difference", "p_value", "verdict"} <= stored_pair.keys()
     for item in result.disagreements:
         assert len({label for label, _ in item.answers.values()}) == 2
+
+
+def test_every_accuracy_is_that_of_the_stored_answers(tmp_path: Path, whole: Path) -> None:
+    """A mean and the seeds that it is of cannot disagree."""
+    run = Run.open(shutil.copytree(whole / "logistic-seed-0", tmp_path / "run"))
+    result = run.result()
+    assert result is not None
+    (run.folder / "result.json").write_text(json.dumps(result | {"test_accuracy": 1.0}))
+    (model,) = compare_runs([run, Run.open(whole / "logistic-seed-1")]).models
+    assert model.per_seed[0] == result["test_accuracy"] < 1
+    assert np.mean([*model.per_seed.values()]) == pytest.approx(model.test_accuracy.mean)
+
+
+def test_runs_of_one_network_have_its_size(tmp_path: Path, whole: Path) -> None:
+    """What another version, or another machine, built under the same name is another network."""
+    run = Run.open(shutil.copytree(whole / "logistic-seed-0", tmp_path / "run"))
+    result = run.result()
+    assert result is not None
+    (run.folder / "result.json").write_text(json.dumps(result | {"params": 12}))
+    with pytest.raises(ValueError, match=r"has 30,730 parameters, and .*run 12, so logistic was"):
+        compare_runs([run, Run.open(whole / "logistic-seed-1")])
+
+
+def test_groups_change_what_is_held_out_and_so_the_study(tmp_path: Path, few_digits) -> None:
+    """Of a source with a test part of its own the images, and their fingerprint, are the same."""
+    groups = replace(few_digits.train, groups=torch.arange(len(few_digits.train)) // 5)
+    grouped = replace(few_digits, train=groups, options={"group": "writer"})
+    terms = small_config(model="logistic", epochs=1, val_fraction=0.2)
+    first = fit(terms, few_digits, tmp_path / "study" / "logistic-seed-0")
+    other = fit(replace(terms, seed=1), grouped, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"with group='writer', and .*-0 with group=''; compare"):
+        compare_runs([first, other])
+    shutil.move(other.folder, tmp_path / "study" / "logistic-seed-1")
+    (tmp_path / "study" / "study.json").write_text('{"runs": []}')
+    with pytest.raises(ValueError, match=r"logistic-seed-1 was .*: group is writer there and None"):
+        run_study([terms, replace(terms, seed=1)], few_digits, tmp_path / "study")
+
+
+def test_seeds_of_a_stack_share_its_seconds(tmp_path: Path, few_digits) -> None:
+    terms = small_config(model="logistic", epochs=1, threads=1)
+    runs = run_study([terms, replace(terms, seed=1)], few_digits, tmp_path, stack=True).runs
+    (model,) = compare_runs(runs).models
+    results = [run.result() or {} for run in runs]
+    assert model.seconds == pytest.approx(results[0]["seconds"] / 2)
 
 
 def test_robustness_is_measured_at_each_strength(tmp_path: Path, whole: Path, few_digits) -> None:
