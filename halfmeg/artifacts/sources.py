@@ -188,7 +188,11 @@ def find_change(folder: Path, places: Mapping[str, str]) -> tuple[str, Path] | N
         if setting == "recipe" or setting not in described:  # an old run's
             continue
         kept = folder / TEXTS / setting
-        if changed := _first_change(read_source(place), described[setting], kept):
+        try:
+            source = read_source(place)
+        except ValueError as error:
+            raise ValueError(f"{error}; {kept} keeps the text of {folder.name}") from None
+        if changed := _first_change(source, described[setting], kept):
             told = f"{folder} was trained with another text of {place}: {changed} has changed since"
             return told, kept
     return None

@@ -65,26 +65,27 @@ def measure(runs: Sequence[Run], data: DataSplits | Folds, out: Path) -> None:
         if has_weights and not (run.folder / "robustness.json").exists():
             own = data.splits(fold_of(run) - 1) if isinstance(data, Folds) else data
             with _unless_lost(run.config.model, f"no robustness of {run.folder}"):
-                _require_unchanged(run)
+                _require_own(run, run.config.model)
                 write_json(run.folder / "robustness.json", measure_robustness(run, own))
     first = runs[0].data
     networks = {}
     for name, budget in sorted({(run.config.model, run.config.budget) for run in runs}):
         with _unless_lost(name, f"no costs of {name}"):
-            for run in runs if is_place(name) else ():
-                check_outside(run.folder, name)
-                if run.config.model == name:
-                    _require_unchanged(run)
+            for run in runs:
+                _require_own(run, name)
             model = build_model(name, len(first.classes), first.image_shape, budget)
             networks[shape_name(name, budget)] = model
     costs = measure_costs(networks, first.image_shape)
     write_json(out / COSTS, {name: cost.to_dict() for name, cost in costs.items()})
 
 
-def _require_unchanged(run: Run) -> None:
-    """Raise where a run's network is the user's own, and another stands at its place now."""
-    name = run.config.model
-    if is_place(name) and (changed := find_change(run.folder, {"model": name})) is not None:
+def _require_own(run: Run, model: str) -> None:
+    """Raise where a network of the user's own is in a run's folder, or no longer the run's."""
+    if not is_place(model):
+        return
+    check_outside(run.folder, model)
+    changed = find_change(run.folder, {"model": model}) if run.config.model == model else None
+    if changed is not None:
         told, kept = changed
         raise ValueError(f"{told}; put back what {kept} keeps")
 

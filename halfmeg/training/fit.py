@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.sources import check_sources
+from halfmeg.artifacts.sources import check_sources, require_same
 from halfmeg.artifacts.weights import checkpoint_name, read_checkpoint
 from halfmeg.config import RunConfig, tell_apart
 from halfmeg.data.dataset import DataSplits
@@ -129,8 +129,9 @@ def resume(
         listener: is told how it goes.
 
     Raises:
-        ValueError: no run folder, other data than the run's, no readable checkpoint, or an object
-            that the run was made with and that is not handed over again.
+        ValueError: no run folder, other data than the run's, no readable checkpoint, Python of the
+            user's own that has changed since, or an object that the run was made with and that is
+            not handed over again.
 
     Example:
         >>> from halfmeg import load_dataset, resume
@@ -154,7 +155,8 @@ def open_to_resume(
     """Return a run, its newest readable checkpoint, and the damaged ones passed over.
 
     Raises:
-        ValueError: no run folder, other data than the run's, or no readable checkpoint.
+        ValueError: no run folder, other data than the run's, no readable checkpoint, or Python of
+            the user's own that has changed since.
     """
     run = Run.open(folder)
     if data.fingerprint != run.data.fingerprint:
@@ -171,6 +173,7 @@ def open_to_resume(
         raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
     # The settings are the folder's own, whatever has become of the recipe that they came from.
     places = {key: place for key, place in run.config.places().items() if key != "recipe"}
+    require_same(run.folder, places)  # or its source would be that of its first epochs alone
     check_sources(run.folder, places)
     require_inherited(run)
     check(run.config, data)

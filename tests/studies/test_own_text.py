@@ -13,6 +13,7 @@ import pytest
 from conftest import small_config
 from torch import nn
 
+from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
@@ -22,7 +23,8 @@ from halfmeg.studies.compare import compare_runs
 from halfmeg.studies.measure import measure, read_costs
 from halfmeg.studies.study import make_configs, run_study
 from halfmeg.studies.workers import StudyListener
-from halfmeg.training.fit import fit
+from halfmeg.training.fit import fit, resume
+from halfmeg.training.listen import Listener
 
 SCRIPT = '''
 """Networks, and the study of them."""
@@ -270,6 +272,28 @@ def test_one_name_stands_for_one_text_in_a_comparison(folder: Path, few_digits: 
     for run in (other, slow):  # a second seed, or another entrant by the network's name alone
         with pytest.raises(ValueError, match=rf"{run.folder} .* than first: act in net.py differs"):
             compare_runs([Run.open("first"), run])
+
+
+def test_a_run_ends_with_the_text_that_it_began_with(folder: Path, few_digits: DataSplits) -> None:
+    terms = small_config(model="net.py:Net", epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(terms, few_digits, "run", listener=Stopped())
+    edit("net.py", "torch.relu(x)", "torch.tanh(x)")
+    with pytest.raises(
+        ValueError, match=r"run was .* text of net.py:Net: act in net.py has changed"
+    ):
+        resume("run", few_digits)
+    edit("net.py", "torch.tanh(x)", "torch.relu(x)")
+    edit("net.py", "seeds=seeds)", "seeds=5)")
+    with pytest.warns(PlaceWarning, match=r"net.py:Net has changed since"):
+        assert resume("run", few_digits).result() is not None
+
+
+class Stopped(Listener):
+    """Somebody who stops a run after its first epoch."""
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        raise KeyboardInterrupt
 
 
 def test_a_network_that_was_edited_is_not_measured_as_the_one_that_was_trained(
