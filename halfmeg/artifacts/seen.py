@@ -64,7 +64,7 @@ class Known:
         image_shape, fit: the form that images were brought to, in which their ids are.
         read_ids: gives the ids of what it was trained or validated on; None where they are not
             known.
-        whole: whether what it learned from has seen images in the same form too.
+        whole: whether what it learned from says what it has seen, in the same form.
     """
 
     fingerprint: str | None
@@ -90,7 +90,10 @@ class Known:
         Warns:
             UncheckedImagesWarning: so it is.
         """
-        why = "took over weights or answers from a network for images of another form"
+        why = (
+            "took over weights or answers from a network for images of another form, or from one "
+            "that does not say which it was trained on"
+        )
         if not self.comparable(data):
             theirs = _form(self.image_shape, self.fit)
             ours = _form(data.image_shape, data.options.get("fit", "crop"))

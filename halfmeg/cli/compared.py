@@ -77,7 +77,7 @@ def write_and_print_sets(
 
 
 def _print_comparison(result: Comparison) -> None:
-    from halfmeg.studies.page import not_compared, read_before
+    from halfmeg.studies.page import not_compared, read_before, unchecked
     from halfmeg.studies.study import NOT_FINISHED
 
     between, units = result.interval_name, f"{result.unit}s"
@@ -96,7 +96,7 @@ def _print_comparison(result: Comparison) -> None:
         print_line(pair.verdict)
         if pair.terms:
             print_line(f"  not on equal terms: {'; '.join(pair.terms)}")
-    for note in not_compared(result):
+    for note in (*not_compared(result), *unchecked(result)):
         print_line(note)
     if result.stopped:
         print_line(f"the study {result.stopped}")

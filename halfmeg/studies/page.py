@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from halfmeg.artifacts.inherited import read_inherited_bundles
 from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
@@ -272,6 +273,7 @@ def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
 
 def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
     yield from not_compared(comparison)
+    yield from unchecked(comparison)
     reasons = dict.fromkeys(m.no_temperature for m in comparison.models if m.no_temperature)
     for reason in reasons:
         names = [model.name for model in comparison.models if model.no_temperature == reason]
@@ -293,6 +295,22 @@ def not_compared(comparison: Comparison) -> Iterator[str]:
     for a, b in combinations(comparison.models, 2):
         if frozenset((a.name, b.name)) not in compared:
             yield f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
+
+
+def unchecked(comparison: Comparison) -> Iterator[str]:
+    """Say which networks may have learned from one that has seen test images."""
+    names = [
+        model.name for model in comparison.models
+        if not all(
+            bundle.comparable
+            for run in model.runs for bundle in read_inherited_bundles(run.folder).values()
+        )
+    ]  # fmt: skip
+    if names:
+        yield (
+            f"{_and(names)} learned from a network that may have seen some of the test images: "
+            "whether it has could not be checked."
+        )
 
 
 def read_before(comparison: Comparison) -> str | None:

@@ -24,13 +24,19 @@ def inherited_by(config: RunConfig, data: DataSplits) -> Inherited | None:
     if not bundles:
         return None
     described = {
-        name: InheritedBundle(
-            bundle.weights_sha256, bundle.known.whole and bundle.known.comparable(data)
-        )
+        name: InheritedBundle(bundle.weights_sha256, _tells_what_it_has_seen(bundle, data))
         for name, bundle in bundles.items()
     }
     ids = [ids for bundle in bundles.values() if (ids := bundle.trained_on()) is not None]
     return Inherited(described, np.concatenate(ids) if ids else None)
+
+
+def _tells_what_it_has_seen(bundle: Bundle, data: DataSplits) -> bool:
+    """Whether each image of a run's form that a bundle has seen is among the ids that it leaves."""
+    known = bundle.known
+    # What was trained on the run's own data has seen its training images, which the run knows.
+    says = bundle.knows_its_images or known.fingerprint == data.fingerprint
+    return says and known.whole and known.comparable(data)
 
 
 def require_inherited(run: Run) -> None:

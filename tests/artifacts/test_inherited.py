@@ -17,6 +17,7 @@ from halfmeg.data.dataset import build_splits
 from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import build_model
 from halfmeg.studies.compare import compare_runs
+from halfmeg.studies.page import unchecked, write_comparison
 from halfmeg.training.fit import fit, resume
 from halfmeg.training.job import fits
 
@@ -80,6 +81,38 @@ def test_another_fit_is_another_form_but_for_the_same_proportions(mine: Path) ->
         require_unseen(seen, "init=mine", known)
     with pytest.warns(UncheckedImagesWarning, match="init=mine does not say which"):
         require_unseen(data, "init=mine", replace(known, read_ids=lambda: None))
+
+
+def test_what_a_bundle_does_not_say_is_not_known_later_either(mine: Path, tmp_path: Path) -> None:
+    """An old bundle has no ids: what it was trained on may be what a run is tested on."""
+    described = json.loads((mine / "model.json").read_text())
+    del described["files"]["trained_on.u64"]
+    (mine / "model.json").write_text(json.dumps(described))
+    config = small_config(model="resnet8", epochs=1, init=str(mine))
+    with pytest.warns(UncheckedImagesWarning, match="does not say which images"):
+        run = fit(config, first_digits(40), tmp_path / "run")
+    assert not run.known.whole
+    with pytest.warns(UncheckedImagesWarning, match="or from one that does not say which"):
+        run.evaluate(first_digits(50))
+    found = compare_runs([run])
+    told = "resnet8 learned from a network that may have seen some of the test images"
+    assert told in " ".join(unchecked(found))
+    write_comparison(found, tmp_path / "page")
+    for name in ("comparison.html", "comparison.md"):
+        assert told in (tmp_path / "page" / name).read_text()
+
+
+def test_what_was_trained_on_the_same_data_has_seen_what_the_run_knows(
+    mine: Path, tmp_path: Path
+) -> None:
+    data = first_digits(40)
+    described = json.loads((mine / "model.json").read_text())
+    del described["files"]["trained_on.u64"]
+    described["data"]["fingerprint"] = data.fingerprint
+    (mine / "model.json").write_text(json.dumps(described))
+    run = fit(small_config(model="resnet8", epochs=1, init=str(mine)), data, tmp_path / "run")
+    assert run.known.whole
+    assert not [*unchecked(compare_runs([run]))]
 
 
 def test_a_run_goes_on_from_the_weights_that_it_began_with(mine: Path, tmp_path: Path) -> None:
