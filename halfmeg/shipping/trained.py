@@ -52,8 +52,8 @@ class Trained:
         data: `name` and `fingerprint` of what it was trained on.
         options: how its data was read.
         trained_on: uint64, ids of the images that it has seen; None in old runs.
-        seen_in_other_forms: whether it learned from a network for images of another form, or one that
-            does not say what it has seen.
+        seen_in_other_forms: whether it learned from a network for images of another form, or from
+            one that does not say what it has seen.
         tuned: whether its int8 file has weights of its own.
     """
 

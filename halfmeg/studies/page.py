@@ -31,7 +31,7 @@ from halfmeg.studies.figures import (
     write_figure,
 )
 from halfmeg.studies.folder import StudyData
-from halfmeg.studies.measure import COSTS, fingerprint_of, read_costs
+from halfmeg.studies.measure import COSTS, ROBUSTNESS_IMAGES, fingerprint_of, read_costs
 from halfmeg.studies.study import NOT_FINISHED
 from halfmeg.studies.tables import TABLES, comparison_tables, readings_table, write_tables
 from halfmeg.training.plan import augmentation_of
@@ -165,6 +165,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "tables": {table.name: table for table in comparison_tables(comparison) if table.rows},
         "interval": comparison.interval_name,
         "unit": comparison.unit,
+        "robustness_images": ROBUSTNESS_IMAGES,
         "seeds_vary": seeds_vary(runs),
         "readings": test_readings(comparison),
         "settings": _settings(comparison),

@@ -81,6 +81,7 @@ def test_the_page_says_what_the_comparison_found(comparison: Comparison, html: s
     assert "Not on equal terms: resnet has 1,020,490 parameters, over the budget" in text
     assert "differ in size by a factor of 13" in text
     assert comparison.fingerprint in text
+    assert "on corrupted test images, at most 2,000 of a run, at strengths 1, 2 and 3" in text
 
 
 def test_the_page_asks_nobody_for_anything(html: str) -> None:
