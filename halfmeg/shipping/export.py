@@ -165,7 +165,10 @@ def _write(
         for path, content in contents.items():
             (part / path).parent.mkdir(parents=True, exist_ok=True)
             (part / path).write_bytes(content)
-        _verify_written(Bundle.open(part))
+        try:
+            _verify_written(Bundle.open(part))
+        except ValueError as error:  # it names the folder that is removed now
+            raise ValueError(str(error).replace(str(part), str(out))) from None
 
 
 def _describe(

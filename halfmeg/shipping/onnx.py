@@ -122,7 +122,8 @@ def to_onnx(
 def _fold_sizes(model: Any) -> Any:
     """Compute what depends on the sides of maps alone; the exporter leaves it to the runtime.
 
-    Else a graph with `unfold` has a Range whose length nobody can bound before it runs.
+    Else a graph with `unfold` has a Range whose length nobody can bound before it runs. Sizes that
+    go through a Reshape of a vector to a vector are lost to the inference of shapes likewise.
     """
     import onnxscript.optimizer
     from onnx import numpy_helper, shape_inference
@@ -137,6 +138,12 @@ def _fold_sizes(model: Any) -> Any:
     }
     folded = False
     for node in list(model.graph.node):
+        if node.op_type == "Reshape" and len(dims.get(node.input[0], ())) == 1:
+            flat = constants.get(node.input[1])
+            if flat is not None and flat.tolist() == [-1]:  # leaves a vector as it is
+                node.op_type = "Identity"
+                del node.input[1:], node.attribute[:]
+                folded = True
         if node.op_type != "Gather" or node.input[0] not in measured:
             continue
         sizes, index = dims.get(measured[node.input[0]], ()), constants.get(node.input[1])
@@ -184,7 +191,8 @@ def quantize_by_library(onnx_model: bytes, calibration: Tensor) -> bytes:
     with scratch_folder() as folder, quiet():
         plain, prepared, small = (folder / f"{n}.onnx" for n in ("plain", "prepared", "int8"))
         plain.write_bytes(onnx_model)
-        quant_pre_process(str(plain), str(prepared))
+        # its symbolic shapes fail on axes that are an input; onnx's own know them
+        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
             str(small),
