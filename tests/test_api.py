@@ -64,6 +64,15 @@ def test_a_path_is_a_source_and_never_a_name(
     assert halfmeg.load_dataset(Path("digits")).fingerprint == by_text.fingerprint
 
 
+def test_what_a_notebook_shows_is_one_line(folder_with_a_run: Path, digits: DataSplits) -> None:
+    run = halfmeg.Run.open(folder_with_a_run / "runs" / "mine")
+    assert repr(run) == f"Run({str(run.folder)!r})"
+    assert repr(digits) == (
+        "DataSplits('digits', train=Dataset(1,437 images of 3×32×32, 10 classes), "
+        "test=Dataset(360 images of 3×32×32, 10 classes))"
+    )
+
+
 def test_one_text_is_not_taken_for_a_list_of_letters(
     few_digits: DataSplits, tmp_path: Path
 ) -> None:
