@@ -191,6 +191,8 @@ class RunConfig:
             ValueError: an unknown key or a value that its field does not take.
         """
         changes: dict[str, Any] = {}
+        if isinstance(assignments, str):  # a sequence of letters
+            raise ValueError(f"{assignments!r} is one text; write it in a list: [{assignments!r}]")
         for text in assignments:
             key, separator, value = text.partition("=")
             if not separator:

@@ -50,3 +50,34 @@ def test_the_readmes_python_runs(
     (tmp_path / "photos").symlink_to(pictures)
     exec(code.replace("epochs=30", "epochs=1"), {})
     assert halfmeg.Run.open("runs/pets").result() is not None
+
+
+def test_a_path_is_a_source_and_never_a_name(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    by_path, by_text = halfmeg.load_dataset(pictures), halfmeg.load_dataset(str(pictures))
+    assert (by_path.fingerprint, by_path.source) == (by_text.fingerprint, by_text.source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'\./digits' does not exist"):
+        halfmeg.load_dataset(Path("digits"))
+    Path("digits").symlink_to(pictures)
+    assert halfmeg.load_dataset(Path("digits")).fingerprint == by_text.fingerprint
+
+
+def test_what_a_notebook_shows_is_one_line(folder_with_a_run: Path, digits: DataSplits) -> None:
+    run = halfmeg.Run.open(folder_with_a_run / "runs" / "mine")
+    assert repr(run) == f"Run({str(run.folder)!r})"
+    assert repr(digits) == (
+        "DataSplits('digits', train=Dataset(1,437 images of 3×32×32, 10 classes), "
+        "test=Dataset(360 images of 3×32×32, 10 classes))"
+    )
+
+
+def test_one_text_is_not_taken_for_a_list_of_letters(
+    few_digits: DataSplits, tmp_path: Path
+) -> None:
+    config = small_config()
+    with pytest.raises(ValueError, match=r"'epochs=3' is one text; .*: \['epochs=3'\]"):
+        config.override("epochs=3")
+    with pytest.raises(ValueError, match=r"models='cnn' is one text; .*: \['cnn'\]"):
+        halfmeg.compare("cnn", few_digits, seeds=1, out=tmp_path / "study", config=config)

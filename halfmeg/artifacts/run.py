@@ -90,6 +90,9 @@ class Run:
         self.writer: Writer = FolderWriter(folder)
         keep_objects(folder, config.places())
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @classmethod
     def create(
         cls, folder: str | Path, config: RunConfig, data: DataSplits, *,

@@ -42,6 +42,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        form = "×".join(map(str, self.images.shape[1:]))
+        return f"Dataset({len(self):,} images of {form}, {len(self.classes):,} classes)"
+
     def subset(self, indices: Tensor | slice) -> Dataset:
         """Return the images at int64 `indices`, copied into memory, or a view of a slice."""
         groups, sizes = (None if x is None else x[indices] for x in (self.groups, self.sizes))
@@ -114,6 +118,10 @@ class DataSplits:
     notes: tuple[str, ...] = ()
     options: dict[str, str | int] = field(default_factory=dict)
     folds_of: str = ""
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{part}={own!r}" for part, own in self.parts.items())
+        return f"DataSplits({self.name!r}, {parts})"
 
     @property
     def parts(self) -> dict[str, Dataset]:

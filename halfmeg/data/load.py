@@ -79,7 +79,7 @@ LEAST_COPIES = 0.01
 
 
 def load_dataset(
-    source: str,
+    source: str | Path,
     *,
     data_dir: str | Path = "data",
     image_size: ImageSize = 32,
@@ -92,7 +92,7 @@ def load_dataset(
     Args:
         source: `digits`, `cifar10`, `hf:OWNER/NAME` for a data set of the Hugging Face hub, or the
             path of a folder of images, of Parquet files, a .csv, .tsv, .npz or .npy file, IDX files
-            or CIFAR-100.
+            or CIFAR-100; a `Path` is never one of the names.
         data_dir: where `cifar10` is looked for and downloaded to.
         image_size: side of the images in pixels, or (height, width).
         options: how the source is read.
@@ -112,6 +112,8 @@ def load_dataset(
     """
     options = options or DataOptions()
     shape = data_shape(image_size, options.channels)
+    if isinstance(source, Path):
+        source = f"./{source}" if str(source) in NAMED else str(source)
     _require_text(source)
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from halfmeg.config import BUDGET
 from halfmeg.data.shape import ImageShape, ImageSize, image_shape
 from halfmeg.errors import did_you_mean
-from halfmeg.places.load import call, load, running, takes
+from halfmeg.places.load import call, load, running, settings_of, takes
 from halfmeg.places.place import TIMM, handed_over
-from halfmeg.places.settings import split_settings
 from halfmeg.places.source import read_source
 
 MAX_WEIGHTS_BYTES = 256 * 2**20
@@ -68,9 +67,7 @@ def _build(place: str, num_classes: int, shape: ImageShape, budget: int) -> Any:
     if place.startswith(TIMM):
         return _build_timm(place, num_classes, shape)
     found = load(place)
-    _, settings = split_settings(place)
-    if unknown := [key for key in settings if not takes(found, key)]:
-        raise ValueError(f"{place}: its signature has no {unknown[0]!r}")
+    settings = settings_of(place, found)
     if isinstance(found, nn.Module):
         with running(place, "cannot be copied"):
             return copy.deepcopy(found)

@@ -25,6 +25,7 @@ from halfmeg.places.place import (
     handed_over,
     locate,
 )
+from halfmeg.places.settings import Value, split_settings
 from halfmeg.places.source import Source, read_source
 
 _modules: dict[Path, tuple[str, ModuleType]] = {}
@@ -151,6 +152,18 @@ def call(place: str, function: Any, /, **offered: Any) -> Any:
     names = {parameter.name for parameter in named}
     with running(place, "raises when it is called"):
         return function(**{key: value for key, value in offered.items() if key in names})
+
+
+def settings_of(place: str, function: Any) -> dict[str, Value]:
+    """Return the settings behind the name at a place, which what is called there takes.
+
+    Raises:
+        ValueError: its signature has none of that name, or they are no settings.
+    """
+    _, settings = split_settings(place)
+    if unknown := [key for key in settings if not takes(function, key)]:
+        raise ValueError(f"{place}: its signature has no {unknown[0]!r}")
+    return settings
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

@@ -24,6 +24,7 @@ from halfmeg.studies.stats import LEVEL, Interval, mcnemar_p, wilson_interval
 from halfmeg.training.distributed import Ranks
 from halfmeg.training.fit import open_to_resume
 from halfmeg.training.job import set_up
+from halfmeg.training.process import kept_process
 
 COST_NAMES = ("params", "macs", "flash", "ram", "latency")
 ANSWERS = "validation.npz"
@@ -161,6 +162,7 @@ def _answers_of(folder: Path, data: DataSplits) -> np.ndarray:
     return right
 
 
+@kept_process()
 def _measure_answers(folder: Path, data: DataSplits) -> np.ndarray:
     run, checkpoint, _ = open_to_resume(folder, data)
     if checkpoint is None:  # it was finished

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from halfmeg.artifacts.metrics import MetricsRow
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.dataset import DataSplits
@@ -30,7 +31,7 @@ from halfmeg.networks.table import MODELS
 from halfmeg.studies.plan import time_training
 from halfmeg.training.fit import fit
 from halfmeg.training.job import check, fits
-from halfmeg.training.listen import Listener
+from halfmeg.training.listen import Listener, StepReport
 from halfmeg.training.plan import Plan
 from halfmeg.training.recipes import build_recipe
 from halfmeg.training.stopping import throwaway_folder
@@ -142,8 +143,6 @@ class WithChoice(Listener):
 
     def __init__(self, choice: Choice, inner: Listener) -> None:
         self.choice = choice
-        self.on_step = inner.on_step  # type: ignore[method-assign]
-        self.on_epoch = inner.on_epoch  # type: ignore[method-assign]
         self._inner = inner
 
     def on_start(self, run: Run, damaged: list[Path]) -> None:
@@ -151,6 +150,14 @@ class WithChoice(Listener):
         if run.writer.writes:
             write_json(run.folder / "auto.json", self.choice.to_dict())
         self._inner.on_start(run, damaged)
+
+    def on_step(self, report: StepReport) -> None:
+        """Pass it on."""
+        self._inner.on_step(report)
+
+    def on_epoch(self, row: MetricsRow) -> None:
+        """Pass it on."""
+        self._inner.on_epoch(row)
 
 
 @dataclass

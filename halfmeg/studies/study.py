@@ -71,6 +71,8 @@ def make_configs(
         ValueError: a model or recipe twice, none of them, fewer than one seed, or a folder without
             runs.
     """
+    if isinstance(models, str):  # a sequence of letters
+        raise ValueError(f"models={models!r} is one text; write it in a list: [{models!r}]")
     models = numbered([hand_over(model) for model in models])
     if len(set(models)) < max(1, len(models)):
         raise ValueError(f"models={', '.join(models)} is not allowed; name each model once")

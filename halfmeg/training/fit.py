@@ -24,13 +24,14 @@ from halfmeg.training.job import check, check_shares, check_start, set_up
 from halfmeg.training.listen import Listener
 from halfmeg.training.loop import train_epoch
 from halfmeg.training.outcome import end_epoch, finish
-from halfmeg.training.process import prepare_process
+from halfmeg.training.process import kept_process, prepare_process
 from halfmeg.training.stopping import TrainingInterruptedError, how_to_continue, stop_signals
 
 RUN_FAILURES = (RuntimeError, ValueError, OSError, MemoryError)
 """What ends one run of a study and leaves the others, beside what a user's own code raises."""
 
 
+@kept_process()
 def fit(
     config: RunConfig,
     data: DataSplits,
@@ -45,7 +46,8 @@ def fit(
 ) -> Run:
     """Train a network and store everything about it in a new folder.
 
-    On Linux the process keeps the memory it frees from here on (docs/performance.md).
+    On Linux the process keeps the memory it frees from here on (docs/performance.md). Global
+    generators and the number of threads are afterwards what they were. Threads train in turn.
 
     Args:
         config: what to train and how.
@@ -109,6 +111,7 @@ def _require_own_data(checkpoint: Path, data: DataSplits) -> None:
         )
 
 
+@kept_process()
 def resume(
     folder: str | Path,
     data: DataSplits,

@@ -6,27 +6,32 @@
 | `augment` | `(images, generator)`: normalized float32 B×C×H×W | images of the same shape |
 | `optimizer` | `(params, lr, …)`: groups of parameters as torch takes them | a torch optimizer |
 
-A transform follows the recipe's own augmentation.
-A loss gets `label_smoothing` where its signature has it, an optimizer `betas`, `momentum` and
-`weight_decay`; the groups hold the weight decay of each too. A transform draws from the generator,
-or from torch's own, which is seeded anew for each step, so that a run resumes to the same bits. The
-schedule sets the learning rate of all groups.
+A transform follows the recipe's own augmentation. It gets the generator by that name, or as a
+second argument that has no default, and draws from it, or from torch's own, which is seeded anew
+for each step, so that a run resumes to the same bits. A loss gets `label_smoothing` where its
+signature has it, a class of losses when an instance is made; an optimizer `betas`, `momentum` and
+`weight_decay`; the groups hold the weight decay of each too. The schedule sets the learning rate of
+all groups. Behind the name may stand further settings, as in `FILE.py:focal(gamma=3)`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halfmeg.artifacts.weights import checkpoint_to_bytes, load_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.shape import ImageShape
-from halfmeg.places.load import call, load, running, takes
+from halfmeg.places.draws import kept_draws
+from halfmeg.places.load import call, load, running, settings_of, takes
 from halfmeg.places.place import is_place
+from halfmeg.places.settings import Value
 from halfmeg.training.optim import decay_groups
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -49,12 +54,12 @@ def build_transform(config: RunConfig) -> Transform:
     if not place:
         return same_images
     function = _function(place)
-    wants_generator = takes(function, "generator")
+    change = _with_generator(function)
 
     def transform(images: Tensor, generator: torch.Generator) -> Tensor:
         with running(place, "raises"):
             given = images.float()  # as when it was tried, whatever `precision` the network has
-            changed = function(given, generator) if wants_generator else function(given)
+            changed = change(given, generator)
         if not isinstance(changed, Tensor) or changed.shape != images.shape:
             found = "×".join(map(str, getattr(changed, "shape", [type(changed).__name__])))
             expected = "×".join(map(str, images.shape))
@@ -70,12 +75,12 @@ def build_own_loss(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
     Raises:
         ValueError: there is none, or it has no use for the recipe's label smoothing.
     """
-    place = config.loss
-    function = _function(place)
-    settings = {}
-    if takes(function, "label_smoothing"):
-        settings["label_smoothing"] = config.label_smoothing
-    elif config.label_smoothing:
+    place, smoothing = config.loss, {"label_smoothing": config.label_smoothing}
+    function = _function(place, **smoothing)
+    settings = smoothing if smoothing.keys() <= _parameters(function).keys() else {}
+    at_place = load(place)
+    made_with = isinstance(at_place, type) and takes(at_place, "label_smoothing")
+    if config.label_smoothing and not (settings or made_with):
         raise ValueError(
             f"label_smoothing={config.label_smoothing:g} is of no use to loss={place}; add "
             f"label_smoothing=0, or give its signature a label_smoothing"
@@ -99,8 +104,8 @@ def build_own_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> torc
         ValueError: there is none, or it leaves parameters out.
     """
     place = config.optimizer
-    optimizer = call(
-        place, load(place), params=groups, lr=config.lr, betas=(config.beta1, config.beta2),
+    optimizer = _make(
+        place, params=groups, lr=config.lr, betas=(config.beta1, config.beta2),
         momentum=config.momentum, weight_decay=config.weight_decay,
     )  # fmt: skip
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -118,7 +123,7 @@ def try_own(config: RunConfig, num_classes: int, shape: ImageShape) -> None:
     Raises:
         ValueError: a fault, by name.
     """
-    with torch.random.fork_rng(devices=[]):
+    with kept_draws():
         generator = torch.Generator().manual_seed(0)
         if config.augment:
             images = torch.randn(TRIAL_BATCH, *shape, generator=generator)
@@ -147,11 +152,50 @@ def try_own(config: RunConfig, num_classes: int, shape: ImageShape) -> None:
                 again.step()
 
 
-def _function(place: str) -> Callable[..., Any]:
+def _function(place: str, **offered: Any) -> Callable[..., Any]:
     """Return what is called: a function or instance, or a new instance of a class."""
     found = load(place)
     if isinstance(found, type):
-        found = call(place, found)
+        found, settings = _make(place, **offered), {}
+    else:
+        settings = _own_settings(place, offered)
     if not callable(found):
         raise ValueError(f"{place} is a {type(found).__name__}; a function is expected")
-    return found  # type: ignore[no-any-return]
+    return functools.partial(found, **settings) if settings else found
+
+
+def _make(place: str, **offered: Any) -> Any:
+    """Call what stands at a place with what it takes of the recipe, and the settings behind it."""
+    return call(place, load(place), **offered, **_own_settings(place, offered))
+
+
+def _own_settings(place: str, offered: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the settings behind the name at a place, which are none of the recipe's.
+
+    Raises:
+        ValueError: one is, or its signature has none of that name.
+    """
+    settings = settings_of(place, load(place))
+    if twice := [key for key in settings if key in offered]:
+        raise ValueError(f"{place}: leave {twice[0]} out, which is given by the recipe")
+    return settings
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of what is called, of a module those of its `forward`."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        return inspect.signature(called).parameters
+    except (ValueError, TypeError):  # one that is written in C
+        return {}
+
+
+def _with_generator(function: Callable[..., Any]) -> Transform:
+    """Return a transform that hands the generator on by its name or, without one, as second."""
+    parameters = _parameters(function)
+    named = parameters.get("generator")
+    if named is not None and named.kind is not named.POSITIONAL_ONLY:
+        return lambda images, generator: function(images, generator=generator)
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters.values() if p.default is p.empty and p.kind in by_position]
+    return function if len(needed) > 1 else lambda images, generator: function(images)

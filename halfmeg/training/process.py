@@ -1,11 +1,36 @@
-"""Settings of the whole process that make training fast."""
+"""The process that trains: settings that make it fast, and what whoever calls keeps of it."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from halfmeg.places.draws import kept_draws
+
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def kept_process() -> Iterator[None]:
+    """Train within a program that does other things: its settings are afterwards what they were.
+
+    Its global generators go on where they stood. Otherwise a loop that draws settings and trains
+    would draw the same ones after each run. Gradients are on meanwhile, whatever it has set, and
+    its number of threads comes back. A second thread waits, as both would draw from these
+    generators; a listener may train.
+    """
+    with _one_at_a_time, kept_draws(), torch.inference_mode(False), torch.enable_grad():
+        threads = torch.get_num_threads()
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 def prepare_process(threads: int) -> None:

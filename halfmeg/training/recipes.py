@@ -11,7 +11,7 @@ from halfmeg.artifacts.sources import check_outside
 from halfmeg.config import RunConfig
 from halfmeg.errors import did_you_mean
 from halfmeg.files import read_json
-from halfmeg.places.load import call, load
+from halfmeg.places.load import call, load, settings_of
 from halfmeg.places.place import is_place, locate
 
 
@@ -260,7 +260,8 @@ def _refuse_python_of_a_run(path: Path, config: RunConfig) -> None:
 
 
 def _own_recipe(place: str) -> RunConfig:
-    config = call(place, load(place))
+    function = load(place)
+    config = call(place, function, **settings_of(place, function))
     if not isinstance(config, RunConfig):
         kind = type(config).__name__
         raise ValueError(f"{place} returns a {kind}; a halfmeg.RunConfig is expected")

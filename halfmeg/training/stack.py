@@ -44,7 +44,7 @@ from halfmeg.training.loss import MixedLoss, WeighedLoss
 from halfmeg.training.optim import LastWeights
 from halfmeg.training.outcome import end_epoch, finish
 from halfmeg.training.plan import Epoch
-from halfmeg.training.process import prepare_process
+from halfmeg.training.process import kept_process, prepare_process
 from halfmeg.training.selection import AllImages
 from halfmeg.training.state import Position, State
 from halfmeg.training.stopping import (
@@ -85,6 +85,7 @@ def check_stack(configs: Sequence[RunConfig], data: DataSplits) -> None:
         )
 
 
+@kept_process()
 def train_stack(
     tasks: Sequence[tuple[RunConfig, Path]], data: DataSplits, listener: Listener | None = None
 ) -> list[str | None]:

@@ -22,7 +22,7 @@ from halfmeg import RunConfig, build_model, build_recipe, compare, fit, resume
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.summary import count_params
 from halfmeg.studies.study import run_study
-from halfmeg.training.own import build_transform
+from halfmeg.training.own import build_own_loss, build_own_optimizer, build_transform
 from halfmeg.training.stack import train_stack
 
 OWN = """
@@ -129,6 +129,61 @@ def test_a_transform_gets_float32_in_any_precision() -> None:
     assert given == [torch.float32]
 
 
+def test_a_transform_gets_its_generator_as_its_signature_asks() -> None:
+    def named(images: Tensor, *, generator: torch.Generator) -> Tensor:
+        return images + torch.rand(images.shape, generator=generator)
+
+    def behind(images: Tensor, scale: float = 1.0, generator: Any = None) -> Tensor:
+        return images + scale * torch.rand(images.shape, generator=generator)
+
+    def second(images: Tensor, rng: torch.Generator) -> Tensor:
+        return images + torch.rand(images.shape, generator=rng)
+
+    class Layer(nn.Module):
+        def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+            return images + torch.rand(images.shape, generator=generator)
+
+    images = torch.zeros(2, 3, 4, 4)
+    expected = torch.rand(images.shape, generator=torch.Generator().manual_seed(5))
+    for augment in (named, behind, second, Layer, Layer()):
+        transform = build_transform(small_config(augment=augment))
+        assert torch.equal(transform(images, torch.Generator().manual_seed(5)), expected)
+
+
+def test_settings_behind_a_name_are_those_it_is_called_with(folder: Path) -> None:
+    write(
+        folder,
+        """
+        import torch
+        from halfmeg import RunConfig
+        def powered(logits, labels, gamma=2.0): return logits.sum() * 0 + gamma
+        class Powered(torch.nn.Module):
+            def __init__(self, gamma=2.0, label_smoothing=0.0):
+                super().__init__()
+                self.value = gamma + label_smoothing
+            def forward(self, logits, labels): return logits.sum() * 0 + self.value
+        def brighter(images, by=1.0): return images + by
+        def recipe(epochs=1): return RunConfig(model="cnn", epochs=epochs)
+        """,
+        "own.py",
+    )
+    batch = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)
+
+    def value(place: str, **changes: float) -> float:
+        return build_own_loss(small_config(loss=place, **changes))(*batch).item()
+
+    assert (value("own.py:powered"), value("own.py:powered(gamma=3.0)")) == (2, 3)
+    assert value("own.py:Powered(gamma=3.0)", label_smoothing=0.5) == 3.5
+    images = torch.zeros(1, 3, 2, 2)
+    brighter = build_transform(small_config(augment="own.py:brighter(by=4.0)"))
+    assert brighter(images, torch.Generator()).mean() == 4
+    weights = [{"params": [torch.ones(1, requires_grad=True)], "weight_decay": 0.0}]
+    place = "torch.optim:SGD(maximize=True)"
+    (group,) = build_own_optimizer(small_config(optimizer=place), weights).param_groups
+    assert group["maximize"]
+    assert build_recipe("own.py:recipe(epochs=7)").epochs == 7
+
+
 def half_brier(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.softmax(1) - F.one_hot(labels, logits.shape[1])).square().sum(1).mean() / 2
 
@@ -226,6 +281,9 @@ BAD = {
     "optimizer=torch.optim:LBFGS": "raises when it is called: ValueError: LBFGS doesn't support",
     "optimizer=bad.py:Keeps": "cannot go on from a checkpoint: ValueError: a checkpoint would hold",
     "optimizer=bad.py:decays": "leaves 1 of the parameters out",
+    "optimizer=bad.py:decays(lr=1)": "leave lr out, which is given by the recipe",
+    "loss=bad.py:each(gamma=2)": "its signature has no 'gamma'",
+    "augment=bad.py:shape(2)": "settings stand as NAME(key=value,key=value)",
 }
 
 
