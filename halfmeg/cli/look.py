@@ -112,7 +112,7 @@ def summary(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a network's layer table, its counts and what it needs in C."""
+    """Print a network's layer table, counts, RAM and flash."""
     from halfmeg.config import BUDGET, check_range
     from halfmeg.data.options import read_size
     from halfmeg.data.shape import data_shape
