@@ -327,6 +327,19 @@ def tell_apart(configs: Sequence[RunConfig]) -> list[RunConfig]:
     return [dataclasses.replace(one, **named) for one, named in zip(configs, own, strict=True)]
 
 
+def as_configs(config: RunConfig | Sequence[RunConfig]) -> list[RunConfig]:
+    """Return one config, or each of several.
+
+    Raises:
+        TypeError: something else, such as the name of a recipe.
+    """
+    configs = [config] if isinstance(config, RunConfig | str) else list(config)
+    for one in configs:
+        if not isinstance(one, RunConfig):
+            raise TypeError(f"config={one!r:.60} is no RunConfig; build_recipe makes one")
+    return configs
+
+
 def _for_json(value: Any) -> Any:
     """Return a number of NumPy's as one of Python's and a path as text; all else as it is."""
     if isinstance(value, (tuple, list)):

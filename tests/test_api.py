@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import doctest
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, small_config
 
 import halfmeg
 from halfmeg.data.dataset import DataSplits
+from halfmeg.studies.sequential import compare_until_decided
 
 SLOW = ("compare", "cross_validate", "fit")  # the first two measure 30 corruptions of each run
 
@@ -71,6 +76,35 @@ def test_what_a_notebook_shows_is_one_line(folder_with_a_run: Path, digits: Data
         "DataSplits('digits', train=Dataset(1,437 images of 3×32×32, 10 classes), "
         "test=Dataset(360 images of 3×32×32, 10 classes))"
     )
+
+
+def test_a_name_where_a_thing_is_wanted_is_told(few_digits: DataSplits, tmp_path: Path) -> None:
+    config, out = small_config(), tmp_path / "out"
+    called: list[Callable[..., Any]] = [
+        halfmeg.fit, partial(halfmeg.cross_validate, folds=2),
+        lambda config, data, out: halfmeg.compare(
+            ["mlp"], data, seeds=1, config=config, out=out
+        ),
+        lambda config, data, out: compare_until_decided(["mlp"], data, config=config, out=out),
+    ]  # fmt: skip
+    for call in called:
+        with pytest.raises(TypeError, match="config='common' is no RunConfig; build_recipe makes"):
+            call("common", few_digits, out=out)
+        with pytest.raises(TypeError, match=r"of the type str; give load_dataset\('digits'\)"):
+            call(config, "digits", out=out)
+    with pytest.raises(TypeError, match="the type Dataset; give load_dataset"):
+        halfmeg.resume(tmp_path, few_digits.test)  # type: ignore[arg-type]
+    network = halfmeg.build_model("mlp")
+    with pytest.raises(TypeError, match=r"type DataSplits; give one part, as load_dataset\(...\)"):
+        halfmeg.evaluate(network, few_digits, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    assert not out.exists()
+
+
+def test_loaded_sources_are_equal_where_they_are_one(few_digits: DataSplits) -> None:
+    other = replace(few_digits)
+    assert few_digits != other
+    assert few_digits.train == other.train
+    assert len({few_digits, other, few_digits}) == 2
 
 
 def test_one_text_is_not_taken_for_a_list_of_letters(

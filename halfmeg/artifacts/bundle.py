@@ -165,6 +165,8 @@ class Bundle:
         DataOptions.from_dict(stored.options)
         if not 2 <= len(stored.classes) <= MAX_CLASSES:
             raise ValueError(f"classes: 2 to {MAX_CLASSES:,} names are expected")
+        if len(set(stored.classes)) < len(stored.classes):
+            raise ValueError("classes: a name stands there twice")
         if len(stored.std) != len(stored.mean):
             raise ValueError("mean and std have different numbers of channels")
         shape = data_shape(stored.image_size, len(stored.mean))

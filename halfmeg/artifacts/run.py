@@ -186,9 +186,13 @@ class Run:
         """Read metrics.csv; an empty list before the first epoch has ended.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or ends before a finished run did.
         """
-        return read_metrics(self.folder / "metrics.csv")
+        path, rows = self.folder / "metrics.csv", read_metrics(self.folder / "metrics.csv")
+        last = rows[-1]["epoch"] if rows else 0
+        if last != self.config.epochs and self.result() is not None:
+            raise ValueError(f"{path} is damaged: it ends after epoch {last:g} of a finished run")
+        return rows
 
     def save_checkpoint(self, state: Mapping[str, Any], epoch: int, step: int) -> Path:
         """Write a checkpoint named by the epochs and steps done, and drop the oldest ones.

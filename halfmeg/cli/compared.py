@@ -48,7 +48,8 @@ def write_and_print_sets(
 
     A data set on which every run failed has no page: it is among the failures alone.
     """
-    from halfmeg.studies.page import read_before, write_comparison
+    from halfmeg.studies.caveats import read_before
+    from halfmeg.studies.page import write_comparison
     from halfmeg.studies.sets import rank_comparisons, write_ranking
 
     results = [result for result, _, _ in finished]
@@ -65,8 +66,8 @@ def write_and_print_sets(
             print_line(f"{result.data}: {result.ranking}")
             if result.stopped:
                 print_line(f"  the study {result.stopped}")
-            if again := read_before(result):
-                print_line(f"  {again}")
+            for before in read_before(result):
+                print_line(f"  {before}")
         print_line(ranking.verdict)
         print_line(f"page    {page}")
     for data, runs in failures.items():
@@ -77,7 +78,7 @@ def write_and_print_sets(
 
 
 def _print_comparison(result: Comparison) -> None:
-    from halfmeg.studies.page import not_compared, read_before, unchecked
+    from halfmeg.studies.caveats import not_compared, read_before, unchecked
     from halfmeg.studies.study import NOT_FINISHED
 
     between, units = result.interval_name, f"{result.unit}s"
@@ -100,8 +101,8 @@ def _print_comparison(result: Comparison) -> None:
         print_line(note)
     if result.stopped:
         print_line(f"the study {result.stopped}")
-    if again := read_before(result):
-        print_line(again)
+    for before in read_before(result):
+        print_line(before)
     for name, error in result.failures.items():
         told = "left out" if error == NOT_FINISHED else "failed"
         print_error(f"{told}: {name}: {error}")

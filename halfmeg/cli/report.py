@@ -31,8 +31,6 @@ def report(
 
     Without their data the page has no pictures, and costs are those that a study has measured.
     """
-    from dataclasses import replace
-
     from halfmeg.cli.progress import load_study
     from halfmeg.files import holds_nothing, make_folder
     from halfmeg.studies.compare import compare_runs
@@ -46,7 +44,7 @@ def report(
     folder = Path(out or (folders[0] if is_study else "report"))
     reading = Reading.of_all([Path(one) for one in folders])
     if margin is not None:
-        reading = replace(reading, margin=margin / 100)
+        reading = reading.within(margin / 100)
     # raises before anything is written or measured
     compare_runs(runs, failures=failures, reading=reading)
     check_page_folder(folder)

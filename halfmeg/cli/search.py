@@ -204,6 +204,7 @@ def _to_dict(folder: Path, outcome: Outcome) -> dict[str, Any]:
         "test_accuracy": (outcome.run.result() or {}).get("test_accuracy"),
         "verdicts": outcome.verdicts,
         "no_verdict": outcome.no_verdict or None,
+        "earlier_comparisons": list(outcome.earlier),
         "failures": dict(outcome.failures),
         "comparison": outcome.comparison.to_dict() if outcome.comparison else None,
         "page": str(folder / "search.html"),
@@ -242,6 +243,8 @@ def _print_outcome(folder: Path, outcome: Outcome, data: DataSplits) -> None:
         print_line(f"test        {result.get('test_accuracy', 0):.2%} of {len(data.test):,} images")
     for verdict in outcome.verdicts:
         print_line(verdict)
+    if outcome.seen_before:
+        print_line(outcome.seen_before)
     if outcome.no_verdict:
         print_line(f"nothing was compared: {outcome.no_verdict}")
     for name, error in outcome.failures.items():

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os import PathLike
 from typing import Self
 
 import numpy as np
@@ -20,7 +21,7 @@ LARGER_SIDES = (48, 64, 96)
 """Pixels that are worth a try where images have them; beyond, small networks get slow."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class Dataset:
     """Labelled images of one size.
 
@@ -90,7 +91,7 @@ def _image_id(image: np.ndarray) -> int:
     return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DataSplits:
     """A source, loaded: the training and the test part and what identifies them.
 
@@ -187,6 +188,20 @@ def build_splits(
     mean, std = channel_statistics(train.images if len(train) else test.images)
     splits = DataSplits(name, train, test, mean, std, "", validation=validation)
     return replace(splits, fingerprint=fingerprint(*splits.parts.values()))
+
+
+def require_dataset(dataset: object) -> None:
+    """Raise TypeError where a caller hands over something else than one part of a source."""
+    if not isinstance(dataset, Dataset):
+        kind = type(dataset).__name__
+        raise TypeError(f"dataset is of the type {kind}; give one part, as load_dataset(...).test")
+
+
+def require_splits(data: object) -> None:
+    """Raise TypeError where a caller hands over something else than a loaded source."""
+    if not isinstance(data, DataSplits):
+        given = repr(data) if isinstance(data, str | PathLike) else "..."
+        raise TypeError(f"data is of the type {type(data).__name__}; give load_dataset({given})")
 
 
 def require_trainable(data: DataSplits) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfmeg.data.augment import normalize
-from halfmeg.data.dataset import Dataset
+from halfmeg.data.dataset import Dataset, require_dataset
 from halfmeg.evaluation.precision import autocast, compute_dtype
 from halfmeg.networks.protocol import evaluating
 
@@ -158,6 +158,7 @@ def evaluate(
 
     Raises:
         ValueError: no images, or a label outside the network's classes.
+        TypeError: all parts of a source instead of one.
 
     Example:
         >>> from halfmeg import build_model, evaluate, load_dataset
@@ -166,5 +167,6 @@ def evaluate(
         >>> result.n, sum(map(sum, result.confusion))
         (360, 360)
     """
+    require_dataset(dataset)
     logits = compute_logits(model, dataset.images, mean, std, precision=precision)
     return score(logits, dataset.labels)

@@ -69,6 +69,7 @@ class Outcome:
         entrant: the winner's name in it.
         failures: of the last comparison, by run folder, or by network where it never began.
         no_verdict: why there is none; empty where there is one.
+        earlier: folders of last comparisons before this one, which read the test set too.
     """
 
     winner: Trial
@@ -77,6 +78,17 @@ class Outcome:
     entrant: str = ""
     failures: Mapping[str, str] = field(default_factory=dict)
     no_verdict: str = ""
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def seen_before(self) -> str:
+        """That the test set was read before the search went on; empty where it was not."""
+        if self.comparison is None or not self.earlier:
+            return ""
+        return (
+            f"the test images were read before, by {' and '.join(self.earlier)}: who gives a "
+            "search more time having seen that has more chances to find a difference"
+        )
 
     @property
     def verdicts(self) -> list[str]:
@@ -282,7 +294,8 @@ def finish(search: Search, final: Final, *, listener: StudyListener | None = Non
         workers=1 if search.cluster is not None else search.workers, cluster=search.cluster,
         listener=listener,
     )  # fmt: skip
-    return _outcome(search.folder, search.data, winner, study, final.failures)
+    outcome = _outcome(search.folder, search.data, winner, study, final.failures)
+    return replace(outcome, earlier=_earlier(search.folder, search.stored.leg))
 
 
 def _why_alone(stored: Stored, winner: RunConfig, timed: Timed) -> str:
@@ -332,6 +345,11 @@ def _outcome(
     alone = len(comparison.models) == 1
     why = "every other network failed" if alone else "no network shares a seed with the winner"
     return replace(outcome, no_verdict=why)
+
+
+def _earlier(folder: Path, leg: int) -> tuple[str, ...]:
+    names = [f"final-{before}" for before in range(1, leg)]
+    return tuple(name for name in names if any((folder / name).glob("*/result.json")))
 
 
 def finish_trial(folder: Path, data: DataSplits) -> Run:

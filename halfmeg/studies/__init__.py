@@ -22,6 +22,7 @@
 | `sequential` | a study that grows until every pair is decided |
 | `plan` | what a study could see, before it is trained |
 | `auto` | `train auto`: network, image size, batch and epochs from data and time |
+| `caveats` | what a reader has to know beside the verdicts |
 | `figures`, `tables`, `page` | pictures, tables, the HTML page and its Markdown |
 | `ranking`, `sets` | several data sets: ranks, and the page above the studies |
 """

@@ -13,8 +13,8 @@ from typing import Any, Unpack
 import torch
 
 from halfmeg.artifacts.run import Run
-from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits
+from halfmeg.config import RunConfig, as_configs
+from halfmeg.data.dataset import DataSplits, require_splits
 from halfmeg.data.folds import Folds, parse_fold
 from halfmeg.studies.entrant import OWN_TO_A_RUN, Entrant, build_entrant, name_entrants
 from halfmeg.studies.folder import StudyData
@@ -223,7 +223,8 @@ def plan_comparison(
     Raises:
         ValueError: as for `compare`.
     """
-    recipes = [config] if isinstance(config, RunConfig) else list(config)
+    require_splits(data)
+    recipes = as_configs(config)
     if (seeds is None) == (folds is None):
         raise ValueError(f"seeds={seeds} and folds={folds}; give one of the two")
     divided = data if folds is None else Folds.of(data, folds)
@@ -258,6 +259,7 @@ def cross_validate(
         >>> found.models[0].test_accuracy
         Interval(mean=..., lo=..., hi=...)
     """
+    as_configs([config])
     return compare([config.model], data, folds=folds, out=out, config=config, listener=listener)
 
 

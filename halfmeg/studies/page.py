@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from halfmeg.artifacts.inherited import read_inherited_bundles
 from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.artifacts.run import Run
 from halfmeg.config import BUDGET
-from halfmeg.data.augment import Augmentation
 from halfmeg.data.decode import png_address
 from halfmeg.data.folds import Folds
 from halfmeg.files import make_folder, read_json, write_atomically, write_json
+from halfmeg.studies.caveats import caveats, seeds_vary, test_readings
 from halfmeg.studies.compare import Comparison
 from halfmeg.studies.figures import (
     calibration_figure,
@@ -32,9 +30,7 @@ from halfmeg.studies.figures import (
 )
 from halfmeg.studies.folder import StudyData
 from halfmeg.studies.measure import COSTS, ROBUSTNESS_IMAGES, fingerprint_of, read_costs
-from halfmeg.studies.study import NOT_FINISHED
-from halfmeg.studies.tables import TABLES, comparison_tables, readings_table, write_tables
-from halfmeg.training.plan import augmentation_of
+from halfmeg.studies.tables import TABLES, comparison_tables, write_tables
 
 FIGURE_FILES = {
     "curves": "comparison.png",
@@ -161,7 +157,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     return {
         "comparison": comparison,
         "budget": BUDGET,
-        "notes": _notes(comparison),
+        "notes": caveats(comparison),
         "tables": {table.name: table for table in comparison_tables(comparison) if table.rows},
         "interval": comparison.interval_name,
         "unit": comparison.unit,
@@ -218,168 +214,6 @@ def _picture(pixels: np.ndarray) -> str:
     """Return uint8 C×H×W as a PNG in a data URI, whole pixels enlarged to 96 or more."""
     times = max(1, -(-96 // pixels.shape[-1]))
     return png_address(pixels.repeat(times, 1).repeat(times, 2))
-
-
-def _notes(comparison: Comparison) -> list[str]:
-    """Return what a reader has to know beside the verdicts."""
-    return [
-        *_notes_on_sizes(comparison),
-        *_notes_on_reading(comparison),
-        *_notes_on_what_is_missing(comparison),
-    ]
-
-
-def _notes_on_sizes(comparison: Comparison) -> Iterator[str]:
-    for model in comparison.models:
-        if not model.within_budget:
-            yield f"{model.name} has {model.params:,} parameters: over the budget of {BUDGET:,}."
-    sizes = [model.params for model in comparison.models]
-    if max(sizes) > 2 * min(sizes):
-        yield (
-            f"The networks differ in size by a factor of {max(sizes) / min(sizes):.0f}: "
-            "a difference between them is one of size as well as of kind."
-        )
-
-
-def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
-    if comparison.folds is not None:
-        folds = sorted({fold for model in comparison.models for fold in model.per_seed})
-        if len(folds) == comparison.folds:
-            told = f"All images of the source, {comparison.num_test:,}, are divided into"
-            tested = "Each is tested once, by"
-        else:
-            told = "All images of the source are divided into"
-            named = f"fold{'s' if len(folds) > 1 else ''} {_and([str(fold) for fold in folds])}"
-            tested = f"Only {named} with {comparison.num_test:,} images are tested, each once by"
-        yield (
-            f"{told} {comparison.folds} folds, whatever parts it had. {tested} networks "
-            "that were trained on the other folds."
-        )
-    elif any(1 < pair.num_seeds < 5 for pair in comparison.pairs):
-        yield (
-            "Fewer than 5 seeds say little of the chance between seeds, so the intervals are wide."
-        )
-    if again := read_before(comparison):
-        yield f"{again}."
-    reading = comparison.reading
-    if reading.planned:
-        yield (
-            f"Planned to be read with {_and([str(n) for n in reading.planned])} seeds until every "
-            f"pair is decided; each look is at {100 * reading.level:g}%, so that these together "
-            "are at 5%."
-        )
-    if comparison.stopped:
-        yield f"The study {comparison.stopped}."
-
-
-def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
-    yield from not_compared(comparison)
-    yield from unchecked(comparison)
-    reasons = dict.fromkeys(m.no_temperature for m in comparison.models if m.no_temperature)
-    for reason in reasons:
-        names = [model.name for model in comparison.models if model.no_temperature == reason]
-        have = "has" if len(names) == 1 else "have"
-        yield f"{_and(names)} {have} no temperature: {reason}."
-    if any(run.config.monitor == "test" for model in comparison.models for run in model.runs):
-        yield (
-            "The test set was read after every epoch, for the curves only; "
-            "each figure is of the last epoch, never the best."
-        )
-    for name, error in comparison.failures.items():
-        failed = "" if error == NOT_FINISHED else " failed and"
-        yield f"The run {name}{failed} is not in the figures: {error}"
-
-
-def not_compared(comparison: Comparison) -> Iterator[str]:
-    """Say which networks are not compared, as they share no seed or fold."""
-    compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
-    for a, b in combinations(comparison.models, 2):
-        if frozenset((a.name, b.name)) not in compared:
-            yield f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
-
-
-def unchecked(comparison: Comparison) -> Iterator[str]:
-    """Say which networks may have learned from one that has seen test images."""
-    names = [
-        model.name for model in comparison.models
-        if not all(
-            bundle.comparable
-            for run in model.runs for bundle in read_inherited_bundles(run.folder).values()
-        )
-    ]  # fmt: skip
-    if names:
-        yield (
-            f"{_and(names)} learned from a network that may have seen some of the test images: "
-            "whether it has could not be checked."
-        )
-
-
-def read_before(comparison: Comparison) -> str | None:
-    """Say that a study was read with numbers of seeds that no plan has counted; None where not."""
-    if comparison.folds is not None:  # their number is decided beforehand
-        return None
-    now = max(len(m.runs) for m in comparison.models)
-    looks = comparison.reading.unplanned_looks(now)
-    planned = comparison.reading.planned
-    uncounted = looks if now in planned else (*looks, now)
-    if planned and uncounted:
-        numbers = _and([str(n) for n in uncounted])
-        return (
-            f"This study is read with {numbers} seeds, which its plan of looks has not counted, so "
-            "verdicts may be false more often than stated"
-        )
-    if not looks:
-        return None
-    return (
-        f"This study was read with {_and([str(n) for n in looks])} seeds before. Where seeds "
-        "are added because of what was read, verdicts are false more often than stated; "
-        "`--until-decided` allows for it"
-    )
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def seeds_vary(runs: Sequence[Run]) -> str:
-    """Say what differs between the seeds or folds of a study, and what does not."""
-    configs = [run.config for run in runs]
-    varied = ["the initial weights", "the order of the images"]
-    # A way to fill the border is no draw.
-    if any(augmentation_of(c) != Augmentation(crop_mode=c.crop_mode) for c in configs):
-        varied.append("the draws of augmentation")
-    # The user's own validation part is the same for each seed.
-    split = any(run.config.val_fraction and not run.data.num_validation for run in runs)
-    if split:
-        varied.append("the split into training and validation images")
-    if runs[0].options.fold:
-        varied = ["the training images", "the test images", *varied]
-        return (
-            f"Folds vary {_and(varied)}; they share the settings, with all the tuning behind them. "
-            "The intervals allow for other training and test images of the same kind, by the "
-            "corrected resampled t (Nadeau and Bengio 2003); not for another tuning."
-        )
-    same = ["the images before that split" if split else "the training images"]
-    same += ["the test images", "the settings, with all the tuning behind them"]
-    return (
-        f"Seeds vary {_and(varied)}; they share {_and(same)}. The intervals allow for other test "
-        "images of the same kind, not for other training images or another tuning."
-    )
-
-
-def test_readings(comparison: Comparison) -> str:
-    """Say how often and for what the test set was read, as run folders and study have logged."""
-    runs = [run for model in comparison.models for run in model.runs]
-    logged = "; ".join(f"{row[0]}: {row[1]}" for row in readings_table(comparison).rows)
-    parts = [f"Readings of the test set, {len(runs)} runs: {logged}." if logged else ""]
-    silent = sum(not run.test_readings() for run in runs)
-    if silent:
-        parts.append(f"{silent} of the {len(runs)} runs have no log of their readings.")
-    if comparison.reading.looks:
-        now = max(len(model.runs) for model in comparison.models)
-        looks = _and([str(n) for n in sorted({*comparison.reading.looks, now})])
-        parts.append(f"The answers were compared with {looks} {comparison.unit}s.")
-    return " ".join(filter(None, parts))
 
 
 def _settings(comparison: Comparison) -> dict[str, Any]:

@@ -29,12 +29,14 @@ class Reading:
         planned: numbers of seeds at which the study was planned to be read; empty where it is read
             once.
         looks: numbers of seeds at which it has been read.
+        margins: others within which it was read before.
     """
 
     margin: float = MARGIN
     level: float = LEVEL
     planned: tuple[int, ...] = ()
     looks: tuple[int, ...] = ()
+    margins: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.margin < 1:
@@ -83,7 +85,14 @@ class Reading:
             margin=min(one.margin for one in found),
             planned=plans.pop() if len(plans) == 1 else (),  # one without a plan has none to count
             looks=tuple(sorted({look for one in found for look in one.looks})),
+            margins=tuple(sorted({margin for one in found for margin in one.margins})),
         )
+
+    def within(self, margin: float) -> Reading:
+        """Return it with another margin; where it was read, with the former one among `margins`."""
+        former = {self.margin} if self.looks else set[float]()
+        margins = tuple(sorted({*self.margins, *former} - {margin}))
+        return replace(self, margin=margin, margins=margins)
 
     def go_on(self, wanted: Reading, folder: Path) -> Reading:
         """Return how a study goes on that was read like this and shall be like `wanted`.
@@ -98,7 +107,8 @@ class Reading:
                 "counted; choose another --out"
             )
         kept = self if self.planned else wanted
-        return replace(kept, margin=wanted.margin, looks=self.looks)
+        kept = replace(kept, margin=self.margin, looks=self.looks, margins=self.margins)
+        return kept.within(wanted.margin)
 
     def with_look(self, seeds: int) -> Reading:
         """Return it with one more look."""
@@ -193,9 +203,10 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class StoredReading:
-    """A reading as it is written: nothing of it may be missing."""
+    """A reading as it is written: nothing of it may be missing, but what came later."""
 
     margin: float
     level: float
     planned: tuple[int, ...]
     looks: tuple[int, ...]
+    margins: tuple[float, ...] = ()

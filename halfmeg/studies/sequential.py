@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from halfmeg.config import RunConfig
-from halfmeg.data.dataset import DataSplits
+from halfmeg.config import RunConfig, as_configs
+from halfmeg.data.dataset import DataSplits, require_splits
 from halfmeg.studies.compare import Comparison, compare_runs, compare_study
 from halfmeg.studies.power import LOOKS, is_futile
 from halfmeg.studies.reading import MARGIN, Reading, begun_seeds, record_look
@@ -96,7 +96,8 @@ def plan_until_decided(
     Raises:
         ValueError: as for `compare_until_decided`.
     """
-    recipes = [config] if isinstance(config, RunConfig) else list(config)
+    require_splits(data)
+    recipes = as_configs(config)
     seeds = seeds or _looks_left(Path(out))[0]
     configs = make_configs(models, recipes, seeds, tuned_on, [out, *beside])
     return plan_study(configs, data, out, reading=Reading.until_decided(margin), **how)

@@ -114,7 +114,7 @@ class PairResult:
         mean, lo_text, hi_text = in_points([d.mean, d.lo, d.hi], self.margin, sign=True)
         told = f"{mean} points ({self._counts(lo_text, hi_text)})"
         if self.outcome == "same":
-            return f"{self.a} and {self.b} are the same within {_margin(self.margin)}: {told}"
+            return f"{self.a} and {self.b} are the same within {margin_text(self.margin)}: {told}"
         return f"{self.a} and {self.b} cannot be told apart: {told}; {self.outlook}"
 
     def _counts(self, lo: str, hi: str) -> str:
@@ -202,7 +202,8 @@ def in_points(
     return texts
 
 
-def _margin(margin: float) -> str:
+def margin_text(margin: float) -> str:
+    """Write a margin, 0 to 1, in points."""
     points = f"{100 * margin:.1f}" if round(1000 * margin, 6).is_integer() else f"{100 * margin:g}"
     return f"{points} point" if margin == MARGIN else f"{points} points"
 

@@ -14,8 +14,8 @@ from typing import Any
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.sources import check_sources, require_same
 from halfmeg.artifacts.weights import checkpoint_name, read_checkpoint
-from halfmeg.config import RunConfig, tell_apart
-from halfmeg.data.dataset import DataSplits
+from halfmeg.config import RunConfig, as_configs, tell_apart
+from halfmeg.data.dataset import DataSplits, require_splits
 from halfmeg.errors import one_line
 from halfmeg.places.load import blame
 from halfmeg.training.distributed import Ranks, join_ranks
@@ -72,6 +72,8 @@ def fit(
         >>> run.result()["params"], run.result()["test_n"]
         (81578, 360)
     """
+    as_configs([config])
+    require_splits(data)
     own = {"model": model, "loss": loss, "optimizer": optimizer, "augment": augment}
     own = {key: value for key, value in own.items() if value is not None}
     (config,) = tell_apart([replace(config, **own)])
@@ -142,6 +144,7 @@ def resume(
         >>> len(run.read_metrics()) == run.config.epochs
         True
     """
+    require_splits(data)
     run = Run.open(folder, model=model, loss=loss, optimizer=optimizer, augment=augment)
     with join_ranks(run.config.device) as ranks:
         config = run.config

@@ -21,14 +21,16 @@ def kept_process() -> Iterator[None]:
 
     Its global generators go on where they stood. Otherwise a loop that draws settings and trains
     would draw the same ones after each run. Gradients are on meanwhile, whatever it has set, and
-    its number of threads comes back. A second thread waits, as both would draw from these
-    generators; a listener may train.
+    its number of threads comes back. So is the type of new tensors, which is float32 meanwhile. A
+    second thread waits, as both would draw from these generators; a listener may train.
     """
     with _one_at_a_time, kept_draws(), torch.inference_mode(False), torch.enable_grad():
-        threads = torch.get_num_threads()
+        threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
+            torch.set_default_dtype(dtype)
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
 

@@ -72,6 +72,7 @@ def setting(key: str, value: object) -> Change:
         (setting("classes", ["one"]), "2 to 10,000"),
         (setting("classes", [1] * 10), r"Expected `str`, got `int` - at `\$.classes"),
         (setting("classes", ["a", "b"]), "does not fit the network"),
+        (setting("classes", [*"012345678", "0"]), "classes: a name stands there twice"),
         (setting("image_size", 100_000), r"Expected `int` <= 4096 - at `\$.image_size`"),
         (setting("image_size", True), r"Expected `int \| array`, got `bool` - at `\$.image_size`"),
         (setting("mean", [1, 2]), "different numbers of channels"),

@@ -16,8 +16,9 @@ from halfmeg.artifacts.weights import weights_to_bytes
 from halfmeg.data.dataset import build_splits
 from halfmeg.data.load import load_dataset
 from halfmeg.networks.table import build_model
+from halfmeg.studies.caveats import unchecked
 from halfmeg.studies.compare import compare_runs
-from halfmeg.studies.page import unchecked, write_comparison
+from halfmeg.studies.page import write_comparison
 from halfmeg.training.fit import fit, resume
 from halfmeg.training.job import fits
 

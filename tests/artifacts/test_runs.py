@@ -17,9 +17,10 @@ from halfmeg.artifacts.environment import environment
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import DataFacts, Run
 from halfmeg.artifacts.weights import load_weights, read_checkpoint, read_logits, weights_to_bytes
-from halfmeg.data.dataset import MAX_CLASSES
+from halfmeg.data.dataset import MAX_CLASSES, DataSplits
 from halfmeg.files import new_folder, write_atomically
 from halfmeg.networks.table import build_model
+from halfmeg.training.fit import fit
 
 
 @pytest.fixture
@@ -224,6 +225,19 @@ def test_damaged_metrics_are_named(run: Run, content: str) -> None:
     path.write_text(content.replace("{header}", ",".join(METRICS)), encoding="latin-1")
     with pytest.raises(ValueError, match=r"metrics.csv is damaged"):
         run.read_metrics()
+
+
+def test_metrics_that_end_before_a_finished_run_did_are_told(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    run = fit(small_config(epochs=2), few_digits, tmp_path / "mine")
+    path = run.folder / "metrics.csv"
+    header, first, _ = path.read_text().splitlines(keepends=True)
+    path.write_text(header + first)
+    with pytest.raises(ValueError, match="damaged: it ends after epoch 1 of a finished run"):
+        run.read_metrics()
+    (run.folder / "result.json").unlink()
+    assert len(run.read_metrics()) == 1
 
 
 def test_logits_are_plain_arrays(run: Run) -> None:

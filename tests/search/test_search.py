@@ -1895,7 +1895,16 @@ def test_what_fails_in_the_last_comparison_is_listed(
     assert "not finite" in at_once
     assert all("the loss became nan" in error for error in late)
     write_page(search, outcome)
-    assert "Last comparison, nan.py:Nan: " in (out / "search.html").read_text()
+    page = (out / "search.html").read_text()
+    assert "Last comparison, nan.py:Nan: " in page
+    assert not outcome.seen_before
+    assert "read before" not in page
+    (out / final.folder).rename(out / "final-1")
+    search.stored = replace(search.stored, leg=2)
+    again = finish(search, replace(final, folder="final-2"))
+    assert again.seen_before.startswith("the test images were read before, by final-1: ")
+    write_page(search, again)
+    assert "The test images were read before, by final-1: " in (out / "search.html").read_text()
     alone = finish(search, replace(final, folder="alone", baselines=final.baselines[:1]))
     assert alone.no_verdict == "every other network failed"
 

@@ -16,8 +16,9 @@ from scipy import stats
 from halfmeg import Run, compare, cross_validate
 from halfmeg.data.dataset import build_splits
 from halfmeg.data.folds import Folds
+from halfmeg.studies.caveats import read_before
 from halfmeg.studies.compare import compare_runs
-from halfmeg.studies.page import _picture, read_before, write_comparison
+from halfmeg.studies.page import _picture, write_comparison
 from halfmeg.studies.plan import chance_of
 from halfmeg.studies.resampled import folded_interval, folded_tests
 from halfmeg.studies.study import make_configs, open_runs, run_study
@@ -159,7 +160,7 @@ def test_folds_that_are_missing_shift_no_pictures(studied: Path, tmp_path: Path)
 
 def test_folds_are_not_told_of_looks_by_seeds(studied: Path) -> None:
     found = compare_runs(open_runs([studied]))
-    assert read_before(replace(found, reading=replace(found.reading, looks=(2,)))) is None
+    assert read_before(replace(found, reading=replace(found.reading, looks=(2,)))) == []
 
 
 def test_one_fold_with_several_seeds_is_refused(tmp_path: Path) -> None:

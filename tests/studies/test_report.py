@@ -16,7 +16,7 @@ from conftest import CHROMIUM, small_config
 from PIL import Image
 
 from halfmeg.data.dataset import DataSplits
-from halfmeg.studies import page as page_room  # whose test_readings is no test
+from halfmeg.studies import caveats  # whose test_readings is no test
 from halfmeg.studies.compare import Comparison, compare, compare_runs
 from halfmeg.studies.figures import (
     calibration_figure,
@@ -176,12 +176,12 @@ def test_notes_name_each_reason_once_and_seeds_do_not_contradict_themselves(
         for share in (0.0, 0.1)
     )  # fmt: skip
     for mixed in ([without, held], [held, without]):
-        said = page_room.seeds_vary(mixed)
+        said = caveats.seeds_vary(mixed)
         assert "the split into training and validation images" in said
         assert "they share the images before that split" in said
-    assert "they share the training images" in page_room.seeds_vary([without])
+    assert "they share the training images" in caveats.seeds_vary([without])
     held.data = replace(held.data, num_validation=20)  # a part of the user's own
-    assert page_room.seeds_vary([held]) == page_room.seeds_vary([without])
+    assert caveats.seeds_vary([held]) == caveats.seeds_vary([without])
 
 
 def test_figures_are_repeatable_and_take_the_pages_colour(comparison: Comparison) -> None:
@@ -398,6 +398,6 @@ def test_the_page_states_every_reading_of_the_test_set(
     first, last = final.split(",")[3:]
     assert first <= last
     looked = replace(comparison, reading=replace(comparison.reading, looks=(2, 5)))
-    assert "The answers were compared with 2 and 5 seeds." in page_room.test_readings(looked)
+    assert "The answers were compared with 2 and 5 seeds." in caveats.test_readings(looked)
     before = replace(comparison, reading=replace(comparison.reading, looks=(1,)))
-    assert "The answers were compared with 1 and 2 seeds." in page_room.test_readings(before)
+    assert "The answers were compared with 1 and 2 seeds." in caveats.test_readings(before)

@@ -20,10 +20,10 @@ from conftest import NUM_TEST, Cli, first_digits, small_config, with_tests
 
 from halfmeg.artifacts.run import Run
 from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS
+from halfmeg.studies.caveats import read_before
 from halfmeg.studies.compare import compare, compare_runs
 from halfmeg.studies.figures import accuracy_curve
 from halfmeg.studies.measure import measure_robustness
-from halfmeg.studies.page import read_before
 from halfmeg.studies.power import SeedsNeeded
 from halfmeg.studies.reading import Reading
 from halfmeg.studies.sequential import compare_until_decided
@@ -661,6 +661,15 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits, cli: Cli)
     second = run(3, margin=0.03)
     assert second.reading.unplanned_looks(3) == (2,)
     assert second.pairs[0].margin == 0.03
+    assert first.reading.margins == ()
+    assert Reading.of(tmp_path / "s").margins == (0.01,)
+    others = "was read within a margin of 1.0 point before, and is read within 3.0 points now"
+    assert others in read_before(second)[1]
+    outcome = cli("report", str(tmp_path / "s"), "--margin", "5", "--out", str(tmp_path / "five"))
+    assert "within a margin of 1.0 point and 3.0 points before, and" in outcome.out, outcome.err
+    assert "3.0 points before, and is read within 5.0" in (
+        tmp_path / "five" / "comparison.html"
+    ).read_text()  # fmt: skip
     assert Reading.of(tmp_path / "s").looks == (2, 3)
     runs = [str(run.folder) for model in second.models for run in model.runs]
     outcome = cli("report", *runs, "--out", str(tmp_path / "again"))
@@ -700,7 +709,7 @@ def test_a_report_of_a_study_that_is_not_finished_is_a_look_at_it(
     )
     assert found.reading.unplanned_looks(3) == (1, 2)
     said = read_before(found)
-    assert said is not None and "read with 1 and 2 seeds before" in said
+    assert len(said) == 1 and "read with 1 and 2 seeds before" in said[0]
     before = (out / "study.json").read_text()
     assert cli("report", str(out), "--out", "page").code == 0
     assert (out / "study.json").read_text() == before
@@ -765,7 +774,8 @@ def test_a_study_until_decided_goes_on_where_it_was(
     again = go_on()
     assert again.to_dict()["verdicts"] == found.to_dict()["verdicts"]
     assert again.stopped == found.stopped
-    assert read_before(again) is None
+    assert read_before(again) == []
     more = compare(names, few_digits, seeds=4, out=out, config=config)
     said = read_before(more)
-    assert said is not None and "read with 4 seeds, which its plan of looks has not counted" in said
+    assert "read with 4 seeds, which its plan of looks has not counted" in said[0]
+    assert "was read within a margin of 0.0001 points before" in said[1]

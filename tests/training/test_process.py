@@ -69,6 +69,20 @@ def test_gradients_that_a_program_has_turned_off_are_on_in_a_run(
         assert (tmp_path / name / "weights.safetensors").read_bytes() == weights
 
 
+def test_a_program_that_computes_in_float64_trains_in_float32(
+    tmp_path: Path, few_digits: DataSplits
+) -> None:
+    alone = fit(small_config(), few_digits, tmp_path / "alone").folder
+    torch.set_default_dtype(torch.float64)
+    try:
+        run = fit(small_config(), few_digits, tmp_path / "double")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = (alone / "weights.safetensors").read_bytes()
+    assert (run.folder / "weights.safetensors").read_bytes() == weights
+
+
 def test_threads_that_train_get_the_bits_that_they_get_alone(
     tmp_path: Path, few_digits: DataSplits
 ) -> None:
