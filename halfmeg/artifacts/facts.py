@@ -40,6 +40,7 @@ class Result(TypedDict, total=False):
     fingerprint: Required[str]
     images_per_second: Required[float]
     seconds: Required[float]
+    runs_at_once: Annotated[int, Meta(ge=1)]
     sha256: dict[str, str]
 
 

@@ -46,6 +46,8 @@ def read_metrics(path: Path) -> list[MetricsRow]:
     try:
         text = read_limited(path, MAX_BYTES).decode()
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        if any(not row["epoch"] for row in rows):
+            raise ValueError("a row has no epoch")
         return [{key: float(row[key]) if row[key] else None for key in METRICS} for row in rows]
     except FileNotFoundError:
         return []

@@ -281,6 +281,11 @@ class Run:
         return replace(found, left_out=left_out)
 
     @property
+    def draws_validation(self) -> bool:
+        """Whether it held out a draw of its training images, by groups where they are given."""
+        return bool(self.config.val_fraction) and not self.data.num_validation
+
+    @property
     def options(self) -> DataOptions:
         """How the run's source was read."""
         return DataOptions.from_dict(self.data.options)

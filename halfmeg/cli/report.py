@@ -31,6 +31,8 @@ def report(
 
     Without their data the page has no pictures, and costs are those that a study has measured.
     """
+    from dataclasses import replace
+
     from halfmeg.cli.progress import load_study
     from halfmeg.files import holds_nothing, make_folder
     from halfmeg.studies.compare import compare_runs
@@ -44,7 +46,7 @@ def report(
     folder = Path(out or (folders[0] if is_study else "report"))
     reading = Reading.of_all([Path(one) for one in folders])
     if margin is not None:
-        reading = reading.within(margin / 100)
+        reading = replace(reading, margin=margin / 100)
     # raises before anything is written or measured
     compare_runs(runs, failures=failures, reading=reading)
     check_page_folder(folder)
@@ -69,5 +71,6 @@ def report(
     measured = [place for place in places if (place / COSTS).exists()]
     costs_from = next(iter(measured), None)
     result = compare_runs(runs, costs_from=costs_from, failures=failures, reading=reading)
-    record_looks([[run.folder for run in model.runs] for model in result.models])
+    read = [[run.folder for run in model.runs] for model in result.models]
+    record_looks(read, result.reading.margin)
     write_and_print(result, folder, loaded, as_json)

@@ -113,7 +113,8 @@ def load_dataset(
     options = options or DataOptions()
     shape = data_shape(image_size, options.channels)
     if isinstance(source, Path):
-        source = f"./{source}" if str(source) in NAMED else str(source)
+        text = str(source)
+        source = f"./{text}" if text in NAMED or is_hub_source(text) else text
     _require_text(source)
     encoded = _find(source, Path(data_dir), options, progress)
     if encoded is None:

@@ -23,11 +23,12 @@ def seed_draws(seed: int) -> None:
 
 @contextmanager
 def kept_draws() -> Iterator[None]:
-    """Put the three generators back afterwards to where they were, those of the processor."""
+    """Put the three generators back afterwards to where they were, torch's on GPUs in use too."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     of_python = random.getstate()
     of_numpy = np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=list(gpus)):
             yield
     finally:
         random.setstate(of_python)

@@ -180,10 +180,28 @@ def locate(place: str) -> Path | None:
     if found := IN_MODULE.fullmatch(place):
         if found["module"] in sys.modules:
             return file_of(sys.modules[found["module"]])
-        with first_on_path(None):  # of the package around it, for which no Python has to run
-            spec = importlib.util.find_spec(found["module"].partition(".")[0])
-        return Path(spec.origin).resolve() if spec and spec.origin else None
+        return _file_of_module(found["module"])
     return None
+
+
+def _file_of_module(name: str) -> Path | None:
+    """Return the file of a module that is not imported, for which no Python has to run.
+
+    Of one that only its package can make, while that is imported, it is the package's file.
+    """
+    first, *below = name.split(".")
+    with first_on_path(None):
+        spec = importlib.util.find_spec(first)
+    if spec is None:
+        return None
+    file = Path(spec.origin) if spec.origin else None
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    for part in below:
+        stems = [folder / stem for folder in folders for stem in (Path(part, "__init__"), part)]
+        files = [stem.with_name(stem.name + ending) for stem in stems for ending in all_suffixes()]
+        file = next(filter(Path.is_file, files), file)
+        folders = [folder / part for folder in folders]
+    return file.resolve() if file else None
 
 
 def files_of_module(place: str) -> list[Path]:

@@ -335,7 +335,8 @@ def _outcome(
         run = finish_trial(folder / "trials" / f"{winner.number:04}", data)
         return Outcome(winner, run, failures=failures, no_verdict="the winner failed there")
     comparison = compare_runs(study.runs, failures=study.failures, reading=study.reading)
-    record_look(study.folder, max(len(model.runs) for model in comparison.models))
+    seeds = max(len(model.runs) for model in comparison.models)
+    record_look(study.folder, seeds, comparison.reading.margin)
     (entrant,) = [
         m.name for m in comparison.models if m.runs[0].config.model == own[0].config.model
     ]

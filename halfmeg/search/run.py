@@ -374,6 +374,8 @@ class _WithPage(SearchListener):
 
 def _identity(stored: Stored) -> Stored:
     """Return what two searches have to share to be one: all but time, plan and the data's place."""
-    data: StoredData = {**stored.data, "name": "", "source": "", "options": {}}
+    # Groups change no image, but which of them are held out for validation.
+    groups = {key: value for key, value in stored.data["options"].items() if key == "group"}
+    data: StoredData = {**stored.data, "name": "", "source": "", "options": groups}
     same = replace(stored, data=data, seconds=0.0, leg=1, previous=(), plan=None, final=None)
     return msgspec.convert(msgspec.to_builtins(same), Stored)  # as it is after it was stored

@@ -123,9 +123,9 @@ def read_before(comparison: Comparison) -> list[str]:
 
 def _other_margins(comparison: Comparison) -> str:
     reading = comparison.reading
-    if not reading.margins:
+    if not reading.other_margins:
         return ""
-    earlier = _and([margin_text(margin) for margin in reading.margins])
+    earlier = _and([margin_text(margin) for margin in reading.other_margins])
     return (
         f"This study was read within a margin of {earlier} before, and is read within "
         f"{margin_text(reading.margin)} now. Where a margin is chosen by what was read, networks "

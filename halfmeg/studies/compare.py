@@ -277,7 +277,7 @@ def compare_study(
     measure(study.runs, data, study.folder)
     out, failures, reading = study.folder, study.failures, study.reading
     found = compare_runs(study.runs, costs_from=out, failures=failures, reading=reading)
-    record_look(out, max(len(model.runs) for model in found.models))
+    record_look(out, max(len(model.runs) for model in found.models), reading.margin)
     return found
 
 

@@ -135,9 +135,8 @@ def _difference(run: Run, config: RunConfig, data: StudyData) -> str | None:
         source, fingerprint = data, data.fingerprint
     if run.data.fingerprint == fingerprint:  # wherever the images are now
         # Groups change no image, but which of them are held out for validation.
-        return first_difference(
-            *({"group": one.get("group")} for one in (run.data.options, source.options))
-        )
+        groups = [{"group": one.get("group")} for one in (run.data.options, source.options)]
+        return first_difference(*groups) if run.draws_validation else None
     facts = (
         {"data": one.name, "classes": len(one.classes), "image_size": one.image_size}
         | {name: value for name, value in one.options.items() if name != "fold"}

@@ -95,7 +95,8 @@ def load_run(run: Run, first: Run) -> LoadedRun:
         raise unfinished(run.folder)
     if run.data.fingerprint != first.data.fingerprint:
         raise _other_data(run, first)
-    if run.options.group != first.options.group:  # they may hold out other images for validation
+    both_draw = run.draws_validation and first.draws_validation
+    if both_draw and run.options.group != first.options.group:  # they hold out other images
         raise ValueError(
             f"{run.folder} was trained with group={run.options.group!r}, and {first.folder} with "
             f"group={first.options.group!r}; compare runs of the same groups"

@@ -29,7 +29,7 @@ class Reading:
         planned: numbers of seeds at which the study was planned to be read; empty where it is read
             once.
         looks: numbers of seeds at which it has been read.
-        margins: others within which it was read before.
+        margins: within which it has been read.
     """
 
     margin: float = MARGIN
@@ -57,7 +57,10 @@ class Reading:
             ValueError: `study.json` is damaged.
         """
         study = read_study(folder)
-        return cls(**vars(study.reading)) if study and study.reading else cls()
+        if study is None or (stored := study.reading) is None:
+            return cls()
+        margins = stored.margins or ((stored.margin,) if stored.looks else ())  # an earlier version
+        return cls(**vars(stored) | {"margins": margins})
 
     @classmethod
     def of_all(cls, folders: Sequence[Path]) -> Reading:
@@ -88,12 +91,6 @@ class Reading:
             margins=tuple(sorted({margin for one in found for margin in one.margins})),
         )
 
-    def within(self, margin: float) -> Reading:
-        """Return it with another margin; where it was read, with the former one among `margins`."""
-        former = {self.margin} if self.looks else set[float]()
-        margins = tuple(sorted({*self.margins, *former} - {margin}))
-        return replace(self, margin=margin, margins=margins)
-
     def go_on(self, wanted: Reading, folder: Path) -> Reading:
         """Return how a study goes on that was read like this and shall be like `wanted`.
 
@@ -107,12 +104,18 @@ class Reading:
                 "counted; choose another --out"
             )
         kept = self if self.planned else wanted
-        kept = replace(kept, margin=self.margin, looks=self.looks, margins=self.margins)
-        return kept.within(wanted.margin)
+        return replace(kept, margin=wanted.margin, looks=self.looks, margins=self.margins)
 
-    def with_look(self, seeds: int) -> Reading:
-        """Return it with one more look."""
-        return replace(self, looks=tuple(sorted({*self.looks, seeds})))
+    def with_look(self, seeds: int, margin: float | None = None) -> Reading:
+        """Return it with one more look, within a margin; None: its own."""
+        margins = {*self.margins, self.margin if margin is None else margin}
+        looks = {*self.looks, seeds}
+        return replace(self, looks=tuple(sorted(looks)), margins=tuple(sorted(margins)))
+
+    @property
+    def other_margins(self) -> tuple[float, ...]:
+        """Those within which it has been read, but for its own."""
+        return tuple(margin for margin in self.margins if margin != self.margin)
 
     def unplanned_looks(self, seeds: int) -> tuple[int, ...]:
         """Return the looks before this one that no plan has counted."""
@@ -123,27 +126,32 @@ class Reading:
         return asdict(self)
 
 
-def record_look(folder: Path, seeds: int) -> None:
+def record_look(folder: Path, seeds: int, margin: float) -> None:
     """Note in the `study.json` of a folder that the study was read with so many seeds.
+
+    Args:
+        folder: of the study.
+        seeds: how many.
+        margin: within which it was read, 0 to 1.
 
     Raises:
         ValueError: the file is damaged.
         OSError: it cannot be written.
     """
     read, path = Reading.of(folder), folder / "study.json"
-    if seeds not in read.looks:
-        looked = {"reading": read.with_look(seeds).to_dict()}
-        write_json(path, read_json(path, dict[str, Any]) | looked)
+    if (now := read.with_look(seeds, margin)) != read:
+        write_json(path, read_json(path, dict[str, Any]) | {"reading": now.to_dict()})
 
 
-def record_looks(entrants: Sequence[Sequence[Path]]) -> None:
+def record_looks(entrants: Sequence[Sequence[Path]], margin: float) -> None:
     """Note in the studies that runs stand in that they were read, finished or not.
 
     Where one network lacks seeds of another, as while a study is trained, their pair was read with
-    the fewer. Nothing is noted where the study was read with as many seeds before.
+    the fewer. Nothing is noted where the study was read with as many seeds and that margin before.
 
     Args:
         entrants: for each network the folders of its runs that were read.
+        margin: within which they were, 0 to 1.
 
     Warns:
         UnloggedReadingWarning: a study is read-only, so nothing is noted there.
@@ -155,9 +163,11 @@ def record_looks(entrants: Sequence[Sequence[Path]]) -> None:
     for study, counts in read.items():
         if not (study / "study.json").exists():
             continue
-        if max(Reading.of(study).looks, default=0) < max(counts):
+        before = Reading.of(study)
+        last = max(before.looks, default=0)
+        if last < max(counts) or margin not in before.margins:
             with warn_if_read_only(study):
-                record_look(study, min(counts))
+                record_look(study, min(counts) if last < max(counts) else last, margin)
 
 
 def begun_seeds(folder: Path) -> int:

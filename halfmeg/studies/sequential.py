@@ -60,7 +60,7 @@ def compare_until_decided(
                 break
             pairs = compare_runs(study.runs, reading=study.reading).pairs
             undecided = [pair for pair in pairs if pair.outcome == "open"]
-            record_look(study.folder, seeds)
+            record_look(study.folder, seeds, margin)
             if not undecided:
                 reason = f"decided with {seeds} seeds"
                 break

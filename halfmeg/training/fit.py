@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halfmeg.artifacts.run import Run
-from halfmeg.artifacts.sources import check_sources, require_same
+from halfmeg.artifacts.sources import check_sources, find_change
 from halfmeg.artifacts.weights import checkpoint_name, read_checkpoint
 from halfmeg.config import RunConfig, as_configs, tell_apart
 from halfmeg.data.dataset import DataSplits, require_splits
@@ -161,8 +161,8 @@ def open_to_resume(
     """Return a run, its newest readable checkpoint, and the damaged ones passed over.
 
     Raises:
-        ValueError: no run folder, other data than the run's, no readable checkpoint, or Python of
-            the user's own that has changed since.
+        ValueError: no run folder, other data or groups than the run's, no readable checkpoint, or
+            Python of the user's own that has changed since.
     """
     run = Run.open(folder)
     if data.fingerprint != run.data.fingerprint:
@@ -171,6 +171,9 @@ def open_to_resume(
             f"but {folder} was trained on {run.data.fingerprint} ({run.data.name}); "
             "`Run.own_data` leaves out images that came later"
         )
+    group = data.options.get("group", "")
+    if run.draws_validation and group != run.options.group:  # it would hold out other images
+        raise ValueError(f"{folder} was trained with group={run.options.group!r}, not {group!r}")
     if run.result() is not None:
         return run, None, []
     run.remove_dead_parts()
@@ -179,7 +182,9 @@ def open_to_resume(
         raise ValueError(f"no readable checkpoint in {run.folder}; damaged: {damaged[0].name}")
     # The settings are the folder's own, whatever has become of the recipe that they came from.
     places = {key: place for key, place in run.config.places().items() if key != "recipe"}
-    require_same(run.folder, places)  # or its source would be that of its first epochs alone
+    if (changed := find_change(run.folder, places)) is not None:
+        told, kept = changed  # its source would be that of its first epochs alone
+        raise ValueError(f"{told}; put back what {kept} keeps, or train anew")
     check_sources(run.folder, places)
     require_inherited(run)
     check(run.config, data)

@@ -219,7 +219,9 @@ def test_metrics_keep_their_precision(run: Run) -> None:
     assert (read["lr"], read["train_loss"], read["val_loss"]) == (1 / 3, 0.1 + 0.2, None)
 
 
-@pytest.mark.parametrize("content", ["epoch,lr\n1,0.1\n", "\xff\n1\n", "{header}\n1,many,0.5\n"])
+@pytest.mark.parametrize(
+    "content", ["epoch,lr\n1,0.1\n", "\xff\n1\n", "{header}\n1,many,0.5\n", "{header}\n,0.1\n"]
+)
 def test_damaged_metrics_are_named(run: Run, content: str) -> None:
     path = run.folder / "metrics.csv"
     path.write_text(content.replace("{header}", ",".join(METRICS)), encoding="latin-1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 import textwrap
 from dataclasses import replace
@@ -22,7 +23,7 @@ from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import build_own, needs_plain_order
 from halfmeg.networks.trial import HEADER_BYTES, _Trial, try_out
 from halfmeg.places.load import load
-from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place
+from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place, locate
 from halfmeg.places.source import read_source
 from halfmeg.search.budget import Limits
 from halfmeg.search.finish import choose_baselines
@@ -339,6 +340,33 @@ def test_a_module_of_a_package(folder: Path) -> None:
     assert build_model("mynets.small:Net").conv.out_channels == 12
     expected = ["mynets/__init__.py", "mynets/sizes.py", "mynets/small.py"]
     assert sorted(read_source("mynets.small:Net").texts) == expected
+
+
+def test_a_module_of_a_package_is_found_before_it_is_imported(folder: Path, cli: Cli) -> None:
+    """No Python runs for it, and a run of it goes on in a new process."""
+    package = folder / "nets" / "small"
+    package.mkdir(parents=True)
+    write(folder / "nets", "1 / 0", "__init__.py")
+    write(package, NET, "mine.py")  # of a package without an __init__.py
+    place = "nets.small.mine:Net"
+    assert locate(place) == package / "mine.py"
+    assert locate("nets.absent:Net") == folder / "nets" / "__init__.py"
+    write(folder / "nets", "", "__init__.py")
+    outcome = cli("train", "common", f"model={place}", "epochs=1", "--out", "run", cwd=folder)
+    assert outcome.code == 0, outcome.err
+    code = (
+        "from pathlib import Path; from halfmeg.artifacts.sources import find_change; "
+        f"print(find_change(Path('run'), {{'model': '{place}'}}))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True
+    )
+    assert told.stdout == "None\n"
+    write(package, NET.replace("width=8", "width=9"), "mine.py")
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True
+    )
+    assert "nets.small.mine:Net: Net in nets/small/mine.py has changed since" in told.stdout
 
 
 def test_what_a_file_prints_stays_out_of_json(cli: Cli, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from halfmeg.files import write_json
 from halfmeg.studies.power import LOOK_LEVEL, LOOKS
-from halfmeg.studies.reading import MARGIN, Reading
+from halfmeg.studies.reading import MARGIN, Reading, record_look
 from halfmeg.studies.stats import LEVEL
 
 
@@ -26,6 +27,20 @@ def test_the_runs_of_a_study_are_read_at_its_level(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "config.json", {})
     assert Reading.of_all([tmp_path / "run"]) == Reading()
+
+
+def test_a_study_that_was_begun_but_never_read_within_a_margin(tmp_path: Path) -> None:
+    """The reading that is wanted stands there before the first run; what was read, after it."""
+    read = Reading(0.01).with_look(3)
+    begun = study(tmp_path / "a", read.go_on(Reading(0.03), tmp_path))
+    again = Reading.of(begun).go_on(Reading(0.01), begun)
+    assert (again.margin, again.margins, again.other_margins) == (0.01, (0.01,), ())
+    record_look(begun, 3, 0.02)
+    assert Reading.of(begun).margins == (0.01, 0.02)
+    stored = Reading(0.03).with_look(3).to_dict()
+    del stored["margins"]  # an earlier version's
+    write_json(begun / "study.json", {"runs": [], "reading": stored})
+    assert Reading.of(begun).margins == (0.03,)
 
 
 def test_studies_together_have_the_looks_of_all(tmp_path: Path) -> None:
@@ -59,5 +74,8 @@ def test_studies_together_were_not_read_before_they_ended(tmp_path: Path) -> Non
     three, five, grown = folders
     assert Reading.of_all([three, five]) == Reading.of_all([five, three])
     assert Reading.of_all([five, three]).margin == 0.005
+    assert Reading.of_all([three, five]).other_margins == (0.01,)
+    assert Reading.of_all([five, grown]).other_margins == ()
+    assert replace(Reading.of_all([five, grown]), margin=0.02).other_margins == (0.01,)
     assert Reading.of_all([three, five]).unplanned_looks(5) == ()
     assert Reading.of_all([five, grown]).unplanned_looks(5) == (3,)

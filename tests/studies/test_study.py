@@ -32,7 +32,7 @@ from halfmeg.studies.study import make_configs, open_runs, run_study
 from halfmeg.studies.tables import p_text
 from halfmeg.studies.verdict import PairResult, in_points
 from halfmeg.studies.workers import StudyListener
-from halfmeg.training.fit import fit
+from halfmeg.training.fit import fit, resume
 from halfmeg.training.listen import Listener
 from halfmeg.training.plan import derive_seed
 from halfmeg.training.stopping import TrainingInterruptedError
@@ -365,10 +365,20 @@ def test_groups_change_what_is_held_out_and_so_the_study(tmp_path: Path, few_dig
     other = fit(replace(terms, seed=1), grouped, tmp_path / "other")
     with pytest.raises(ValueError, match=r"with group='writer', and .*-0 with group=''; compare"):
         compare_runs([first, other])
+    with pytest.raises(ValueError, match="other was trained with group='writer', not ''"):
+        resume(other.folder, few_digits)
     shutil.move(other.folder, tmp_path / "study" / "logistic-seed-1")
     (tmp_path / "study" / "study.json").write_text('{"runs": []}')
     with pytest.raises(ValueError, match=r"logistic-seed-1 was .*: group is writer there and None"):
         run_study([terms, replace(terms, seed=1)], few_digits, tmp_path / "study")
+
+
+def test_groups_by_which_nothing_is_held_out_change_nothing(tmp_path: Path, few_digits) -> None:
+    grouped = replace(few_digits, options={"group": "writer"})
+    terms = small_config(model="logistic", epochs=1, val_fraction=0.0)
+    first = fit(terms, few_digits, tmp_path / "a")
+    other = fit(replace(terms, seed=1), grouped, tmp_path / "b")
+    assert len(compare_runs([first, other]).models) == 1
 
 
 def test_seeds_of_a_stack_share_its_seconds(tmp_path: Path, few_digits) -> None:
@@ -661,15 +671,17 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits, cli: Cli)
     second = run(3, margin=0.03)
     assert second.reading.unplanned_looks(3) == (2,)
     assert second.pairs[0].margin == 0.03
-    assert first.reading.margins == ()
-    assert Reading.of(tmp_path / "s").margins == (0.01,)
+    assert first.reading.other_margins == ()
+    assert Reading.of(tmp_path / "s").margins == (0.01, 0.03)
     others = "was read within a margin of 1.0 point before, and is read within 3.0 points now"
     assert others in read_before(second)[1]
     outcome = cli("report", str(tmp_path / "s"), "--margin", "5", "--out", str(tmp_path / "five"))
     assert "within a margin of 1.0 point and 3.0 points before, and" in outcome.out, outcome.err
-    assert "3.0 points before, and is read within 5.0" in (
-        tmp_path / "five" / "comparison.html"
-    ).read_text()  # fmt: skip
+    page = (tmp_path / "five" / "comparison.html").read_text()
+    assert "3.0 points before, and is read within 5.0" in page
+    outcome = cli("report", str(tmp_path / "s"), "--out", str(tmp_path / "three"))
+    told = "within a margin of 1.0 point and 5.0 points before, and is read within 3.0 points now"
+    assert told in outcome.out, outcome.err
     assert Reading.of(tmp_path / "s").looks == (2, 3)
     runs = [str(run.folder) for model in second.models for run in model.runs]
     outcome = cli("report", *runs, "--out", str(tmp_path / "again"))
