@@ -184,6 +184,22 @@ def test_what_25_minutes_give_is_that_of_its_run() -> None:
     assert f"{100 * found['val_accuracy']:.2f}% of the 1,000 others" in page
 
 
+def test_resnet8_by_its_own_recipe_is_that_of_its_run() -> None:
+    page = (RESULTS / "README.md").read_text()
+    (row,) = [line for line in page.splitlines() if "MLPerf Tiny's own recipe, in 80" in line]
+    folder = RESULTS / "mlperf-tiny" / "resnet8-own"
+    found = json.loads((folder / "result.json").read_text())
+    stated = f"{100 * found['test_accuracy']:.2f}%"
+    assert f"| {found['params']:,} | {found['macs'] / 1e6:.2f} | {stated}, " in row
+    assert f"It took {found['seconds'] / 3600:.1f} hours" in page
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert (config["optimizer"], config["batch_size"], config["epochs"]) == ("adam", 32, 80)
+    assert config["lr_drop"] ** 80 == pytest.approx(0.99**500, rel=0.02)
+    steps = (ROOT / "docs" / "experiments.md").read_text()
+    (hours,) = re.findall(rf"\| ([\d.]+) \| {stated}, beside 85.90%", steps)
+    assert hours == f"{found['seconds'] / 3600:.1f}"
+
+
 def test_the_speed_in_readme_is_that_of_its_file() -> None:
     bfloat16, float32 = (
         {entry["model"]: f"{entry['ratio']:.1f}" for entry in json.loads(path.read_text())}
