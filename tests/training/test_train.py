@@ -86,11 +86,12 @@ def test_a_run_learns_and_its_folder_tells_everything(tmp_path: Path, half_digit
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_every_network_trains(name: str, tmp_path: Path) -> None:
-    recorder = Recorder()
-    config = small_config(model=name, epochs=4, batch_size=30, **EVERYTHING)
-    run = fit(config, first_digits(100), tmp_path / "run", listener=recorder)
-    assert recorder.rows[-1]["train_loss"] < recorder.rows[0]["train_loss"]
+def test_every_network_learns(name: str, tmp_path: Path) -> None:
+    """Small batches and images as they are: augmented ones leave the deep networks at chance."""
+    config = small_config(model=name, epochs=6, batch_size=10, label_smoothing=0.1, ema=0.9)
+    run = fit(config, first_digits(100), tmp_path / "run")
+    losses = [row["train_loss"] for row in run.read_metrics()]
+    assert losses[-1] < 0.95 * losses[0]  # type: ignore[operator]
     run.load_model()
 
 
@@ -110,7 +111,7 @@ EACH_ONCE = (
     ],
 )
 def test_every_optimizer_and_schedule(optimizer, schedule, tmp_path: Path, few_digits) -> None:
-    lr = 0.005 if optimizer == "sgd" else 0.002
+    lr = 0.05 if optimizer == "sgd" else 0.002
     config = small_config(
         optimizer=optimizer, schedule=schedule, lr=lr, milestones=(1,), batch_size=64
     )
