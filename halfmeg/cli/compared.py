@@ -28,11 +28,12 @@ def write_and_print(
     result: Comparison, folder: Path, data: StudyData | None, as_json: bool
 ) -> None:
     """Write a comparison's page and print what it found; exit with 1 where a run failed."""
-    from halfmeg.studies.page import write_comparison  # matplotlib: half a second for others
+    # matplotlib: half a second for others
+    from halfmeg.studies.page import comparison_numbers, write_comparison
 
     page, figure = write_comparison(result, folder, data)
     if as_json:
-        print_json(result.to_dict() | {"page": str(page), "figure": str(figure)})
+        print_json(comparison_numbers(result) | {"page": str(page), "figure": str(figure)})
     else:
         _print_comparison(result)
         print_line(f"page    {page}")
@@ -48,8 +49,8 @@ def write_and_print_sets(
 
     A data set on which every run failed has no page: it is among the failures alone.
     """
-    from halfmeg.studies.caveats import read_before
-    from halfmeg.studies.page import write_comparison
+    from halfmeg.studies.caveats import without_page
+    from halfmeg.studies.page import comparison_numbers, write_comparison
     from halfmeg.studies.sets import rank_comparisons, write_ranking
 
     results = [result for result, _, _ in finished]
@@ -58,16 +59,14 @@ def write_and_print_sets(
         write_comparison(result, folder, loaded)
     page = write_ranking(ranking, results, [folder for _, folder, _ in finished], above, failures)
     if as_json:
-        studies = [result.to_dict() for result in results]
+        studies = [comparison_numbers(result) for result in results]
         more = {"studies": studies, "failures": failures, "page": str(page)}
         print_json(ranking.to_dict() | more)
     else:
         for result in results:
             print_line(f"{result.data}: {result.ranking}")
-            if result.stopped:
-                print_line(f"  the study {result.stopped}")
-            for before in read_before(result):
-                print_line(f"  {before}")
+            for note in without_page(result):
+                print_line(f"  {note}")
         print_line(ranking.verdict)
         print_line(f"page    {page}")
     for data, runs in failures.items():
@@ -78,7 +77,7 @@ def write_and_print_sets(
 
 
 def _print_comparison(result: Comparison) -> None:
-    from halfmeg.studies.caveats import not_compared, read_before, unchecked
+    from halfmeg.studies.caveats import without_page
     from halfmeg.studies.study import NOT_FINISHED
 
     between, units = result.interval_name, f"{result.unit}s"
@@ -97,12 +96,8 @@ def _print_comparison(result: Comparison) -> None:
         print_line(pair.verdict)
         if pair.terms:
             print_line(f"  not on equal terms: {'; '.join(pair.terms)}")
-    for note in (*not_compared(result), *unchecked(result)):
+    for note in without_page(result):
         print_line(note)
-    if result.stopped:
-        print_line(f"the study {result.stopped}")
-    for before in read_before(result):
-        print_line(before)
     for name, error in result.failures.items():
         told = "left out" if error == NOT_FINISHED else "failed"
         print_error(f"{told}: {name}: {error}")

@@ -59,8 +59,8 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text for a place in a line: as `printable`, and without an end of line within."""
-    return printable(text).replace("\n", r"\n")
+    """Return text for a place in a line: as `printable`, without an end of line or tab within."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def print_line(text: str) -> None:

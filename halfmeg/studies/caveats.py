@@ -58,8 +58,7 @@ def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
         yield (
             "Fewer than 5 seeds say little of the chance between seeds, so the intervals are wide."
         )
-    for before in read_before(comparison):
-        yield f"{before}."
+    yield from read_before(comparison)
     reading = comparison.reading
     if reading.planned:
         yield (
@@ -67,13 +66,12 @@ def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
             f"pair is decided; each look is at {100 * reading.level:g}%, so that these together "
             "are at 5%."
         )
-    if comparison.stopped:
-        yield f"The study {comparison.stopped}."
+    yield from _stopped(comparison)
 
 
 def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
-    yield from not_compared(comparison)
-    yield from unchecked(comparison)
+    yield from _not_compared(comparison)
+    yield from _unchecked(comparison)
     reasons = dict.fromkeys(m.no_temperature for m in comparison.models if m.no_temperature)
     for reason in reasons:
         names = [model.name for model in comparison.models if model.no_temperature == reason]
@@ -89,7 +87,22 @@ def _notes_on_what_is_missing(comparison: Comparison) -> Iterator[str]:
         yield f"The run {name}{failed} is not in the figures: {error}"
 
 
-def not_compared(comparison: Comparison) -> Iterator[str]:
+def without_page(comparison: Comparison) -> list[str]:
+    """Return what has to be known where only the verdicts are printed, a sentence or more each."""
+    return [
+        *_not_compared(comparison),
+        *_unchecked(comparison),
+        *_stopped(comparison),
+        *read_before(comparison),
+    ]
+
+
+def _stopped(comparison: Comparison) -> Iterator[str]:
+    if comparison.stopped:
+        yield f"The study {comparison.stopped}."
+
+
+def _not_compared(comparison: Comparison) -> Iterator[str]:
     """Say which networks are not compared, as they share no seed or fold."""
     compared = {frozenset((pair.a, pair.b)) for pair in comparison.pairs}
     for a, b in combinations(comparison.models, 2):
@@ -97,7 +110,7 @@ def not_compared(comparison: Comparison) -> Iterator[str]:
             yield f"{a.name} and {b.name} share no {comparison.unit} and are not compared."
 
 
-def unchecked(comparison: Comparison) -> Iterator[str]:
+def _unchecked(comparison: Comparison) -> Iterator[str]:
     """Say which networks may have learned from one that has seen test images."""
     names = [
         model.name for model in comparison.models
@@ -116,7 +129,7 @@ def unchecked(comparison: Comparison) -> Iterator[str]:
 def read_before(comparison: Comparison) -> list[str]:
     """Say what was read before this: other numbers of seeds that no plan has counted, or margins.
 
-    Either may have been chosen by what was read. A sentence each, without its full stop.
+    Either may have been chosen by what was read. A sentence or more each.
     """
     return [*filter(None, [_other_seeds(comparison), _other_margins(comparison)])]
 
@@ -129,7 +142,7 @@ def _other_margins(comparison: Comparison) -> str:
     return (
         f"This study was read within a margin of {earlier} before, and is read within "
         f"{margin_text(reading.margin)} now. Where a margin is chosen by what was read, networks "
-        "are called the same more often than stated"
+        "are called the same more often than stated."
     )
 
 
@@ -144,14 +157,14 @@ def _other_seeds(comparison: Comparison) -> str:
         numbers = _and([str(n) for n in uncounted])
         return (
             f"This study is read with {numbers} seeds, which its plan of looks has not counted, so "
-            "verdicts may be false more often than stated"
+            "verdicts may be false more often than stated."
         )
     if not looks:
         return ""
     return (
         f"This study was read with {_and([str(n) for n in looks])} seeds before. Where seeds "
         "are added because of what was read, verdicts are false more often than stated; "
-        "`--until-decided` allows for it"
+        "`--until-decided` allows for it."
     )
 
 

@@ -115,8 +115,8 @@ def write_comparison(
     out = Path(out)
     make_folder(out)
     check_page_folder(out)
-    numbers = comparison.to_dict() | {"test_readings": test_readings(comparison)}
-    write_json(out / "comparison.json", numbers)  # first, as it marks the page as ours
+    # First, as it marks the page as ours.
+    write_json(out / "comparison.json", comparison_numbers(comparison))
     figures = {"curves": comparison_figure(comparison)}
     if comparison.pairs:
         figures["differences"] = differences_figure(comparison)
@@ -133,6 +133,16 @@ def write_comparison(
     write_atomically(out / "comparison.md", render_markdown(comparison, names).encode())
     write_tables(comparison_tables(comparison), out / TABLES)
     return page, out / names["curves"]
+
+
+def comparison_numbers(comparison: Comparison) -> dict[str, Any]:
+    """Return the numbers of a page and what has to be known beside them, for JSON."""
+    runs = [run for model in comparison.models for run in model.runs]
+    return comparison.to_dict() | {
+        "caveats": caveats(comparison),
+        "seeds_vary": seeds_vary(runs),
+        "test_readings": test_readings(comparison),
+    }
 
 
 def build_templates() -> jinja2.Environment:

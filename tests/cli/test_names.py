@@ -15,7 +15,7 @@ from halfmeg.cli.show import printable
 from halfmeg.data.load import load_dataset
 
 NAMES = ("[/b]", "[red]x", r"$\frac{", "$a_b$", "<script>alert(1)</script>", "a|b", "{{7*7}}",
-         "\x1b[31mred", "_x_", "new\nline", "\u202eabc", ":smile:")  # fmt: skip
+         "\x1b[31mred", "_x_", "new\nline", "a\ttab", "\u202eabc", ":smile:")  # fmt: skip
 """Markup of rich, matplotlib, HTML, Markdown and templates, and what moves a cursor."""
 
 FOLDER = "[bold]photos $x$[i]"
@@ -40,7 +40,7 @@ def hostile(tmp_path: Path) -> Path:
 
 
 def shown(name: str) -> str:
-    return printable(name).replace("\n", r"\n")
+    return printable(name).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def assert_shown(text: str, names: tuple[str, ...] = NAMES) -> None:

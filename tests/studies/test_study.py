@@ -254,7 +254,7 @@ def test_networks_that_failed_on_opposite_seeds_have_a_page_and_no_verdict(
     page = (tmp_path / "s" / "comparison.html").read_text()
     assert "No verdict: no two networks share a seed." in page
     assert "One network" not in page
-    for told in (page, done.out):
+    for told in (page, done.out, " ".join(found["caveats"])):
         assert "share no seed and are not compared." in " ".join(told.split())
     assert "failed: own-First-seed-0: RuntimeError: not with this seed" in done.err
     reported = cli("report", "s", "--out", "again")
