@@ -196,12 +196,11 @@ def _find(
     if is_hub_source(source):
         tables, note = find_on_hub(source, progress)
         encoded = read_parquet(tables, options)
-        _check_groups(encoded, options)
+        encoded = _check_groups(encoded, options)
         _check_classes(encoded, source)
         return dataclasses.replace(encoded, notes=(note, *encoded.notes))
     if source == "cifar10" and (copy := _cifar10_in_parquet(data_dir, options)) is not None:
-        _check_groups(copy, options)
-        return copy
+        return _check_groups(copy, options)
     if source in NAMED:
         _refuse_columns(source, options)
         if options.group:
@@ -283,7 +282,7 @@ def _read(path: Path, source: str, options: DataOptions) -> EncodedSource:
     else:
         _refuse_columns(source, options)
         encoded = read_folder(path, options.path_group)
-    _check_groups(encoded, options)
+    encoded = _check_groups(encoded, options)
     _check_classes(encoded, source)
     return encoded
 
@@ -307,15 +306,23 @@ def _file_hint(path: Path) -> str:
     return ""
 
 
-def _check_groups(encoded: EncodedSource, options: DataOptions) -> None:
-    """Raise where a group was asked for and there is none.
+def _check_groups(encoded: EncodedSource, options: DataOptions) -> EncodedSource:
+    """Note how many images have no group, where one was asked for.
 
     Raises:
         ValueError: no image has one.
     """
     images = [image for part in encoded.parts.values() for image in part]
-    if options.group and images and not any(image.group for image in images):
-        raise ValueError(f"{_no_group(options)}; the first image is {images[0].name}")
+    alone = [image.name for image in images if not image.group]
+    if not options.group or not alone:
+        return encoded
+    if len(alone) == len(images):
+        raise ValueError(f"{_no_group(options)}; the first image is {alone[0]}")
+    note = (
+        f"{len(alone):,} of {len(images):,} images have no group by group={options.group!r} and "
+        f"stand alone, as {alone[0]}"
+    )
+    return dataclasses.replace(encoded, notes=(*encoded.notes, note))
 
 
 def _no_group(options: DataOptions) -> str:

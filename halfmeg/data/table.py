@@ -74,7 +74,8 @@ def read_table(path: Path, options: DataOptions) -> EncodedSource:
         if named is None:
             raise ValueError(
                 f"{path}: {columns.part} holds {list_some(sorted(set(words)), 5)}; "
-                "expected: train, validation and test"
+                "expected: train, validation and test; give the column another name where it "
+                "divides nothing"
             )
         part_of, notes = named, (*notes, divides(columns.part))
     labels = [unicodedata.normalize("NFC", cell_of(row, columns.label)) for row in rows]

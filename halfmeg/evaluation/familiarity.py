@@ -79,8 +79,9 @@ class Familiarity:
     def fit(cls, images: Tensor, trained: Tensor, held_out: Tensor, logits: Tensor) -> Self | None:
         """Set the threshold so that 95% of validation images are familiar.
 
-        It is the conformal quantile: a new image of the same kind is called familiar with a
-        probability of 95% or more, whatever the scores' distribution.
+        It is the conformal quantile, by which a new image of the same kind is called familiar with
+        a probability of about 95%, whatever the scores' distribution. With the fewest images it may
+        be two or three points less, since they standardize the scores too.
 
         Args:
             images: uint8 B×C×H×W.

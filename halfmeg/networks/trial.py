@@ -229,7 +229,9 @@ class _Trial:
         if not logits.requires_grad:
             raise self.fault("gives logits that no gradient comes back from")
         loss = F.cross_entropy(logits.float(), torch.arange(BATCH) % self.num_classes)
-        hidden = [t for t in _leaves(loss) if id(t) not in {id(p) for p in model.parameters()}]
+        hidden = [
+            t for t in gradient_leaves(loss) if id(t) not in {id(p) for p in model.parameters()}
+        ]
         if hidden:
             names = [_name_of(model, t) for t in hidden]
             raise self.fault(
@@ -355,7 +357,7 @@ def _agree(some: Tensor, others: Tensor) -> bool:
     return bool((some - others).abs().max() <= TOLERANCE * scale)
 
 
-def _leaves(loss: Tensor) -> Iterator[Tensor]:
+def gradient_leaves(loss: Tensor) -> Iterator[Tensor]:
     """Yield the tensors that a gradient is collected in."""
     seen, nodes = set(), [loss.grad_fn]
     while nodes:

@@ -7,6 +7,7 @@ killed continues to the same bits as one that was not, on the same machine and v
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def fit(
 
     Raises:
         ValueError: config and data do not fit together, `out` exists, or `start` is no checkpoint,
-            or one of another network, of other data or of the end of the run.
+            or one of another network, of other data, of a run that held out or took over
+            something else, or of the end of the run.
         TrainingDivergedError: the loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM; a checkpoint was written.
 
@@ -84,7 +86,7 @@ def fit(
         if checkpoint is None:
             raise ValueError(f"{start} is missing, damaged or no checkpoint")
         at = check_start(checkpoint, config, data, str(start))
-        _require_own_data(Path(start), data)
+        _require_own_run(Path(start), config, data)
         first = checkpoint_name(at.epoch, at.step), Path(start).read_bytes()
     with join_ranks(config.device) as ranks:
         check_shares(config, data, ranks)
@@ -95,22 +97,42 @@ def fit(
         return _train(run, data, listener or Listener(), checkpoint, [], ranks)
 
 
-def _require_own_data(checkpoint: Path, data: DataSplits) -> None:
-    """Raise where a checkpoint lies in the folder of a run of other data.
+def _require_own_run(checkpoint: Path, config: RunConfig, data: DataSplits) -> None:
+    """Raise where a checkpoint lies in the folder of a run that has seen other images.
 
     Raises:
-        ValueError: it does; its weights may know the test images.
+        ValueError: it does; its weights may know the test images, or those held out now.
     """
     checkpoints = checkpoint.absolute().parent
     folder = checkpoints.parent
     if checkpoints.name != "checkpoints" or not (folder / "config.json").is_file():
         return  # a copy, which does not say
-    facts = Run.open(folder).data
+    run = Run.open(folder)
+    facts = run.data
     if facts.fingerprint != data.fingerprint:
         raise ValueError(
             f"{checkpoint} is of a run on {facts.name} ({facts.fingerprint}), not on {data.name} "
             f"({data.fingerprint}); export that run, and start from its weights with init="
         )
+    for key, then, now in _unlike(run, config, data):
+        raise ValueError(
+            f"{checkpoint} is of a run with {key}={then}, and this one has {key}={now}: it may "
+            f"know images that are held out now; give {key}={then}"
+        )
+
+
+def _unlike(run: Run, config: RunConfig, data: DataSplits) -> Iterator[tuple[str, object, object]]:
+    """Say what a run has seen or held out otherwise than a new one that goes on from it."""
+    for key in ("init", "teacher"):
+        then, now = getattr(run.config, key), getattr(config, key)
+        if then and then != now:
+            yield key, then, now
+    if run.draws_validation:
+        for key in ("seed", "val_fraction"):
+            if getattr(run.config, key) != getattr(config, key):
+                yield key, getattr(run.config, key), getattr(config, key)
+        if run.options.group != data.options.get("group", ""):
+            yield "group", run.options.group, data.options.get("group", "")
 
 
 @kept_process()

@@ -8,7 +8,8 @@
 
 A transform follows the recipe's own augmentation. It gets the generator by that name, or as a
 second argument that has no default, and draws from it, or from torch's own, which is seeded anew
-for each step, so that a run resumes to the same bits. A loss gets `label_smoothing` where its
+for each step, so that a run resumes to the same bits; one that keeps what its calls change is
+refused, and so is a loss that does or that has weights. A loss gets `label_smoothing` where its
 signature has it, a class of losses when an instance is made; an optimizer `betas`, `momentum` and
 `weight_decay`; the groups hold the weight decay of each too. The schedule sets the learning rate of
 all groups. Behind the name may stand further settings, as in `FILE.py:focal(gamma=3)`.
@@ -28,7 +29,8 @@ from torch import Tensor, nn
 from halfmeg.artifacts.weights import checkpoint_to_bytes, load_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.shape import ImageShape
-from halfmeg.places.draws import kept_draws
+from halfmeg.networks.trial import gradient_leaves
+from halfmeg.places.draws import kept_draws, seed_draws
 from halfmeg.places.load import call, load, running, settings_of, takes
 from halfmeg.places.place import is_place
 from halfmeg.places.settings import Value
@@ -127,14 +129,24 @@ def try_own(config: RunConfig, num_classes: int, shape: ImageShape) -> None:
         generator = torch.Generator().manual_seed(0)
         if config.augment:
             images = torch.randn(TRIAL_BATCH, *shape, generator=generator)
-            changed = build_transform(config)(images.clone(), generator)
+            transform = build_transform(config)
+            changed = _call_again(
+                config.augment, lambda: transform(images.clone(), generator.manual_seed(1))
+            )
             if not changed.isfinite().all():
                 raise ValueError(f"{config.augment} returns images that are not finite")
         if config.loss:
             logits = torch.randn(TRIAL_BATCH, num_classes, generator=generator).requires_grad_()
-            loss = build_own_loss(config)(logits, torch.arange(TRIAL_BATCH) % num_classes)
+            labels = torch.arange(TRIAL_BATCH) % num_classes
+            criterion = build_own_loss(config)
+            loss = _call_again(config.loss, lambda: criterion(logits, labels))
             if not (loss.isfinite() and loss.requires_grad):
                 raise ValueError(f"{config.loss} returns a loss that is not finite, or constant")
+            if [leaf for leaf in gradient_leaves(loss) if leaf is not logits]:
+                raise ValueError(
+                    f"{config.loss} has weights of its own, which no optimizer would train; let "
+                    "the network hold them"
+                )
         if is_place(config.optimizer):
             weight, bias = (torch.ones(size, requires_grad=True) for size in ((2, 2), (2,)))
             optimizer = build_own_optimizer(
@@ -150,6 +162,25 @@ def try_own(config: RunConfig, num_classes: int, shape: ImageShape) -> None:
                 )
                 again.load_state_dict(kept or {})
                 again.step()
+
+
+def _call_again(place: str, function: Callable[[], Tensor]) -> Tensor:
+    """Call with the same draws, three times; return the first value.
+
+    Raises:
+        ValueError: the values differ. What calls change is in no checkpoint.
+    """
+    values = []
+    for _ in range(3):
+        seed_draws(2)
+        values.append(function())
+    first, *later = (value.detach().nan_to_num() for value in values)
+    if not all(torch.equal(first, value) for value in later):
+        raise ValueError(
+            f"{place} gives something else each time it is called, with the same draws: what it "
+            "keeps could not be resumed; let it keep nothing, and draw from the generator"
+        )
+    return values[0]
 
 
 def _function(place: str, **offered: Any) -> Callable[..., Any]:

@@ -28,6 +28,10 @@ class Position:
     metrics: list[MetricsRow] = field(default_factory=list)
 
 
+OPTIMIZER_SETTINGS = {"betas", "momentum", "weight_decay"}
+"""Keys of a group of parameters that a run's config sets, once and for all."""
+
+
 @final
 @dataclass(frozen=True)
 class State:
@@ -59,9 +63,16 @@ class State:
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; a part that is missing there keeps nothing.
 
+        Settings of the optimizer stay those of the config: a new run that starts from another's
+        checkpoint may have others.
+
         Raises:
             Exception: it is of another network, or damaged.
         """
+        settings = [
+            {key: group[key] for key in OPTIMIZER_SETTINGS & group.keys()}
+            for group in self.optimizer.param_groups
+        ]
         for name, part in self._parts().items():
             stored = states.get(name, {})
             if part is self.optimizer and type(part) not in NAMED:
@@ -71,7 +82,8 @@ class State:
             part.load_state_dict(stored)
         if type(self.optimizer) not in NAMED:  # one that is the user's may keep any shape
             return
-        for group in self.optimizer.param_groups:
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
             for tensor in group["params"]:
                 for name, value in self.optimizer.state.get(tensor, {}).items():
                     if isinstance(value, Tensor) and value.shape not in ((), tensor.shape):

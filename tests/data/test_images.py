@@ -535,8 +535,14 @@ def test_groups_stay_on_one_side_of_every_split(tmp_path: Path, cli: Cli) -> Non
         assert len(set(loaded.train.groups.tolist())) + len(set(loaded.test.groups.tolist())) == 12
     indices, val = hold_out(data, 0.2, seed=0)
     assert len(val) and not set(data.train.groups[indices].tolist()) & set(val.groups.tolist())
+    assert not data.notes
     with pytest.raises(ValueError, match="group='frame' matches no path and is no column"):
         load_dataset(str(root), options=DataOptions(group="frame"))
+    some = load_dataset(str(root), options=DataOptions(group=r"p1\d_"))
+    told = "80 of 96 images have no group by group='p1\\\\d_' and stand alone, as a/p0_"
+    assert told in " ".join(some.notes)
+    checked = cli("data", "check", "people", r"group=p1\d_")
+    assert "80 of 96 images have no group" in " ".join((checked.out + checked.err).split())
     with pytest.raises(ValueError, match="no regular expression"):
         DataOptions(group="(")
     trained = cli(

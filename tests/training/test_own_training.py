@@ -271,6 +271,11 @@ BAD = {
     "loss=bad.py:each": "returns 7; a scalar",
     "loss=bad.py:constant": "not finite, or constant",
     "loss=bad.py:fails": "raises: RuntimeError: no (line 10)",
+    "loss=bad.py:nan": "not finite, or constant",
+    "loss=bad.py:Warm": "gives something else each time it is called, with the same draws",
+    "loss=bad.py:Learned": "has weights of its own, which no optimizer would train; let the",
+    "augment=bad.py:Fade": "keeps could not be resumed; let it keep nothing",
+    "augment=bad.py:Own": "keeps could not be resumed; let it keep nothing, and draw from the",
     "loss=bad.py:nothing": "there is no 'nothing'",
     "augment=bad.py:shape": "returns 7×3×31×32; images of 7×3×32×32",
     "augment=bad.py:infinite": "returns images that are not finite",
@@ -301,6 +306,27 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, setting: str) -> None:
         def none(params, lr): return None
         def fails(logits, labels):
             raise RuntimeError("no")
+        def nan(logits, labels): return (logits * float("nan")).sum()
+        class Warm:
+            calls = 0
+            def __call__(self, logits, labels):
+                self.calls += 1
+                return logits.square().mean() * self.calls
+        class Learned(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scale = torch.nn.Parameter(torch.ones(()))
+            def forward(self, logits, labels):
+                return (logits * self.scale).square().mean()
+        class Fade(Warm):
+            def __call__(self, images):
+                self.calls += 1
+                return images / self.calls
+        class Own:
+            def __init__(self):
+                self.generator = torch.Generator().manual_seed(0)
+            def __call__(self, images):
+                return images + torch.randn(images.shape, generator=self.generator)
         def first(params, lr): return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
         def other(params, betas2): return None
         def decays(params, lr): return torch.optim.SGD(params[:1], lr)

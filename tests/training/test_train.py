@@ -341,6 +341,36 @@ def test_a_saved_model_is_continued_in_a_new_folder(tmp_path, few_digits, uninte
     assert not (tmp_path / "fewer").exists()
 
 
+def test_a_saved_model_goes_on_with_the_new_settings_and_what_was_held_out(
+    tmp_path, few_digits
+) -> None:
+    """Another draw would validate on images that the saved model was trained on."""
+    config = small_config(epochs=2, keep_checkpoints=0, val_fraction=0.2, optimizer="sgd")
+    start = fit(config, few_digits, tmp_path / "run").checkpoints()[0]
+    for key, value, told in (("seed", 1, 0), ("val_fraction", 0.3, 0.2)):
+        other = replace(config, **{key: value})
+        with pytest.raises(ValueError, match=f"{key}={told}, and this one has {key}={value}: it"):
+            fit(other, few_digits, tmp_path / "none", start=start)
+    grouped = replace(few_digits, options={"group": "a+"})
+    with pytest.raises(ValueError, match=r"group=, and this one has group=a\+: it may know"):
+        fit(config, grouped, tmp_path / "none", start=start)
+    stored = tmp_path / "run" / "config.json"
+    described = json.loads(stored.read_text())
+    taught = described | {"config": described["config"] | {"teacher": "a"}}
+    stored.write_text(json.dumps(taught))
+    with pytest.raises(ValueError, match="teacher=a, and this one has teacher=: it may"):
+        fit(config, few_digits, tmp_path / "none", start=start)
+    stored.write_text(json.dumps(described))
+    assert not (tmp_path / "none").exists()
+    slower = replace(config, weight_decay=1.0, momentum=0.5)
+    more = fit(slower, few_digits, tmp_path / "more", start=start)
+    saved = read_checkpoint(more.checkpoints()[-1])
+    assert saved is not None
+    groups = saved["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [1.0, 0.0]
+    assert {group["momentum"] for group in groups} == {0.5}
+
+
 def test_a_saved_model_of_other_data_or_of_the_end_is_refused(tmp_path, few_digits) -> None:
     config = small_config(epochs=1)
     (saved,) = fit(config, few_digits, tmp_path / "run").checkpoints()
