@@ -91,7 +91,7 @@ def test_a_source_without_columns_refuses_their_names(
     ("rows", "told"),
     [("path,label\nnone.png,a", "line 2: .*none.png does not exist"),
      ("path,label\n00.png,", "line 2: label is empty"),
-     ("path,label,split\n00.png,a,left\n00.png,b,right", "holds left, right.*; give the column another"),
+     ("path,label,split\n00.png,a,left\n00.png,b,right", "right.*; give the column another"),
      ("", "has the columns none")],
 )  # fmt: skip
 def test_csv_mistakes(tmp_path: Path, rows: str, told: str) -> None:
