@@ -48,6 +48,25 @@ ALLOWED_LOSS = 0.005
 """Share of the held-out images that int8 may lose."""
 
 
+def check_request(out: str | Path, targets: Sequence[str] = ()) -> None:
+    """Check what can be told of an export before a run or its data is opened.
+
+    Args:
+        out: the bundle's folder, which must not exist.
+        targets: names from `TARGETS`.
+
+    Raises:
+        ValueError: `out` exists, a target is not known, or an extra is missing.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
+    refuse_existing(Path(out))
+    for target in targets:
+        TARGETS[target].require()
+    _require_ship_extra()
+
+
 def export(
     source: Run | Bundle,
     data: DataSplits,
@@ -70,19 +89,14 @@ def export(
         finetune: train int8 weights on behind the rounding where they lose more than 0.2 points.
 
     Raises:
-        ValueError: `out` exists, other data than the run's, the `ship` extra is missing, an
-            operator that a target does not have, or a file that does not do what the network does;
-            weights that were damaged or altered; a bundle that was fine-tuned, without `finetune`.
+        ValueError: as `check_request`; other data than the run's, an operator that a target does
+            not have, or a file that does not do what the network does; weights that were damaged or
+            altered; a bundle that was fine-tuned, without `finetune`.
     """
-    for target in targets:
-        if target not in TARGETS:
-            raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
-        TARGETS[target].require()
+    check_request(out, targets)
     out = Path(out)
-    refuse_existing(out)
     run = Trained.of(source)
     _check_source(run, data, finetune=finetune)
-    _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
     held_out, trained, kind = _proof_images(run.config, data)
     training = _drawn_of(data.train.images, trained)

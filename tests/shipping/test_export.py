@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import threading
 from dataclasses import replace
 from importlib import import_module
@@ -444,6 +445,23 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
     assert described["recipe"] == trained.config.to_dict()
     assert described["data"]["fingerprint"] == trained.data.fingerprint
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
+
+
+def test_what_can_be_told_at_once_is_told_before_data_and_run_are_opened(
+    cli: Cli, quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "hunt").mkdir()
+    (tmp_path / "hunt" / "search.json").write_text("its trials are not read")
+    for source in ([str(quick.folder)], ["record"], ["hunt"], ["hunt", "--pick", "ram=32k"]):
+        begun = ("export", *source, "--data", "nosuch")
+        found = cli(*begun, "--out", "there", "--target", "c")
+        assert (found.code, found.is_one_line("there exists already")) == (2, True)
+        assert cli(*begun, "--out", "new", "--target", "d").is_one_line("target='d'", "allowed: c")
+        with monkeypatch.context() as bare:
+            bare.setitem(sys.modules, "onnxscript", None)
+            lacking = cli(*begun, "--out", "new", "--target", "c")
+        assert lacking.is_one_line("exporting needs onnxscript: pip install -e '.[ship]'")
 
 
 def test_what_does_nothing_for_a_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
