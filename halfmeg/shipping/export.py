@@ -23,7 +23,7 @@ from halfmeg.data.split import hold_out, stratified_split
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate
 from halfmeg.evaluation.familiarity import Familiarity
-from halfmeg.files import json_bytes, new_folder, refuse_existing
+from halfmeg.files import json_bytes, new_folder, refuse_existing, refuse_unwritable
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.answered import Answered
@@ -56,12 +56,13 @@ def check_request(out: str | Path, targets: Sequence[str] = ()) -> None:
         targets: names from `TARGETS`.
 
     Raises:
-        ValueError: `out` exists, a target is not known, or an extra is missing.
+        ValueError: `out` exists or cannot be made, a target is not known, or an extra is missing.
     """
     for target in targets:
         if target not in TARGETS:
             raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
     refuse_existing(Path(out))
+    refuse_unwritable(Path(out))
     for target in targets:
         TARGETS[target].require()
     _require_ship_extra()

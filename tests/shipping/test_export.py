@@ -457,6 +457,9 @@ def test_what_can_be_told_at_once_is_told_before_data_and_run_are_opened(
         begun = ("export", *source, "--data", "nosuch")
         found = cli(*begun, "--out", "there", "--target", "c")
         assert (found.code, found.is_one_line("there exists already")) == (2, True)
+        (tmp_path / "file").touch()
+        beneath = cli(*begun, "--out", "file/new", "--target", "c")
+        assert beneath.is_one_line("file/new cannot be made: ", "/file is no folder")
         assert cli(*begun, "--out", "new", "--target", "d").is_one_line("target='d'", "allowed: c")
         with monkeypatch.context() as bare:
             bare.setitem(sys.modules, "onnxscript", None)
