@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
-from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.environment import environment, public_command
 from halfmeg.artifacts.readings import warn_if_read_only
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
@@ -313,7 +313,7 @@ def _versions() -> dict[str, Any]:
     import onnx
     import onnxruntime
 
-    facts = environment()
+    facts = environment() | {"command": public_command()}
     kept = ("command", "halfmeg", "commit", "torch", "processor")
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     return {key: facts[key] for key in kept} | versions

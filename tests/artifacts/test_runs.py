@@ -13,7 +13,7 @@ import torch
 from conftest import NETWORKS, small_config
 from torch import nn
 
-from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.environment import environment, public_command
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import DataFacts, Run
 from halfmeg.artifacts.weights import load_weights, read_checkpoint, read_logits, weights_to_bytes
@@ -66,6 +66,26 @@ def test_the_environment_has_the_threads_that_the_config_asks_for(tmp_path, digi
 def test_the_environment_names_a_command_that_repeats(monkeypatch, program, command) -> None:
     monkeypatch.setattr(sys, "argv", [program, "train", "common", "lr=1 2"])
     assert environment()["command"] == command
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/venv/bin/halfmeg", "halfmeg export run --data=photos --out 'a b' --data-dir / ../x y=1"),
+        ("/checkout/halfmeg/__main__.py",
+         "python -m halfmeg export run --data=photos --out 'a b' --data-dir / ../x y=1"),
+        ("/home/me/upload.py", "from Python"),
+        ("/home/me/tool/__main__.py", "from Python"),
+        ("-c", "from Python"),
+        ("", "from Python"),
+    ],
+)  # fmt: skip
+def test_the_command_that_others_read_names_no_folders_and_no_other_program(
+    monkeypatch: pytest.MonkeyPatch, program: str, command: str
+) -> None:
+    words = ["export", "/home/me/run", "--data=/home/me/photos/", "--out", "/tmp/a b"]
+    monkeypatch.setattr(sys, "argv", [program, *words, "--data-dir", "/", "../x", "y=1"])
+    assert public_command() == command
 
 
 def test_an_existing_folder_is_never_overwritten(run: Run, digits) -> None:

@@ -354,9 +354,12 @@ def test_a_file_that_would_be_refused_later_stops(
 def test_the_commands(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     data = ("--data", str(pictures))
     assert cli("train", "common", "model=cnn", "epochs=4", *data, "--out", "run").code == 0
-    made = cli("export", "run", "--out", "bundle", "--allow-loss", "--json")
+    made = cli("export", str(tmp_path / "run"), "--out", "bundle", "--allow-loss", "--json")
     assert made.code == 0, made.err
     assert made.json["model"] == "cnn"
+    command = "halfmeg export run --out bundle --allow-loss --json"
+    assert made.json["exported"]["command"] == command
+    assert f"\n    {command}\n" in (tmp_path / "bundle" / "README.md").read_text()
     again = cli("export", "run", "--out", "bundle")
     assert again.is_one_line("bundle exists already and is not overwritten")
     found = cli("evaluate", "bundle", *data, "--json")
@@ -443,6 +446,9 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
     bundle, _ = exported
     described = json.loads((bundle.folder / "model.json").read_text())
     assert described["recipe"] == trained.config.to_dict()
+    assert described["exported"]["command"] == "from Python"  # not what pytest was called with
+    card = (bundle.folder / "README.md").read_text()
+    assert "## How it was made\n\n    from Python\n" in card
     assert described["data"]["fingerprint"] == trained.data.fingerprint
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
 
