@@ -47,6 +47,25 @@ def refuse_existing(path: Path, option: str = "--out") -> None:
         raise ValueError(f"{path} {EXISTS}; choose another {option}")
 
 
+def refuse_unwritable(path: Path, option: str = "--out") -> None:
+    """Refuse a folder that cannot be made, as far as that is seen before any work is done for it.
+
+    Args:
+        path: of a folder that does not exist.
+        option: what the user gives another one with.
+
+    Raises:
+        ValueError: what would hold it is no folder, or cannot be written.
+    """
+    above = next((folder for folder in path.absolute().parents if folder.exists()), path.parent)
+    if not above.is_dir():
+        raise ValueError(f"{path} cannot be made: {above} is no folder; choose another {option}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{path} cannot be made: {above} cannot be written; choose another {option}"
+        )
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves either the old content or the new, never a part.
 
@@ -106,13 +125,13 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `target` exists, or another process was faster.
-        OSError: the disk is full or the folder cannot be written; it names a file or the folder.
+        OSError: the disk is full or the folder cannot be written; it names a file or `target`.
     """
     _require_text(target)
     make_folder(target.parent)
     remove_dead_parts(target.parent)
     part = _part_name(target)
-    with _locked_folder(part, 0o777), _named_in_errors(target):
+    with _named_in_errors(target, part), _locked_folder(part, 0o777):
         yield part
         for folder, _, names in os.walk(part):
             for name in names:
@@ -148,14 +167,20 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _named_in_errors(folder: Path) -> Iterator[None]:
-    """Have errors of the block that name no file, as of a full disk, name the folder."""
+def _named_in_errors(folder: Path, part: Path | None = None) -> Iterator[None]:
+    """Have errors of the block that name no file, as of a full disk, name the folder.
+
+    Those that name `part`, or a file in it, name the folder as it was asked for.
+    """
     try:
         yield
     except OSError as error:
+        told = error.strerror or str(error)
         if error.filename is None:
-            told = error.strerror or str(error)
             raise OSError(error.errno or errno.EIO, told, str(folder)) from None
+        if part is not None and str(part) in str(error.filename):
+            named = str(error.filename).replace(str(part), str(folder))
+            raise OSError(error.errno or errno.EIO, told, named) from None
         raise
 
 

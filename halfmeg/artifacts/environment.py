@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ PACKAGE = Path(__file__).parent.parent
 def environment() -> dict[str, Any]:
     """Return versions, machine and command."""
     return {
-        "command": _command(),
+        "command": _command(sys.argv[1:]),
         "halfmeg": __version__,
         "commit": _git_commit(),
         "python": platform.python_version(),
@@ -35,12 +36,33 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _command() -> str:
-    """Return the command line of this process, without the folders of its program."""
+def _command(words: Sequence[str]) -> str:
+    """Return the command line of this process with such words, without its program's folders."""
     program = Path(sys.argv[0])
     as_module = program.name == "__main__.py"
     start = ["python", "-m", program.parent.name] if as_module else [program.name]
-    return shlex.join([*start, *sys.argv[1:]])
+    return shlex.join([*start, *words])
+
+
+def public_command() -> str:
+    """Return the command line of this process as a bundle states it, which others may read.
+
+    Of absolute paths the last names are left. What another program was called with is its own:
+    then it is "from Python".
+    """
+    program = Path(sys.argv[0])
+    as_module = program.name == "__main__.py" and program.parent.name == PACKAGE.name
+    if not as_module and program.name not in (PACKAGE.name, f"{PACKAGE.name}.exe"):
+        return "from Python"
+    return _command([_without_folders(word) for word in sys.argv[1:]])
+
+
+def _without_folders(word: str) -> str:
+    """Return a word with the last name of an absolute path alone, also behind an option's `=`."""
+    start, sign, value = word.partition("=")
+    if sign and not Path(word).is_absolute():
+        return f"{start}={_without_folders(value)}"
+    return (Path(word).name or word) if Path(word).is_absolute() else word
 
 
 def _git_commit() -> str | None:

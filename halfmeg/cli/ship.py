@@ -54,7 +54,7 @@ def export(
     from halfmeg.cli.progress import load, load_own
     from halfmeg.cli.search import find_run
     from halfmeg.search.record import is_search
-    from halfmeg.shipping.export import copy_bundle
+    from halfmeg.shipping.export import check_request, copy_bundle
     from halfmeg.shipping.export import export as export_run
     from halfmeg.shipping.proof import loses
     from halfmeg.shipping.targets import TARGETS
@@ -62,6 +62,8 @@ def export(
     opened: Run | Bundle
     if pick is not None and not is_search(run):
         raise ValueError(f"--pick {pick} is for a search; {run} is none")
+    if not is_bundle(run) or target or finetune:  # one without them is copied
+        check_request(out, target or ())
     if is_search(run):
         opened, loaded = find_run(run, pick, data, data_dir, quiet=as_json)
     elif is_bundle(run) and (target or finetune):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from halfmeg.errors import error_line
+from halfmeg.errors import error_line, one_line
 from halfmeg.files import scratch_folder
 from halfmeg.shipping.answered import Answered
 from halfmeg.shipping.c import write_c
@@ -25,6 +25,9 @@ WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 NO_COMPILER = "no compiler"
+NOTHING = (
+    "#include <math.h>\n#include <stdint.h>\n#include <stdio.h>\nint main(void) { return 0; }\n"
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class CSource:
         files: contents by path, `/` between folders.
         arena_bytes, constant_bytes: of RAM and of flash.
         peak: the operation that sets the size of the arena.
-        proof: None where there is no compiler.
+        proof: None where there is no compiler that works, and then `proof_missing` says so.
     """
 
     name: str
@@ -45,11 +48,12 @@ class CSource:
     constant_bytes: int
     peak: str
     proof: EqualLogits | None
+    proof_missing: str = ""
 
     @property
     def proof_text(self) -> str:
         """What was proved, in a line."""
-        return proof_text(self.proof, NO_COMPILER)
+        return proof_text(self.proof, self.proof_missing)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a bundle states, as JSON types."""
@@ -80,14 +84,14 @@ def build_c(network: Answered) -> CSource:
         for ending in ("c", "h"):
             sources[f"{identifier}_unfamiliar.{ending}"] = render(f"c/unfamiliar.{ending}", **facts)
     main = render("c/main.c", **facts)
-    proof = prove(sources, main, identifier, network.images, network.logits, unfamiliar)
+    proof, missing = prove(sources, main, identifier, network.images, network.logits, unfamiliar)
     plan = graph.plan
     peak = graph.operations[int(np.argmax(plan.live_bytes))].name
     facts |= {
         "arena_bytes": plan.arena_bytes,
         "constant_bytes": graph.constant_bytes,
         "peak": peak,
-        "proof": f"On this network's images: {proof_text(proof, NO_COMPILER)}.",
+        "proof": f"On this network's images: {proof_text(proof, missing)}.",
     }
     texts = {f"src/{file}": text for file, text in sources.items()} | {"main.c": main}
     for path in (
@@ -96,14 +100,14 @@ def build_c(network: Answered) -> CSource:
     ):  # fmt: skip
         texts[path] = render(f"c/{Path(path).name}", **facts)
     files = {path: text.encode() for path, text in texts.items()}
-    return CSource(identifier, files, plan.arena_bytes, graph.constant_bytes, peak, proof)
+    return CSource(identifier, files, plan.arena_bytes, graph.constant_bytes, peak, proof, missing)
 
 
 def prove(
     network: dict[str, str], main: str, name: str, images: UInt8, logits: Float32,
     unfamiliar: Unfamiliar | None = None,
-) -> EqualLogits | None:  # fmt: skip
-    """Compile a network with gcc and run it on images; None where there is no gcc.
+) -> tuple[EqualLogits | None, str]:  # fmt: skip
+    """Compile a network with gcc and run it on images; return why not where gcc cannot compile.
 
     Under gcc's sanitizers, where their runtimes are installed.
 
@@ -112,9 +116,11 @@ def prove(
     """
     compiler = shutil.which("gcc")
     if compiler is None:
-        return None
+        return None, NO_COMPILER
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     with scratch_folder() as folder:
+        if reason := _refuses_nothing(compiler, folder):
+            return None, f"gcc cannot compile here: {reason}"
         sanitizers = SANITIZERS if _sanitizes(compiler, folder, environment) else ()
         for file, text in (*network.items(), ("main.c", main)):
             (folder / file).write_text(text)
@@ -140,13 +146,34 @@ def prove(
     if unfamiliar is not None:
         scores = [float(line.split("\t")[2]) for line in printed.splitlines()]
         unfamiliar.check(scores, f"{name}_unfamiliar.c")
-    version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True)
-    return EqualLogits(
-        len(images), logits.size,
+    conditions = (
         "under address and undefined-behaviour sanitizers" if sanitizers
-        else "without sanitizers, which this gcc lacks",
-        f"gcc {version.stdout.strip()}",
+        else "without sanitizers, which this gcc lacks"
     )  # fmt: skip
+    return EqualLogits(len(images), logits.size, conditions, f"gcc {_version(compiler)}"), ""
+
+
+def _version(compiler: str) -> str:
+    """Return gcc's version, or what it calls itself: under its name there may be clang."""
+    for option in ("-dumpfullversion", "--version"):
+        asked = subprocess.run([compiler, option], capture_output=True, text=True, check=False)
+        if told := asked.stdout.strip():
+            return told.splitlines()[0]
+    return "of no version"
+
+
+def _refuses_nothing(compiler: str, folder: Path, *options: str) -> str:
+    """Return why gcc does not compile a program of nothing; empty where it does.
+
+    It may be a Mac's, that only says what to install, or lack the headers of C's library.
+    """
+    (folder / "nothing.c").write_text(NOTHING)
+    command = [compiler, *options, "-o", "nothing", "nothing.c"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:  # it is of another machine
+        return error.strerror or one_line(error)
+    return error_line(done.stderr) if done.returncode else ""
 
 
 def _sanitizes(compiler: str, folder: Path, environment: dict[str, str]) -> bool:
@@ -154,12 +181,10 @@ def _sanitizes(compiler: str, folder: Path, environment: dict[str, str]) -> bool
 
     Some distributions have their runtimes in packages of their own.
     """
-    (folder / "nothing.c").write_text("int main(void) { return 0; }\n")
-    command = [compiler, *SANITIZERS, "-o", "nothing", "nothing.c"]
-    options: dict[str, Any] = {"cwd": folder, "capture_output": True, "check": False}
-    if subprocess.run(command, **options).returncode:
+    if _refuses_nothing(compiler, folder, *SANITIZERS):
         return False
-    return subprocess.run([folder / "nothing"], env=environment, **options).returncode == 0
+    ran = subprocess.run([folder / "nothing"], env=environment, capture_output=True, check=False)
+    return ran.returncode == 0
 
 
 def read_logits(output: str, num_classes: int) -> Float32:

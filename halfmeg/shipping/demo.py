@@ -20,6 +20,7 @@ from halfmeg.artifacts.markdown import escape_markdown
 from halfmeg.data.augment import normalize
 from halfmeg.data.decode import decode_beside_others, no_warnings, to_image
 from halfmeg.data.shape import ImageShape
+from halfmeg.errors import one_line
 from halfmeg.evaluation.explain import grad_cam
 from halfmeg.files import read_limited, scratch_folder
 from halfmeg.networks.protocol import last_map
@@ -35,6 +36,8 @@ HEAT_SHARE = 0.5
 MAX_SESSIONS = 100
 """Page loads that gradio remembers, at about 40 kB each; the page keeps nothing in them."""
 
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
 UNFAMILIAR = REMARK.replace("Unfamiliar", "**Unfamiliar**")
 
 CSS = ".gradio-container {max-width: 1100px !important; margin: 0 auto}"
@@ -44,9 +47,10 @@ CSS = ".gradio-container {max-width: 1100px !important; margin: 0 auto}"
 def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve the page in the background, and yield its address.
 
-    Nothing is asked of any other machine, and only the page's own script is answered
-    (`halfmeg.shipping.gate`). Uploads lie in a folder of their own and are deleted as they are
-    answered; the folder is deleted at the end.
+    Nothing is asked of any other machine, so no proxy either: its variables are out of
+    `os.environ` meanwhile. Only the page's own script is answered (`halfmeg.shipping.gate`).
+    Uploads lie in a folder of their own and are deleted as they are answered; the folder is deleted
+    at the end.
 
     Args:
         bundles: shown side by side.
@@ -54,7 +58,7 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
         port: 0 takes the first free one from 7860 on.
 
     Raises:
-        ValueError: the `demo` extra is missing, or nothing can listen there.
+        ValueError: the `demo` extra is missing or cannot be used, or nothing can listen there.
     """
     try:
         socket.create_server((host, port)).close()
@@ -63,14 +67,16 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
             f"cannot listen on host={host} port={port}: {error.strerror}; "
             "choose another --host or --port"
         ) from None
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, _without_proxies():
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         try:
             import gradio
-        except ImportError:
-            raise ValueError("the page needs gradio: pip install -e '.[demo]'") from None
+        except ImportError as error:
+            if error.name == "gradio":
+                raise ValueError("the page needs gradio: pip install -e '.[demo]'") from None
+            raise ValueError(f"gradio cannot be imported: {one_line(error)}") from None
         from starlette.middleware import Middleware
 
         # Of two lines on one request for a WebSocket this one asks for a library.
@@ -93,6 +99,17 @@ def serve(bundles: Sequence[Bundle], *, host: str = "127.0.0.1", port: int = 0) 
         finally:
             sweeper.stop()
             page.close(verbose=False)
+
+
+@contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Keep gradio from asking a proxy for the page itself, as it does before it answers."""
+    names = [name for name in os.environ if name.lower() in PROXIES]
+    taken = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _functions(page: Any) -> dict[int, int]:
@@ -218,8 +235,8 @@ def draw_examples(classes: Sequence[str], folder: Path) -> list[Path]:
         drawn = {name: draw() for name, draw in things.items() if name in classes}
     paths = []
     for number, (name, image) in enumerate(drawn.items()):
-        # a class may be called anything, "/" too
-        paths.append(folder / f"{name if name.isalnum() else number}.png")
+        # a class may be called anything, "/" and "1" too
+        paths.append(folder / f"{number}{f'-{name}' if name.isalnum() else ''}.png")
         image.save(paths[-1])
     return paths
 

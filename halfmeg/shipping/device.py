@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from msgspec import Meta
 
-from halfmeg.artifacts.bundle import Bundle
+from halfmeg.artifacts.bundle import SHIPPED, Bundle
 from halfmeg.artifacts.graph import onnx_logits
+from halfmeg.errors import error_line, quoted
 from halfmeg.files import check_json, read_limited, scratch_folder
 from halfmeg.shipping.operations import Float32, UInt8
 from halfmeg.shipping.render import render
@@ -85,7 +86,8 @@ class DeviceRun:
         device: a key of `DEVICES`.
         logits: float32 B×K.
         instructions: of each image.
-        flash_bytes: code and constants of the network, as compiled.
+        flash_bytes: code and constants of the network, as compiled; without the compiler's own
+            routines, which multiply floats where a chip has no unit for them.
         ram_bytes: its static memory.
         stack_bytes: it takes no more: the frames of all functions together.
         compiler: its name and version.
@@ -142,6 +144,11 @@ def missing_tool() -> str | None:
     return None
 
 
+def _check_known(device: str) -> None:
+    if device not in DEVICES:
+        raise ValueError(f"device={device!r} is not known; allowed: {', '.join(DEVICES)}")
+
+
 def run_on(device: str, source: str, header: str, name: str, images: UInt8) -> DeviceRun:
     """Compile a network for a device and run it there on images.
 
@@ -154,8 +161,7 @@ def run_on(device: str, source: str, header: str, name: str, images: UInt8) -> D
     Raises:
         ValueError: no such device, a tool is missing, or the board stops before it has finished.
     """
-    if device not in DEVICES:
-        raise ValueError(f"device={device!r} is not known; allowed: {', '.join(DEVICES)}")
+    _check_known(device)
     if missing := missing_tool():
         raise ValueError(missing)
     board = DEVICES[device]
@@ -224,8 +230,9 @@ def bench_device(bundle: Bundle, device: str) -> DeviceRun:
     Raises:
         ValueError: as `run_on`; a bundle without C, or logits that are not equal.
     """
+    _check_known(device)
     if "c" not in bundle.described:
-        raise ValueError(f"{bundle.folder} holds no C; export its run with --target c")
+        raise ValueError(f"{bundle.folder} holds no C; {_how_to_get_c(bundle)}")
     try:
         name = check_json(bundle.described["c"], _StoredC).name
     except ValueError as error:
@@ -245,6 +252,14 @@ def bench_device(bundle: Bundle, device: str) -> DeviceRun:
         found,
         checked=f"all {expected.size} of {NUM_IMAGES} random images equal to onnxruntime's int8",
     )
+
+
+def _how_to_get_c(bundle: Bundle) -> str:
+    if bundle.is_own:  # whose Python only its run has
+        return "export its run with --target c"
+    name = next((n for n, path in SHIPPED.items() if path == bundle.folder), bundle.folder)
+    command = f"halfmeg export {quoted(name)} --data DATA --out NEW --target c"
+    return f"export it anew, DATA being what it was trained on: `{command}`"
 
 
 def _text(bundle: Bundle, name: str) -> str:
@@ -269,6 +284,7 @@ def _run(command: list[str], folder: Path) -> str:
     except subprocess.TimeoutExpired:
         raise ValueError(f"{command[0]} has not finished after {TIMEOUT_S} s") from None
     if done.returncode:
-        lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(f"{command[0]} fails: {lines[0][:200]}")
+        told = done.stderr.strip()
+        reason = error_line(told) if told else f"exit code {done.returncode}"
+        raise ValueError(f"{command[0]} fails: {reason}")
     return done.stdout

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
-from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.environment import environment, public_command
 from halfmeg.artifacts.readings import warn_if_read_only
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
@@ -23,7 +23,7 @@ from halfmeg.data.split import hold_out, stratified_split
 from halfmeg.evaluation.calibration import FEWEST_ERRORS, fit_temperature
 from halfmeg.evaluation.evaluate import Evaluation, compute_logits, evaluate
 from halfmeg.evaluation.familiarity import Familiarity
-from halfmeg.files import json_bytes, new_folder, refuse_existing
+from halfmeg.files import json_bytes, new_folder, refuse_existing, refuse_unwritable
 from halfmeg.networks.summary import count_macs, count_params
 from halfmeg.places.place import is_place, short_name
 from halfmeg.shipping.answered import Answered
@@ -48,6 +48,26 @@ ALLOWED_LOSS = 0.005
 """Share of the held-out images that int8 may lose."""
 
 
+def check_request(out: str | Path, targets: Sequence[str] = ()) -> None:
+    """Check what can be told of an export before a run or its data is opened.
+
+    Args:
+        out: the bundle's folder, which must not exist.
+        targets: names from `TARGETS`.
+
+    Raises:
+        ValueError: `out` exists or cannot be made, a target is not known, or an extra is missing.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
+    refuse_existing(Path(out))
+    refuse_unwritable(Path(out))
+    for target in targets:
+        TARGETS[target].require()
+    _require_ship_extra()
+
+
 def export(
     source: Run | Bundle,
     data: DataSplits,
@@ -70,19 +90,14 @@ def export(
         finetune: train int8 weights on behind the rounding where they lose more than 0.2 points.
 
     Raises:
-        ValueError: `out` exists, other data than the run's, the `ship` extra is missing, an
-            operator that a target does not have, or a file that does not do what the network does;
-            weights that were damaged or altered; a bundle that was fine-tuned, without `finetune`.
+        ValueError: as `check_request`; other data than the run's, an operator that a target does
+            not have, or a file that does not do what the network does; weights that were damaged or
+            altered; a bundle that was fine-tuned, without `finetune`.
     """
-    for target in targets:
-        if target not in TARGETS:
-            raise ValueError(f"target={target!r} is not known; allowed: {', '.join(TARGETS)}")
-        TARGETS[target].require()
+    check_request(out, targets)
     out = Path(out)
-    refuse_existing(out)
     run = Trained.of(source)
     _check_source(run, data, finetune=finetune)
-    _require_ship_extra()
     model, mean, std = run.model, run.mean, run.std
     held_out, trained, kind = _proof_images(run.config, data)
     training = _drawn_of(data.train.images, trained)
@@ -298,7 +313,7 @@ def _versions() -> dict[str, Any]:
     import onnx
     import onnxruntime
 
-    facts = environment()
+    facts = environment() | {"command": public_command()}
     kept = ("command", "halfmeg", "commit", "torch", "processor")
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     return {key: facts[key] for key in kept} | versions

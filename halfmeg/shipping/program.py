@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+APART = {"litert": "constraints-litert.txt"}
+"""Targets whose packages need an environment of their own, and what pins it."""
+
 
 def require_packages(target: str, *packages: str) -> None:
     """Check for what a target needs; its extra has the same name.
@@ -18,12 +21,13 @@ def require_packages(target: str, *packages: str) -> None:
     Raises:
         ValueError: a package is missing; the message says what to install.
     """
+    remedy = f"pip install -e '.[{target}]'"
+    if target in APART:
+        remedy = f"in an environment of its own, pip install -c {APART[target]} "
+        remedy += f"-e '.[ship,{target}]'"
     for package in packages:
         if find_spec(package) is None:
-            raise ValueError(
-                f"--target {target} needs {package}, which is not installed: "
-                f"pip install -e '.[{target}]'"
-            )
+            raise ValueError(f"--target {target} needs {package}, which is not installed: {remedy}")
 
 
 def with_pooling(module: Any) -> Any:

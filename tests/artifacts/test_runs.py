@@ -13,12 +13,12 @@ import torch
 from conftest import NETWORKS, small_config
 from torch import nn
 
-from halfmeg.artifacts.environment import environment
+from halfmeg.artifacts.environment import environment, public_command
 from halfmeg.artifacts.metrics import METRICS
 from halfmeg.artifacts.run import DataFacts, Run
 from halfmeg.artifacts.weights import load_weights, read_checkpoint, read_logits, weights_to_bytes
 from halfmeg.data.dataset import MAX_CLASSES, DataSplits
-from halfmeg.files import new_folder, write_atomically
+from halfmeg.files import new_folder, refuse_unwritable, write_atomically
 from halfmeg.networks.table import build_model
 from halfmeg.training.fit import fit
 
@@ -68,6 +68,26 @@ def test_the_environment_names_a_command_that_repeats(monkeypatch, program, comm
     assert environment()["command"] == command
 
 
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/venv/bin/halfmeg", "halfmeg export run --data=photos --out 'a b' --data-dir / ../x y=1"),
+        ("/checkout/halfmeg/__main__.py",
+         "python -m halfmeg export run --data=photos --out 'a b' --data-dir / ../x y=1"),
+        ("/home/me/upload.py", "from Python"),
+        ("/home/me/tool/__main__.py", "from Python"),
+        ("-c", "from Python"),
+        ("", "from Python"),
+    ],
+)  # fmt: skip
+def test_the_command_that_others_read_names_no_folders_and_no_other_program(
+    monkeypatch: pytest.MonkeyPatch, program: str, command: str
+) -> None:
+    words = ["export", "/home/me/run", "--data=/home/me/photos/", "--out", "/tmp/a b"]
+    monkeypatch.setattr(sys, "argv", [program, *words, "--data-dir", "/", "../x", "y=1"])
+    assert public_command() == command
+
+
 def test_an_existing_folder_is_never_overwritten(run: Run, digits) -> None:
     before = (run.folder / "config.json").read_bytes()
     with pytest.raises(ValueError, match=r"exists already .* `halfmeg resume"):
@@ -83,6 +103,29 @@ def test_two_trainings_into_one_folder_leave_no_orphan(tmp_path: Path, digits) -
         slower.__exit__(None, None, None)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert Run.open(tmp_path / "run").config == small_config()
+
+
+def test_a_folder_that_cannot_be_made_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / ("long" * 60)  # what is being written has a longer name
+    with pytest.raises(OSError) as told, new_folder(target):  # noqa: PT011
+        pass
+    assert told.value.filename == str(target)
+    target = tmp_path / "run"
+    with pytest.raises(FileNotFoundError) as told, new_folder(target) as part:
+        (part / "nothing" / "here").write_text("")
+    assert told.value.filename == str(target / "nothing" / "here")
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_no_folder_can_be_made_is_told_before_any_work(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "new" / "folder")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"new/folder cannot be made: \S+/file is no folder"):
+        refuse_unwritable(tmp_path / "file" / "new" / "folder")
+    if os.geteuid():  # root may write anywhere
+        (tmp_path / "kept").mkdir(0o500)
+        with pytest.raises(ValueError, match=r"new cannot be made: \S+/kept cannot be written"):
+            refuse_unwritable(tmp_path / "kept" / "new")
 
 
 def test_folders_that_are_no_runs(tmp_path: Path, run: Run) -> None:

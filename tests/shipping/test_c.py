@@ -241,20 +241,57 @@ def test_without_a_compiler_the_card_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert source.proof_text in source.files["README.md"].decode()
 
 
+def as_gcc(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a script found under the name of gcc."""
+    stub = folder / "bin" / "gcc"
+    stub.parent.mkdir()
+    stub.write_text(script)
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("#!/bin/sh\necho 'xcrun: error: invalid path (/A_B), missing xcrun' >&2\nexit 1\n",
+         "xcrun: error: invalid path (/A_B), missing xcrun"),
+        ("#!/bin/sh\nexit 1\n", "it says nothing"),
+        ("\x7fELF", "Exec format error"),
+    ],
+)  # fmt: skip
+def test_a_gcc_that_compiles_nothing_is_none(
+    script: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_gcc(tmp_path, script, monkeypatch)
+    source = proved_graph(integers("anything"), pixels(6, 16))
+    assert source.proof is None
+    assert source.proof_text.startswith("not proved on this machine: gcc cannot compile here: ")
+    assert source.proof_text.endswith(f"here: {told}")
+    assert told.replace("_", r"\_") in source.files["README.md"].decode()
+    assert "src/net.c" in source.files
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="no clang to take for gcc")
+def test_clang_under_the_name_of_gcc_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_gcc(tmp_path, f'#!/bin/sh\nexec {shutil.which("clang")} "$@"\n', monkeypatch)
+    source = proved_graph(integers("anything"), pixels(6, 16))
+    assert source.proof is not None
+    assert re.search(r"\(gcc .*clang version \d+[^)]*\)$", source.proof_text)
+
+
 @needs_gcc
 def test_a_gcc_that_has_no_sanitizers_proves_without(
     cnn_in_c: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of Fedora and Alpine, whose linker finds none of their runtimes."""
-    lacking = tmp_path / "bin" / "gcc"
-    lacking.parent.mkdir()
-    lacking.write_text(
+    script = (
         "#!/bin/sh\n"
         'case "$*" in *-fsanitize*) echo "collect2: error: ld returned 1" >&2; exit 1;; esac\n'
         f'exec {shutil.which("gcc")} "$@"\n'
     )
-    lacking.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{lacking.parent}{os.pathsep}{os.environ['PATH']}")
+    as_gcc(tmp_path, script, monkeypatch)
     bundle = Bundle.open(cnn_in_c)
     data = first_digits(200)
     made, _ = export(bundle, data, tmp_path / "made", allow_loss=True, targets=("c",))

@@ -33,10 +33,10 @@ browser_needed = [
 
 
 @contextmanager
-def serving(temporary: Path, stop: signal.Signals) -> Iterator[str]:
+def serving(temporary: Path, stop: signal.Signals, **variables: str) -> Iterator[str]:
     """The command, in a process of its own, showing two bundles; nothing is left at its end."""
     command = [sys.executable, "-m", "halfmeg", "demo", str(BUNDLED), str(BUNDLED)]
-    env = os.environ | {"TMPDIR": str(temporary)}
+    env = os.environ | variables | {"TMPDIR": str(temporary)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
         try:
             assert server.stdout is not None
@@ -134,6 +134,38 @@ def test_a_stopped_service_leaves_nothing(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
+def test_the_page_needs_no_proxy_and_asks_none(tmp_path: Path) -> None:
+    """Nothing listens at these addresses, and of SOCKS the page's libraries know nothing."""
+    dead = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    variables = dead | {"ALL_PROXY": "socks5://127.0.0.1:9"}
+    with serving(tmp_path, signal.SIGTERM, **variables) as address:
+        assert address.startswith("http://127.0.0.1:")
+
+
+def test_variables_of_proxies_are_back_afterwards(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert cli("demo").is_one_line("the page needs gradio: pip install -e '.[demo]'")
+    assert os.environ["ALL_PROXY"] == "socks5://127.0.0.1:9"
+
+
+def test_a_gradio_that_lacks_something_itself_is_not_called_missing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "gradio", raising=False)
+    (tmp_path / "gradio.py").write_text(
+        "import os\nassert 'ALL_PROXY' not in os.environ\nimport no_h11\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    outcome = cli("demo")
+    assert outcome.code == 2
+    assert outcome.is_one_line("gradio cannot be imported: No module named 'no_h11'")
+
+
 @pytest.mark.parametrize(
     ("place", "told"),
     [(["--port", "99999"], "65535"), (["--host", "192.0.2.1"], "cannot listen on host=192.0.2.1")],
@@ -187,7 +219,7 @@ def test_the_heat_lies_where_the_only_evidence_is() -> None:
 
 def test_drawn_examples_are_the_signs_themselves_for_digits(tmp_path: Path) -> None:
     paths = draw_examples([str(i) for i in range(10)], tmp_path)
-    assert [path.stem for path in paths] == ["0", "1", "2"]
+    assert [path.stem for path in paths] == ["0-0", "1-1", "2-2"]
     assert find_images([str(tmp_path)])[0] == sorted(paths)
     assert np.asarray(Image.open(paths[1])).max() == 255
 
@@ -198,10 +230,17 @@ def test_examples_of_signs_that_mean_something_in_paths(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
+def test_a_sign_is_not_drawn_over_one_whose_number_it_is(tmp_path: Path) -> None:
+    paths = draw_examples(["+", "-", "1"], tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert len({path.read_bytes() for path in paths}) == 3
+
+
 @pytest.mark.parametrize(
     ("classes", "drawn"), [(["cat", "ship", "automobile"], ["ship", "automobile"]), (["cat"], [])]
 )
 def test_only_things_that_the_network_knows_are_drawn(
     classes: list[str], drawn: list[str], tmp_path: Path
 ) -> None:
-    assert [path.stem for path in draw_examples(classes, tmp_path)] == drawn
+    stems = [path.stem for path in draw_examples(classes, tmp_path)]
+    assert stems == [f"{number}-{name}" for number, name in enumerate(drawn)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,16 @@ import pytest
 from conftest import Cli
 from test_integer import integers, pixels
 
+from halfmeg.artifacts.bundle import BUNDLED, Bundle
 from halfmeg.shipping.c import write_c
-from halfmeg.shipping.device import DEVICES, missing_tool, run_on
+from halfmeg.shipping.device import (
+    COMPILER,
+    DEVICES,
+    EMULATOR,
+    bench_device,
+    missing_tool,
+    run_on,
+)
 from halfmeg.shipping.integer import run
 
 MISSING = missing_tool()
@@ -96,5 +107,36 @@ def test_the_command(cli: Cli, cnn_in_c: Path) -> None:
     assert cli("bench", folder, "--device", "z80").is_one_line("device='z80'", "cortex-m7")
 
 
-def test_a_bundle_without_c_says_what_to_do(cli: Cli) -> None:
-    assert cli("bench", "record", "--device", "cortex-m7").is_one_line("--target c")
+def test_a_bundle_without_c_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    told = cli("bench", "record", "--device", "cortex-m7")
+    command = "`halfmeg export record --data DATA --out NEW --target c`"
+    assert told.is_one_line("holds no C; export it anew", command)
+    assert cli("bench", "record", "--device", "z80").is_one_line("device='z80'", "cortex-m7")
+    shutil.copytree(BUNDLED, tmp_path / "my own")
+    told = cli("bench", "my own", "--device", "cortex-m7")
+    assert told.is_one_line("`halfmeg export 'my own' --data DATA")
+    # whose weights nothing loads without its Python
+    own = replace(Bundle.open(BUNDLED), model="net.py:Net")
+    with pytest.raises(ValueError, match="holds no C; export its run with --target c"):
+        bench_device(own, "cortex-m7")
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (
+            r"In file included from net.c:1:\nnet.h:2: error: no such name\n",
+            "net.h:2: error: no such",
+        ),
+        ("", "exit code 3"),
+    ],
+)
+def test_a_compiler_that_fails_is_told_by_its_error(
+    says: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tool in (COMPILER, EMULATOR):
+        (tmp_path / tool).write_text(f"#!/bin/sh\nprintf '{says}' >&2\nexit 3\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(ValueError, match=f"^{COMPILER} fails: {told}"):
+        run_on("cortex-m7", WAITS, HEADER, "net", np.ones((1, 1, 1, 1), np.uint8))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import threading
 from dataclasses import replace
 from importlib import import_module
@@ -353,9 +354,12 @@ def test_a_file_that_would_be_refused_later_stops(
 def test_the_commands(cli: Cli, tmp_path: Path, pictures: Path) -> None:
     data = ("--data", str(pictures))
     assert cli("train", "common", "model=cnn", "epochs=4", *data, "--out", "run").code == 0
-    made = cli("export", "run", "--out", "bundle", "--allow-loss", "--json")
+    made = cli("export", str(tmp_path / "run"), "--out", "bundle", "--allow-loss", "--json")
     assert made.code == 0, made.err
     assert made.json["model"] == "cnn"
+    command = "halfmeg export run --out bundle --allow-loss --json"
+    assert made.json["exported"]["command"] == command
+    assert f"\n    {command}\n" in (tmp_path / "bundle" / "README.md").read_text()
     again = cli("export", "run", "--out", "bundle")
     assert again.is_one_line("bundle exists already and is not overwritten")
     found = cli("evaluate", "bundle", *data, "--json")
@@ -442,8 +446,31 @@ def test_a_bundle_says_how_it_was_made(trained: Run, exported: tuple[Bundle, Pro
     bundle, _ = exported
     described = json.loads((bundle.folder / "model.json").read_text())
     assert described["recipe"] == trained.config.to_dict()
+    assert described["exported"]["command"] == "from Python"  # not what pytest was called with
+    card = (bundle.folder / "README.md").read_text()
+    assert "## How it was made\n\n    from Python\n" in card
     assert described["data"]["fingerprint"] == trained.data.fingerprint
     assert np.isclose(described["proof"]["accuracy"], described["proof"]["onnx_accuracy"])
+
+
+def test_what_can_be_told_at_once_is_told_before_data_and_run_are_opened(
+    cli: Cli, quick: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "hunt").mkdir()
+    (tmp_path / "hunt" / "search.json").write_text("its trials are not read")
+    for source in ([str(quick.folder)], ["record"], ["hunt"], ["hunt", "--pick", "ram=32k"]):
+        begun = ("export", *source, "--data", "nosuch")
+        found = cli(*begun, "--out", "there", "--target", "c")
+        assert (found.code, found.is_one_line("there exists already")) == (2, True)
+        (tmp_path / "file").touch()
+        beneath = cli(*begun, "--out", "file/new", "--target", "c")
+        assert beneath.is_one_line("file/new cannot be made: ", "/file is no folder")
+        assert cli(*begun, "--out", "new", "--target", "d").is_one_line("target='d'", "allowed: c")
+        with monkeypatch.context() as bare:
+            bare.setitem(sys.modules, "onnxscript", None)
+            lacking = cli(*begun, "--out", "new", "--target", "c")
+        assert lacking.is_one_line("exporting needs onnxscript: pip install -e '.[ship]'")
 
 
 def test_what_does_nothing_for_a_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:

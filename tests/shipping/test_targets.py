@@ -10,6 +10,7 @@ from halfmeg.shipping import program
 from halfmeg.shipping.targets import TARGETS
 
 CARD = (ROOT / "halfmeg" / "shipping" / "templates" / "card.md").read_text()
+SHIP = (ROOT / "docs" / "ship.md").read_text()
 
 
 def test_a_target_says_what_was_made_and_proved() -> None:
@@ -28,14 +29,18 @@ def test_a_bundle_takes_its_files_and_the_card_names_them(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "package"), [("litert", "litert_torch"), ("executorch", "executorch")]
-)
+    ("target", "package", "remedy"),
+    [
+        ("litert", "litert_torch",
+         "in an environment of its own, pip install -c constraints-litert.txt -e '.[ship,litert]'"),
+        ("executorch", "executorch", "not installed: pip install -e '.[executorch]'"),
+    ],
+)  # fmt: skip
 def test_without_the_converter_a_line_says_what_to_install(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, target: str, package: str
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, target: str, package: str, remedy: str
 ) -> None:
     monkeypatch.setattr(program, "find_spec", lambda name: None)
     outcome = cli("export", "record", "--target", target, "--data", "digits", "--out", "b")
     assert outcome.code == 2
-    assert outcome.is_one_line(
-        f"--target {target} needs {package}", f"pip install -e '.[{target}]'"
-    )
+    assert "-c" not in remedy or remedy[remedy.index("pip") :] in SHIP
+    assert outcome.is_one_line(f"--target {target} needs {package}", remedy)
