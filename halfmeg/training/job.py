@@ -18,7 +18,7 @@ from halfmeg.artifacts.weights import OTHER_VERSION, named_tensors
 from halfmeg.artifacts.writer import Writer
 from halfmeg.config import RunConfig
 from halfmeg.data.augment import normalize
-from halfmeg.data.dataset import Dataset, DataSplits
+from halfmeg.data.dataset import Dataset, DataSplits, spread_over
 from halfmeg.data.split import hold_out
 from halfmeg.errors import one_line, with_kind
 from halfmeg.evaluation.evaluate import compute_logits
@@ -52,6 +52,7 @@ from halfmeg.training.state import Position, State
 from halfmeg.training.stopping import how_to_continue
 
 PREPARATION_IMAGES = 5_000
+"""Of those to train on, spread over all of them: the first may be of the first classes alone."""
 
 
 def check(config: RunConfig, data: DataSplits) -> None:
@@ -348,7 +349,7 @@ def build_network(config: RunConfig, data: DataSplits, train_indices: Tensor) ->
         torch.manual_seed(seed)
     model = build_model(config.model, len(data.classes), data.image_shape, config.budget)
     if prepare := preparation(model):
-        some = data.train.images[train_indices[:PREPARATION_IMAGES]]
+        some = data.train.images[train_indices[spread_over(len(train_indices), PREPARATION_IMAGES)]]
         try:
             prepare(normalize(some, torch.tensor(data.mean), torch.tensor(data.std)))
         except Exception as error:  # of a network that is a user's own it may be anything

@@ -55,6 +55,8 @@ from halfmeg.training.stopping import (
 )
 
 Tensors = dict[str, Tensor]
+COUNT = "step"
+"""The steps done, the same for all networks; whatever else is kept of a parameter has its shape."""
 
 
 def check_stack(configs: Sequence[RunConfig], data: DataSplits) -> None:
@@ -265,8 +267,9 @@ class Stack:
         together, *single = (optimizer.state for optimizer in self._optimizers())
         for stacked, own in self._pairs():
             states = [state[p] for state, p in zip(single, own, strict=True)]
-            for key, value in states[0].items():  # a scalar is the count of the steps
-                merged = torch.stack([state[key] for state in states]) if value.ndim else value
+            for key, value in states[0].items():
+                same = key == COUNT
+                merged = value if same else torch.stack([state[key] for state in states])
                 together[stacked][key] = merged.clone()
 
     def give_states(self) -> None:
@@ -275,7 +278,7 @@ class Stack:
         for stacked, own in self._pairs():
             for index, (optimizer, parameter) in enumerate(zip(single, own, strict=True)):
                 optimizer.state[parameter] = {
-                    key: value[index].clone() if value.ndim else value
+                    key: value if key == COUNT else value[index].clone()
                     for key, value in together.state[stacked].items()
                 }
         for optimizer in single:

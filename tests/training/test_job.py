@@ -41,6 +41,19 @@ def test_a_network_of_any_family_is_prepared_from_normalized_training_images(
     assert len(build_network(small_config(model="looking"), few_digits, many).seen) == 5_000
 
 
+def test_a_network_is_prepared_from_images_of_all_classes(monkeypatch, few_digits) -> None:
+    """Folders are read class by class, so the first images are of the first classes alone."""
+    monkeypatch.setitem(MODELS, "looking", ModelEntry(Looking, ""))
+    monkeypatch.setattr("halfmeg.training.job.PREPARATION_IMAGES", 40)
+    train = few_digits.train.labels.argsort(stable=True)
+    model = build_network(small_config(model="looking"), few_digits, train)
+    mean, std = torch.tensor(few_digits.mean), torch.tensor(few_digits.std)
+    images = normalize(few_digits.train.images, mean, std)
+    found = [int((images == seen).flatten(1).all(1).nonzero()[0, 0]) for seen in model.seen]
+    assert len(found) == 40
+    assert set(few_digits.train.labels[found].tolist()) == set(range(10))
+
+
 def test_what_a_network_raises_while_it_is_prepared_is_one_line(monkeypatch, few_digits) -> None:
     monkeypatch.setitem(MODELS, "failing", ModelEntry(Failing, ""))
     with pytest.raises(ValueError, match=r"^Failing\.prepare failed: RuntimeError: no filters$"):

@@ -175,6 +175,48 @@ def test_an_interrupted_stack_goes_on_where_it_stopped(
     assert (whole[0][1] / "weights.safetensors").read_bytes() == finished
 
 
+SCALED = """
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=4)
+        self.head = nn.Linear(8, num_classes)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return self.scale * self.head(self.conv(x).relu().mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [("adam", {"lr": 0.02}), ("sgd", {"lr": 0.1, "momentum": 0.95}), ("muon", {"lr": 0.1})],
+)
+def test_a_number_keeps_each_networks_own_momentum(
+    optimizer, settings, tmp_path: Path, few_digits
+) -> None:
+    """A parameter without dimensions has a state without any, which is no count of steps."""
+    (tmp_path / "net.py").write_text(SCALED)
+    model = f"{tmp_path / 'net.py'}:Scaled"
+    configs = seeds(2, model=model, optimizer=optimizer, epochs=4, ema=0.0, **settings)
+    whole = tasks(configs, tmp_path / "whole")
+    assert train_stack(whole, few_digits) == [None, None]
+    cut = tasks(configs, tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        train_stack(cut, few_digits, Heard(2).of_run(configs[0]))
+    assert train_stack(cut, few_digits) == [None, None]
+    scales = []
+    for (_, expected), (_, continued) in zip(whole, cut, strict=True):
+        weights = load_file(continued / "weights.safetensors")
+        for name, value in load_file(expected / "weights.safetensors").items():
+            assert torch.allclose(weights[name], value, rtol=1e-4, atol=1e-6), name
+        scales.append(float(weights["scale"]))
+    assert abs(scales[0] - scales[1]) > 1e-3  # so one's momentum does not do for the other
+
+
 @pytest.mark.slow
 def test_a_seed_that_diverges_leaves_the_others(
     tmp_path: Path, few_digits, monkeypatch: pytest.MonkeyPatch
