@@ -29,7 +29,7 @@ from halfmeg.networks.protocol import preparation
 from halfmeg.networks.table import build_model, find_entry, other_sizes
 from halfmeg.networks.trial import try_out
 from halfmeg.networks.ways import with_kernels
-from halfmeg.places.draws import seed_draws
+from halfmeg.places.draws import kept_draws, seed_draws
 from halfmeg.places.place import is_place
 from halfmeg.training.batches import Batch, Batches
 from halfmeg.training.choice import chosen_by
@@ -119,17 +119,32 @@ def check_shares(config: RunConfig, data: DataSplits, ranks: Ranks) -> None:
 
     That of maps has one over their positions.
     """
-    if ranks.size == 1 or config.sync_bn:
+    if config.sync_bn if ranks.size > 1 else config.batch_size > 1:
+        return
+    model = build_model(config.model, len(data.classes), data.image_shape, config.budget)
+    if ranks.size == 1:
+        if not _takes_one_image(model, data.image_shape):
+            told = "leaves BatchNorm one image, of which it has no variance; take 2 or more"
+            raise ValueError(f"batch_size=1 {told}")
         return
     train, _ = hold_out(data, config.val_fraction, config.seed)
     plan = Plan.of(config, len(train), data.image_shape)
     smallest = min(b.stop - b.start for epoch in plan.epochs for b in epoch.batches)
-    model = build_model(config.model, len(data.classes), data.image_shape, config.budget)
     if smallest < 2 * ranks.size and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
         raise ValueError(
             f"a batch of {smallest} images leaves one of {ranks.size} processes fewer than two, of "
             "which BatchNorm has no variance; take sync_bn=true, or another batch_size"
         )
+
+
+def _takes_one_image(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether BatchNorm, if there is any, sees more than one position of a single image."""
+    with kept_draws(), torch.no_grad():
+        try:
+            model.train()(torch.zeros(1, *shape))
+        except Exception as error:  # another fault is told where it is trained
+            return "more than 1 value per channel" not in one_line(error)
+    return True
 
 
 def _small_sizes_of(model: str, largest: int) -> str:

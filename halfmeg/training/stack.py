@@ -286,8 +286,15 @@ class Stack:
                 own_group["lr"] = group["lr"]
 
 
+_OF_MATRICES = (
+    F.conv2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__,
+    torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm, torch.einsum,
+    F.scaled_dot_product_attention,
+)  # fmt: skip
+
+
 class _Products(TorchFunctionMode):
-    """Convolutions and linear layers in `dtype`, BatchNorm in float32.
+    """Convolutions and products of matrices in `dtype`, BatchNorm in float32.
 
     That is what autocast does, which does not reach through vmap (torch 2.13). The networks'
     convolutions become one with a group for each, so dilated ones stay in float32 on a processor
@@ -302,11 +309,16 @@ class _Products(TorchFunctionMode):
     ) -> Any:
         if func is F.conv2d and _stays_in_float32(*args, **(kwargs or {})):
             args = tuple(a.float() if isinstance(a, Tensor) else a for a in args)
-        elif func in (F.conv2d, F.linear):
-            args = tuple(a.to(self.dtype) if isinstance(a, Tensor) else a for a in args)
+        elif func in _OF_MATRICES:
+            args = tuple(map(self._cast, args))
+            kwargs = {key: self._cast(value) for key, value in (kwargs or {}).items()}
         elif func is F.batch_norm:
             args = (args[0].float(), *args[1:])
         return func(*args, **(kwargs or {}))
+
+    def _cast(self, value: Any) -> Any:
+        casts = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if casts and value.dtype != torch.float64 else value
 
 
 def _stays_in_float32(input: Tensor, *args: Any, **kwargs: Any) -> bool:

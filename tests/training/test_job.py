@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import small_config
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 
 from halfmeg.data.augment import normalize
 from halfmeg.networks.table import MODELS, ModelEntry
+from halfmeg.training.fit import fit
 from halfmeg.training.job import PREPARATION_IMAGES, build_network
 
 
@@ -74,6 +77,16 @@ def test_an_error_that_cannot_say_itself_is_one_line_too(monkeypatch, few_digits
     monkeypatch.setitem(MODELS, "failing", ModelEntry(FailingSilently, ""))
     with pytest.raises(ValueError, match=r"^FailingSilently\.prepare failed: SilentError$"):
         build_network(small_config(model="failing"), few_digits, torch.arange(9))
+
+
+def test_one_image_a_batch_is_refused_where_batchnorm_has_no_variance(few_digits, tmp_path) -> None:
+    """Of maps of several positions it has."""
+    with pytest.raises(ValueError, match=r"batch_size=1 leaves BatchNorm one image.*2 or more"):
+        fit(small_config(model="resnet", batch_size=1, epochs=1), few_digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    few = replace(few_digits, train=few_digits.train.subset(torch.arange(20)))
+    run = fit(small_config(model="resnet8", batch_size=1, epochs=1), few, tmp_path / "run")
+    assert run.result() is not None
 
 
 def test_the_first_weights_come_from_the_seed_alone(few_digits) -> None:

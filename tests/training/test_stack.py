@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.evaluation.precision import has_bf16_hardware
+from halfmeg.networks.table import build_model
 from halfmeg.studies.study import run_study
 from halfmeg.studies.workers import StudyListener
 from halfmeg.training.batches import Batches
 from halfmeg.training.fit import fit, resume
 from halfmeg.training.listen import Listener
 from halfmeg.training.optim import orthogonalize
-from halfmeg.training.stack import train_stack
+from halfmeg.training.stack import _Products, train_stack
 from halfmeg.training.stopping import TrainingInterruptedError
 
 # Each way to augment and to average, in float32, where rounding is all that tells the two apart.
@@ -76,6 +77,7 @@ def test_stacked_runs_are_those_of_fit(model, optimizer, lr, tmp_path: Path, few
 
 IN_BFLOAT16 = (
     "cnn", "resnet", "resnet-linear", "resnet-shared", "resnet20", "resnet32", "sprint", "record",
+    "cct2",
 )  # fmt: skip
 
 
@@ -94,6 +96,26 @@ def test_a_stack_of_networks_trains_in_bfloat16(tmp_path: Path, few_digits) -> N
     assert not study.failures
     for run in study.runs:
         assert losses(run)[-1] < losses(run)[0]
+
+
+def test_products_of_matrices_are_in_bfloat16_as_under_autocast() -> None:
+    """The network's attention multiplies float32 weights of a softmax by bfloat16 values."""
+    model, images = build_model("cct2").eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        with _Products(torch.bfloat16):
+            found = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = model(images)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    left, right = torch.randn(3, 4, 5), torch.randn(3, 5, 6)
+    with _Products(torch.bfloat16):
+        for product in (
+            left @ right, torch.matmul(left, right), left.bmm(right),
+            torch.einsum("bij,bjk->bik", left, right),
+            torch.baddbmm(input=torch.ones(3, 4, 6), batch1=left, batch2=right),
+        ):  # fmt: skip
+            assert product.dtype == torch.bfloat16
 
 
 DILATED = """
