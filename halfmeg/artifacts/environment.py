@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from halfmeg import __version__
+from halfmeg.places.place import short_name
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -54,15 +55,18 @@ def public_command() -> str:
     as_module = program.name == "__main__.py" and program.parent.name == PACKAGE.name
     if not as_module and program.name not in (PACKAGE.name, f"{PACKAGE.name}.exe"):
         return "from Python"
-    return _command([_without_folders(word) for word in sys.argv[1:]])
+    return _command([without_folders(word) for word in sys.argv[1:]])
 
 
-def _without_folders(word: str) -> str:
-    """Return a word with the last name of an absolute path alone, also behind an option's `=`."""
+def without_folders(word: str) -> str:
+    """Return a word with the last name of an absolute path alone, also behind an option's `=`.
+
+    The path may be a folder, a file, or a place in one.
+    """
+    if Path(word).is_absolute():
+        return Path(short_name(word)).name or word
     start, sign, value = word.partition("=")
-    if sign and not Path(word).is_absolute():
-        return f"{start}={_without_folders(value)}"
-    return (Path(word).name or word) if Path(word).is_absolute() else word
+    return f"{start}={without_folders(value)}" if sign else word
 
 
 def _git_commit() -> str | None:

@@ -84,7 +84,8 @@ def spread_over(count: int, most: int) -> Tensor:
 
     Folders are listed class by class, so the first of them are of the first classes alone.
     """
-    return torch.linspace(0, count - 1, min(count, most)).long()
+    chosen = min(count, most)
+    return torch.arange(chosen) * (count - 1) // max(chosen - 1, 1)
 
 
 def _image_id(image: np.ndarray) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfmeg.artifacts.bundle import FORMAT, Bundle, checksum
-from halfmeg.artifacts.environment import environment, public_command
+from halfmeg.artifacts.environment import environment, public_command, without_folders
 from halfmeg.artifacts.readings import warn_if_read_only
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.seen import TRAINED_ON, ids_to_bytes
@@ -214,7 +214,10 @@ def _describe(
             "precision": "float32",
         },
         "proof": proof.to_dict(),
-        "recipe": run.config.to_dict(),
+        "recipe": {
+            setting: without_folders(value) if isinstance(value, str) else value
+            for setting, value in run.config.to_dict().items()
+        },
         "exported": _versions(),
     }
     if isinstance(integers, str):

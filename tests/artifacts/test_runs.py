@@ -71,9 +71,12 @@ def test_the_environment_names_a_command_that_repeats(monkeypatch, program, comm
 @pytest.mark.parametrize(
     ("program", "command"),
     [
-        ("/venv/bin/halfmeg", "halfmeg export run --data=photos --out 'a b' --data-dir / ../x y=1"),
+        ("/venv/bin/halfmeg",
+         "halfmeg export run --data=photos --out 'a b' --data-dir / ../x y=1 "
+         "'model=own.py:Net(side=4)'"),
         ("/checkout/halfmeg/__main__.py",
-         "python -m halfmeg export run --data=photos --out 'a b' --data-dir / ../x y=1"),
+         "python -m halfmeg export run --data=photos --out 'a b' --data-dir / ../x y=1 "
+         "'model=own.py:Net(side=4)'"),
         ("/home/me/upload.py", "from Python"),
         ("/home/me/tool/__main__.py", "from Python"),
         ("-c", "from Python"),
@@ -84,7 +87,8 @@ def test_the_command_that_others_read_names_no_folders_and_no_other_program(
     monkeypatch: pytest.MonkeyPatch, program: str, command: str
 ) -> None:
     words = ["export", "/home/me/run", "--data=/home/me/photos/", "--out", "/tmp/a b"]
-    monkeypatch.setattr(sys, "argv", [program, *words, "--data-dir", "/", "../x", "y=1"])
+    words += ["--data-dir", "/", "../x", "y=1", "model=/home/me/own.py:Net(side=4)"]
+    monkeypatch.setattr(sys, "argv", [program, *words])
     assert public_command() == command
 
 

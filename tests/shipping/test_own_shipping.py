@@ -44,7 +44,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, few_digits: DataSplits) -
     """A bundle whose network's Python is gone."""
     folder = tmp_path_factory.mktemp("own")
     write(folder, ODD_ORDER)
-    config = small_config(model="net.py:Net", epochs=2, batch_size=32, val_fraction=0.2)
+    config = small_config(model=f"{folder}/net.py:Net", epochs=2, batch_size=32, val_fraction=0.2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run = fit(config, few_digits, "run")
@@ -74,6 +74,7 @@ def test_a_bundle_needs_no_python_of_the_users(
     described = json.loads((bundle.folder / "model.json").read_text())
     assert described["model"] == "net.py:Net"
     assert len(described["source"]["sha256"]) == 64
+    assert described["recipe"]["model"] == "net.py:Net"  # of a folder that is nobody's business
     assert not [path for path in bundle.folder.rglob("*") if path.suffix == ".py"]
     assert "net.py:Net" in (bundle.folder / "README.md").read_text()
     assert bundle.evaluate(few_digits).accuracy == bundle.accuracy["test_accuracy"]
