@@ -154,7 +154,7 @@ def test_a_run_leaves_out_images_that_came_later(cli: Cli, tmp_path: Path) -> No
     after = Run.open(run.folder).result()
     assert after is not None
     assert after["test_loss"] == before["test_loss"]
-    assert cli("export", "run", "--out", "bundle").code == 0
+    assert cli("export", "run", "--out", "bundle", "--allow-loss").code == 0
 
 
 def test_data_that_a_run_is_not_of_is_told_with_a_remedy(cli: Cli, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.weights import read_checkpoint
 from halfmeg.data.augment import normalize
 from halfmeg.data.dataset import DataSplits
+from halfmeg.data.load import load_dataset
 from halfmeg.data.split import stratified_split
 from halfmeg.evaluation.precision import has_bf16_hardware
 from halfmeg.networks.summary import count_macs, count_params
@@ -62,25 +63,23 @@ def weights_of(run: Run) -> bytes:
     return (run.folder / "weights.safetensors").read_bytes()
 
 
-def test_a_run_learns_and_its_folder_tells_everything(tmp_path: Path, half_digits) -> None:
-    recorder = Recorder()
-    run = fit(
-        small_config(epochs=8, batch_size=32), half_digits, tmp_path / "run", listener=recorder
-    )
+def test_a_run_learns_and_its_folder_tells_everything(tmp_path: Path) -> None:
+    digits, recorder = load_dataset("digits"), Recorder()
+    run = fit(small_config(epochs=4, batch_size=32), digits, tmp_path / "run", listener=recorder)
     result = run.result()
     assert result is not None
     assert result["test_accuracy"] > 0.9
     assert result["val_accuracy"] == pytest.approx(recorder.rows[-1]["val_accuracy"])
     assert {"params", "epochs", "val_accuracy", "test_accuracy", "images_per_second",
             "seconds", "weights"} <= result.keys()  # fmt: skip
-    assert (result["params"], result["epochs"], result["macs"]) == (81_578, 8, 14_359_552)
+    assert (result["params"], result["epochs"], result["macs"]) == (81_578, 4, 14_359_552)
     assert {path.name for path in run.folder.iterdir()} == {
         "config.json", "environment.json", "trained_on.u64", "held_out.u64",
         "metrics.csv", "checkpoints", "weights.safetensors",
         "result.json", "logits.npz", "test_readings.jsonl",
     }  # fmt: skip
-    assert [row["epoch"] for row in run.read_metrics()] == list(range(1, 9))
-    assert run.evaluate(half_digits).accuracy == result["test_accuracy"]
+    assert [row["epoch"] for row in run.read_metrics()] == [1, 2, 3, 4]
+    assert run.evaluate(digits).accuracy == result["test_accuracy"]
     assert recorder.reports[-1].seconds_left == 0
     assert recorder.reports[-1].step == recorder.reports[-1].steps
 
@@ -134,11 +133,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(
 @pytest.mark.skipif(
     not has_bf16_hardware(torch.device("cpu")), reason="this processor has no bfloat16"
 )
-def test_bf16_and_float32_learn_alike(tmp_path: Path, half_digits) -> None:
-    accuracies = []
+def test_bf16_and_float32_learn_alike(tmp_path: Path) -> None:
+    digits, accuracies = load_dataset("digits"), []
     for precision in ("bf16", "fp32"):
-        config = small_config(epochs=5, batch_size=32, precision=precision)
-        run = fit(config, half_digits, tmp_path / precision)
+        config = small_config(epochs=4, batch_size=32, precision=precision)
+        run = fit(config, digits, tmp_path / precision)
         assert (run.result() or {})["precision"] == precision
         accuracies.append((run.result() or {})["test_accuracy"])
     assert min(accuracies) > 0.8
