@@ -88,7 +88,13 @@ def option_hint(option: str, command: str) -> str:
         return f"write: halfmeg data check {value or 'SOURCE'}"
     if (command, key) == ("train", "recipe"):
         return f"the recipe stands first: halfmeg train {value or 'RECIPE'}"
-    if command not in ("train", "compare", "plan") or key not in _setting_names():
+    if (command, key) == ("train", "minutes"):
+        return f"`train auto` takes its time as a setting: write minutes={value or 'NUMBER'}"
+    if (command, key) == ("train", "hours"):
+        return "`train auto` takes its time as a setting, in minutes: write minutes=NUMBER"
+    if (command, key) == ("search", "minutes"):
+        return "a search takes its time in hours: write --hours NUMBER"
+    if command not in ("train", "compare", "plan", "search") or key not in _setting_names():
         return ""
     return f"settings have no dashes: write {key}={value or 'VALUE'}"
 

@@ -150,7 +150,7 @@ def _explain(error: TyperException) -> str:
             wrong = f"{wrong}={after}"
         hint = option_hint(wrong, context.command.name)
         if hint:
-            return f"{message}; {hint}"
+            return f"No such option: {asked}; {hint}"
         return f"{message}; allowed: {', '.join(name for name in options if name[:2] == '--')}"
     if message.startswith("Got unexpected extra argument") and "--data" in options:
         word = message.rpartition("(")[2].split()[0].rstrip(")")

@@ -358,6 +358,13 @@ MISTAKES = {
         ["--recipe", "halfmeg train mine.py:recipe"],
     ),
     "unknown option": (["train", "common", "--fast"], ["--fast", "--data-dir"]),
+    "a setting as an option": (
+        ["search", "--batch-size", "8"],
+        ["No such option: --batch-size; settings have no dashes: write batch_size=8"],
+    ),
+    "minutes as an option": (["train", "auto", "--minutes", "5"], ["write minutes=5"]),
+    "hours of auto": (["train", "auto", "--hours=1"], ["in minutes: write minutes=NUMBER"]),
+    "minutes of a search": (["search", "--minutes", "5"], ["write --hours NUMBER"]),
     "no number": (["compare", "cnn", "--seeds", "many"], ["--seeds", "'many'", "integer"]),
     "missing path": (["train", "common", "--data", "nowhere"], ["'nowhere'", "digits, cifar10"]),
     "a seed of a study": (["compare", "cnn", "resnet20", "seed=5"], ["seed=5", "by --seeds"]),
