@@ -104,6 +104,8 @@ class World:
         difficulty: deviation of the image's effect on all networks, in logits.
         class_points: deviation of the accuracy of each of ten classes between seeds, in points,
             beside that of all images; 0: a seed makes the same of all classes.
+        groups: of as many images each, of which a network makes something alike; 0 for none.
+        group_effect: deviation of that, in logits.
     """
 
     accuracies: tuple[float, ...]
@@ -112,12 +114,14 @@ class World:
     skewed: bool = False
     difficulty: float = DIFFICULTY
     class_points: float = 0.0
+    groups: int = 0
+    group_effect: float = 0.0
 
     def studies(self, count: int, num_seeds: int, seed: int = 0) -> Iterator[Answers]:
         """Draw studies: right answers of each network, seed and image."""
         rng = np.random.default_rng((seed, num_seeds, self.num_images))
         M, S, N = len(self.accuracies), num_seeds, self.num_images
-        hard = self.difficulty
+        hard = float(np.hypot(self.difficulty, self.group_effect))
         spreads = np.array(
             [seed_deviation(a, p, hard) for a, p in zip(self.accuracies, self.points, strict=True)]
         )
@@ -129,8 +133,11 @@ class World:
         )
         classes = np.arange(N) % NUM_CLASSES
         for _ in range(count):
-            images = rng.normal(size=N).astype(np.float32) * hard
+            images = rng.normal(size=N).astype(np.float32) * self.difficulty
             tastes = rng.normal(size=(M, N)).astype(np.float32) * TASTE
+            if self.groups:
+                of_groups = rng.normal(size=(M, self.groups)).astype(np.float32) * self.group_effect
+                tastes += of_groups[:, np.arange(N) % self.groups]
             odds = np.exp(logits[:, None] + images + tastes)  # M×N
             effects = 1 - rng.exponential(size=(M, S)) if self.skewed else rng.normal(size=(M, S))
             against = np.exp(-spreads[:, None] * effects).astype(np.float32)[:, :, None]  # M×S×1

@@ -482,6 +482,18 @@ def test_the_tables_of_verdicts_are_those_of_the_simulation() -> None:
         assert line in short, line
 
 
+def test_the_table_of_images_in_groups_is_that_of_the_simulation() -> None:
+    page = (ROOT / "docs" / "statistics.md").read_text()
+    rows = json.loads((RESULTS / "verdicts-grouped.json").read_text())["table"]
+    assert len(rows) == 12
+    for groups in {row["groups"] for row in rows}:
+        cells = [
+            f"{100 * row['false']:.1f} ({100 * row['by_group']:.1f})"
+            for row in rows if row["groups"] == groups
+        ]  # fmt: skip
+        assert f"| {groups} | {' | '.join(cells)} |" in page
+
+
 def test_the_other_simulated_settings_are_those_of_the_table() -> None:
     page = (ROOT / "docs" / "statistics.md").read_text()
     found = json.loads((RESULTS / "verdicts.json").read_text())["beside"]

@@ -49,6 +49,9 @@ def report(
         reading = replace(reading, margin=margin / 100)
     # raises before anything is written or measured
     compare_runs(runs, failures=failures, reading=reading)
+    is_own = is_study and folder.resolve() == Path(folders[0]).resolve()
+    if (folder / "study.json").exists() and not is_own:
+        raise ValueError(f"{folder} holds another study, and its page; choose another --out")
     check_page_folder(folder)
     marks = (folder / name for name in ("study.json", "comparison.json"))
     if folder.exists() and not holds_nothing(folder) and not any(map(Path.exists, marks)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of one network; times are medians on this machine, in the type that it computes in.
+    """Costs of one network; times are medians on this machine, in float32 or what it has faster.
 
     Attributes:
         params: all of them.
@@ -43,27 +43,34 @@ class Cost:
 
 
 @torch.inference_mode()
-def measure_costs(models: Mapping[str, nn.Module], image_size: ImageSize) -> dict[str, Cost]:
+def measure_costs(
+    models: Mapping[str, nn.Module], image_size: ImageSize, in_float32: Collection[str] = ()
+) -> dict[str, Cost]:
     """Measure networks in one process, interleaved: each round times each of them once.
 
     So a change in the machine's speed meets all networks, and their ratios hold.
+
+    Args:
+        models: by name.
+        image_size: of what they are timed on.
+        in_float32: names of those that compute in float32 where this machine has bfloat16, too.
     """
     cpu = torch.device("cpu")
-    dtype = compute_dtype("auto", cpu)
-    one, many = (
-        torch.rand(count, *image_shape(image_size))
-        .to(dtype)
-        .contiguous(memory_format=torch.channels_last)
+    fastest = compute_dtype("auto", cpu)
+    dtypes = {name: torch.float32 if name in in_float32 else fastest for name in models}
+    batches = [
+        torch.rand(count, *image_shape(image_size)).contiguous(memory_format=torch.channels_last)
         for count in (1, BATCH_SIZE)
-    )
+    ]
+    images = {dtype: [batch.to(dtype) for batch in batches] for dtype in dtypes.values()}
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
-    with autocast(cpu, dtype):
-        for round_number in range(1 + ROUNDS):
-            for name, model in models.items():
-                model.eval()
-                for images, times in zip((one, many), seconds[name], strict=True):
+    for round_number in range(1 + ROUNDS):
+        for name, model in models.items():
+            model.eval()
+            with autocast(cpu, dtypes[name]):
+                for batch, times in zip(images[dtypes[name]], seconds[name], strict=True):
                     started = time.perf_counter()
-                    model(images)
+                    model(batch)
                     if round_number:  # the first warms up
                         times.append(time.perf_counter() - started)
     return {

@@ -58,6 +58,7 @@ def _notes_on_reading(comparison: Comparison) -> Iterator[str]:
         yield (
             "Fewer than 5 seeds say little of the chance between seeds, so the intervals are wide."
         )
+    yield from _grouped(comparison)
     yield from read_before(comparison)
     reading = comparison.reading
     if reading.planned:
@@ -93,6 +94,7 @@ def without_page(comparison: Comparison) -> list[str]:
         *_not_compared(comparison),
         *_unchecked(comparison),
         *_stopped(comparison),
+        *_grouped(comparison),
         *read_before(comparison),
     ]
 
@@ -100,6 +102,17 @@ def without_page(comparison: Comparison) -> list[str]:
 def _stopped(comparison: Comparison) -> Iterator[str]:
     if comparison.stopped:
         yield f"The study {comparison.stopped}."
+
+
+def _grouped(comparison: Comparison) -> Iterator[str]:
+    if comparison.folds is None and any(
+        run.options.group for model in comparison.models for run in model.runs
+    ):
+        yield (
+            "Images of one group are counted as though they had nothing in common. Where networks "
+            "differ by group, verdicts are false more often than stated and intervals too narrow, "
+            "the more so the fewer groups are tested; `--folds` allows for it."
+        )
 
 
 def _not_compared(comparison: Comparison) -> Iterator[str]:

@@ -21,7 +21,7 @@ from halfmeg.evaluation.cost import Cost
 from halfmeg.evaluation.evaluate import score
 from halfmeg.places.place import short_name
 from halfmeg.studies.loaded import LoadedRun, test_share
-from halfmeg.studies.measure import Robustness, mean_robustness, shape_name
+from halfmeg.studies.measure import Robustness, cost_of, mean_robustness
 from halfmeg.studies.resampled import folded_interval
 from halfmeg.studies.stats import Interval, crossed_interval
 
@@ -183,7 +183,7 @@ def build_entrant(
         temperature=float(np.mean(temperatures)) if temperatures else None,
         no_temperature=no_temperature,
         robustness=mean_robustness([i.run for i in items]),
-        cost=costs.get(shape_name(config.model, config.budget)),
+        cost=cost_of(config, costs),
         runs=tuple(i.run for i in items),
     )
 

@@ -80,13 +80,16 @@ def check_runs(
         ValueError: so it does; the first difference is named.
     """
     check_study_folder(out)
-    stored = read_study(out)
-    others = [
-        run
-        for run in (stored.runs if stored else [])
-        if run.folder not in folders and (out / run.folder).exists()
-    ]
+    study = read_study(out)
+    stored = study.runs if study else []
+    others = [run for run in stored if run.folder not in folders and (out / run.folder).exists()]
     if others:
+        several = [len({one.recipe for one in runs}) > 1 for runs in (stored, configs)]
+        if several[0] != several[1]:
+            raise ValueError(
+                f"{out} holds a study of another number of recipes, whose runs are called "
+                "otherwise; choose another --out, and `halfmeg report` compares the runs of both"
+            )
         names = ", ".join(dict.fromkeys(map(str, others[:3])))
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise ValueError(

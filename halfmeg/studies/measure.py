@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halfmeg.artifacts.run import Run
 from halfmeg.artifacts.sources import check_outside, find_change
-from halfmeg.config import BUDGET
+from halfmeg.config import BUDGET, RunConfig
 from halfmeg.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.folds import Folds, parse_fold
@@ -68,14 +68,17 @@ def measure(runs: Sequence[Run], data: DataSplits | Folds, out: Path) -> None:
                 _require_own(run, run.config.model)
                 write_json(run.folder / "robustness.json", measure_robustness(run, own))
     first = runs[0].data
-    networks = {}
-    for name, budget in sorted({(run.config.model, run.config.budget) for run in runs}):
-        with _unless_lost(name, f"no costs of {name}"):
+    networks, in_float32 = {}, set()
+    for name, config in sorted({cost_name(run.config): run.config for run in runs}.items()):
+        with _unless_lost(config.model, f"no costs of {config.model}"):
             for run in runs:
-                _require_own(run, name)
-            model = build_model(name, len(first.classes), first.image_shape, budget)
-            networks[shape_name(name, budget)] = model
-    costs = measure_costs(networks, first.image_shape)
+                _require_own(run, config.model)
+            networks[name] = build_model(
+                config.model, len(first.classes), first.image_shape, config.budget
+            )
+            if config.precision == "fp32":
+                in_float32.add(name)
+    costs = measure_costs(networks, first.image_shape, in_float32)
     write_json(out / COSTS, {name: cost.to_dict() for name, cost in costs.items()})
 
 
@@ -111,9 +114,19 @@ def _unless_lost(model: str, what: str) -> Iterator[None]:
         warnings.warn(f"{what}: {error}", PlaceWarning, stacklevel=3)
 
 
-def shape_name(model: str, budget: int) -> str:
+def cost_name(config: RunConfig) -> str:
     """Name a network by what decides its costs, as `costs.json` does."""
-    return model if budget == BUDGET else f"{model} budget={budget}"
+    budget = "" if config.budget == BUDGET else f" budget={config.budget}"
+    return f"{config.model}{budget}{' precision=fp32' if config.precision == 'fp32' else ''}"
+
+
+def cost_of(config: RunConfig, costs: Mapping[str, Cost]) -> Cost | None:
+    """Return what a network costs; None if it was not measured.
+
+    An earlier version timed all networks in one type, and named none.
+    """
+    name = cost_name(config)
+    return costs.get(name) or costs.get(name.removesuffix(" precision=fp32"))
 
 
 def measure_robustness(run: Run, data: DataSplits) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from halfmeg.files import make_folder, write_atomically, write_json
 from halfmeg.studies.compare import Comparison
+from halfmeg.studies.entrant import Entrant
 from halfmeg.studies.figures import INK, STYLE, figure_svg, in_lines, write_figure
 from halfmeg.studies.page import build_templates, require_own
 from halfmeg.studies.ranking import Ranking, rank_networks
@@ -23,8 +25,7 @@ RANKING = "ranking.json"
 def rank_comparisons(comparisons: Sequence[Comparison]) -> Ranking:
     """Rank the networks that all comparisons have, over their data sets; none of fewer than two."""
     data = [comparison.data for comparison in comparisons]
-    found = [{(m.runs[0].config.model, m.runs[0].config.recipe): m for m in c.models}
-             for c in comparisons]  # fmt: skip
+    found = _entrants(comparisons)
     shared = [key for key in found[0] if all(key in entrants for entrants in found)]
     if min(len(shared), len(data)) < 2:
         return Ranking((), tuple(data), ((),) * len(data), (), None, None, ())
@@ -32,6 +33,26 @@ def rank_comparisons(comparisons: Sequence[Comparison]) -> Ranking:
     names = [max((entrants[key].name for entrants in found), key=len) for key in shared]
     table = np.array([[entrants[key].test_accuracy.mean for key in shared] for entrants in found])
     return rank_networks(names, data, table)
+
+
+def _entrants(comparisons: Sequence[Comparison]) -> list[dict[tuple[str, ...], Entrant]]:
+    """Return the entrants of each comparison by network and recipe.
+
+    Where runs of one in two precisions are apart, as of two machines, by precision too, everywhere.
+    """
+
+    def key(entrant: Entrant) -> tuple[str, ...]:
+        config = entrant.runs[0].config
+        return config.model, config.recipe
+
+    counts = [Counter(map(key, comparison.models)) for comparison in comparisons]
+    return [
+        {
+            (*key(m), m.terms["precision"]) if any(c[key(m)] > 1 for c in counts) else key(m): m
+            for m in comparison.models
+        }
+        for comparison in comparisons
+    ]
 
 
 def ranking_figure(ranking: Ranking) -> Figure:

@@ -123,7 +123,9 @@ class PlannedStudy:
 
     def _run(self, listener: StudyListener) -> Study:
         out = self.out
-        write_study(out, self.configs, self.folders, self.data, self.reading)
+        now = Reading.of(out)  # it may have been read since it was planned
+        reading = replace(self.reading, looks=now.looks, margins=now.margins)
+        write_study(out, self.configs, self.folders, self.data, reading)
         for config, name in zip(self.configs, self.folders, strict=True):
             keep_objects(out / name, config.places())
         tasks = [

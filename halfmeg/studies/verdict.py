@@ -28,6 +28,9 @@ MOST_DIGITS = 6
 SEEN_DIFFERENCE = 0.005
 """The difference for which the number of seeds is planned: half a point."""
 
+MANY_FOLDS = 10
+"""Beyond which more of them hardly see more (docs/folds.md)."""
+
 
 @dataclass(frozen=True)
 class PairResult:
@@ -134,6 +137,11 @@ class PairResult:
         if self.test.discordant < FEWEST_DISCORDANT:
             return f"{images}: the two answer {self.test.discordant:.0f} of them differently"
         if self.folded:
+            if self.num_seeds < MANY_FOLDS:
+                return (
+                    f"{images} for {self.num_seeds} folds; a new study of {MANY_FOLDS} folds "
+                    "would see smaller differences"
+                )
             return f"{images} for these folds; more of them would settle it, more folds hardly"
         points = f"{100 * SEEN_DIFFERENCE:g} points"
         if self.needed is None or self.needed.least is None:

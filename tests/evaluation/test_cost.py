@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from halfmeg.evaluation.cost import measure_costs
 from halfmeg.networks.table import build_model
@@ -16,6 +17,29 @@ def test_costs_are_measured_of_each_network(monkeypatch: pytest.MonkeyPatch) -> 
     assert costs["cnn"].weights_bytes == 4 * 81_578
     assert costs["cnn"].latency_ms > costs["logistic"].latency_ms > 0
     assert costs["cnn"].images_per_second < costs["logistic"].images_per_second
+
+
+class Sees(nn.Module):
+    """Keeps in what type each of its products was computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+        self.types: list[torch.dtype] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(x.mean((2, 3)))
+        self.types.append(logits.dtype)
+        return logits
+
+
+def test_a_network_is_timed_in_the_type_that_its_runs_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfmeg.evaluation.precision.has_bf16_hardware", lambda device: True)
+    fast, exact = Sees(), Sees()
+    costs = measure_costs({"net": fast, "net precision=fp32": exact}, 32, {"net precision=fp32"})
+    assert len(costs) == 2
+    assert fast.types[:4] == [torch.bfloat16] * 4
+    assert exact.types[:4] == [torch.float32] * 4
 
 
 def test_networks_are_left_in_evaluation_mode_without_gradients() -> None:

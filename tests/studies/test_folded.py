@@ -158,6 +158,13 @@ def test_folds_that_are_missing_shift_no_pictures(studied: Path, tmp_path: Path)
         assert _picture(tested.images[item.index].numpy()) in text
 
 
+def test_more_folds_are_advised_as_long_as_they_see_more(studied: Path) -> None:
+    (pair,) = compare_runs(open_runs([studied])).pairs
+    told = "240 images are too few for 3 folds; a new study of 10 folds would see smaller"
+    assert replace(pair, num_images=240).outlook.startswith(told)
+    assert replace(pair, num_seeds=10).outlook.endswith("would settle it, more folds hardly")
+
+
 def test_folds_are_not_told_of_looks_by_seeds(studied: Path) -> None:
     found = compare_runs(open_runs([studied]))
     assert read_before(replace(found, reading=replace(found.reading, looks=(2,)))) == []

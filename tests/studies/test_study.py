@@ -25,10 +25,11 @@ from halfmeg.studies.compare import compare, compare_runs
 from halfmeg.studies.figures import accuracy_curve
 from halfmeg.studies.measure import measure_robustness
 from halfmeg.studies.power import SeedsNeeded
-from halfmeg.studies.reading import Reading
+from halfmeg.studies.reading import Reading, record_look
 from halfmeg.studies.sequential import compare_until_decided
+from halfmeg.studies.sets import rank_comparisons
 from halfmeg.studies.stats import Interval, paired_tests
-from halfmeg.studies.study import make_configs, open_runs, run_study
+from halfmeg.studies.study import make_configs, open_runs, plan_study, run_study
 from halfmeg.studies.tables import p_text
 from halfmeg.studies.verdict import PairResult, in_points
 from halfmeg.studies.workers import StudyListener
@@ -698,6 +699,69 @@ def test_a_study_remembers_how_it_was_read(tmp_path: Path, few_digits, cli: Cli)
     study.write_text(json.dumps(stored | {"reading": {"margin": 0.01}}))
     with pytest.raises(ValueError, match=r"study.json is damaged"):
         Reading.of(tmp_path / "s")
+
+
+def test_a_study_that_is_read_after_it_was_planned_keeps_that_look(
+    tmp_path: Path, few_digits, whole: Path
+) -> None:
+    """With several data sets all are planned first, and hours later the last is begun."""
+    out = shutil.copytree(whole, tmp_path / "study")
+    planned = plan_study(configs(), few_digits, out)
+    record_look(out, 2, 0.05)
+    planned.run()
+    assert (Reading.of(out).looks, Reading.of(out).margins) == ((2,), (0.05,))
+
+
+def test_a_study_of_one_recipe_takes_no_second(tmp_path: Path, few_digits, whole: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "study")
+    more = [*configs(), *(replace(config, recipe="other", lr=0.001) for config in configs())]
+    with pytest.raises(ValueError, match="holds a study of another number of recipes, whose runs"):
+        plan_study(more, few_digits, out)
+
+
+def test_a_report_replaces_no_page_of_another_study(
+    tmp_path: Path, few_digits, whole: Path, cli: Cli
+) -> None:
+    for name in ("one", "other"):
+        shutil.copytree(whole, tmp_path / name)
+    before = {path: path.read_bytes() for path in Path("other").rglob("*") if path.is_file()}
+    for folders in (["one"], ["other/cnn-seed-0", "other/logistic-seed-0"]):
+        refused = cli("report", *folders, "--out", "other")
+        assert refused.is_one_line("other holds another study, and its page; choose another --out")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert cli("report", "other", "--out", "other").code == 0
+
+
+def test_networks_in_two_precisions_are_ranked_apart(tmp_path: Path, whole: Path) -> None:
+    """One of them stood in the ranking for both, whichever it was."""
+    comparisons = []
+    for name in ("whole", "mixed"):
+        out = shutil.copytree(whole, tmp_path / name)
+        if name == "mixed":
+            stored = out / "cnn-seed-1" / "result.json"
+            result = json.loads(stored.read_text())
+            stored.write_text(json.dumps(result | {"precision": "bf16"}))
+        comparisons.append(replace(compare_runs(open_runs([out])), data=name))
+    assert len(comparisons[1].models) == 3
+    ranking = rank_comparisons(comparisons)
+    assert set(ranking.networks) == {"cnn (precision=fp32)", "logistic"}
+    (mixed,) = (m for m in comparisons[1].models if m.name == "cnn (precision=fp32)")
+    row = dict(zip(ranking.networks, ranking.accuracies[1], strict=True))
+    assert row["cnn (precision=fp32)"] == mixed.test_accuracy.mean
+
+
+@pytest.mark.slow
+def test_images_in_groups_are_told_beside_the_verdicts(pictures: Path, cli: Cli) -> None:
+    command = ["compare", "mlp", "logistic", "epochs=1", "--data", str(pictures), "--seeds", "2"]
+    told = "Images of one group are counted as though they had nothing in common."
+    grouped = cli(*command, r"group=t\w+/\d/\d", "--out", "grouped")
+    assert grouped.code == 0, grouped.err
+    assert told in " ".join(grouped.out.split())
+    stored = json.loads(Path("grouped/comparison.json").read_text())
+    assert [note for note in stored["caveats"] if note.startswith(told)]
+    folded = cli(*command[:-2], "--folds", "3", r"group=t\w+/\d/\d", "--out", "folded")
+    assert folded.code == 0, folded.err
+    assert told not in " ".join(folded.out.split())
 
 
 def test_a_report_of_a_study_that_is_not_finished_is_a_look_at_it(

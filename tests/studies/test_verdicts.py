@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,19 @@ def test_other_kinds_of_seeds_keep_five_percent(seeds: int, setting: str, least:
         assert numbers["false"] <= most(count)
         assert numbers["covered"] >= 0.93
         assert numbers["accuracy_covered"] >= least - 3 * math.sqrt(0.93 * 0.07 / count)
+
+
+def test_images_in_groups_make_verdicts_false() -> None:
+    """As a page of runs with `group=` says, and docs/statistics.md by how much."""
+    count, alone = 100, World((0.9,) * 2, (0.2,) * 2, 1_000)
+    false = {
+        effect: simulation.simulate(
+            replace(alone, groups=20, group_effect=effect), 5, count, sizes=(2,)
+        )[2]["false"]
+        for effect in (0.0, 1.0)
+    }
+    assert false[0.0] <= most(count)
+    assert false[1.0] > 0.3
 
 
 @pytest.mark.slow
