@@ -20,6 +20,7 @@
 | `own` | a network of the user's own, built from its place |
 | `example` | a network to start from, which `halfmeg new network` writes |
 | `trial` | such a network tried out, each fault one line |
+| `leaves` | what a loss depends on, and where a network keeps it |
 | `table` | `MODELS` and `build_model` |
 | `macs` | multiply-accumulates, operator by operator |
 | `summary` | layer table, parameters, multiply-accumulates |

@@ -83,8 +83,8 @@ class ModelSummary:
 
 
 def count_params(module: nn.Module) -> int:
-    """Count all parameters; those used more than once count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Count all parameters; those used more than once count once, a complex one is two."""
+    return sum((1 + p.is_complex()) * p.numel() for p in module.parameters())
 
 
 def count_macs(model: nn.Module, image_size: ImageSize = 32) -> int:

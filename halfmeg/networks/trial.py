@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfmeg.data.shape import ImageSize, image_shape
+from halfmeg.networks.leaves import gradient_leaves, name_of, passing_buffers, plain_numbers
 from halfmeg.networks.macs import measure_macs
 from halfmeg.networks.own import MAX_WEIGHTS_BYTES, build_own, use_channels_last
 from halfmeg.networks.protocol import body_parameters, evaluating, preparation
@@ -69,6 +70,7 @@ def try_out(
     trial = _Trial(place, model, num_classes, image_size)
     with kept_draws():
         trial.check_parameters()
+        trial.check_modes()
         trial.check_training(torch.float32)
         trial.check_evaluation()
         trial.check_rebuilding(build_own(place, num_classes, image_size, budget))
@@ -78,28 +80,6 @@ def try_out(
         trial.warn_of_costs()
         trial.warn_of_export()
     _tried.add(key)
-
-
-def try_stack(place: str, num_classes: int, image_size: ImageSize, budget: int) -> None:
-    """Try whether several networks of a place can be trained at once, by `torch.func.vmap`.
-
-    Raises:
-        ValueError: they cannot.
-    """
-    with kept_draws():
-        models = [build_own(place, num_classes, image_size, budget).train() for _ in range(2)]
-        state = torch.func.stack_module_state(models)
-        images = torch.zeros(2, BATCH, *image_shape(image_size))
-
-        def of_one(parameters: Any, buffers: Any, batch: Tensor) -> Any:
-            return torch.func.functional_call(models[0], (parameters, buffers), (batch,))
-
-        try:
-            torch.func.vmap(of_one, randomness="different")(*state, images)
-        except Exception as error:  # whatever a user's code or vmap raises
-            raise ValueError(
-                f"{place} takes no stack, leave it out: {describe(error, place)}"
-            ) from None
 
 
 def accepts(model: nn.Module, num_classes: int, image_size: ImageSize) -> bool:
@@ -159,6 +139,9 @@ class _Trial:
 
     def check_parameters(self) -> None:
         """Something to train, each number once, and no more than can be stored."""
+        for module in self._modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise self.fault("holds a scripted module; use it as it was before")
         named = dict(self.model.named_parameters())
         if not any(p.requires_grad for p in named.values()):
             raise self.fault("has no parameters to train")
@@ -175,6 +158,12 @@ class _Trial:
                 raise self.fault(
                     f"has two parameters on the same memory, {other} and {name}; "
                     f"to share weights, assign the parameter itself"
+                )
+        for name, buffer in self.model.named_buffers():
+            if buffer.numel() and buffer.nbytes > buffer.untyped_storage().nbytes():
+                raise self.fault(
+                    f"has {name} with several numbers on the same memory, as expand leaves them; "
+                    "clone it"
                 )
         tensors = [*named.values(), *dict(self.model.named_buffers()).values()]
         size, allowed = sum(t.nbytes for t in tensors), MAX_WEIGHTS_BYTES - HEADER_BYTES
@@ -193,6 +182,24 @@ class _Trial:
                     f"register_buffer, or leave get_extra_state out"
                 )
 
+    def _modules(self) -> list[nn.Module]:
+        try:
+            return list(self.model.modules())
+        except TypeError as error:  # a dataclass compares by its fields
+            told = f"cannot list its modules: {error}; a dataclass needs eq=False"
+            raise self.fault(told) from None
+
+    def check_modes(self) -> None:
+        """`train` and `eval` return the network, as whoever calls them expects."""
+        for mode in ("train", "eval"):
+            model = self.copied()
+            with running(self.place, f"raises in {mode}()"):
+                returned = getattr(model, mode)()
+            if returned is not model:
+                raise self.fault(
+                    f"has a {mode}() that does not return the network; end it with `return self`"
+                )
+
     def check_training(self, dtype: torch.dtype) -> None:
         """In training mode: logits, and a gradient for each parameter, none of them hidden."""
         mode = "training" if dtype == torch.float32 else "training in bfloat16"
@@ -207,6 +214,7 @@ class _Trial:
             return with_kernels(model, right_kernels(model, shapes, dtype))(images)
 
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        buffers = {name: (b.dtype, b.shape) for name, b in model.named_buffers()}
         for _ in range(DRAWS):
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
                 logits = self.logits(forward, images, mode)
@@ -223,6 +231,14 @@ class _Trial:
             assert parameter.grad is not None
             if not parameter.grad.isfinite().all():
                 raise self.fault(f"has a gradient that is not finite in {mode}: {name}")
+        for name, buffer in model.named_buffers():
+            if name not in buffers:
+                raise self.fault(f"registers {name} in {mode}; register it in __init__")
+            if (buffer.dtype, buffer.shape) != buffers[name]:
+                raise self.fault(
+                    f"gives {name} another type or shape in {mode}; change it in place, as by "
+                    f"self.{name}.copy_(...)"
+                )
 
     def differentiate(self, model: nn.Module, logits: Tensor, mode: str) -> None:
         """Add the gradients of a loss to those that the parameters have."""
@@ -233,7 +249,7 @@ class _Trial:
             t for t in gradient_leaves(loss) if id(t) not in {id(p) for p in model.parameters()}
         ]
         if hidden:
-            names = [_name_of(model, t) for t in hidden]
+            names = [name_of(model, t) for t in hidden]
             raise self.fault(
                 f"has weights outside parameters(): {', '.join(names)}; "
                 f"register them, as by nn.Parameter or nn.ModuleList"
@@ -267,6 +283,8 @@ class _Trial:
                         f"at evaluation it must not look at the other images"
                     )
         for key, value in self.model.state_dict().items():
+            if key not in before:
+                raise self.fault(f"registers {key} at evaluation; register it in __init__")
             if not torch.equal(value, before[key]):
                 raise self.fault(f"changes {key} at evaluation")
 
@@ -300,8 +318,10 @@ class _Trial:
             for _ in range(STEPS):
                 self.logits(model, self.images, "training")
             stored = dict(model.named_parameters()) | dict(model.named_buffers())
+            passing = passing_buffers(model)
             for name, tensor in (*other.named_parameters(), *other.named_buffers()):
-                tensor.copy_(stored[name])
+                if name not in passing:
+                    tensor.copy_(stored[name])
             for mode in ("evaluation", "training"):
                 found = []
                 for one in (model, other):
@@ -311,8 +331,16 @@ class _Trial:
                 if not _agree(*found):
                     raise self.fault(
                         "keeps what training changes outside its parameters and buffers, so it "
-                        "could not be stored or resumed; register it, as by register_buffer"
+                        "could not be stored or resumed; register it, as by register_buffer, "
+                        "and not with persistent=False"
                     )
+        before = plain_numbers(self.model)
+        changed = [name for name, n in plain_numbers(model).items() if before.get(name) != n]
+        if changed:
+            self.warn(
+                f"changes {', '.join(changed)} in training, which no checkpoint holds: if it "
+                "decides anything, a resumed run is another one; register it as a buffer"
+            )
 
     def check_methods(self) -> None:
         """Methods of the protocol's names are those, and do not only happen to be called so."""
@@ -355,43 +383,3 @@ class _Trial:
 def _agree(some: Tensor, others: Tensor) -> bool:
     scale = max(1.0, others.abs().max().item())
     return bool((some - others).abs().max() <= TOLERANCE * scale)
-
-
-def gradient_leaves(loss: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors that a gradient is collected in."""
-    seen, nodes = set(), [loss.grad_fn]
-    while nodes:
-        node: Any = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        nodes += [following for following, _ in node.next_functions]
-
-
-def _name_of(model: nn.Module, tensor: Tensor) -> str:
-    """Return where a network keeps a tensor that it has not registered, or its shape."""
-    for prefix, module in model.named_modules():
-        for key, value in vars(module).items():
-            name = f"{prefix}.{key}" if prefix else key
-            if key.startswith("_") or value is None:
-                continue
-            for place, item in _items(name, value):
-                if item is tensor:
-                    return place
-    return f"a tensor of {'×'.join(map(str, tensor.shape))}"
-
-
-def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors within lists, dicts and modules, each with its name."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, nn.Module):
-        yield from ((f"{name}.{key}", item) for key, item in value.named_parameters())
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _items(f"{name}[{index}]", item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _items(f"{name}[{key!r}]", item)

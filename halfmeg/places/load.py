@@ -32,6 +32,9 @@ _modules: dict[Path, tuple[str, ModuleType]] = {}
 
 _MISSING = object()
 
+RELATIVE = "attempted relative import with no known parent package"
+"""What Python says of a file of a package that is run by itself."""
+
 _brought_in: set[str] = set()
 """Modules that files named by a user have imported from beside them."""
 
@@ -63,13 +66,16 @@ def load(place: str) -> Any:
         raise ValueError(
             f"{place!r} is no place; write FILE.py:NAME, package.module:NAME or timm:NAME"
         )
+    missing: str | None = None
     with running(place), first_on_path(None):
         try:
             module = importlib.import_module(found["module"])
         except ModuleNotFoundError as error:
-            if error.name and f"{found['module']}.".startswith(f"{error.name}."):
-                raise ValueError(f"{place}: there is no module {error.name!r}") from None
-            raise
+            if not (error.name and f"{found['module']}.".startswith(f"{error.name}.")):
+                raise
+            missing = error.name
+    if missing is not None:
+        raise ValueError(f"{place}: there is no module {missing!r}")
     obj = _member(module, found["name"], place)
     check_current(place, obj)
     return obj
@@ -189,6 +195,15 @@ def _member(module: ModuleType, name: str, place: str) -> Any:
     return value
 
 
+def _as_module(path: Path, place: str) -> str:
+    """Say how a file within a package is named, so that its relative imports work."""
+    names, folder = [path.stem], path.parent
+    while (folder / "__init__.py").exists():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return f"from {folder} name it as {'.'.join(names)}:{place.rpartition(':')[2]}"
+
+
 def _load_file(path: Path, place: str) -> ModuleType:
     """Run a file as a module of its own; again only where it or a neighbour has changed."""
     source = read_source(place)
@@ -213,8 +228,10 @@ def _load_file(path: Path, place: str) -> ModuleType:
     try:
         with running(place), first_on_path(path.parent):
             exec(code, vars(module))
-    except ValueError:
+    except ValueError as error:
         del sys.modules[name], _modules[path]
+        if RELATIVE in str(error) and (path.parent / "__init__.py").exists():
+            raise ValueError(f"{error}; {_as_module(path, place)}") from None
         raise
     _brought_in.update({_module_name(text) for text in source.texts} & (set(sys.modules) - before))
     return module

@@ -393,7 +393,7 @@ def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, plan: Plan)
     each = config.schedule == "exponential"
     epochs = range(1, config.epochs) if each else config.milestones
     return build_schedule(
-        optimizer, config.schedule, lr=config.lr, total_steps=plan.num_steps,
+        optimizer, config.schedule, total_steps=plan.num_steps,
         milestones=[plan.steps_before(epoch) for epoch in epochs],
         drop=config.lr_drop, patience=config.patience, warmup=config.warmup,
     )  # fmt: skip

@@ -164,19 +164,20 @@ class Schedule(Stateful, Protocol):
 
 @final
 class FactorSchedule(Stateless):
-    """The learning rate times a factor that depends on the step alone, so it keeps no state."""
+    """The rate of each group times a factor that depends on the step alone; it keeps no state.
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, lr: float, factor: Callable[[int], float]
-    ) -> None:
+    The rates are those of the optimizer as it was built, before a checkpoint is loaded.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
         self.optimizer = optimizer
-        self.lr = lr
+        self.rates = [group["lr"] for group in optimizer.param_groups]
         self.factor = factor
 
     def set_step(self, step: int) -> None:
         """Set the rate of a step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * self.factor(step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.factor(step)
 
     def end_epoch(self, loss: float | None) -> None:
         """Do nothing."""
@@ -210,7 +211,6 @@ def build_schedule(
     optimizer: torch.optim.Optimizer,
     name: ScheduleName,
     *,
-    lr: float,
     total_steps: int,
     milestones: Sequence[int],
     drop: float,
@@ -230,7 +230,7 @@ def build_schedule(
         "cosine": lambda step: cosine_factor(step, total_steps, total_steps // 10),
         "onecycle": lambda step: onecycle_factor(step, total_steps, warmup),
     }
-    return FactorSchedule(optimizer, lr, factors[name])
+    return FactorSchedule(optimizer, factors[name])
 
 
 def step_factor(step: int, milestones: Sequence[int], drop: float) -> float:
@@ -296,7 +296,7 @@ class ExponentialAverage:
         def average(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
             n = int(updates)
             weight = 1 - min(decay, (1 + n) / (10 + n))
-            if averaged[0].is_floating_point():
+            if averaged[0].is_floating_point() or averaged[0].is_complex():
                 torch._foreach_lerp_(averaged, current, weight)
             else:  # the batch counters of BatchNorm
                 torch._foreach_copy_(averaged, current)

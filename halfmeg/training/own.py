@@ -11,8 +11,9 @@ second argument that has no default, and draws from it, or from torch's own, whi
 for each step, so that a run resumes to the same bits; one that keeps what its calls change is
 refused, and so is a loss that does or that has weights. A loss gets `label_smoothing` where its
 signature has it, a class of losses when an instance is made; an optimizer `betas`, `momentum` and
-`weight_decay`; the groups hold the weight decay of each too. The schedule sets the learning rate of
-all groups. Behind the name may stand further settings, as in `FILE.py:focal(gamma=3)`.
+`weight_decay`; the groups hold the weight decay of each too. The schedule multiplies the
+learning rate that each group begins with. Behind the name may stand further settings, as in
+`FILE.py:focal(gamma=3)`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from halfmeg.artifacts.weights import checkpoint_to_bytes, load_checkpoint
 from halfmeg.config import RunConfig
 from halfmeg.data.shape import ImageShape
-from halfmeg.networks.trial import gradient_leaves
+from halfmeg.networks.leaves import gradient_leaves
 from halfmeg.places.draws import kept_draws, seed_draws
 from halfmeg.places.load import call, load, running, settings_of, takes
 from halfmeg.places.place import is_place

@@ -28,9 +28,12 @@ from halfmeg.artifacts.run import Run
 from halfmeg.config import RunConfig
 from halfmeg.data.dataset import DataSplits
 from halfmeg.data.mix import Mixture
+from halfmeg.data.shape import ImageSize, image_shape
 from halfmeg.data.split import hold_out
 from halfmeg.networks.convolutions import Convolution
-from halfmeg.networks.trial import try_stack
+from halfmeg.networks.own import build_own
+from halfmeg.places.draws import kept_draws
+from halfmeg.places.load import describe
 from halfmeg.places.place import is_place
 from halfmeg.training.batches import Batch
 from halfmeg.training.compiling import compiled
@@ -55,6 +58,7 @@ from halfmeg.training.stopping import (
 )
 
 Tensors = dict[str, Tensor]
+TRIAL_BATCH = 7
 COUNT = "step"
 """The steps done, the same for all networks; whatever else is kept of a parameter has its shape."""
 
@@ -87,6 +91,37 @@ def check_stack(configs: Sequence[RunConfig], data: DataSplits) -> None:
         )
 
 
+def _try_stack(place: str, num_classes: int, image_size: ImageSize, budget: int) -> None:
+    """Try whether several networks of a place can be trained at once, by `torch.func.vmap`.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    with kept_draws():
+        models = [build_own(place, num_classes, image_size, budget).train() for _ in range(2)]
+        state = torch.func.stack_module_state(models)
+        images = torch.zeros(2, TRIAL_BATCH, *image_shape(image_size))
+
+        def of_one(parameters: Any, buffers: Any, batch: Tensor) -> Any:
+            return torch.func.functional_call(models[0], (parameters, buffers), (batch,))
+
+        try:
+            torch.func.vmap(of_one, randomness="different")(*state, images)
+        except Exception as error:  # whatever a user's code or vmap raises
+            raise ValueError(
+                f"{place} takes no stack, leave it out: {describe(error, place)}"
+            ) from None
+        buffers = dict(models[0].named_buffers())
+        with torch.no_grad():
+            models[0](images[0])
+        for name, buffer in models[0].named_buffers():
+            if buffer is not buffers.get(name):  # a new one is lost behind each step
+                raise ValueError(
+                    f"{place} takes no stack, leave it out: it assigns {name} anew; change it in "
+                    f"place, as by self.{name}.copy_(...)"
+                )
+
+
 @kept_process()
 def train_stack(
     tasks: Sequence[tuple[RunConfig, Path]], data: DataSplits, listener: Listener | None = None
@@ -110,7 +145,7 @@ def train_stack(
     check(config, data)
     check_stack([config for config, _ in tasks], data)
     if is_place(config.model):
-        try_stack(config.model, len(data.classes), data.image_shape, config.budget)
+        _try_stack(config.model, len(data.classes), data.image_shape, config.budget)
     prepare_process(config.threads)
     inherited = inherited_by(config, data)
     jobs, positions, damaged = [], [], []

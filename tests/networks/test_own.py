@@ -21,6 +21,7 @@ from halfmeg.artifacts.bundle import open_network
 from halfmeg.artifacts.sources import check_outside
 from halfmeg.data.dataset import DataSplits
 from halfmeg.networks.own import build_own, needs_plain_order
+from halfmeg.networks.summary import count_params
 from halfmeg.networks.trial import HEADER_BYTES, _Trial, try_out
 from halfmeg.places.load import load
 from halfmeg.places.place import PlaceWarning, file_name, hand_over, is_place, locate
@@ -163,6 +164,40 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
                         ["a `prepare`, which takes the training images; rename it", "TypeError"]),
     "one module as the body": (network(HEAD, RUN) + "\n    def body_modules(self): return self",
                                ["Net.body_modules returns a list", "rename it", "not iterable"]),
+    "returns nothing from train": (
+        network(HEAD, RUN + "\ndef train(self, mode=True): super().train(mode)").replace(
+            "        def train", "    def train"),
+        ["train() that does not return the network", "return self"]),
+    "registers late": (
+        network(HEAD, "if not hasattr(self, 'one'): self.register_buffer('one', torch.ones(1))\n"
+                "return self.head(x.flatten(1)) * self.one"),
+        ["registers one in training", "in __init__"]),
+    "registers at evaluation": (
+        network(HEAD, "if not self.training: self.register_buffer('one', torch.ones(1))\n" + RUN),
+        ["registers one at evaluation", "in __init__"]),
+    "grows": (network(HEAD + "\nself.register_buffer('seen', torch.zeros(0))",
+                      "if self.training: self.seen = torch.cat([self.seen, x.mean((1, 2, 3))])\n"
+                      + RUN),
+              ["gives seen another type or shape in training", "self.seen.copy_(...)"]),
+    "one number many times": (
+        network(HEAD + "\nself.register_buffer('place', torch.ones(1).expand(3072))",
+                "return self.head(x.flatten(1) + self.place)"),
+        ["has place with several numbers on the same memory", "clone it"]),
+    "keeps what passes": (
+        network(HEAD + "\nself.register_buffer('seen', torch.zeros(1), persistent=False)",
+                "if self.training: self.seen += x.std()\n"
+                "return self.head(x.flatten(1)) + self.seen"),
+        ["outside its parameters and buffers", "not with persistent=False"]),
+    "a dataclass": (
+        "from dataclasses import dataclass\nfrom torch import nn\n@dataclass\n"
+        "class Net(nn.Module):\n    num_classes: int\n    def __post_init__(self):\n"
+        "        super().__init__()\n        self.head = nn.Linear(3072, self.num_classes)\n"
+        "    def forward(self, x): return self.head(x.flatten(1))",
+        ["cannot list its modules", "eq=False"]),
+    "scripted": (network(HEAD + "\nself.script = torch.jit.script(nn.Linear(3072, 3072))",
+                         "return self.head(self.script(x.flatten(1)))",
+                         before="import warnings; warnings.simplefilter('ignore')"),
+                 ["holds a scripted module"]),
     "only in training": (network(HEAD, "if not self.training: return None\n" + RUN),
                          ["returns a NoneType in evaluation"]),
 }  # fmt: skip
@@ -178,6 +213,46 @@ def test_each_fault_has_its_line(folder: Path, fault: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_a_buffer_that_bfloat16_makes_another_is_refused(folder: Path) -> None:
+    """Stored as bfloat16, it fitted no network that was built again."""
+    write(folder, network(
+        HEAD + "\nself.register_buffer('last', torch.zeros(10))",
+        "x = self.head(x.flatten(1))\nif self.training: self.last = x.mean(0).detach()\n"
+        "return x - self.last",
+    ))  # fmt: skip
+    try_out("net.py:Net", 10, 32, 500_000)
+    with pytest.raises(ValueError, match="gives last another type or shape in training in bfloat"):
+        try_out("net.py:Net", 10, 32, 500_000, torch.bfloat16)
+
+
+def test_a_count_in_an_attribute_is_told(folder: Path) -> None:
+    """What it decides may begin at a step that no trial comes to."""
+    write(folder, network(
+        HEAD + "\nself.steps = 0",
+        "self.steps += self.training\nx = self.head(x.flatten(1))\n"
+        "return F.dropout(x, 0.5, self.training) if self.steps > 10 else x",
+    ))  # fmt: skip
+    with pytest.warns(PlaceWarning, match="changes steps in training, which no checkpoint holds"):
+        try_out("net.py:Net", 10, 32, 500_000)
+
+
+def test_complex_parameters_are_two_numbers_each(folder: Path) -> None:
+    model = nn.Module()
+    model.filter = nn.Parameter(torch.zeros(3, 4, dtype=torch.complex64))
+    assert count_params(model) == 24
+
+
+def test_a_file_within_a_package_is_told_its_name_as_a_module(folder: Path) -> None:
+    (folder / "pkg/inner").mkdir(parents=True)
+    for package in ("pkg", "pkg/inner"):
+        (folder / package / "__init__.py").write_text("")
+    write(folder, "from .other import x\n" + network(HEAD, RUN), "pkg/inner/net.py")
+    with pytest.raises(
+        ValueError, match=r"relative import .*from .* name it as pkg\.inner\.net:Net"
+    ):
+        build_model("pkg/inner/net.py:Net")
 
 
 def test_what_the_exporter_prints_is_not_shown(
@@ -225,7 +300,7 @@ def test_what_is_given_is_no_setting(folder: Path, cli: Cli, setting: str, giver
     ("place", "parts"),
     [
         ("missing.py:Net", ["missing.py does not exist"]),
-        ("nosuch.module:Net", ["no module 'nosuch'"]),
+        ("nosuch.module:Net", ["nosuch.module:Net: there is no module 'nosuch'"]),
         ("os.nosuch:Net", ["no module 'os.nosuch'"]),
         ("net.py:", ["is no place", "FILE.py:NAME"]),
         (":Net", ["is no place"]),

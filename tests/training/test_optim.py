@@ -128,7 +128,7 @@ def test_cosine_equals_torch_after_a_linear_warmup() -> None:
 
 def schedule_for(optimizer: torch.optim.Optimizer, name: str):
     return build_schedule(
-        optimizer, name, lr=0.1, total_steps=20, milestones=[10], drop=0.1, patience=2, warmup=0.3
+        optimizer, name, total_steps=20, milestones=[10], drop=0.1, patience=2, warmup=0.3
     )  # type: ignore[arg-type]
 
 

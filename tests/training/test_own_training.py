@@ -116,6 +116,37 @@ def test_an_optimizer_that_adds_to_its_groups_continues(
     assert weights.read_bytes() == whole
 
 
+RATES = """
+import torch
+
+def two(params, lr):
+    groups = [{**group, "lr": rate * lr} for group, rate in zip(params, (1.0, 0.0))]
+    return torch.optim.SGD(groups, lr)
+"""
+
+
+@pytest.mark.parametrize("schedule", ["constant", "onecycle", "plateau"])
+def test_groups_keep_the_rates_that_they_begin_with(
+    folder: Path, few_digits: DataSplits, schedule: str
+) -> None:
+    """The schedule multiplies them; it gave all groups the recipe's."""
+    write(folder, RATES, "rates.py")
+    config = small_config(
+        model="net.py:Net", lr=0.01, optimizer="rates.py:two", epochs=2, ema=0, schedule=schedule,
+        val_fraction=0.2,
+    )  # fmt: skip
+    run = fit(config, few_digits, "run")
+    trained = dict(run.load_model().named_parameters())
+    assert trained["bn.weight"].eq(1).all()
+    assert trained["bn.bias"].eq(0).all()
+    weights = run.folder / "weights.safetensors"
+    whole = weights.read_bytes()
+    for path in (run.folder / "result.json", weights, run.checkpoints()[-1]):
+        path.unlink()
+    resume("run", few_digits)
+    assert weights.read_bytes() == whole
+
+
 def test_a_transform_gets_float32_in_any_precision() -> None:
     given: list[torch.dtype] = []
 
@@ -439,6 +470,12 @@ def test_a_stack_where_vmap_can(folder: Path, few_digits: DataSplits) -> None:
         pytest.raises(ValueError, match=r"branch\.py:Net takes no stack, leave it out"),
     ):
         train_stack([(branching, folder / "run")], few_digits)
+    text = "x = self.head(x.flatten(1))\nif self.training: self.mean = x.mean(0).detach()\n"
+    init = f"{HEAD}\nself.register_buffer('mean', torch.zeros(10))"
+    write(folder, network(init, text + "return x - self.mean"), "assigns.py")
+    assigning = small_config(model="assigns.py:Net", epochs=1, precision="fp32")
+    with pytest.raises(ValueError, match=r"takes no stack, leave it out: it assigns mean anew"):
+        train_stack([(assigning, folder / "run")], few_digits)
     assert not (folder / "run").exists()
     with pytest.raises(ValueError, match=r"loss=own\.py:focal takes no stack"):
         train_stack([(small_config(loss="own.py:focal"), folder / "run")], few_digits)
