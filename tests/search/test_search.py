@@ -100,6 +100,9 @@ from halfmeg.studies.study import run_study
 from halfmeg.training.listen import Listener
 from halfmeg.training.stopping import TrainingInterruptedError
 
+# Networks here count their calls, so that they fail, or wait, at a certain one.
+pytestmark = pytest.mark.filterwarnings("ignore:.* in training, which no checkpoint holds")
+
 SHAPE = image_shape(32)
 
 TINY = '''

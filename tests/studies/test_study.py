@@ -38,6 +38,9 @@ from halfmeg.training.listen import Listener
 from halfmeg.training.plan import derive_seed
 from halfmeg.training.stopping import TrainingInterruptedError
 
+# Networks here count their calls, so that they fail, or wait, at a certain one.
+pytestmark = pytest.mark.filterwarnings("ignore:.* in training, which no checkpoint holds")
+
 
 def configs(seeds: int = 2, **changes):
     return [

@@ -132,6 +132,21 @@ def schedule_for(optimizer: torch.optim.Optimizer, name: str):
     )  # type: ignore[arg-type]
 
 
+def test_complex_weights_are_averaged_too() -> None:
+    model = nn.Module()
+    model.real = nn.Parameter(torch.zeros(2))
+    model.filter = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    average = build_average(model, 0.5)
+    for _ in range(4):
+        with torch.no_grad():
+            model.real.add_(1)
+            model.filter.add_(1)
+        average.update(model)
+    averaged = average.evaluated(model)
+    assert torch.allclose(averaged.filter.real, averaged.real)
+    assert averaged.real[0] < model.real[0]
+
+
 def test_a_constant_rate_is_constant() -> None:
     optimizer = build(tiny_model(), "adam", lr=0.1)
     schedule = schedule_for(optimizer, "constant")
